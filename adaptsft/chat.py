@@ -1,0 +1,99 @@
+"""python -m adaptsft.chat RUN_OR_MODEL: a conversation with a finished run, a Hugging Face folder or a model of the hub."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from adaptsft import config as configuration
+from adaptsft.errors import CheckpointError, UserError
+
+HELP = "Ctrl-D or an empty line ends the conversation, /new starts another."
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m adaptsft.chat", description="Talk to a finished run or to any Hugging Face model.", epilog=HELP)
+    parser.add_argument("model", help="run folder, Hugging Face folder, or name on the hub")
+    parser.add_argument("--prompt", help="answer this one prompt and end")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
+    parser.add_argument("--seed", type=int, help="seed of the sampling; default: another each time")
+    options = parser.parse_args(arguments)
+    try:
+        model, tokenizer, template = load(options.model)
+    except UserError as error:
+        print(f"adaptsft.chat: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.seed is not None:
+        torch.manual_seed(options.seed)
+    if options.prompt is not None:
+        answer(model, tokenizer, template, [{"role": "user", "content": options.prompt}], options)
+        return 0
+    kind = "each message stands alone: plain template" if template else "chat template"
+    print(f"{options.model} on {model.device.type} ({kind}). {HELP}", file=sys.stderr)
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return 0
+        if not text:
+            return 0
+        if text == "/new":
+            messages = []
+            continue
+        messages = ([] if template else messages) + [{"role": "user", "content": text}]
+        messages.append({"role": "assistant", "content": answer(model, tokenizer, template, messages, options)})
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+    """Model, tokenizer, and the plain prompt template if the run was trained with one (None: the tokenizer's chat template)."""
+    folder, template = Path(name), None
+    is_run = (folder / "config.yaml").is_file()
+    if is_run and not (folder / "final").is_dir():
+        raise CheckpointError(f"{folder} has no final/ model yet: let the run finish, or write one with python -m adaptsft.export {folder} OUT")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        source = folder / "final" if is_run else name
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: {error}") from None
+    if is_run:
+        data = configuration.read(folder / "config.yaml").data
+        template = data.prompt_template if data.template == "plain" or not tokenizer.chat_template else None
+    elif not tokenizer.chat_template:
+        template = "{prompt}"
+    return model, tokenizer, template
+
+
+@torch.no_grad()
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None, messages: list[dict[str, str]], options: argparse.Namespace) -> str:
+    """Print the model's answer as it is generated, and return it."""
+    if template is not None:
+        text = template.replace("{prompt}", messages[-1]["content"])
+    else:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=template is not None).to(model.device)
+    inputs.pop("token_type_ids", None)
+    sampling = {"do_sample": True, "temperature": options.temperature, "top_p": 1.0, "top_k": 0} if options.temperature > 0 else {"do_sample": False}
+    stops = {tokenizer.eos_token_id, *_ids(model.generation_config.eos_token_id)} - {None}
+    output = model.generate(
+        **inputs,
+        **sampling,
+        max_new_tokens=options.max_new_tokens,
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""Checkpoints that are whole or absent: temporary folder -> fsync -> sha256 manifest -> rename -> prune.
+
+The sharded state (model, optimizer, control) goes through torch.distributed.checkpoint and loads on any number of ranks; the rest of a
+run's state is a few numbers in state.json. Data order and random numbers are pure functions of (seed, step, rank) and need no state.
+DCP loads a bit-flipped shard silently and unpickles its metadata, so nothing is read before its checksum has been verified.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from adaptsft.distributed import agree, print0, rank
+from adaptsft.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+class Checkpointer:
+    """Saves to `folder/step_00000042`, keeps the newest `keep_last`, and never deletes before the next one is complete."""
+
+    def __init__(self, folder: Path, keep_last: int, async_save: bool):
+        self.folder, self.keep_last = folder, keep_last
+        # a group of its own: the background save talks while the training loop does
+        self.group = dist.new_group(backend="gloo") if async_save else None
+        self.pending: tuple[Any, Callable[[], None]] | None = None
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+        """Write the state after `step` steps. In the background with async_save; then the state is copied to memory first."""
+        self.wait()
+        final = self.folder / f"step_{step:08d}"
+        temporary = final.with_suffix(".tmp")
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        dist.barrier()
+        state = full_state(model, optimizer, tensors)
+        writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=4)
+
+        def finish() -> None:
+            if rank() == 0:
+                _write(temporary / "state.json", {"step": step} | numbers)
+                commit(temporary, final)
+                self._prune()
+
+        try:
+            if self.group is None:
+                dcp.save(state, storage_writer=writer)
+                finish()
+            else:
+                self.pending = (dcp.async_save(state, storage_writer=writer, process_group=self.group), finish)
+            error = None
+        except (OSError, dcp.api.CheckpointException) as caught:
+            error = CheckpointError(f"{final}: could not be saved: {caught}. Earlier checkpoints are intact")
+        agree(error)
+
+    def wait(self) -> None:
+        """Until a background save, if there is one, is complete on disk."""
+        if self.pending is None:
+            return
+        future, finish = self.pending
+        self.pending, error = None, None
+        try:
+            future.result()
+            finish()
+        except (OSError, dcp.api.CheckpointException) as caught:
+            error = CheckpointError(f"{self.folder}: a checkpoint could not be saved: {caught}. Earlier checkpoints are intact")
+        agree(error)
+
+    def _prune(self) -> None:
+        for old in complete_checkpoints(self.folder)[: -self.keep_last]:
+            try:
+                shutil.rmtree(old)
+            except OSError as error:
+                print0(f"could not delete the old checkpoint {old}: {error}; training goes on")
+
+
+def full_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
+
+
+def commit(temporary: Path, final: Path) -> None:
+    """Seal a folder: checksum every file, make all of it durable, and give it its final name in one atomic step."""
+    files = sorted(path for path in temporary.iterdir() if path.name != MANIFEST)
+    with ThreadPoolExecutor(8) as pool:
+        digests = list(pool.map(_sha256, files))
+    _write(temporary / MANIFEST, {path.name: {"bytes": path.stat().st_size, "sha256": d} for path, d in zip(files, digests, strict=True)})
+    _sync_folder(temporary)
+    shutil.rmtree(final, ignore_errors=True)  # only ever there when a run repeats a step after resuming from an earlier one
+    temporary.rename(final)
+    _sync_folder(final.parent)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first. A folder that a crash left unfinished has another name and is not among them."""
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name) and (path / MANIFEST).is_file())
+
+
+def verify(checkpoint: Path) -> None:
+    """Raise CheckpointError, naming the file, unless every file is there with the size and checksum that were written."""
+    others = [str(path) for path in complete_checkpoints(checkpoint.parent) if path != checkpoint]
+    fix = f"resume from another one with resume={others[-1]}" if others else "there is no other checkpoint beside it"
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except OSError:
+        raise CheckpointError(f"{checkpoint}: not a complete checkpoint, it has no {MANIFEST}; {fix}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{checkpoint / MANIFEST}: damaged; {fix}") from None
+
+    def check(item: tuple[str, tuple[int, str]]) -> str | None:
+        name, (size, digest) = item
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != size:
+            return f"{path}: truncated or changed, {path.stat().st_size} bytes instead of {size}"
+        return None if _sha256(path) == digest else f"{path}: damaged, its sha256 is not the one written"
+
+    with ThreadPoolExecutor(8) as pool:
+        for problem in pool.map(check, expected.items()):
+            if problem:
+                raise CheckpointError(f"{problem}; {fix}")
+
+
+def read_numbers(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Load a verified checkpoint into the model, the optimizer and `tensors`, in place, on any number of ranks."""
+    state = full_state(model, optimizer, tensors)
+    dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def load_model(checkpoint: Path, model: nn.Module) -> None:
+    """Only the weights, for export."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    state = {"model": get_model_state_dict(model)}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
+    set_model_state_dict(model, state["model"])
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with path.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,323 @@
+"""The configuration: nested dataclasses <- a YAML file <- `key=value` arguments, merged by OmegaConf in struct mode.
+
+Every key is declared here once, with its type, default and meaning; `--help` and docs/config.md are printed from it.
+`load` refuses a misspelt key, a value of the wrong type and a combination that cannot work, before anything is loaded.
+"""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adaptsft.errors import ConfigError
+
+
+def key(default: Any, help: str, choices: tuple[str, ...] = (), changeable: bool = False) -> Any:
+    """A field of the configuration. `changeable` keys may differ when a run is resumed: they cannot change what is learned."""
+    metadata = {"help": help, "choices": choices, "changeable": changeable}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    path: str = key("", "Hugging Face name or local folder of a causal language model (config.json and *.safetensors)")
+    revision: str | None = key(None, "branch, tag or commit of a model on the hub")
+    tokenizer: str | None = key(None, "name or folder of the tokenizer; default: model.path")
+    trust_remote_code: bool = key(False, "run Python code that comes with the model; off unless you have read it")
+    compute_dtype: str = key("auto", "dtype of forward and backward; masters stay fp32. auto: bf16 on GPU, fp32 on CPU", ("auto", "fp32", "bf16"))
+    attention: str = key("auto", "how documents in a pack attend; auto takes the first that works here", ("auto", "flash", "varlen", "sdpa"), changeable=True)
+    freeze: list[str] = key([], "regular expressions; parameters whose full name matches one are not trained")
+    add_tokens: list[str] = key([], "tokens added to the tokenizer; their embeddings start at the mean of the others")
+
+
+@dataclass
+class SourceConfig:
+    name: str = key("", "name in logs and statistics; default: the file's or data set's name")
+    path: str = key("", "hub name, or a json, jsonl, parquet or csv file")
+    subset: str | None = key(None, "configuration of a data set on the hub")
+    split: str = key("train", "split of a data set on the hub")
+    weight: float = key(1.0, "copies of this source per epoch: 2 = every example twice, 0.5 = another random half each epoch")
+    fields: dict[str, str] = key({}, "field map, ours: yours, for example {prompt: question, completion: answer}; default: recognised by name")
+
+
+@dataclass
+class DataConfig:
+    path: str = key("", "one source: hub name, or a json, jsonl, parquet or csv file")
+    fields: dict[str, str] = key({}, "field map for data.path, ours: yours, for example {prompt: question, completion: answer}")
+    sources: list[SourceConfig] = key([], "several weighted sources (instead of data.path); keys of each: name, path, subset, split, weight, fields")
+    validation_path: str = key("", "held-out file or hub name, in the layout of the training data")
+    validation_examples: int = key(0, "hold out this many examples of the training data, drawn by seed (0: none)")
+    template: str = key("auto", "chat: the tokenizer's chat template. plain: data.prompt_template. auto: chat if the tokenizer has one", ("auto", "chat", "plain"))
+    prompt_template: str = key("{prompt}\n", "plain template of the prompt; the completion and the end-of-text token follow it")
+    loss_on: str = key("assistant", "which tokens are learned: every assistant turn, the last turn only, or all tokens", ("assistant", "last_turn", "all"))
+    max_length: int = key(2048, "longest example, and length of a pack, in tokens")
+    overlong: str = key("drop", "what happens to examples longer than max_length; the count is printed", ("drop", "truncate", "error"))
+    packing: bool = key(True, "pack the examples of a step into rows of max_length (best-fit decreasing); false: one padded row each")
+    pad_multiple: int = key(8, "rows are padded to a multiple of this many tokens", changeable=True)
+    cache_dir: str = key("~/.cache/adaptsft", "tokenised data, found again by a fingerprint of data, tokenizer, template and settings", changeable=True)
+
+
+@dataclass
+class ObjectiveConfig:
+    name: str = key("nll", "objective, see docs/objectives.md")
+    base: str = key("nll", "objective that `threshold` masks")
+    alpha: float = key(0.0, "alpha of f_alpha(p) = (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p")
+    lower: float = key(0.0, "threshold: tokens with p below are masked")
+    upper: float = key(1.0, "threshold: tokens with p above are masked")
+    lower_quantile: float | None = key(None, "threshold: set lower to this quantile of the base model's p, measured per source before step 1")
+    upper_quantile: float | None = key(None, "threshold: set upper to this quantile of the base model's p, measured per source before step 1")
+    normalizer: str = key("all", "divide the loss by all supervised tokens, or by those kept by the threshold", ("all", "kept"))
+    params: dict[str, float] = key({}, "parameters of the objective by name, for example {gamma: 2}; see docs/objectives.md")
+
+
+@dataclass
+class ControllerConfig:
+    name: str = key("fixed", "what moves the objective during training, see docs/objectives.md")
+    parameter: str = key("alpha", "what it moves", ("alpha", "lower", "upper"))
+    start: float = key(0.0, "value at the start of the run")
+    end: float = key(1.0, "value at the end of the run")
+    begin: float = key(0.0, "share of the run after which the move begins")
+    finish: float = key(1.0, "share of the run after which it has reached its end")
+
+
+@dataclass
+class TrainConfig:
+    epochs: float = key(1.0, "passes over the training data; ignored where max_steps is set")
+    max_steps: int = key(0, "optimizer steps (0: from epochs)")
+    global_batch_size: int = key(32, "examples per optimizer step, over all ranks and micro-batches")
+    micro_batch_size: int = key(1, "rows (packs, or padded examples) per rank in one forward; changes memory and speed, not what is learned", changeable=True)
+    lr: float = key(1e-5, "peak learning rate")
+    lr_schedule: str = key("cosine", "shape after warm-up", ("cosine", "linear", "constant", "wsd"))
+    lr_min_ratio: float = key(0.0, "learning rate at the end, as a share of the peak")
+    warmup_ratio: float = key(0.03, "share of the steps in which the learning rate rises linearly")
+    decay_ratio: float = key(0.2, "wsd: share of the steps in which the learning rate falls, linearly, at the end")
+    betas: list[float] = key([0.9, 0.95], "AdamW betas")
+    eps: float = key(1e-8, "AdamW epsilon")
+    weight_decay: float = key(0.01, "AdamW weight decay, on matrices only (norms and biases are exempt)")
+    clip_norm: float = key(1.0, "largest gradient norm (0: no clipping)")
+    max_nonfinite_steps: int = key(5, "stop after this many skipped steps in a row; a step with a loss or gradient that is not finite is skipped on all ranks")
+    activation_checkpointing: str = key("none", "recompute activations in backward: nothing, whole blocks, or all but the matrix products", ("none", "full", "per_op"), changeable=True)
+    compile: bool = key(False, "torch.compile every block", changeable=True)
+    loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 64 MiB on CPU, 1 GiB on GPU)", changeable=True)
+    device: str = key("auto", "auto: cuda where there is one", ("auto", "cpu", "cuda"), changeable=True)
+    replicas: int = key(1, "HSDP: copies of the model; each is sharded over world size / replicas ranks", changeable=True)
+    deterministic: bool = key(False, "deterministic CUDA kernels: bitwise repeatable, slower", changeable=True)
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = key(0, "steps between checkpoints (0: only at the end)", changeable=True)
+    keep_last: int = key(2, "checkpoints kept, the newest ones", changeable=True)
+    async_save: bool = key(False, "write in the background while training goes on", changeable=True)
+    export_dtype: str = key("bf16", "dtype of the weights in final/", ("bf16", "fp32"), changeable=True)
+
+
+@dataclass
+class EvalConfig:
+    every: int = key(0, "steps between evaluations of the held-out data (0: only at the end)", changeable=True)
+
+
+@dataclass
+class LogConfig:
+    every: int = key(10, "steps between progress lines; also how often the metrics of all steps are read from the device", changeable=True)
+    tensorboard: bool = key(True, "write TensorBoard files to run_dir/tensorboard", changeable=True)
+
+
+@dataclass
+class Config:
+    run_dir: str = key("", "folder of this run: config, metrics, checkpoints and the final model", changeable=True)
+    resume: str = key("auto", "auto: from the newest checkpoint in run_dir, if there is one. never: refuse a folder that holds a run. Or the path of a checkpoint", changeable=True)
+    seed: int = key(0, "seed of data order, held-out split and dropout")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def load(arguments: list[str]) -> Config:
+    """The configuration from `[CONFIG.yaml] key=value …` (later wins). Raises ConfigError; loads no model and no data."""
+    merged = OmegaConf.structured(Config)
+    for argument in arguments:
+        origin, values = _parse(argument)
+        try:
+            merged = OmegaConf.merge(merged, values)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin}: {_explain(error)}") from None
+    config = typing.cast(Config, OmegaConf.to_object(merged))
+    validate(config)
+    return config
+
+
+def _parse(argument: str) -> tuple[str, Any]:
+    if argument.startswith("-"):
+        raise ConfigError(f"{argument}: not an option; settings are written key=value, and --help lists the keys")
+    if "=" in argument:
+        return argument, OmegaConf.from_dotlist([argument])
+    path = Path(argument)
+    if not path.is_file():
+        raise ConfigError(f"{argument}: no such configuration file (arguments are a YAML file or key=value)")
+    try:
+        values = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    return str(path), values
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """One line for OmegaConf's error: the full key, what is wrong with it, and the nearest key that exists."""
+    full_key = error.full_key or ""
+    if "not in" in str(error):
+        names = [name for name, _, _ in keys()]
+        last = full_key.split(".")[-1]
+        near = difflib.get_close_matches(full_key, names, n=1, cutoff=0.75) or [n for n in names if n.split(".")[-1] == last]
+        near = near or difflib.get_close_matches(full_key, names, n=1, cutoff=0.5)
+        return f"unknown key {full_key}" + (f"; did you mean {near[0]}?" if near else "; --help lists the keys")
+    return f"key {full_key}: {str(error).splitlines()[0]}"
+
+
+def keys(cls: type = Config, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:
+    """Every key as (full name, dataclass field, default), in the order of declaration."""
+    types = typing.get_type_hints(cls)
+    rows: list[tuple[str, dataclasses.Field, Any]] = []
+    for declared in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(types[declared.name]):
+            rows += keys(typing.cast(type, types[declared.name]), f"{prefix}{declared.name}.")
+        else:
+            factory = declared.default_factory
+            default = factory() if factory is not dataclasses.MISSING else declared.default
+            rows.append((prefix + declared.name, declared, default))
+    return rows
+
+
+def get(config: Any, name: str) -> Any:
+    """The value of a key by its full name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def validate(config: Config) -> None:
+    """Refuse what cannot work, naming key, value and fix. Only the configuration is looked at, nothing is loaded."""
+    from adaptsft import controllers, objectives
+
+    for name, declared, _ in keys():
+        choices, value = declared.metadata["choices"], get(config, name)
+        if choices and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
+    require(config.run_dir != "", "run_dir is not set: add run_dir=runs/NAME, the folder that receives checkpoints and the final model")
+    require(config.model.path != "", "model.path is not set: add model.path=NAME_OR_FOLDER of a Hugging Face causal language model")
+    data = config.data
+    require(data.path != "" or data.sources != [], "no training data: set data.path=FILE_OR_NAME or data.sources")
+    require(data.path == "" or data.sources == [], "data.path and data.sources are both set: use data.sources alone for several sources")
+    require(data.fields == {} or data.path != "", "data.fields belongs to data.path; with data.sources, give fields in each source")
+    for number, source in enumerate(data.sources):
+        require(source.path != "", f"data.sources[{number}].path is not set")
+        require(source.weight > 0, f"data.sources[{number}].weight={source.weight}: must be above 0")
+    require(data.validation_path == "" or data.validation_examples == 0, "set either data.validation_path or data.validation_examples, not both")
+    held_out = data.validation_path != "" or data.validation_examples > 0
+    require(config.eval.every == 0 or held_out, "eval.every is set but no data is held out: set data.validation_path or data.validation_examples")
+    require("{prompt}" in data.prompt_template, "data.prompt_template must contain {prompt}")
+
+    train = config.train
+    positive = ("train.global_batch_size", "train.micro_batch_size", "train.replicas", "train.max_nonfinite_steps", "data.max_length", "data.pad_multiple")
+    positive += ("log.every", "checkpoint.keep_last")
+    for name in positive:
+        require(get(config, name) >= 1, f"{name}={get(config, name)}: must be at least 1")
+    for name in ("train.lr", "train.max_steps", "train.weight_decay", "train.clip_norm", "train.loss_chunk", "checkpoint.every", "eval.every"):
+        require(get(config, name) >= 0, f"{name}={get(config, name)}: must not be negative")
+    for name in ("train.warmup_ratio", "train.decay_ratio", "train.lr_min_ratio", "controller.begin", "controller.finish"):
+        require(0 <= get(config, name) <= 1, f"{name}={get(config, name)}: must lie in [0, 1]")
+    require(train.max_steps > 0 or train.epochs > 0, "train.max_steps and train.epochs are both 0: set one of them")
+    require(len(train.betas) == 2 and all(0 <= beta < 1 for beta in train.betas), f"train.betas={train.betas}: two numbers in [0, 1)")
+    require(train.lr_schedule != "wsd" or train.warmup_ratio + train.decay_ratio <= 1, "train.warmup_ratio + train.decay_ratio must not exceed 1")
+    require(config.model.attention == "sdpa" or train.device != "cpu" or config.model.attention == "auto", f"model.attention={config.model.attention} needs a GPU; use sdpa or auto")
+
+    objective = objectives.build(config.objective)
+    controllers.validate(config.controller, config.objective, objective)
+    parameter = config.controller.parameter
+    unset = parameter == "upper" and config.objective.upper == 1.0 or getattr(config.objective, parameter) == 0.0
+    require(
+        config.controller.name == "fixed" or unset,
+        f"objective.{parameter}={getattr(config.objective, parameter)} is overridden by controller.name={config.controller.name}: "
+        "set controller.start and controller.end instead",
+    )
+    require(
+        config.objective.normalizer == "all" or objective.mask is not None,
+        f"objective.normalizer=kept has no effect with objective.name={config.objective.name}, which masks nothing: use all",
+    )
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`key: old -> new` for every key that differs and that could change what is learned."""
+    changed = []
+    for name, declared, _ in keys():
+        if not declared.metadata["changeable"] and get(old, name) != get(new, name):
+            changed.append(f"{name}: {get(old, name)} -> {get(new, name)}")
+    return changed
+
+
+def save(config: Config, path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read(path: Path) -> Config:
+    """A configuration that `save` wrote. Raises ConfigError where the file is damaged or from another version."""
+    try:
+        return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not a configuration of this version: {error}") from None
+
+
+def _rows() -> list[tuple[str, str, str, str]]:
+    """(key, type, default, meaning) of every key, as `--help` and docs/config.md print them."""
+    rows = []
+    for name, declared, default in keys():
+        annotation = getattr(declared.type, "__name__", str(declared.type)) if isinstance(declared.type, type) else str(declared.type)
+        annotation = (str(declared.type) if "[" in str(declared.type) else annotation).replace("__main__.", "").replace("adaptsft.config.", "")
+        choices = declared.metadata["choices"]
+        meaning = declared.metadata["help"] + (f" ({' | '.join(choices)})" if choices else "")
+        rows.append((name, annotation, repr(default) if isinstance(default, str) else str(default), meaning))
+    return rows
+
+
+def help_text() -> str:
+    """What `python -m adaptsft.train --help` prints."""
+    lines = ["usage: torchrun --standalone --nproc-per-node GPUS -m adaptsft.train [CONFIG.yaml] [key=value …]", ""]
+    lines += ["Later arguments win. On one GPU or CPU, `python -m adaptsft.train …` does. Example:"]
+    lines += ["  torchrun --standalone --nproc-per-node 8 -m adaptsft.train configs/sft.yaml model.path=Qwen/Qwen2.5-1.5B \\"]
+    lines += ["    data.path=train.jsonl objective.name=alpha controller.name=linear run_dir=runs/first", ""]
+    for name, annotation, default, meaning in _rows():
+        lines += [f"  {name}  [{annotation}, default {default}]", f"      {meaning}"]
+    return "\n".join(lines)
+
+
+def markdown() -> str:
+    """docs/config.md."""
+    lines = ["# Configuration", "", "Generated by `python -m adaptsft.config > docs/config.md` from `adaptsft/config.py`; a test keeps it current.", ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, annotation, default, meaning in _rows():
+        cells = [f"`{name}`", f"`{annotation}`", f"`{default}`", meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

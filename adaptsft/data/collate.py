@@ -1,0 +1,101 @@
+"""Rows of examples -> the tensors of one forward."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptsft.data.plan import MicroBatch, deal, make_rows
+from adaptsft.data.tokenized import TokenizedData
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of L tokens, n supervised tokens, m sequences (examples). The padding at the end of a row is a document of its own."""
+
+    ids: Tensor  # int64 [B, L]
+    positions: Tensor  # int64 [B, L], from 0 in each document
+    cu_seqlens: Tensor  # int32 [documents + 1], where documents begin and end in the B * L tokens laid end to end
+    max_seqlen: int  # the longest document
+    valid_idx: Tensor  # int64 [n], ascending: flat index of the hidden state that predicts a supervised token
+    labels: Tensor  # int64 [n], that token
+    source: Tensor  # int64 [n], its source
+    sequence: Tensor  # int64 [n], its sequence, 0 … m - 1, ascending
+    sequence_lengths: Tensor  # int64 [m], supervised tokens of each sequence
+    sequence_source: Tensor  # int64 [m]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The batch on a device. With non_blocking, the copy to a GPU goes through pinned memory and the host does not wait for it."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if non_blocking and device.type == "cuda":
+                tensor = tensor.pin_memory()
+            return tensor.to(device, non_blocking=non_blocking)
+
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "max_seqlen"}
+        return dataclasses.replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
+
+
+def collate(rows: MicroBatch, data: TokenizedData, *, pad_id: int, pad_multiple: int = 1) -> Batch:
+    """The batch of these rows, each as long as the longest, rounded up to pad_multiple. No rows give one row of padding, so that a rank
+    without work can still take part in the collectives; it has n = m = 0."""
+    tokens = [sum(int(data.lengths[i]) for i in row) for row in rows]
+    length = -(-max(tokens, default=1) // pad_multiple) * pad_multiple
+    count = max(1, len(rows))
+    ids = np.full(count * length, pad_id, dtype=np.int64)
+    positions = np.empty(count * length, dtype=np.int64)
+    bounds, valid, labels, supervised, sources = [0], [], [], [], []
+    for number, row in enumerate(rows or [[]]):
+        place, end = number * length, (number + 1) * length
+        for example in row:
+            tokens_of, mask = data.example(example)
+            ids[place : place + len(tokens_of)] = tokens_of
+            positions[place : place + len(tokens_of)] = np.arange(len(tokens_of))
+            targets = np.flatnonzero(mask)
+            valid.append(place + targets - 1)  # the hidden state before a token predicts it
+            labels.append(tokens_of[targets])
+            supervised.append(len(targets))
+            sources.append(int(data.source[example]))
+            place += len(tokens_of)
+            bounds.append(place)
+        if place < end:
+            positions[place:end] = np.arange(end - place)
+            bounds.append(end)
+    sequence_lengths, sequence_source = torch.tensor(supervised, dtype=torch.int64), torch.tensor(sources, dtype=torch.int64)
+    empty = np.empty(0, dtype=np.int64)
+    return Batch(
+        ids=torch.from_numpy(ids).view(count, length),
+        positions=torch.from_numpy(positions).view(count, length),
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        max_seqlen=int(np.diff(bounds).max()),
+        valid_idx=torch.from_numpy(np.concatenate([empty, *valid])),
+        labels=torch.from_numpy(np.concatenate([empty, *labels])),
+        source=sequence_source.repeat_interleave(sequence_lengths),
+        sequence=torch.arange(len(supervised)).repeat_interleave(sequence_lengths),
+        sequence_lengths=sequence_lengths,
+        sequence_source=sequence_source,
+    )
+
+
+def eval_batches(
+    data: TokenizedData,
+    *,
+    micro_batch_size: int,
+    max_length: int,
+    packing: bool,
+    pad_id: int,
+    pad_multiple: int = 1,
+    world_size: int = 1,
+    rank: int = 0,
+) -> Iterator[Batch]:
+    """Every example once, as the batches of one rank; every rank has the same number. Taken in order, some hundreds per rank at a
+    time: enough for packing to find partners of fitting length."""
+    window = 256 * world_size * micro_batch_size
+    for begin in range(0, len(data), window):
+        examples = np.arange(begin, min(begin + window, len(data)))
+        rows = make_rows(examples, data.lengths, max_length if packing else 0)
+        for micro_batch in deal(rows, data.lengths, world_size, micro_batch_size)[rank]:
+            yield collate(micro_batch, data, pad_id=pad_id, pad_multiple=pad_multiple)

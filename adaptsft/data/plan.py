@@ -1,0 +1,112 @@
+"""Which examples make up a step, and which rank sees them in which micro-batch: a pure function of (seed, step).
+
+There is no iterator whose state a checkpoint would have to hold. The examples of a step depend on nothing but data, weights, seed and
+train.global_batch_size: not on the number of ranks, the micro-batch or packing. Resuming is calling the plan with the next step.
+"""
+
+import heapq
+from functools import lru_cache
+
+import numpy as np
+
+from adaptsft.config import Config
+from adaptsft.data.packing import best_fit_decreasing
+from adaptsft.data.tokenized import TokenizedData
+from adaptsft.errors import ConfigError
+
+Row = list[int]  # examples that share a row
+MicroBatch = list[Row]  # rows of one forward on one rank; none where the rank has nothing to do
+
+
+class BatchPlan:
+    """Epoch e is a permutation of its examples, seeded by (seed, e); step t (0-based) takes examples [t G, (t+1) G) of the epochs
+    laid end to end, G = train.global_batch_size. A source of weight w has floor(w) copies of each example in an epoch, and a random share
+    w - floor(w) of them once more, another share each epoch. Raises ConfigError where a source has no example in an epoch.
+    """
+
+    def __init__(self, data: TokenizedData, config: Config, world_size: int) -> None:
+        self.data, self.seed, self.world_size = data, config.seed, world_size
+        self.global_batch_size, self.micro_batch_size = config.train.global_batch_size, config.train.micro_batch_size
+        self.capacity = config.data.max_length if config.data.packing else 0
+        self.sources = []  # (examples, whole copies, examples of the partial copy) of each source
+        for number, (name, weight) in enumerate(zip(data.names, data.weights, strict=True)):
+            members = np.flatnonzero(data.source == number)
+            copies = int(weight)
+            partial = round((weight - copies) * len(members))
+            if copies * len(members) + partial == 0:
+                raise ConfigError(
+                    f"data.sources[{number}] ({name}): weight {weight:g} of {len(members)} examples is none in an epoch; raise the weight"
+                )
+            self.sources.append((members, copies, partial))
+        self.epoch_size = sum(copies * len(members) + partial for members, copies, partial in self.sources)
+        # a step reads one epoch, or two where one ends within it
+        self._epoch = lru_cache(maxsize=2)(self._epoch_order)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
+        parts = []
+        for members, copies, partial in self.sources:
+            parts += [members] * copies + [random.permutation(members)[:partial]]
+        return random.permutation(np.concatenate(parts))
+
+    def examples(self, step: int) -> np.ndarray:
+        """int64 [G], the examples of a step."""
+        place, end, parts = step * self.global_batch_size, (step + 1) * self.global_batch_size, []
+        while place < end:
+            epoch, begin = divmod(place, self.epoch_size)
+            parts.append(self._epoch(epoch)[begin : begin + end - place])
+            place += len(parts[-1])
+        return np.concatenate(parts)
+
+    def valid_tokens(self, step: int) -> int:
+        """Supervised tokens of a step over all ranks and micro-batches: what its loss is divided by."""
+        return int(self.data.supervised[self.examples(step)].sum())
+
+    def tokens(self, step: int) -> int:
+        """Tokens of a step, without padding."""
+        return int(self.data.lengths[self.examples(step)].sum())
+
+    def rows(self, step: int) -> list[Row]:
+        """The examples of a step in rows: packs, or one example each."""
+        return make_rows(self.examples(step), self.data.lengths, self.capacity)
+
+    def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
+        """What the rank computes in a step. Every rank has the same number of micro-batches."""
+        return deal(self.rows(step), self.data.lengths, self.world_size, self.micro_batch_size)[rank]
+
+    def steps(self, epochs: float) -> int:
+        """Whole steps in so many epochs. Raises ConfigError where there is not even one."""
+        examples = round(epochs * self.epoch_size)
+        if examples < self.global_batch_size:
+            raise ConfigError(
+                f"train.epochs={epochs} of {self.epoch_size} examples is less than one step of train.global_batch_size="
+                f"{self.global_batch_size} examples; lower train.global_batch_size, raise train.epochs or set train.max_steps"
+            )
+        return examples // self.global_batch_size
+
+    def epoch(self, step: int) -> float:
+        """Epochs seen before a step."""
+        return step * self.global_batch_size / self.epoch_size
+
+
+def make_rows(examples: np.ndarray, lengths: np.ndarray, capacity: int) -> list[Row]:
+    """Packs of at most `capacity` tokens; with capacity 0 one example per row, longest first, so that neighbours need little padding."""
+    sizes = lengths[examples].tolist()
+    if capacity == 0:
+        return [[int(examples[i])] for i in sorted(range(len(sizes)), key=lambda i: -sizes[i])]
+    return [[int(examples[i]) for i in row] for row in best_fit_decreasing(sizes, capacity)]
+
+
+def deal(rows: list[Row], lengths: np.ndarray, world_size: int, micro_batch_size: int) -> list[list[MicroBatch]]:
+    """[rank][micro-batch] -> rows. Each row, longest first, goes to the rank with the fewest tokens so far; all ranks get the same number
+    of micro-batches, as few as hold the rows, since collectives run in each of them."""
+    tokens = [sum(int(lengths[i]) for i in row) for row in rows]
+    count = max(1, -(-len(rows) // (world_size * micro_batch_size)))
+    hands: list[list[Row]] = [[] for _ in range(world_size)]
+    load = [(0, rank) for rank in range(world_size)]  # a heap
+    for row in sorted(range(len(rows)), key=lambda i: -tokens[i]):
+        held, rank = heapq.heappop(load)
+        hands[rank].append(rows[row])
+        if len(hands[rank]) < count * micro_batch_size:
+            heapq.heappush(load, (held + tokens[row], rank))
+    return [[hand[m * micro_batch_size : (m + 1) * micro_batch_size] for m in range(count)] for hand in hands]

@@ -1,0 +1,172 @@
+"""Where records come from: a json, jsonl, parquet or csv file, or a data set of the Hugging Face hub.
+
+JSON is read here, so that an error can name the line; the rest is read through `datasets`.
+"""
+
+import codecs
+import difflib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+
+from adaptsft.config import DataConfig, SourceConfig
+from adaptsft.errors import ConfigError, DataError
+
+EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv")
+CHUNK = 1 << 20  # characters of a JSON array read at a time
+LONGEST_ITEM = 1 << 28  # characters read in search of the end of one item
+
+Row = tuple[int, dict[str, Any], float]  # place (line, item or row, from 1), record, share of the source read so far
+
+
+@dataclass(frozen=True)
+class Records:
+    """An open source: a fingerprint of its content, how to name a place in it ("{}" is the place), and its rows."""
+
+    fingerprint: str
+    place: str
+    rows: Callable[[], Iterator[Row]]
+
+
+def training_sources(config: DataConfig) -> list[SourceConfig]:
+    """The configured sources, each with a name. Raises ConfigError where two have the same."""
+    sources = config.sources or [SourceConfig(path=config.path, fields=config.fields)]
+    named = [replace(source, name=source.name or default_name(source.path)) for source in sources]
+    for number, source in enumerate(named):
+        if source.name in [other.name for other in named[:number]]:
+            raise ConfigError(f"data.sources[{number}].name={source.name}: another source has this name; give each its own name")
+    return named
+
+
+def default_name(path: str) -> str:
+    return Path(path).stem if Path(path).suffix in EXTENSIONS else Path(path).name
+
+
+def open_records(source: SourceConfig) -> Records:
+    """Raises DataError for a source that is not there or cannot be read. Bad lines are found later, by reading."""
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        if path.suffix not in EXTENSIONS:
+            raise DataError(f"{source.path}: unknown extension {path.suffix!r}; data files are {', '.join(EXTENSIONS)}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{source.path}: the file is empty")
+        with path.open("rb") as file:
+            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        if path.suffix in (".json", ".jsonl"):
+            if _first_byte(path) == b"[":
+                return Records(fingerprint, f"{source.path}: item {{}}", lambda: _json_items(path, source.path))
+            return Records(fingerprint, f"{source.path}:{{}}", lambda: _json_lines(path, source.path))
+        return Records(fingerprint, f"{source.path}: row {{}}", lambda: _table_rows(_load_file(path, source.path)))
+    if path.suffix in EXTENSIONS or (source.path.startswith((".", "/", "~")) and not path.is_dir()):
+        raise DataError(f"{source.path}: no such file{_nearest(path)}")
+    table = _load_hub(source)
+    name = f"{source.path}, {source.split}" + (f", {source.subset}" if source.subset else "")
+    return Records(table._fingerprint, f"{name}: row {{}}", lambda: _table_rows(table))
+
+
+def _nearest(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent} either"
+    near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _first_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: not a JSON object but {type(value).__name__}, {str(value)[:60]!r}; write one object per example")
+    return value
+
+
+def _json_lines(path: Path, name: str) -> Iterator[Row]:
+    size, done = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            done += len(line)
+            if not line.strip():
+                continue
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                value = json.loads(text)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{name}:{number}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8") from None
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{name}:{number}: not valid JSON: {error.msg} at column {error.colno}; each line must be one JSON object, or the "
+                    "whole file one array of them"
+                ) from None
+            yield number, _object(value, f"{name}:{number}"), done / size
+
+
+def _json_items(path: Path, name: str) -> Iterator[Row]:
+    """The items of a file that is one JSON array, decoded one at a time: the file need not fit in memory."""
+    size, item = path.stat().st_size, 1
+    with path.open("rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
+        try:
+            text = file.read(CHUNK)
+            place = text.index("[") + 1
+            if text[_skip_space(text, place) :].startswith("]"):
+                return
+            while True:
+                try:
+                    value, end = json.JSONDecoder().raw_decode(text, _skip_space(text, place))
+                    end = _skip_space(text, end)
+                    if text[end] not in ",]":
+                        raise json.JSONDecodeError("',' or ']' expected after the item", text, end)
+                except (json.JSONDecodeError, IndexError) as error:
+                    more = file.read(max(CHUNK, len(text) - place))  # doubling: an item of any length costs linear time
+                    if not more or len(text) - place > LONGEST_ITEM:
+                        reason = error.msg if isinstance(error, json.JSONDecodeError) else "the file ends within the array"
+                        raise DataError(f"{name}: item {item}: not valid JSON: {reason}") from None
+                    text, place = text[place:] + more, 0
+                    continue
+                yield item, _object(value, f"{name}: item {item}"), binary.tell() / size
+                if text[end] == "]":
+                    if (text[end + 1 :] + file.read()).strip():
+                        raise DataError(f"{name}: there is more after the array, which ends with item {item}; write a single array")
+                    return
+                item, place = item + 1, end + 1
+        except UnicodeDecodeError:
+            raise DataError(f"{name}: not UTF-8, at item {item} or soon after it; convert the file to UTF-8") from None
+
+
+def _skip_space(text: str, place: int) -> int:
+    while text[place : place + 1].isspace():
+        place += 1
+    return place
+
+
+def _load_file(path: Path, name: str) -> datasets.Dataset:
+    kind = path.suffix[1:]
+    # every cell of a csv file is text: answers such as 72, NA or None must not turn into numbers and nulls
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if kind == "csv" else {}
+    try:
+        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+    except (DatasetGenerationError, DatasetsError, ValueError, OSError) as error:
+        raise DataError(f"{name}: cannot be read as {kind}: {error.__cause__ or error}") from None
+
+
+def _load_hub(source: SourceConfig) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(source.path, source.subset, split=source.split)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise DataError(
+            f"{source.path}: neither a file here nor a data set of the hub that can be read: {error.__cause__ or error}"
+        ) from None
+
+
+def _table_rows(table: datasets.Dataset) -> Iterator[Row]:
+    for number, record in enumerate(cast(Iterable[dict[str, Any]], table), 1):
+        yield number, record, number / len(table)

@@ -1,0 +1,243 @@
+"""Tokenised data: every source is tokenised once, to a folder of data.cache_dir that is found again by a fingerprint.
+
+The folder holds tokens.arrow (record batches with the columns input_ids and mask, memory-mapped when read; `datasets.Dataset.from_file`
+opens it too) and sizes.npy. The length limit, weights and the held-out split do not change tokens: they are applied on opening.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from adaptsft.config import DataConfig, SourceConfig
+from adaptsft.data.chat import Layout, Segment, Template
+from adaptsft.data.sources import Records, default_name, open_records, training_sources
+from adaptsft.errors import ConfigError, DataError
+
+FORMAT = 1  # of the cache; raise it when files or tokenisation change
+BATCH = 1000  # examples per record batch, and per call of the tokenizer
+SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "mask": pa.list_(pa.bool_())})
+PROGRESS_EVERY = 5.0  # seconds
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """N examples of one or more sources, each cut to data.max_length if it is to be."""
+
+    names: list[str]  # of the sources
+    weights: list[float]  # of the sources, copies per epoch
+    lengths: np.ndarray  # int32 [N], tokens
+    supervised: np.ndarray  # int32 [N], tokens that are learned; at least 1
+    source: np.ndarray  # int16 [N]
+    row: np.ndarray  # int64 [N], place of the example in its source's file
+    files: list["TokenFile"]  # of the sources
+    dropped: list[int]  # per source, examples longer than data.max_length, or with nothing left to learn after truncation
+    truncated: list[int]  # per source
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def example(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int64 [L], mask bool [L]); the mask marks the tokens that are learned, never the first."""
+        ids, mask = self.files[self.source[i]].read(int(self.row[i]), int(self.lengths[i]))
+        return ids.astype(np.int64), mask
+
+    def where(self, i: int) -> str:
+        """Where the example comes from, as file:line."""
+        return self.files[self.source[i]].where(int(self.row[i]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokens of all examples and their order."""
+        digest = hashlib.sha256("".join(file.fingerprint for file in self.files).encode())
+        for array in (self.source, self.row, self.lengths):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def take(self, examples: np.ndarray) -> "TokenizedData":
+        """These examples only."""
+        parts = {name: getattr(self, name)[examples] for name in ("lengths", "supervised", "source", "row")}
+        return replace(self, **parts)
+
+    def hold_out(self, count: int, seed: int) -> tuple["TokenizedData", "TokenizedData"]:
+        """(the rest, `count` examples drawn by seed). Raises ConfigError where nothing would be left to train on."""
+        if count >= len(self):
+            raise ConfigError(f"data.validation_examples={count}: there are only {len(self)} examples, and some must be left to train on")
+        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,))).permutation(len(self))
+        held = replace(self.take(np.sort(order[:count])), dropped=[0] * len(self.names), truncated=[0] * len(self.names))
+        return self.take(np.sort(order[count:])), held
+
+    def summary(self) -> str:
+        """A line per source: examples, tokens, and what was dropped or truncated."""
+        lines = []
+        for number, name in enumerate(self.names):
+            of = self.source == number
+            tokens, supervised = (int(sizes[of].sum(dtype=np.int64)) for sizes in (self.lengths, self.supervised))
+            line = f"{name}: {of.sum():,} examples, {tokens:,} tokens, {supervised:,} of them learned"
+            line += f", {self.dropped[number]:,} examples dropped as too long" if self.dropped[number] else ""
+            line += f", {self.truncated[number]:,} examples truncated" if self.truncated[number] else ""
+            lines.append(line + (f", weight {self.weights[number]:g}" if self.weights[number] != 1 else ""))
+        return "\n".join(lines)
+
+
+class TokenFile:
+    """The tokenised examples of one source, memory-mapped."""
+
+    def __init__(self, folder: Path, place: str) -> None:
+        self.fingerprint, self.place = folder.name, place
+        try:
+            self.lengths, self.supervised, self.places = np.load(folder / "sizes.npy")
+            table = pa.ipc.open_stream(pa.memory_map(str(folder / "tokens.arrow"))).read_all()
+            if len(table) != len(self.lengths):
+                raise pa.ArrowInvalid("record batches are missing")
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            raise DataError(f"{folder}: the tokenised data is damaged ({error}); delete this folder, and it is made again") from None
+        self.ids, self.masks = table.column("input_ids").chunks, table.column("mask").chunks
+
+    def read(self, row: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `length` tokens of an example: (ids int32, mask bool)."""
+        batch, row = divmod(row, BATCH)
+        ids, masks = self.ids[batch], self.masks[batch]
+        begin = ids.offsets[row].as_py()
+        return ids.values.slice(begin, length).to_numpy(), masks.values.slice(begin, length).to_numpy(zero_copy_only=False)
+
+    def where(self, row: int) -> str:
+        return self.place.format(self.places[row])
+
+
+def open_data(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, log: Log = print
+) -> tuple[TokenizedData, TokenizedData | None]:
+    """The training data, and the held-out data if there is any. The first call tokenises, which is for one process to do; the next ones,
+    of other processes or later runs, read the cache. Summaries and progress go to `log`, a line at a time.
+
+    Held-out examples keep the source of the training data they come from; data.validation_path is source 0, and read with the field map
+    of the first source. Raises ConfigError and DataError.
+    """
+    template = Template(tokenizer, config)
+    sources = training_sources(config)
+    train, held_out = _open(sources, template, config, log), None
+    if config.validation_path:
+        source = SourceConfig(default_name(config.validation_path), config.validation_path, split="validation", fields=sources[0].fields)
+        held_out = _open([source], template, config, log)
+    elif config.validation_examples:
+        train, held_out = train.hold_out(config.validation_examples, seed)
+    for label, data in (("train", train), ("held out", held_out)):
+        for line in data.summary().splitlines() if data else []:
+            log(f"{label}: {line}")
+    return train, held_out
+
+
+def _open(sources: list[SourceConfig], template: Template, config: DataConfig, log: Log) -> TokenizedData:
+    files = [_tokenised(source, template, Path(config.cache_dir).expanduser(), log) for source in sources]
+    columns: dict[str, list[np.ndarray]] = {"lengths": [], "supervised": [], "source": [], "row": []}
+    dropped, truncated = [], []
+    for number, file in enumerate(files):
+        lengths, supervised = file.lengths.astype(np.int32), file.supervised.astype(np.int32)
+        long = np.flatnonzero(lengths > config.max_length)
+        if len(long) and config.overlong == "error":
+            raise DataError(
+                f"{file.where(long[0])}: the example has {lengths[long[0]]} tokens, more than data.max_length="
+                f"{config.max_length} (so have {len(long)} examples of this source); raise it, or choose data.overlong=drop or truncate"
+            )
+        if config.overlong == "truncate":
+            lengths[long] = config.max_length
+            supervised[long] = [file.read(int(row), config.max_length)[1].sum() for row in long]
+        kept = np.flatnonzero((lengths <= config.max_length) & (supervised > 0))
+        if not len(kept):
+            raise DataError(
+                f"{sources[number].path}: no example is left: all {len(lengths)} are longer than data.max_length={config.max_length}, with "
+                f"data.overlong={config.overlong}; raise data.max_length"
+            )
+        dropped.append(len(lengths) - len(kept))
+        truncated.append(int(np.isin(kept, long).sum()))
+        for name, values in zip(columns, (lengths[kept], supervised[kept], np.full(len(kept), number, np.int16), kept), strict=True):
+            columns[name].append(values)
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return TokenizedData(
+        [s.name for s in sources], [s.weight for s in sources], **arrays, files=files, dropped=dropped, truncated=truncated
+    )
+
+
+def _tokenised(source: SourceConfig, template: Template, cache: Path, log: Log) -> TokenFile:
+    """The source's file in the cache, made if it is not there: in a folder of its own, then renamed, so that no process sees
+    half of it."""
+    records = open_records(source)
+    key = json.dumps([FORMAT, records.fingerprint, template.fingerprint(), sorted(source.fields.items())])
+    final = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if not final.is_dir():
+        making = cache / f"{final.name}.{uuid.uuid4().hex}"
+        try:
+            making.mkdir(parents=True)
+            _tokenise(source, records, template, making, log)
+            try:
+                making.rename(final)
+            except OSError:
+                if not final.is_dir():  # otherwise another process was quicker, and has made the same
+                    raise
+        except OSError as error:
+            raise DataError(f"{source.path}: cannot be tokenised into data.cache_dir={cache}: {error}") from None
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    return TokenFile(final, records.place)
+
+
+def _tokenise(source: SourceConfig, records: Records, template: Template, folder: Path, log: Log) -> None:
+    sizes: list[np.ndarray] = []
+    layout: Layout | None = None
+    seen: dict[Any, int] = {}
+    rows, done, started, shown = records.rows(), 0, time.monotonic(), time.monotonic()
+    with open(folder / "tokens.arrow", "wb") as file:
+        with pa.ipc.new_stream(file, SCHEMA) as writer:
+            while batch := list(islice(rows, BATCH)):
+                conversations: list[list[Segment]] = []
+                for place, record, _ in batch:
+                    try:
+                        layout = layout or Layout.of(record, source.fields)
+                        _check_id(record.get(layout.names["id"]), place, seen, records.place)
+                        conversations.append(template.segments(*layout.conversation(record)))
+                    except DataError as error:
+                        raise DataError(f"{records.place.format(place)}: {error}") from None
+                examples = template.encode(conversations)
+                offsets = np.cumsum([0] + [len(ids) for ids, _ in examples], dtype=np.int32)
+                columns = [pa.ListArray.from_arrays(offsets, np.concatenate(column)) for column in zip(*examples, strict=True)]
+                writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+                sizes.append(np.array([(len(mask), mask.sum(), place) for (_, mask), (place, _, _) in zip(examples, batch, strict=True)]).T)
+                if not sizes[-1][1].all():
+                    place = batch[int(np.argmin(sizes[-1][1]))][0]
+                    raise DataError(
+                        f"{records.place.format(place)}: no token of the example is learned; give it an answer that follows a prompt"
+                    )
+                done += len(batch)
+                if time.monotonic() - shown > PROGRESS_EVERY:
+                    shown, share = time.monotonic(), batch[-1][2]
+                    log(f"tokenising {source.name}: {done:,} examples, {share:.0%}, ETA {(shown - started) * (1 - share) / share:.0f} s")
+        if not sizes:
+            raise DataError(f"{source.path}: holds no example")
+        os.fsync(file.fileno())
+    np.save(folder / "sizes.npy", np.concatenate(sizes, axis=1).astype(np.int64))
+
+
+def _check_id(value: Any, place: int, seen: dict[Any, int], pattern: str) -> None:
+    if value is None:
+        return
+    value = value if isinstance(value, str | int) else json.dumps(value, default=str)
+    if value in seen:
+        raise DataError(
+            f"the id {value!r} is that of {pattern.format(seen[value])} too; remove one of the two, or set data.fields.id='' if ids may "
+            "repeat"
+        )
+    seen[value] = place

@@ -1,0 +1,129 @@
+"""Process groups, devices and meshes; one process without torchrun is a world of one."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from adaptsft.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def process_group(device_kind: str):
+    """Join (or, without torchrun, be) the process group; yields this rank's device.
+
+    Collectives on CPU tensors go through gloo also where the GPUs talk NCCL: checkpoints and objects need them.
+    Two hours of time-out: rank 0 tokenises alone while the others wait.
+    """
+    cuda = torch.cuda.is_available() if device_kind == "auto" else device_kind == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise ConfigError("train.device=cuda: torch sees no GPU here; use train.device=cpu or auto")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return dist.get_world_size()
+
+
+def mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """One dimension to shard over; with replicas > 1 (HSDP) a second one, outermost, to replicate over. The inner one should fit a node."""
+    world = world_size()
+    if world % replicas:
+        raise ConfigError(f"train.replicas={replicas} does not divide the {world} ranks of this run")
+    if replicas == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def print0(message: str) -> None:
+    if rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+def rank0_first(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0, then on the others, which find what rank 0 left on disk. A UserError on any rank is raised on every rank."""
+    result: T | None = None
+    for mine in (rank() == 0, rank() != 0):
+        error: UserError | None = None
+        if mine:
+            try:
+                result = work()
+            except UserError as caught:
+                error = caught
+        agree(error)
+    return result  # type: ignore[return-value]
+
+
+def agree(error: UserError | None) -> None:
+    """Raise on every rank if any rank has an error: nobody is left waiting in a collective for a rank that has gone."""
+    errors: list[UserError | None] = [None] * world_size()
+    dist.all_gather_object(errors, error)
+    for first in errors:
+        if first is not None:
+            raise first
+
+
+class Stopper:
+    """Asks all ranks to save and stop when any of them receives SIGTERM or SIGUSR1.
+
+    The request rides in the step's all-reduce and is read one step late, when its copy to the host has long arrived.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.copies: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            try:
+                signal.signal(number, self._request)
+            except ValueError:
+                pass  # not the main thread: whoever runs the loop there handles its own signals
+
+    def _request(self, number, frame) -> None:
+        self.requested = True
+
+    def ask(self, flag: Tensor) -> None:
+        """Put this rank's request into `flag` (0-d, of the buffer that is summed over ranks)."""
+        if self.requested:
+            flag.fill_(1.0)
+
+    def asked(self, flag: Tensor) -> bool:
+        """Whether any rank had asked by the previous step; `flag` is this step's, after the all-reduce."""
+        event = None
+        if flag.is_cuda:
+            copy = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        else:
+            copy = flag.clone()
+        self.copies.append((copy, event))
+        if len(self.copies) < 2:
+            return False
+        copy, event = self.copies.pop(0)
+        if event is not None:
+            event.synchronize()
+        return bool(copy > 0)

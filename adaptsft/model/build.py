@@ -1,0 +1,215 @@
+"""From a Hugging Face model to one that this loop trains: built on meta, sharded, filled from safetensors slice by slice.
+
+No rank ever holds the whole model. The loss path is a method of the model, `token_loss`, so that FSDP2 unshards the head inside it
+and the fused loss reads a plain full weight (reading a sharded head outside would silently drop the other ranks' gradient).
+"""
+
+import functools
+import re
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from adaptsft_kernels import RowStatistics, linear_objective
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from adaptsft.config import ModelConfig, TrainConfig
+from adaptsft.data import Batch
+from adaptsft.errors import ConfigError
+from adaptsft.model import attention
+from adaptsft.model.load import load_weights
+from adaptsft.objectives import REGISTRY, Objective
+
+NLL = REGISTRY["nll"]
+
+
+@dataclass
+class Assets:
+    """What surrounds the weights: kept to build the model and to write a complete folder at the end."""
+
+    folder: Path
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    generation: GenerationConfig | None
+    new_tokens: list[int]
+
+
+def load_assets(config: ModelConfig) -> Assets:
+    """Config, tokenizer and generation settings of `model.path`, a folder or a name on the hub. Raises ConfigError."""
+    folder = Path(config.path)
+    try:
+        if not folder.is_dir():
+            if folder.is_absolute() or config.path.startswith("."):
+                raise ConfigError(f"model.path={config.path}: no such folder")
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path={config.path}: {str(error).strip()}") from None
+    if not (list(folder.glob("*.safetensors"))):
+        raise ConfigError(f"model.path={config.path}: no *.safetensors in it; load and save the model once with transformers to convert it")
+    generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+    known = len(tokenizer)
+    tokenizer.add_tokens(config.add_tokens)
+    text_config = model_config.get_text_config()
+    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+    return Assets(folder, model_config, tokenizer, generation, list(range(known, len(tokenizer))))
+
+
+def build_model(config: ModelConfig, train: TrainConfig, assets: Assets, mesh: DeviceMesh, device: torch.device) -> tuple[PreTrainedModel, str]:
+    """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen."""
+    dtype = compute_dtype(config, device)
+    backend = attention.choose(config.attention, device, dtype, assets.config.get_text_config())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            assets.config, attn_implementation=f"adaptsft_{backend}", dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
+    model.config.use_cache = False
+    freeze(model, config.freeze)
+    for block in blocks(model):
+        prepare_block(block, train)
+    model.token_loss = types.MethodType(token_loss, model)
+    shard(model, mesh, dtype)
+    register_fsdp_forward_method(model, "token_loss")
+    model.to_empty(device=device)
+    restore_buffers(model)
+    load_weights(model, assets.folder, assets.new_tokens)
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert (head is embedding) == bool(assets.config.get_text_config().tie_word_embeddings), "the tie of head and embeddings was lost"
+    return model.train(), backend
+
+
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    name = config.compute_dtype if config.compute_dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def token_loss(self: PreTrainedModel, batch: Batch, documents: attention.Documents, objective: Objective, control: Any, scale: Tensor, chunk: int) -> tuple[Tensor, RowStatistics]:
+    """Loss of the supervised tokens of a micro-batch, times `scale`, and their statistics. Bound to the model as its method.
+
+    Only the hidden states that predict a supervised token reach the head; the logits are never held whole.
+    """
+    hidden = self.base_model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False).last_hidden_state
+    head = self.get_output_embeddings()
+    settings = self.config.get_text_config()
+    # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling; verify_head catches what is not known here
+    logit_scale = getattr(settings, "logit_scale", None) or 1.0 / (getattr(settings, "logits_scaling", None) or 1.0)
+    return linear_objective(
+        hidden.flatten(0, 1), head.weight, batch.labels, objective, control,
+        source=batch.source, sequence=batch.sequence, valid_idx=batch.valid_idx, bias=head.bias,
+        softcap=getattr(settings, "final_logit_softcapping", None), logit_scale=logit_scale, scale=scale, chunk_size=chunk,
+    )  # fmt: skip
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers: the modules that transformers itself never splits over devices."""
+    names = set(model._no_split_modules or ())
+    found = [module for module in model.modules() if type(module).__name__ in names]
+    if not found:
+        raise ConfigError(f"{type(model).__name__} does not name its decoder layers (_no_split_modules), so it cannot be sharded")
+    return found
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> None:
+    for pattern in patterns:
+        matched = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
+        if not matched:
+            example = next(iter(model.named_parameters()))[0]
+            raise ConfigError(f"model.freeze: {pattern!r} matches no parameter; names look like {example}")
+        for parameter in matched:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("model.freeze: every parameter is frozen, nothing is left to train")
+
+
+def prepare_block(block: nn.Module, train: TrainConfig) -> None:
+    """Activation checkpointing, then compilation, of the forward alone: FSDP's hooks stay outside and parameter names as they are."""
+    if train.activation_checkpointing != "none":
+        kwargs: dict[str, Any] = {"use_reentrant": False}
+        if train.activation_checkpointing == "per_op":
+            kwargs["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_matrix_products)
+        block.forward = functools.partial(checkpoint, block.forward, **kwargs)
+    if train.compile:
+        block.forward = torch.compile(block.forward)
+
+
+def _keep_matrix_products(context, op, *args, **kwargs) -> CheckpointPolicy:
+    name = str(op)
+    kept = any(part in name for part in ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn"))
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """One FSDP2 group per decoder layer, one for the final norm and the head (with the embedding where they are tied), one for the rest.
+
+    Gradients are summed, not averaged: the loss is already divided by the tokens of the whole step. A divide factor of 1 alone would
+    use PREMUL_SUM, which gloo lacks and NCCL gets wrong in bf16 (pytorch#190745), hence the forced plain sum.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
+    norm = next((getattr(base, name) for name in ("norm", "final_layernorm", "ln_f") if hasattr(base, name)), None)
+    # the head's own forward is never called: its group is unsharded by the forward of the norm beside it, and stays so until backward
+    top: list[nn.Module] = [norm] if norm is not None else []
+    top += [embedding, head] if head.weight is embedding.weight else [head]
+    if norm is not None:
+        fully_shard(top, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    # the root must not cast its inputs: control and scale are fp32
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(policy.param_dtype, policy.reduce_dtype, cast_forward_inputs=False))
+    for module in fsdp_modules(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def restore_buffers(model: PreTrainedModel) -> None:
+    """Recompute the buffers that no file holds (rotary frequencies, embedding scales): `to_empty` left garbage in them."""
+    for module in model.modules():
+        names = [name for name, buffer in module.named_buffers(recurse=False) if name in module._non_persistent_buffers_set]
+        if not names:
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # transformers then leaves it alone; it is read from the files next
+        floating = [module.get_buffer(name) for name in names if module.get_buffer(name).is_floating_point()]
+        for buffer in floating:
+            buffer.fill_(float("nan"))
+        model._init_weights(module)
+        if any(bool(buffer.isnan().any()) for buffer in floating):
+            raise ConfigError(f"{type(module).__name__} of {type(model).__name__} has a buffer ({', '.join(names)}) that transformers does not rebuild")
+
+
+def reshard(model: nn.Module) -> None:
+    """After a forward without backward: groups that stay unsharded until backward would leave the optimizer a wrong view of the weights."""
+    for module in fsdp_modules(model):
+        module.reshard()
+
+
+@torch.no_grad()
+def verify_head(model: PreTrainedModel, batch: Batch, documents: attention.Documents, tokens: int = 256) -> None:
+    """Compare log p of a few targets by `token_loss` with the model's own forward: whatever its head does must be what we differentiate.
+
+    Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)). All ranks call it together.
+    """
+    _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
+    chosen = batch.valid_idx[:tokens]
+    logits = model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False, logits_to_keep=0).logits
+    own = logits.flatten(0, 1)[chosen].float().log_softmax(-1).gather(1, batch.labels[:tokens, None]).squeeze(1)
+    reshard(model)
+    error = (own - rows.logp[:tokens]).abs().mean() if len(chosen) else own.sum()
+    if not bool(error < (1e-3 if logits.dtype == torch.float32 else 0.1)):
+        raise ConfigError(
+            f"{type(model).__name__}: its logits are not those of a linear head with an optional bias, scale and soft cap "
+            f"(mean difference of log p: {float(error):.3g} nats), so the fused loss cannot train it"
+        )

@@ -1,0 +1,110 @@
+"""The run folder: what was asked, with which versions, and whether it may be resumed."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from adaptsft import checkpoint, config as configuration
+from adaptsft.config import Config
+from adaptsft.data import BatchPlan, TokenizedData
+from adaptsft.distributed import print0, rank, world_size
+from adaptsft.errors import CheckpointError, ConfigError
+from adaptsft.model.build import compute_dtype
+
+
+def find_start(config: Config) -> Path | None:
+    """The checkpoint to resume from, verified, or None for a new run. Raises rather than mix two runs in one folder; writes nothing."""
+    run = Path(config.run_dir)
+    saved = run / "config.yaml"
+    if saved.is_file():
+        if config.resume == "never":
+            raise ConfigError(f"run_dir={run} holds a run already and resume=never: choose another run_dir, or resume=auto to continue it")
+        changed = configuration.differences(configuration.read(saved), config)
+        if changed:
+            raise ConfigError(f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): choose another run_dir, or undo the change")
+    complete = checkpoint.complete_checkpoints(run / "checkpoints")
+    start = Path(config.resume) if config.resume not in ("auto", "never") else None
+    if config.resume == "auto" and complete:
+        start = complete[-1]
+    if start is not None:
+        if not start.is_dir():
+            raise CheckpointError(f"resume={start}: no such checkpoint folder")
+        if rank() == 0:
+            checkpoint.verify(start)
+    return start
+
+
+def claim(config: Config) -> None:
+    """Make the run folder and write into it what is run, once everything has been found to be in order."""
+    run = Path(config.run_dir)
+    if rank() == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, run / "config.yaml")
+        (run / "environment.json").write_text(json.dumps(environment(), indent=1))
+
+
+def check_position(start: Path, data: TokenizedData, steps: int) -> int:
+    """Steps already taken by the checkpoint; raises CheckpointError if it belongs to other data or has gone further than this run will."""
+    numbers = checkpoint.read_numbers(start)
+    if numbers["fingerprint"] != data.fingerprint:
+        raise CheckpointError(f"{start}: the training data has changed since this checkpoint was written (or its tokenizer or template)")
+    if numbers["step"] > steps:
+        raise CheckpointError(f"{start}: has taken {numbers['step']} steps, more than the {steps} of this run")
+    return numbers["step"]
+
+
+def environment() -> dict:
+    """Machine, versions and command, as saved beside every run and result."""
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    packages = ("adaptsft", "torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "flash-attn", "triton")
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {package: installed(package) for package in packages},
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "cuda": torch.version.cuda,
+        },
+        "world_size": world_size() if torch.distributed.is_initialized() else 1,
+    }
+
+
+def flops_per_token(model: PreTrainedModel, plan: BatchPlan) -> float:
+    """Forward and backward of one token: 6 per parameter that multiplies (the embedding only looks up), and attention at the mean length."""
+    config = model.config.get_text_config()
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    multiplying = sum(parameter.numel() for parameter in model.parameters()) - (0 if head is embedding else embedding.numel())
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 6.0 * multiplying + 6.0 * layers * heads * head_dim * float(plan.data.lengths.mean())  # causal: half of 12
+
+
+def introduce(config: Config, model: PreTrainedModel, attention: str, data: TokenizedData, plan: BatchPlan, first: int, steps: int, device: torch.device) -> None:
+    """Say on rank 0 what is about to happen."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    note = "" if trained == parameters else f", {trained / 1e6:,.2f} M of them trained"
+    dtype = compute_dtype(config.model, device)
+    print0(f"{type(model).__name__}: {parameters / 1e6:,.2f} M parameters{note}; {device.type} x {world_size()}, compute in {dtype}, attention by {attention}")
+    objective, controller = config.objective.name, config.controller
+    moved = "" if controller.name == "fixed" else f", {controller.parameter} {controller.name} {controller.start:g} -> {controller.end:g}"
+    print0(f"objective {objective}{moved}; loss by adaptsft_kernels (torch, chunked)")
+    print0(
+        f"{len(data.lengths):,} examples, {config.train.global_batch_size} per step: {steps:,} steps = {steps * config.train.global_batch_size / plan.epoch_size:.2f} epochs"
+        + (f"; resuming after step {first}" if first else "")
+    )

@@ -1,0 +1,156 @@
+"""Supervised fine-tuning, from a Hugging Face model and data to a Hugging Face checkpoint.
+
+    torchrun --standalone --nproc-per-node 8 -m adaptsft.train CONFIG.yaml key=value …
+
+`train` below is the whole loop, top to bottom. The loss of a step is the sum of the objective over its supervised tokens divided by
+their number over all ranks and micro-batches, so the split changes nothing. The control (alpha, thresholds) of a step depends only
+on the all-reduced statistics of earlier steps, and no line of the loop waits for the device except `metrics.flush`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from adaptsft import checkpoint, config as configuration, controllers, objectives
+from adaptsft.checkpoint import Checkpointer
+from adaptsft.config import Config
+from adaptsft.controllers import Control
+from adaptsft.data import BatchPlan, TokenizedData, open_data
+from adaptsft.distributed import Stopper, mesh, print0, process_group, rank, rank0_first, world_size
+from adaptsft.errors import NonFiniteError, UserError
+from adaptsft.loader import BatchLoader
+from adaptsft.metrics import Metrics
+from adaptsft.model.build import build_model, load_assets, reshard, verify_head
+from adaptsft.model.export import export
+from adaptsft.objectives import Objective
+from adaptsft.optim import build_optimizer, guarded_step, learning_rate, scale_and_clip
+from adaptsft.quantiles import with_quantiles
+from adaptsft.run import check_position, claim, find_start, flops_per_token, introduce
+from adaptsft.stats import TokenStatistics, with_signals
+
+PREEMPTED = 75  # exit code of a run that saved and stopped because it was asked to
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Run a configuration to its end, or resume it. Returns the figures of the last step, and of the held-out data as `held_out`."""
+    with process_group(config.train.device) as device:
+        torch.use_deterministic_algorithms(config.train.deterministic)
+        start = rank0_first(lambda: find_start(config))
+        assets = rank0_first(lambda: load_assets(config.model))
+        data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, log=print0))
+        plan = BatchPlan(data, config, world_size())
+        steps = config.train.max_steps or plan.steps(config.train.epochs)
+
+        objective = objectives.build(config.objective)
+        model, attention = build_model(config.model, config.train, assets, mesh(device, config.train.replicas), device)
+        optimizer = build_optimizer(model, config.train)
+        control = controllers.initial_control(config.objective, len(data.names), device)
+        statistics = TokenStatistics(len(data.names), device)
+        load_step = BatchLoader(plan, data, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
+        verify_head(model, *load_step(0)[0])
+        if start is None:
+            first = 0
+            control = with_quantiles(model, config.objective, control, load_step.in_order(data))
+        else:
+            first = check_position(start, data, steps)
+            checkpoint.load(start, model, optimizer, control._asdict())
+
+        claim(config)
+        introduce(config, model, attention, data, plan, first, steps, device)
+        kept_only = config.objective.normalizer == "kept"
+        run = Path(config.run_dir)
+        metrics = Metrics(run, data.names, steps, first, config.log.tensorboard, kept_only, flops_per_token(model, plan), device)
+        saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save)
+        stopper = Stopper()
+        result: dict[str, Any] = {}
+
+        def evaluate_held_out(step: int) -> None:
+            if held_out is not None:
+                result["held_out"] = evaluate(model, held_out, objective, control, load_step, metrics, step)
+
+        if first == 0 and config.eval.every > 0:
+            evaluate_held_out(0)
+        for step in range(first, steps):
+            torch.manual_seed(hash((config.seed, step, rank())))  # dropout is a function of where we are: nothing to save
+            control = controllers.apply(control, config.controller, step, steps)
+            statistics.buffer.zero_()
+            micro_batches = load_step(step, prefetch=step + 1 < steps)
+            for number, (batch, documents) in enumerate(micro_batches):
+                model.set_requires_gradient_sync(number + 1 == len(micro_batches))
+                loss, rows = model.token_loss(batch, documents, objective, control, 1.0 / plan.valid_tokens(step), config.train.loss_chunk)
+                loss.backward()
+                statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
+
+            stopper.ask(statistics.stop)
+            statistics.all_reduce()
+            tokens, kept = statistics.column("tokens").sum(), statistics.column("kept").sum()
+            normalizer = tokens / kept.clamp(min=1.0) if kept_only else torch.ones_like(tokens)
+            grad_norm = scale_and_clip(model, normalizer.float(), config.train.clip_norm)
+            skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
+            lr = learning_rate(step, steps, config.train)
+            guarded_step(optimizer, lr, skip)
+            metrics.record(step + 1, statistics, control, grad_norm, skip, host={"lr": lr, "epoch": plan.epoch(step + 1), "all_tokens": plan.tokens(step)})
+            control = controllers.unless(skip, with_signals(control, statistics), control)
+
+            done, last = step + 1, step + 1 == steps
+            stopping = stopper.asked(statistics.stop) and not last
+            saving = last or stopping or is_due(done, config.checkpoint.every)
+            if saving or is_due(done, config.log.every):
+                result |= metrics.flush()[-1]
+                if metrics.skipped_in_a_row >= config.train.max_nonfinite_steps:
+                    raise NonFiniteError(f"step {done}: the loss or gradient of {metrics.skipped_in_a_row} steps in a row was not finite; lower train.lr?")
+            if last or is_due(done, config.eval.every):
+                evaluate_held_out(done)
+            if saving:
+                saver.save(done, model, optimizer, control._asdict(), {"fingerprint": data.fingerprint, "steps": steps})
+            if stopping:
+                saver.wait()
+                print0(f"asked to stop: saved after step {done}, the same command resumes")
+                return result | {"stopped": True}
+
+        saver.wait()
+        metrics.close()
+        export(model, assets, run / "final", config.checkpoint.export_dtype)
+        print0(f"{run / 'final'} is a Hugging Face model; talk to it: python -m adaptsft.chat {run}")
+        return result
+
+
+def is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel, data: TokenizedData, objective: Objective, control: Control, batches: BatchLoader, metrics: Metrics, step: int
+) -> dict[str, Any]:
+    """NLL, mean p, the objective's loss and the other statistics of the held-out data, over all ranks."""
+    model.eval()
+    statistics = TokenStatistics(len(data.names), control.alpha.device)
+    for batch, documents in batches.in_order(data):
+        _, rows = model.token_loss(batch, documents, objective, control, 1.0, 0)
+        statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
+    reshard(model)
+    model.train()
+    statistics.all_reduce()
+    return metrics.evaluation(step, data.names, statistics)
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        if rank() == 0:
+            print(configuration.help_text())
+        return 0 if arguments else 2
+    try:
+        result = train(configuration.load(arguments))
+    except UserError as error:
+        print0(f"adaptsft.train: {type(error).__name__}: {error}")
+        return error.exit_code
+    return PREEMPTED if result.get("stopped") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

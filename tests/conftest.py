@@ -1,0 +1,48 @@
+"""What the tests share: the repository's paths, tiny models, and skips that say why."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests are small, and ranks share the cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is a bug
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptsft.tiny import make_tiny_model
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data sets beside the repository; a test that asks for it is skipped where it is absent."""
+    path = REPO.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_model("qwen2", tied=True, layers=1)`: the folder of a tiny random model with its tokenizer, made once per session."""
+    made: dict[tuple, Path] = {}
+
+    def folder(arch: str = "llama", **options) -> Path:
+        key = (arch, *sorted(options.items()))
+        if key not in made:
+            made[key] = make_tiny_model(tmp_path_factory.mktemp(arch) / "model", arch, **options)
+        return made[key]
+
+    return folder
