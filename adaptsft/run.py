@@ -100,7 +100,7 @@ def introduce(config: Config, model: PreTrainedModel, attention: str, data: Toke
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note = "" if trained == parameters else f", {trained / 1e6:,.2f} M of them trained"
     dtype = compute_dtype(config.model, device)
-    print0(f"{type(model).__name__}: {parameters / 1e6:,.2f} M parameters{note}; {device.type} x {world_size()}, compute in {dtype}, attention by {attention}")
+    print0(f"{type(model).__name__.removeprefix('FSDP')}: {parameters / 1e6:,.2f} M parameters{note}; {device.type} x {world_size()}, compute in {dtype}, attention by {attention}")
     objective, controller = config.objective.name, config.controller
     moved = "" if controller.name == "fixed" else f", {controller.parameter} {controller.name} {controller.start:g} -> {controller.end:g}"
     print0(f"objective {objective}{moved}; loss by adaptsft_kernels (torch, chunked)")

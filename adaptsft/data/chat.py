@@ -109,7 +109,9 @@ def _answer(record: dict[str, Any], field: str, label: str = "") -> str:
 
 def _messages(record: dict[str, Any], field: str, answered: bool = True) -> list[Message]:
     """The list of messages in a field, checked. `answered`: an assistant's turn must be among them."""
-    value = record.get(field)
+    if field not in record:
+        raise DataError(f"field {field!r} is missing; the record has {_listed(record)}")
+    value = record[field]
     if not isinstance(value, list) or not value:
         raise DataError(f"field {field!r} must be a list of messages {{role, content}} with at least one message, not {str(value)[:60]!r}")
     messages = []
@@ -191,12 +193,15 @@ class Template:
             prompt = self._render(messages[:i], generation=True)
             upto = full if i == turns[-1] else self._render(messages[: i + 1])
             turn = self._trim(upto[len(prompt) :])
-            if not (full.startswith(prompt) and upto.startswith(prompt) and full.startswith(turn, len(prompt)) and len(prompt) >= done):
+            if not upto.startswith(prompt):
                 raise DataError(
-                    f"the chat template renders message {i} otherwise in the whole conversation than when it is generated, so that no loss "
-                    "mask fits it; use data.loss_on=last_turn"
-                    if self.loss_on != "last_turn"
-                    else f"the chat template's generation prompt is not how it renders message {i}, so that no loss mask fits it"
+                    f"the chat template's generation prompt is not how it begins message {i}, so that no loss mask fits it; use a "
+                    "tokenizer whose template agrees with itself, or data.template=plain"
+                )
+            if not full.startswith(prompt + turn) or len(prompt) < done:
+                raise DataError(
+                    f"the chat template renders the turns up to message {i} otherwise when more messages follow, so that no loss mask fits "
+                    "them; use data.loss_on=last_turn"
                 )
             segments += [(full[done : len(prompt)], False), (turn, True)]
             done = len(prompt) + len(turn)

@@ -1,9 +1,10 @@
 """Where records come from: a json, jsonl, parquet or csv file, or a data set of the Hugging Face hub.
 
-JSON is read here, so that an error can name the line; the rest is read through `datasets`.
+JSON and CSV are read here, a record at a time, so that an error can name the line; parquet and the hub through `datasets`.
 """
 
 import codecs
+import csv
 import difflib
 import hashlib
 import io
@@ -60,11 +61,13 @@ def open_records(source: SourceConfig) -> Records:
             raise DataError(f"{source.path}: the file is empty")
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-        if path.suffix in (".json", ".jsonl"):
-            if _first_byte(path) == b"[":
-                return Records(fingerprint, f"{source.path}: item {{}}", lambda: _json_items(path, source.path))
-            return Records(fingerprint, f"{source.path}:{{}}", lambda: _json_lines(path, source.path))
-        return Records(fingerprint, f"{source.path}: row {{}}", lambda: _table_rows(_load_file(path, source.path)))
+        if path.suffix == ".parquet":
+            return Records(fingerprint, f"{source.path}: row {{}}", lambda: _table_rows(_load_parquet(path, source.path)))
+        if path.suffix == ".csv":
+            return Records(fingerprint, f"{source.path}:{{}}", lambda: _csv_rows(path, source.path))
+        if _first_byte(path) == b"[":
+            return Records(fingerprint, f"{source.path}: item {{}}", lambda: _json_items(path, source.path))
+        return Records(fingerprint, f"{source.path}:{{}}", lambda: _json_lines(path, source.path))
     if path.suffix in EXTENSIONS or (source.path.startswith((".", "/", "~")) and not path.is_dir()):
         raise DataError(f"{source.path}: no such file{_nearest(path)}")
     table = _load_hub(source)
@@ -148,14 +151,32 @@ def _skip_space(text: str, place: int) -> int:
     return place
 
 
-def _load_file(path: Path, name: str) -> datasets.Dataset:
-    kind = path.suffix[1:]
-    # every cell of a csv file is text: answers such as 72, NA or None must not turn into numbers and nulls
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if kind == "csv" else {}
+def _csv_rows(path: Path, name: str) -> Iterator[Row]:
+    """Every cell is text: an answer such as 72, NA or None must not turn into a number or a null, as it does in data frames."""
+    size, line = path.stat().st_size, 1
+    csv.field_size_limit(LONGEST_ITEM)
+    with path.open("rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    if len(cells) != len(header):
+                        raise DataError(f"{name}:{line}: {len(cells)} cells in a table of {len(header)} columns; look for a missing quote")
+                    yield line, dict(zip(header, cells, strict=True)), binary.tell() / size
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{name}:{line}: not valid CSV: {error}") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{name}: not UTF-8, at line {line} or soon after it; convert the file to UTF-8") from None
+
+
+def _load_parquet(path: Path, name: str) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+        return datasets.load_dataset("parquet", data_files=str(path), split="train")
     except (DatasetGenerationError, DatasetsError, ValueError, OSError) as error:
-        raise DataError(f"{name}: cannot be read as {kind}: {error.__cause__ or error}") from None
+        raise DataError(f"{name}: cannot be read as parquet: {error.__cause__ or error}") from None
 
 
 def _load_hub(source: SourceConfig) -> datasets.Dataset:

@@ -103,7 +103,7 @@ class TokenFile:
             table = pa.ipc.open_stream(pa.memory_map(str(folder / "tokens.arrow"))).read_all()
             if len(table) != len(self.lengths):
                 raise pa.ArrowInvalid("record batches are missing")
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
+        except (pa.ArrowInvalid, OSError, ValueError, EOFError) as error:
             raise DataError(f"{folder}: the tokenised data is damaged ({error}); delete this folder, and it is made again") from None
         self.ids, self.masks = table.column("input_ids").chunks, table.column("mask").chunks
 

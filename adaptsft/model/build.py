@@ -202,10 +202,12 @@ def verify_head(model: PreTrainedModel, batch: Batch, documents: attention.Docum
 
     Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)). All ranks call it together.
     """
+    model.eval()  # no dropout: both ways must see the same hidden states
     _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
     chosen = batch.valid_idx[:tokens]
     logits = model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False, logits_to_keep=0).logits
     own = logits.flatten(0, 1)[chosen].float().log_softmax(-1).gather(1, batch.labels[:tokens, None]).squeeze(1)
+    model.train()
     reshard(model)
     error = (own - rows.logp[:tokens]).abs().mean() if len(chosen) else own.sum()
     if not bool(error < (1e-3 if logits.dtype == torch.float32 else 0.1)):

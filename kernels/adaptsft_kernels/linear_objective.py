@@ -10,6 +10,7 @@ where fp32 `p - 1` is zero.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -134,6 +135,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # pyrefly: ignore[bad-override]
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         # not in place: a second backward through the same graph needs the saved tensors as they are
         return None, *(None if grad is None else grad_outputs[0] * grad for grad in ctx.saved_tensors), None, None, None
@@ -150,24 +152,24 @@ def _loss_and_gradients(
     chunk_size: int,
     wanted: list[bool],
 ) -> tuple[Tensor, RowStatistics, list[Tensor | None]]:
-    needs = getattr(objective, "needs", frozenset())
-    if head.dtype == torch.float32 and hidden.device.type == "cpu":
-        # bf16 products are slow on most CPUs and cannot return fp32 there
-        head = head._replace(weight=head.weight.float())
+    if hidden.device.type == "cpu":
+        head = head._replace(weight=head.weight.to(head.dtype))  # bf16 products are slow on most CPUs and cannot return fp32 there
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
     # fp32 across chunks: a bf16 accumulator loses small contributions (6.9e-3 relative over 32 chunks)
-    d_weight = torch.zeros(head.weight.shape, dtype=head.dtype, device=hidden.device) if wanted[1] else None
-    d_bias = torch.zeros(len(head.weight), dtype=head.dtype, device=hidden.device) if wanted[2] else None
+    d_weight = torch.zeros_like(head.weight, dtype=head.dtype) if wanted[1] else None
+    d_bias = torch.zeros_like(head.weight[:, 0], dtype=head.dtype) if wanted[2] else None
 
     spans = [slice(start, start + chunk_size) for start in range(0, len(labels), chunk_size)]
+    needs = getattr(objective, "needs", frozenset())
+    chunk_at = partial(_chunk, hidden, head, labels, valid_idx, sequence, needs)
     whole = None
     if getattr(objective, "whole_batch", False) and spans:
-        every = [_chunk(hidden, head, labels, valid_idx, sequence, needs, span).rows for span in spans]
+        every = [chunk_at(span).rows for span in spans]
         whole = _call(objective, Rows(*map(_cat, zip(*every, strict=True))), control)
 
     statistics, z_total = [], labels.new_zeros((), dtype=head.dtype)
     for span in spans:
-        chunk = _chunk(hidden, head, labels, valid_idx, sequence, needs, span)
+        chunk = chunk_at(span)
         if whole is not None:
             loss, s = whole[0][span], whole[1][span]
         else:
@@ -198,7 +200,7 @@ def _call(objective: Objective, rows: Rows, control: Any) -> tuple[Tensor, Tenso
     for name, value in (("loss", loss), ("s", s)):
         if value.shape != rows.logp.shape:
             raise ValueError(
-                f"the objective returned {name} of shape {tuple(value.shape)} for {len(rows.logp)} rows: one value per row is needed"
+                f"the objective returned {name} of shape {tuple(value.shape)}: one value per row is needed, [{len(rows.logp)}]"
             )
     return loss.detach().to(rows.logp.dtype), s.detach().to(rows.logp.dtype)
 

@@ -1,0 +1,78 @@
+"""Small real runs for the tests: a generated data file, a configuration, and training in a process of its own that may be killed."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+from adaptsft import config as configuration
+from adaptsft.config import Config
+from adaptsft.objectives import nll, register
+
+# forkserver: torch and transformers are imported once, each run is still a process of its own with nothing shared
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["adaptsft.train", "tests.runs"])
+
+
+def write_data(path: Path, examples: int, seed: int = 0) -> Path:
+    """Additions of uneven length as prompt/completion lines."""
+    generator = random.Random(seed)
+    with path.open("w") as file:
+        for _ in range(examples):
+            terms = [generator.randrange(100) for _ in range(generator.randrange(2, 7))]
+            completion = " ".join(f"{a} + {b} = {a + b}." for a, b in zip(terms, terms[1:], strict=False)) + f" The sum is {sum(terms)}."
+            file.write(json.dumps({"prompt": "Add " + ", ".join(map(str, terms)), "completion": completion}) + "\n")
+    return path
+
+
+def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any) -> Config:
+    """A run of six steps over 20 examples, so that it crosses an epoch boundary; keys as on the command line, with __ for dots."""
+    data = folder / "data.jsonl"
+    if not data.is_file():
+        write_data(data, 20)
+    settings = {
+        "run_dir": folder / name, "model.path": model, "data.path": data, "data.cache_dir": folder / "cache", "data.max_length": 128,
+        "train.max_steps": 6, "train.global_batch_size": 5, "train.micro_batch_size": 1, "train.lr": 1e-2, "train.warmup_ratio": 0.2,
+        "checkpoint.every": 1, "checkpoint.keep_last": 100, "checkpoint.export_dtype": "fp32", "log.every": 2, "log.tensorboard": False,
+    }  # fmt: skip
+    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return configuration.load([f"{key}={json.dumps(value) if isinstance(value, list | dict | bool) else value}" for key, value in settings.items()])
+
+
+def metrics_of(config: Config) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second_per_rank")} for row in rows]
+
+
+calls_left = 0
+
+
+@register("nll_then_killed")
+def nll_then_killed(rows, control):
+    """NLL that ends its process by SIGKILL after a number of calls: a crash in the middle of a step."""
+    global calls_left
+    calls_left -= 1
+    if calls_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return nll(rows, control)
+
+
+def _run(config: Config, kill_after_calls: int) -> None:
+    global calls_left
+    from adaptsft.train import train
+
+    calls_left = kill_after_calls
+    train(config)
+
+
+def run_in_process(config: Config, kill_after_calls: int = 0) -> int:
+    """Train in a new process; its exit code, negative for a signal. Each micro-batch of one chunk is one call."""
+    process = PROCESSES.Process(target=_run, args=(config, kill_after_calls))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, "the run hangs"
+    return process.exitcode

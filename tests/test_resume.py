@@ -1,0 +1,176 @@
+"""Stopped at any step and resumed, a run is bitwise the run that was never stopped. Real processes, really killed."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adaptsft import checkpoint
+from adaptsft.errors import CheckpointError, ConfigError
+from adaptsft.train import train
+from tests.runs import PROCESSES, _run, metrics_of, run_in_process, small_config
+
+KILLED = -signal.SIGKILL
+
+
+def weights(config) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.run_dir) / "final" / "model.safetensors")
+
+
+def assert_same_run(config, reference) -> None:
+    assert metrics_of(config) == metrics_of(reference)
+    ours, theirs = weights(config), weights(reference)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def settings(folder, tiny_model) -> dict:
+    # talr steers by the statistics of the previous step, so that a lost signal would show in the loss; dropout would show a lost seed
+    model = tiny_model("qwen2", tied=True)
+    dropout = folder / "dropout"
+    shutil.copytree(model, dropout)
+    values = json.loads((dropout / "config.json").read_text())
+    (dropout / "config.json").write_text(json.dumps(values | {"attention_dropout": 0.1}))
+    return {"folder": folder, "model": dropout}
+
+
+@pytest.fixture(scope="module")
+def reference(settings):
+    config = small_config(**settings, name="reference", objective__name="nll_then_killed")
+    assert run_in_process(config) == 0
+    return config
+
+
+def micro_batches(config) -> list[int]:
+    """Calls of the objective in every step."""
+    from transformers import AutoTokenizer
+
+    from adaptsft.data import BatchPlan, open_data
+
+    data, _ = open_data(config.data, AutoTokenizer.from_pretrained(config.model.path), config.seed, log=lambda line: None)
+    plan = BatchPlan(data, config, 1)
+    return [len(plan.micro_batches(step, 0)) for step in range(6)]
+
+
+def test_killed_in_every_step_and_resumed_each_time(settings, reference):
+    config = small_config(**settings, name="killed", objective__name="nll_then_killed")
+    calls = micro_batches(config)
+    for done in range(1, 6):
+        # each life takes one step and dies in the middle of the next
+        assert run_in_process(config, kill_after_calls=calls[done - 1] + 2) == KILLED
+        assert [c.name for c in checkpoint.complete_checkpoints(Path(config.run_dir) / "checkpoints")][-1] == f"step_{done:08d}"
+    assert run_in_process(config) == 0
+    assert_same_run(config, reference)
+
+
+def test_resumed_from_every_checkpoint_twice_in_a_row(settings, reference):
+    for step in (1, 3, 4, 5):
+        again = small_config(**settings, name=f"from{step}", objective__name="nll_then_killed")
+        again.resume = str(Path(reference.run_dir) / "checkpoints" / f"step_{step:08d}")
+        for _ in range(2 if step == 4 else 1):
+            train(again)
+            resumed, whole = metrics_of(again), metrics_of(reference)
+            assert resumed == whole[step:]
+            for name, tensor in weights(again).items():
+                assert torch.equal(tensor, weights(reference)[name])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"objective__name": "talr", "data__packing": False},
+        {"objective__name": "alpha", "controller__name": "cosine", "checkpoint__async_save": True},
+        {"objective__name": "threshold", "objective__lower_quantile": 0.4, "objective__normalizer": "kept", "train__activation_checkpointing": "per_op"},
+    ],
+    ids=["steered by statistics", "scheduled, saved in the background", "quantile threshold"],
+)
+def test_control_and_state_survive(settings, overrides):
+    name = overrides["objective__name"]
+    whole = small_config(**settings, name=f"{name}-whole", **overrides)
+    train(whole)
+    resumed = small_config(**settings, name=f"{name}-resumed", **overrides)
+    resumed.resume = str(Path(whole.run_dir) / "checkpoints" / "step_00000003")
+    train(resumed)
+    assert metrics_of(resumed) == metrics_of(whole)[3:]
+    for tensor, other in zip(weights(resumed).values(), weights(whole).values(), strict=True):
+        assert torch.equal(tensor, other)
+
+
+def test_asked_to_stop_it_saves_and_the_same_command_goes_on(settings, reference):
+    config = small_config(**settings, name="stopped", objective__name="nll_then_killed", checkpoint__every=0, train__max_steps=400)
+    process = PROCESSES.Process(target=_run, args=(config, 0))
+    process.start()
+    metrics = Path(config.run_dir) / "metrics.jsonl"
+    deadline = time.time() + 60
+    while time.time() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0
+    saved = checkpoint.complete_checkpoints(Path(config.run_dir) / "checkpoints")
+    assert len(saved) == 1
+    step = int(saved[0].name.removeprefix("step_"))
+    assert 2 <= step < 400
+    assert len(metrics_of(config)) == step, "metrics.jsonl ends with the step that was saved"
+
+
+def test_a_changed_configuration_is_refused_and_named(settings, reference):
+    changed = small_config(**settings, name="reference", objective__name="nll_then_killed", train__lr=0.5, log__every=1)
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.01 -> 0\.5"):
+        train(changed)
+    with pytest.raises(ConfigError, match="resume=never"):
+        train(small_config(**settings, name="reference", objective__name="nll_then_killed", resume="never"))
+
+
+def test_changed_data_are_refused(settings, reference, folder):
+    other = folder / "other.jsonl"
+    lines = (folder / "data.jsonl").read_text().splitlines(keepends=True)
+    other.write_text("".join([lines[0].replace("Add", "Sum"), *lines[1:]]))
+    changed = small_config(**settings, name="changed-data", objective__name="nll_then_killed", data__path=other)
+    changed.resume = str(Path(reference.run_dir) / "checkpoints" / "step_00000003")
+    with pytest.raises(CheckpointError, match="data has changed"):
+        train(changed)
+
+
+def test_damage_is_noticed_and_named_and_an_older_checkpoint_works(settings, reference, folder):
+    source = Path(reference.run_dir) / "checkpoints" / "step_00000004"
+    for path in sorted(source.iterdir()):
+        for harm in ("flip", "truncate", "delete"):
+            broken = folder / "harm" / "step_00000004"
+            shutil.rmtree(broken.parent, ignore_errors=True)
+            shutil.copytree(source, broken)
+            target = broken / path.name
+            content = bytearray(target.read_bytes())
+            if harm == "flip":
+                content[len(content) // 2] ^= 0x10
+                target.write_bytes(content)
+            elif harm == "truncate":
+                target.write_bytes(content[:-1])
+            else:
+                target.unlink()
+            with pytest.raises(CheckpointError) as caught:
+                checkpoint.verify(broken)
+            assert path.name in str(caught.value) or path.name == checkpoint.MANIFEST
+            assert str(broken) in str(caught.value)
+
+
+def test_only_the_newest_are_kept_and_leftovers_of_a_crash_are_ignored(settings):
+    config = small_config(**settings, name="pruned", checkpoint__keep_last=2)
+    leftover = Path(config.run_dir) / "checkpoints" / "step_00000099.tmp"
+    leftover.mkdir(parents=True)
+    train(config)
+    names = [path.name for path in checkpoint.complete_checkpoints(Path(config.run_dir) / "checkpoints")]
+    assert names == ["step_00000005", "step_00000006"]
