@@ -1,5 +1,6 @@
 """Process groups, devices and meshes; one process without torchrun is a world of one."""
 
+import itertools
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from adaptsft.errors import ConfigError, UserError
 
 T = TypeVar("T")
+_runs = itertools.count()
 
 
 @contextmanager
@@ -33,7 +35,10 @@ def process_group(device_kind: str):
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timedelta(hours=2))
+        # a name for each group of this process: a second run would otherwise meet the keys that the first left in torchrun's store
+        store, rank, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"run{next(_runs)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(hours=2))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -430,3 +430,7 @@ def info_sft(rows: Rows, control: Any, *, pivot: float = 0.93) -> Result:
     """
     logit = rows.logp - rows.one_minus_p.log()
     return _weighted(rows, rows.logp.exp() * (math.log(pivot) - math.log1p(-pivot) - logit).clamp(min=0.0))
+
+
+if __name__ == "__main__":
+    print(describe())

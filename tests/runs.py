@@ -8,9 +8,17 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from adaptsft import config as configuration
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.tensor import DTensor
+
+from adaptsft import checkpoint, config as configuration
 from adaptsft.config import Config
+from adaptsft.controllers import initial_control
+from adaptsft.distributed import mesh, process_group
+from adaptsft.model.build import build_model, load_assets
 from adaptsft.objectives import nll, register
+from adaptsft.optim import build_optimizer
 
 # forkserver: torch and transformers are imported once, each run is still a process of its own with nothing shared
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -76,3 +84,31 @@ def run_in_process(config: Config, kill_after_calls: int = 0) -> int:
     process.join(300)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
+
+
+def flatten(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Nested state -> {dotted name: full tensor}."""
+    flat: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, torch.Tensor):
+            flat[prefix + key] = value.full_tensor().clone() if isinstance(value, DTensor) else value.clone()
+    return flat
+
+
+def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint, read without any model."""
+    file = checkpoint.with_suffix(".pt")
+    dcp_to_torch_save(checkpoint, file)
+    return flatten(torch.load(file))
+
+
+def loaded_state(config: Config, saved: Path) -> dict[str, torch.Tensor]:
+    """What model, optimizer and control hold after loading a checkpoint on this many ranks."""
+    with process_group("cpu") as device:
+        model, _ = build_model(config.model, config.train, load_assets(config.model), mesh(device, config.train.replicas), device)
+        optimizer = build_optimizer(model, config.train)
+        control = initial_control(config.objective, 1, device)
+        checkpoint.load(saved, model, optimizer, control._asdict())
+        return flatten(checkpoint.full_state(model, optimizer, control._asdict()))

@@ -16,6 +16,7 @@ from adaptsft.config import DataConfig, SourceConfig
 from adaptsft.data import Template, open_data
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.tiny import CHATML, bpe_tokenizer
+from tests.conftest import REPO
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
@@ -137,6 +138,15 @@ def test_template_whose_generation_prompt_disagrees(settings):
         open_data(settings, tok, seed=0, log=quiet)
 
 
+def test_template_whose_generation_prompt_forgets_the_last_messages(settings):
+    """Every prompt begins the conversation, but the second one would have the second question learned."""
+    forgetful = "{% for message in messages %}{% if not add_generation_prompt or loop.first %}" + CHATML.split("%}", 1)[1]
+    tok = tokenizer(forgetful.replace("{% endfor %}", "{% endif %}{% endfor %}"))
+    write(Path(settings.path), {"messages": TALK})
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*message 3 .*data\.loss_on=last_turn"):
+        open_data(settings, tok, seed=0, log=quiet)
+
+
 @pytest.mark.parametrize("bos", [None, "<bos>"])
 def test_plain_template(settings, bos):
     tok = tokenizer(None, bos=bos)
@@ -186,6 +196,17 @@ def test_layouts(settings, record, fields):
     data, _ = open_data(replace(settings, fields=fields), tok, seed=0, log=quiet)
     assert tok.decode(data.example(0)[0]) == ONE_TURN
     assert learned(data, tok) == "So.<|im_end|>"
+
+
+def test_layouts_of_the_documentation_give_the_same_tokens(tmp_path, settings):
+    records = (REPO / "docs" / "data.md").read_text().split("```json\n")[1].split("```")[0].splitlines()
+    examples = []
+    for number, record in enumerate(records):
+        (tmp_path / f"{number}.jsonl").write_text(record)
+        data, _ = open_data(replace(settings, path=str(tmp_path / f"{number}.jsonl")), tokenizer(), seed=0, log=quiet)
+        examples.append([part.tolist() for part in data.example(0)])
+    assert len(records) == 4
+    assert examples == [examples[0]] * 4
 
 
 def test_alpaca_input_follows_the_instruction(settings):
@@ -328,9 +349,17 @@ def test_label_of_message_fields(settings):
     assert str(error.value) == f"{where}: unknown role 'bot'; the roles are system, user, assistant, tool"
 
 
+def test_braces_in_a_file_name(tmp_path, settings):
+    path = tmp_path / "a{0}{b}.jsonl"
+    path.write_text(GOOD + "{}")
+    with pytest.raises(DataError) as error:
+        open_data(replace(settings, path=str(path)), tokenizer(), seed=0, log=quiet)
+    assert str(error.value).startswith(f"{path}:2: field 'prompt' is missing")
+
+
 def test_repeated_ids_are_allowed_where_asked(settings):
     write(Path(settings.path), *[{"id": 7, "prompt": "a", "completion": "b"}] * 2)
-    data, _ = open_data(replace(settings, fields={"id": ""}), tokenizer(), seed=0, log=quiet)
+    data, _ = open_data(replace(settings, fields={"id": "none"}), tokenizer(), seed=0, log=quiet)
     assert len(data) == 2
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptsft.config import Config, DataConfig
+from adaptsft.config import Config, DataConfig, SourceConfig
 from adaptsft.data import BatchPlan, TokenizedData, collate, eval_batches, open_data
 from adaptsft.data.packing import best_fit_decreasing
 from adaptsft.data.plan import deal
@@ -64,7 +64,8 @@ def test_packs_hold_each_example_once_and_fit(seed):
     rows = best_fit_decreasing(lengths, capacity)
     assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
     assert all(0 < sum(lengths[i] for i in row) <= capacity for row in rows)
-    assert len(rows) <= 11 / 9 * -(-sum(lengths) // capacity) + 1 or min(lengths) > capacity / 4
+    if len(rows) > 1:  # no two rows could be one
+        assert sum(sorted(sum(lengths[i] for i in row) for row in rows)[:2]) > capacity
     assert rows == best_fit_decreasing(lengths, capacity)
 
 
@@ -197,24 +198,20 @@ def test_batch_is_its_documents(data, packing, multiple):
         assert (ids[batch.valid_idx + 1] == batch.labels).all()
 
 
-def test_dtypes_and_sources(data):
-    data = TokenizedData(**{**vars(data), "source": np.array([0, 0, 0] + [0] * 37, np.int16)})
+def test_dtypes(data):
     batch = collate([[0, 1], [2]], data, pad_id=PAD, pad_multiple=8)
     assert batch.cu_seqlens.dtype == torch.int32
     for name in ("ids", "positions", "valid_idx", "labels", "source", "sequence", "sequence_lengths", "sequence_source"):
         assert getattr(batch, name).dtype == torch.int64
     assert batch.source.shape == batch.labels.shape == batch.sequence.shape == batch.valid_idx.shape
     assert batch.sequence_source.shape == batch.sequence_lengths.shape == (3,)
-    assert batch.to(torch.device("cpu")).ids.equal(batch.ids)
 
 
-def test_rows_carry_their_source(tmp_path):
+def test_tokens_carry_their_source(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "x", "completion": "yz"}\n')
-    sources = [{"path": str(tmp_path / "a.jsonl")}, {"path": str(tmp_path / "b.jsonl")}]
-    from adaptsft.config import SourceConfig
-
-    config = DataConfig(sources=[SourceConfig(**source) for source in sources], cache_dir=str(tmp_path / "cache"))
+    sources = [SourceConfig(path=str(tmp_path / f"{name}.jsonl")) for name in "ab"]
+    config = DataConfig(sources=sources, cache_dir=str(tmp_path / "cache"))
     data, _ = open_data(config, bpe_tokenizer([], 259), seed=0, log=lambda line: None)
     batch = collate([[1, 0]], data, pad_id=PAD)
     assert batch.sequence_source.tolist() == [1, 0]

@@ -1,6 +1,8 @@
 """Every objective against 50 digits and autograd, at the ends of its range, and as a user configures it."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mpmath as mp
@@ -15,6 +17,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.objectives import REGISTRY, build, describe, register
 from adaptsft_kernels import Rows
 
+REPO = Path(__file__).resolve().parent.parent
 mp.mp.dps = 400  # 50 digits must be left of the derivative of 1 - p^10 at p = 1e-30
 H, C, H20 = 1.3, 0.4, 1.1  # entropy, sum p_i^2 and top-20 entropy of every test row
 MEAN_P, TAU = 0.6, 0.8
@@ -131,9 +134,10 @@ def test_s_agrees_with_autograd(case: Case) -> None:
 def test_finite_at_the_ends_in_fp32(name: str, alpha: float) -> None:
     logp = torch.tensor([0.0, -1e-30, -1e-8, -80.0, -200.0])
     rows = rows_of(logp, -torch.expm1(logp), sequence=torch.arange(5))
+    control = control_of(5, torch.float32, alpha=alpha, mean_p=0.0, sequence_nll=0.0)
     for params in ({}, {"batch": 1.0}):
         if params.keys() <= REGISTRY.get(name, REGISTRY["nll"]).parameters.keys():
-            loss, s = build(ObjectiveConfig(name=name, params=params))(rows, control_of(5, torch.float32, alpha=alpha))
+            loss, s = build(ObjectiveConfig(name=name, params=params))(rows, control)
             assert loss.dtype == s.dtype == torch.float32
             assert loss.isfinite().all() and s.isfinite().all(), (loss, s)
             assert (s >= 0).all()
@@ -208,17 +212,19 @@ def test_what_is_kept() -> None:
     }
     assert kept.pop("gce") == [False, False, True] and kept.pop("profit") == [False, True, True]
     assert all(value == [True, True, True] for value in kept.values())
-    both = build(ObjectiveConfig(name="threshold", base="gce", lower=0.1, params={"k": 0.2}))
-    assert both.keep(rows, control).tolist() == [False, True, False]
+
+    p = torch.tensor([0.05, 0.3, 0.6, 0.8])
+    both = build(ObjectiveConfig(name="threshold", base="gce", lower=0.1, params={"k": 0.4}))
+    assert both.keep(rows_of(p.log(), 1 - p), control_of(4, lower=0.1, upper=0.7)).tolist() == [False, False, True, False]
 
 
 def test_published_batch_forms() -> None:
     p = torch.tensor([0.2, 0.9, 0.5, 0.7, 0.3], dtype=torch.float64)
-    rows, control = rows_of(p.log(), 1 - p, sequence=torch.tensor([0, 0, 1, 2, 2])), control_of(5)
+    rows, control = rows_of(p.log(), 1 - p, sequence=torch.tensor([0, 0, 1, 2, 3])), control_of(5)
     talr, cayley_ = (build(ObjectiveConfig(name=name, params={"batch": 1})) for name in ("talr", "cayley"))
     assert talr.whole_batch and cayley_.whole_batch and not build(ObjectiveConfig(name="talr")).whole_batch
     nll = -p.log()
-    median = torch.stack([nll[:2].mean(), nll[2], nll[3:].mean()]).median()
+    median = torch.stack([nll[:2].mean(), *nll[2:]]).median()
     at_median, at_mean = control_of(5, sequence_nll=float(median)), control_of(5, mean_p=float(p.mean()))
     torch.testing.assert_close(talr(rows, control)[1], REGISTRY["talr"](rows, at_median)[1])
     torch.testing.assert_close(cayley_(rows, control)[1], REGISTRY["cayley"](rows, at_mean)[1])
@@ -293,3 +299,13 @@ def test_an_objective_registered_from_outside(monkeypatch: pytest.MonkeyPatch) -
         register("square")(square)
     with pytest.raises(ConfigError, match=r"params\.weight=11"):
         build(ObjectiveConfig(name="square", params={"weight": 11}))
+
+
+def test_documentation_is_current_and_its_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (REPO / "docs" / "objectives.md").read_text()
+    assert describe() in text, "paste the output of `python -m adaptsft.objectives` into docs/objectives.md"
+    monkeypatch.setattr(objectives, "REGISTRY", REGISTRY.copy())
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], {"__name__": "example"})
+    objective = build(ObjectiveConfig(name="cosine", alpha=1.0, params={"power": 2.0}))
+    loss, s = objective(rows_at(P), control_of(len(P), alpha=1.0))
+    assert loss.isfinite().all() and (s >= 0).all() and s.max() <= 1

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO
+from tests.conftest import REPO
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft.errors import ConfigError, DataError

@@ -122,7 +122,8 @@ def _messages(record: dict[str, Any], field: str, answered: bool = True) -> list
         role = message.get("role")
         if role not in ROLES:
             raise DataError(f"{label}: unknown role {role!r}; the roles are {', '.join(ROLES)}")
-        # Tables fill keys that only some messages have with null; templates take a null key for a present one.
+        # Tables fill keys that only some messages have with null; templates take a null key for a present one,
+        # and transformers 5.17 does not remove it.
         message = {name: item for name, item in message.items() if item is not None or name == "content"}
         if role == "assistant" and not message.get("tool_calls"):
             _answer(message, "content", f"{label}: content")

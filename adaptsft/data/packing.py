@@ -8,7 +8,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     """Rows of indices into `lengths`, each index once, the sum of a row's lengths at most `capacity`.
 
     Longest first, each into the fullest row that has room for it; ties go by index, so that the result depends on nothing else.
-    O(n log n). Needs at most 11/9 of the fewest possible rows, plus one (Johnson 1973).
+    Needs at most 11/9 of the fewest possible rows, and a few (Johnson et al. 1974).
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted

@@ -30,7 +30,7 @@ Row = tuple[int, dict[str, Any], float]  # place (line, item or row, from 1), re
 
 @dataclass(frozen=True)
 class Records:
-    """An open source: a fingerprint of its content, how to name a place in it ("{}" is the place), and its rows."""
+    """An open source: a fingerprint of its content, how to name a place in it (this and a number), and its rows."""
 
     fingerprint: str
     place: str
@@ -62,17 +62,17 @@ def open_records(source: SourceConfig) -> Records:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if path.suffix == ".parquet":
-            return Records(fingerprint, f"{source.path}: row {{}}", lambda: _table_rows(_load_parquet(path, source.path)))
+            return Records(fingerprint, f"{source.path}: row ", lambda: _table_rows(_load_parquet(path, source.path)))
         if path.suffix == ".csv":
-            return Records(fingerprint, f"{source.path}:{{}}", lambda: _csv_rows(path, source.path))
+            return Records(fingerprint, f"{source.path}:", lambda: _csv_rows(path, source.path))
         if _first_byte(path) == b"[":
-            return Records(fingerprint, f"{source.path}: item {{}}", lambda: _json_items(path, source.path))
-        return Records(fingerprint, f"{source.path}:{{}}", lambda: _json_lines(path, source.path))
+            return Records(fingerprint, f"{source.path}: item ", lambda: _json_items(path, source.path))
+        return Records(fingerprint, f"{source.path}:", lambda: _json_lines(path, source.path))
     if path.suffix in EXTENSIONS or (source.path.startswith((".", "/", "~")) and not path.is_dir()):
         raise DataError(f"{source.path}: no such file{_nearest(path)}")
     table = _load_hub(source)
     name = f"{source.path}, {source.split}" + (f", {source.subset}" if source.subset else "")
-    return Records(table._fingerprint, f"{name}: row {{}}", lambda: _table_rows(table))
+    return Records(table._fingerprint, f"{name}: row ", lambda: _table_rows(table))
 
 
 def _nearest(path: Path) -> str:
@@ -101,14 +101,13 @@ def _json_lines(path: Path, name: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                value = json.loads(text)
+                value = json.loads(line.strip().decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 raise DataError(f"{name}:{number}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8") from None
             except json.JSONDecodeError as error:
+                reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
                 raise DataError(
-                    f"{name}:{number}: not valid JSON: {error.msg} at column {error.colno}; each line must be one JSON object, or the "
-                    "whole file one array of them"
+                    f"{name}:{number}: not valid JSON: {reason}; each line must be one JSON object, or the whole file one array of them"
                 ) from None
             yield number, _object(value, f"{name}:{number}"), done / size
 

@@ -115,7 +115,7 @@ class TokenFile:
         return ids.values.slice(begin, length).to_numpy(), masks.values.slice(begin, length).to_numpy(zero_copy_only=False)
 
     def where(self, row: int) -> str:
-        return self.place.format(self.places[row])
+        return f"{self.place}{self.places[row]}"
 
 
 def open_data(
@@ -210,7 +210,7 @@ def _tokenise(source: SourceConfig, records: Records, template: Template, folder
                         _check_id(record.get(layout.names["id"]), place, seen, records.place)
                         conversations.append(template.segments(*layout.conversation(record)))
                     except DataError as error:
-                        raise DataError(f"{records.place.format(place)}: {error}") from None
+                        raise DataError(f"{records.place}{place}: {error}") from None
                 examples = template.encode(conversations)
                 offsets = np.cumsum([0] + [len(ids) for ids, _ in examples], dtype=np.int32)
                 columns = [pa.ListArray.from_arrays(offsets, np.concatenate(column)) for column in zip(*examples, strict=True)]
@@ -218,9 +218,7 @@ def _tokenise(source: SourceConfig, records: Records, template: Template, folder
                 sizes.append(np.array([(len(mask), mask.sum(), place) for (_, mask), (place, _, _) in zip(examples, batch, strict=True)]).T)
                 if not sizes[-1][1].all():
                     place = batch[int(np.argmin(sizes[-1][1]))][0]
-                    raise DataError(
-                        f"{records.place.format(place)}: no token of the example is learned; give it an answer that follows a prompt"
-                    )
+                    raise DataError(f"{records.place}{place}: no token of the example is learned; give it an answer that follows a prompt")
                 done += len(batch)
                 if time.monotonic() - shown > PROGRESS_EVERY:
                     shown, share = time.monotonic(), batch[-1][2]
@@ -231,13 +229,12 @@ def _tokenise(source: SourceConfig, records: Records, template: Template, folder
     np.save(folder / "sizes.npy", np.concatenate(sizes, axis=1).astype(np.int64))
 
 
-def _check_id(value: Any, place: int, seen: dict[Any, int], pattern: str) -> None:
+def _check_id(value: Any, place: int, seen: dict[Any, int], prefix: str) -> None:
     if value is None:
         return
     value = value if isinstance(value, str | int) else json.dumps(value, default=str)
     if value in seen:
         raise DataError(
-            f"the id {value!r} is that of {pattern.format(seen[value])} too; remove one of the two, or set data.fields.id='' if ids may "
-            "repeat"
+            f"the id {value!r} is that of {prefix}{seen[value]} too; remove one of the two, or set data.fields.id=none if ids may repeat"
         )
     seen[value] = place

@@ -102,6 +102,8 @@ def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
 
 
 _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
+# the names under which transformers knows them; one that contains "sdpa" or "flash" would be held to transformers' rules for its own
+SEAM = {"flash": "documents_f", "varlen": "documents_v", "sdpa": "documents_s"}
 _HONOURED = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict", "cache_position"}
 
 
@@ -129,7 +131,7 @@ def _attention_function(backend: str):
 
 for _name in _BACKENDS:
     # no mask function is registered beside it: transformers then builds no mask at all, and padding is a document of its own
-    AttentionInterface.register(f"adaptsft_{_name}", _attention_function(_name))
+    AttentionInterface.register(SEAM[_name], _attention_function(_name))
 
 
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config) -> str:

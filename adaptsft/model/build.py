@@ -70,7 +70,7 @@ def build_model(config: ModelConfig, train: TrainConfig, assets: Assets, mesh: D
     backend = attention.choose(config.attention, device, dtype, assets.config.get_text_config())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            assets.config, attn_implementation=f"adaptsft_{backend}", dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            assets.config, attn_implementation=attention.SEAM[backend], dtype=torch.float32, trust_remote_code=config.trust_remote_code
         )
     model.config.use_cache = False
     freeze(model, config.freeze)
@@ -203,9 +203,10 @@ def verify_head(model: PreTrainedModel, batch: Batch, documents: attention.Docum
     Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)). All ranks call it together.
     """
     model.eval()  # no dropout: both ways must see the same hidden states
-    _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
+    with torch.compiler.set_stance("force_eager"):  # not worth compiling for
+        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
+        logits = model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False, logits_to_keep=0).logits
     chosen = batch.valid_idx[:tokens]
-    logits = model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False, logits_to_keep=0).logits
     own = logits.flatten(0, 1)[chosen].float().log_softmax(-1).gather(1, batch.labels[:tokens, None]).squeeze(1)
     model.train()
     reshard(model)
