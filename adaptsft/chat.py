@@ -8,13 +8,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from adaptsft import config as configuration
+from adaptsft.config import DataConfig
+from adaptsft.data import Template
 from adaptsft.errors import CheckpointError, UserError
 
 HELP = "Ctrl-D or an empty line ends the conversation, /new starts another."
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m adaptsft.chat", description="Talk to a finished run or to any Hugging Face model.", epilog=HELP)
+    parser = argparse.ArgumentParser(
+        prog="python -m adaptsft.chat", description="Talk to a finished run or to any Hugging Face model.", epilog=HELP
+    )
     parser.add_argument("model", help="run folder, Hugging Face folder, or name on the hub")
     parser.add_argument("--prompt", help="answer this one prompt and end")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
@@ -31,8 +35,9 @@ def main(arguments: list[str]) -> int:
     if options.prompt is not None:
         answer(model, tokenizer, template, [{"role": "user", "content": options.prompt}], options)
         return 0
-    kind = "each message stands alone: plain template" if template else "chat template"
-    print(f"{options.model} on {model.device.type} ({kind}). {HELP}", file=sys.stderr)
+    alone = template.kind == "plain"
+    note = "each message stands alone, as in its training" if alone else "it remembers the conversation"
+    print(f"{options.model} on {model.device.type}; {note}. {HELP}", file=sys.stderr)
     messages: list[dict[str, str]] = []
     while True:
         try:
@@ -44,16 +49,19 @@ def main(arguments: list[str]) -> int:
         if text == "/new":
             messages = []
             continue
-        messages = ([] if template else messages) + [{"role": "user", "content": text}]
+        messages = ([] if alone else messages) + [{"role": "user", "content": text}]
         messages.append({"role": "assistant", "content": answer(model, tokenizer, template, messages, options)})
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
-    """Model, tokenizer, and the plain prompt template if the run was trained with one (None: the tokenizer's chat template)."""
-    folder, template = Path(name), None
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]:
+    """Model, tokenizer and template: those of the training for a run, else the tokenizer's chat template or, without one, the bare prompt."""
+    folder, data = Path(name), DataConfig(prompt_template="{prompt}")
     is_run = (folder / "config.yaml").is_file()
-    if is_run and not (folder / "final").is_dir():
-        raise CheckpointError(f"{folder} has no final/ model yet: let the run finish, or write one with python -m adaptsft.export {folder} OUT")
+    if is_run:
+        data = configuration.read(folder / "config.yaml").data
+        if not (folder / "final").is_dir():
+            fix = f"let the run finish, or write one with python -m adaptsft.export {folder} OUT"
+            raise CheckpointError(f"{folder} has no final/ model yet: {fix}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         source = folder / "final" if is_run else name
@@ -61,34 +69,35 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | Non
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
-    if is_run:
-        data = configuration.read(folder / "config.yaml").data
-        template = data.prompt_template if data.template == "plain" or not tokenizer.chat_template else None
-    elif not tokenizer.chat_template:
-        template = "{prompt}"
-    return model, tokenizer, template
+    return model, tokenizer, Template(tokenizer, data)
 
 
 @torch.no_grad()
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: str | None, messages: list[dict[str, str]], options: argparse.Namespace) -> str:
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    messages: list[dict[str, str]],
+    options: argparse.Namespace,
+) -> str:
     """Print the model's answer as it is generated, and return it."""
-    if template is not None:
-        text = template.replace("{prompt}", messages[-1]["content"])
-    else:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=template is not None).to(model.device)
-    inputs.pop("token_type_ids", None)
-    sampling = {"do_sample": True, "temperature": options.temperature, "top_p": 1.0, "top_k": 0} if options.temperature > 0 else {"do_sample": False}
+    prompt = torch.tensor([template.prompt_ids(messages)], device=model.device)
+    sampling = (
+        {"do_sample": True, "temperature": options.temperature, "top_p": 1.0, "top_k": 0}
+        if options.temperature > 0
+        else {"do_sample": False}
+    )
     stops = {tokenizer.eos_token_id, *_ids(model.generation_config.eos_token_id)} - {None}
     output = model.generate(
-        **inputs,
+        prompt,
+        attention_mask=torch.ones_like(prompt),
         **sampling,
         max_new_tokens=options.max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         eos_token_id=sorted(stops) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def _ids(value: int | list[int] | None) -> list[int]:

@@ -36,7 +36,9 @@ class Checkpointer:
         self.group = dist.new_group(backend="gloo") if async_save else None
         self.pending: tuple[Any, Callable[[], None]] | None = None
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
+    ) -> None:
         """Write the state after `step` steps. In the background with async_save; then the state is copied to memory first."""
         self.wait()
         final = self.folder / f"step_{step:08d}"

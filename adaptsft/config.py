@@ -32,8 +32,12 @@ class ModelConfig:
     revision: str | None = key(None, "branch, tag or commit of a model on the hub")
     tokenizer: str | None = key(None, "name or folder of the tokenizer; default: model.path")
     trust_remote_code: bool = key(False, "run Python code that comes with the model; off unless you have read it")
-    compute_dtype: str = key("auto", "dtype of forward and backward; masters stay fp32. auto: bf16 on GPU, fp32 on CPU", ("auto", "fp32", "bf16"))
-    attention: str = key("auto", "how documents in a pack attend; auto takes the first that works here", ("auto", "flash", "varlen", "sdpa"), changeable=True)
+    compute_dtype: str = key(
+        "auto", "dtype of forward and backward; masters stay fp32. auto: bf16 on GPU, fp32 on CPU", ("auto", "fp32", "bf16")
+    )
+    attention: str = key(
+        "auto", "how documents in a pack attend; auto takes the first that works here", ("auto", "flash", "varlen", "sdpa"), changeable=True
+    )
     freeze: list[str] = key([], "regular expressions; parameters whose full name matches one are not trained")
     add_tokens: list[str] = key([], "tokens added to the tokenizer; their embeddings start at the mean of the others")
 
@@ -45,24 +49,39 @@ class SourceConfig:
     subset: str | None = key(None, "configuration of a data set on the hub")
     split: str = key("train", "split of a data set on the hub")
     weight: float = key(1.0, "copies of this source per epoch: 2 = every example twice, 0.5 = another random half each epoch")
-    fields: dict[str, str] = key({}, "field map, ours: yours, for example {prompt: question, completion: answer}; default: recognised by name")
+    fields: dict[str, str] = key(
+        {}, "field map, ours: yours, for example {prompt: question, completion: answer}; default: recognised by name"
+    )
 
 
 @dataclass
 class DataConfig:
     path: str = key("", "one source: hub name, or a json, jsonl, parquet or csv file")
+    subset: str | None = key(None, "configuration of data.path on the hub")
+    split: str = key("train", "split of data.path on the hub")
     fields: dict[str, str] = key({}, "field map for data.path, ours: yours, for example {prompt: question, completion: answer}")
-    sources: list[SourceConfig] = key([], "several weighted sources (instead of data.path); keys of each: name, path, subset, split, weight, fields")
+    sources: list[SourceConfig] = key(
+        [], "several weighted sources (instead of data.path); keys of each: name, path, subset, split, weight, fields"
+    )
     validation_path: str = key("", "held-out file or hub name, in the layout of the training data")
+    validation_split: str = key("validation", "split of data.validation_path on the hub")
     validation_examples: int = key(0, "hold out this many examples of the training data, drawn by seed (0: none)")
-    template: str = key("auto", "chat: the tokenizer's chat template. plain: data.prompt_template. auto: chat if the tokenizer has one", ("auto", "chat", "plain"))
+    template: str = key(
+        "auto",
+        "chat: the tokenizer's chat template. plain: data.prompt_template. auto: chat if the tokenizer has one",
+        ("auto", "chat", "plain"),
+    )
     prompt_template: str = key("{prompt}\n", "plain template of the prompt; the completion and the end-of-text token follow it")
-    loss_on: str = key("assistant", "which tokens are learned: every assistant turn, the last turn only, or all tokens", ("assistant", "last_turn", "all"))
+    loss_on: str = key(
+        "assistant", "which tokens are learned: every assistant turn, the last turn only, or all tokens", ("assistant", "last_turn", "all")
+    )
     max_length: int = key(2048, "longest example, and length of a pack, in tokens")
     overlong: str = key("drop", "what happens to examples longer than max_length; the count is printed", ("drop", "truncate", "error"))
     packing: bool = key(True, "pack the examples of a step into rows of max_length (best-fit decreasing); false: one padded row each")
     pad_multiple: int = key(8, "rows are padded to a multiple of this many tokens", changeable=True)
-    cache_dir: str = key("~/.cache/adaptsft", "tokenised data, found again by a fingerprint of data, tokenizer, template and settings", changeable=True)
+    cache_dir: str = key(
+        "~/.cache/adaptsft", "tokenised data, found again by a fingerprint of data, tokenizer, template and settings", changeable=True
+    )
 
 
 @dataclass
@@ -72,8 +91,12 @@ class ObjectiveConfig:
     alpha: float = key(0.0, "alpha of f_alpha(p) = (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p")
     lower: float = key(0.0, "threshold: tokens with p below are masked")
     upper: float = key(1.0, "threshold: tokens with p above are masked")
-    lower_quantile: float | None = key(None, "threshold: set lower to this quantile of the base model's p, measured per source before step 1")
-    upper_quantile: float | None = key(None, "threshold: set upper to this quantile of the base model's p, measured per source before step 1")
+    lower_quantile: float | None = key(
+        None, "threshold: set lower to this quantile of the base model's p, measured per source before step 1"
+    )
+    upper_quantile: float | None = key(
+        None, "threshold: set upper to this quantile of the base model's p, measured per source before step 1"
+    )
     normalizer: str = key("all", "divide the loss by all supervised tokens, or by those kept by the threshold", ("all", "kept"))
     params: dict[str, float] = key({}, "parameters of the objective by name, for example {gamma: 2}; see docs/objectives.md")
 
@@ -93,7 +116,9 @@ class TrainConfig:
     epochs: float = key(1.0, "passes over the training data; ignored where max_steps is set")
     max_steps: int = key(0, "optimizer steps (0: from epochs)")
     global_batch_size: int = key(32, "examples per optimizer step, over all ranks and micro-batches")
-    micro_batch_size: int = key(1, "rows (packs, or padded examples) per rank in one forward; changes memory and speed, not what is learned", changeable=True)
+    micro_batch_size: int = key(
+        1, "rows (packs, or padded examples) per rank in one forward; changes memory and speed, not what is learned", changeable=True
+    )
     lr: float = key(1e-5, "peak learning rate")
     lr_schedule: str = key("cosine", "shape after warm-up", ("cosine", "linear", "constant", "wsd"))
     lr_min_ratio: float = key(0.0, "learning rate at the end, as a share of the peak")
@@ -103,8 +128,15 @@ class TrainConfig:
     eps: float = key(1e-8, "AdamW epsilon")
     weight_decay: float = key(0.01, "AdamW weight decay, on matrices only (norms and biases are exempt)")
     clip_norm: float = key(1.0, "largest gradient norm (0: no clipping)")
-    max_nonfinite_steps: int = key(5, "stop after this many skipped steps in a row; a step with a loss or gradient that is not finite is skipped on all ranks")
-    activation_checkpointing: str = key("none", "recompute activations in backward: nothing, whole blocks, or all but the matrix products", ("none", "full", "per_op"), changeable=True)
+    max_nonfinite_steps: int = key(
+        5, "stop after this many skipped steps in a row; a step with a loss or gradient that is not finite is skipped on all ranks"
+    )
+    activation_checkpointing: str = key(
+        "none",
+        "recompute activations in backward: nothing, whole blocks, or all but the matrix products",
+        ("none", "full", "per_op"),
+        changeable=True,
+    )
     compile: bool = key(False, "torch.compile every block", changeable=True)
     loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 64 MiB on CPU, 1 GiB on GPU)", changeable=True)
     device: str = key("auto", "auto: cuda where there is one", ("auto", "cpu", "cuda"), changeable=True)
@@ -134,7 +166,11 @@ class LogConfig:
 @dataclass
 class Config:
     run_dir: str = key("", "folder of this run: config, metrics, checkpoints and the final model", changeable=True)
-    resume: str = key("auto", "auto: from the newest checkpoint in run_dir, if there is one. never: refuse a folder that holds a run. Or the path of a checkpoint", changeable=True)
+    resume: str = key(
+        "auto",
+        "auto: from the newest checkpoint in run_dir, if there is one. never: refuse a folder that holds a run. Or the path of a checkpoint",
+        changeable=True,
+    )
     seed: int = key(0, "seed of data order, held-out split and dropout")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -164,7 +200,11 @@ def _parse(argument: str) -> tuple[str, Any]:
     if argument.startswith("-"):
         raise ConfigError(f"{argument}: not an option; settings are written key=value, and --help lists the keys")
     if "=" in argument:
-        return argument, OmegaConf.from_dotlist([argument])
+        try:
+            return argument, OmegaConf.from_dotlist([argument])
+        except (yaml.YAMLError, OmegaConfBaseException):
+            name, value = argument.split("=", 1)
+            raise ConfigError(f"{argument}: the value is not valid YAML; put it in quotes: '{name}=\"{value}\"'") from None
     path = Path(argument)
     if not path.is_file():
         raise ConfigError(f"{argument}: no such configuration file (arguments are a YAML file or key=value)")
@@ -222,28 +262,58 @@ def validate(config: Config) -> None:
     data = config.data
     require(data.path != "" or data.sources != [], "no training data: set data.path=FILE_OR_NAME or data.sources")
     require(data.path == "" or data.sources == [], "data.path and data.sources are both set: use data.sources alone for several sources")
-    require(data.fields == {} or data.path != "", "data.fields belongs to data.path; with data.sources, give fields in each source")
+    alone = data.fields == {} and data.subset is None and data.split == "train"
+    require(
+        alone or data.path != "", "data.fields, data.subset and data.split belong to data.path; with data.sources, give them in each source"
+    )
     for number, source in enumerate(data.sources):
         require(source.path != "", f"data.sources[{number}].path is not set")
         require(source.weight > 0, f"data.sources[{number}].weight={source.weight}: must be above 0")
-    require(data.validation_path == "" or data.validation_examples == 0, "set either data.validation_path or data.validation_examples, not both")
+    require(
+        data.validation_path == "" or data.validation_examples == 0, "set either data.validation_path or data.validation_examples, not both"
+    )
     held_out = data.validation_path != "" or data.validation_examples > 0
-    require(config.eval.every == 0 or held_out, "eval.every is set but no data is held out: set data.validation_path or data.validation_examples")
+    require(
+        config.eval.every == 0 or held_out,
+        "eval.every is set but no data is held out: set data.validation_path or data.validation_examples",
+    )
     require("{prompt}" in data.prompt_template, "data.prompt_template must contain {prompt}")
 
     train = config.train
-    positive = ("train.global_batch_size", "train.micro_batch_size", "train.replicas", "train.max_nonfinite_steps", "data.max_length", "data.pad_multiple")
+    positive = (
+        "train.global_batch_size",
+        "train.micro_batch_size",
+        "train.replicas",
+        "train.max_nonfinite_steps",
+        "data.max_length",
+        "data.pad_multiple",
+    )
     positive += ("log.every", "checkpoint.keep_last")
     for name in positive:
         require(get(config, name) >= 1, f"{name}={get(config, name)}: must be at least 1")
-    for name in ("train.lr", "train.max_steps", "train.weight_decay", "train.clip_norm", "train.loss_chunk", "checkpoint.every", "eval.every"):
+    for name in (
+        "seed",
+        "train.lr",
+        "train.max_steps",
+        "train.weight_decay",
+        "train.clip_norm",
+        "train.loss_chunk",
+        "checkpoint.every",
+        "eval.every",
+    ):
         require(get(config, name) >= 0, f"{name}={get(config, name)}: must not be negative")
     for name in ("train.warmup_ratio", "train.decay_ratio", "train.lr_min_ratio", "controller.begin", "controller.finish"):
         require(0 <= get(config, name) <= 1, f"{name}={get(config, name)}: must lie in [0, 1]")
     require(train.max_steps > 0 or train.epochs > 0, "train.max_steps and train.epochs are both 0: set one of them")
     require(len(train.betas) == 2 and all(0 <= beta < 1 for beta in train.betas), f"train.betas={train.betas}: two numbers in [0, 1)")
-    require(train.lr_schedule != "wsd" or train.warmup_ratio + train.decay_ratio <= 1, "train.warmup_ratio + train.decay_ratio must not exceed 1")
-    require(config.model.attention == "sdpa" or train.device != "cpu" or config.model.attention == "auto", f"model.attention={config.model.attention} needs a GPU; use sdpa or auto")
+    require(
+        train.lr_schedule != "wsd" or train.warmup_ratio + train.decay_ratio <= 1,
+        "train.warmup_ratio + train.decay_ratio must not exceed 1",
+    )
+    require(
+        config.model.attention == "sdpa" or train.device != "cpu" or config.model.attention == "auto",
+        f"model.attention={config.model.attention} needs a GPU; use sdpa or auto",
+    )
 
     objective = objectives.build(config.objective)
     controllers.validate(config.controller, config.objective, objective)
@@ -291,7 +361,9 @@ def _rows() -> list[tuple[str, str, str, str]]:
     rows = []
     for name, declared, default in keys():
         annotation = getattr(declared.type, "__name__", str(declared.type)) if isinstance(declared.type, type) else str(declared.type)
-        annotation = (str(declared.type) if "[" in str(declared.type) else annotation).replace("__main__.", "").replace("adaptsft.config.", "")
+        annotation = (
+            (str(declared.type) if "[" in str(declared.type) else annotation).replace("__main__.", "").replace("adaptsft.config.", "")
+        )
         choices = declared.metadata["choices"]
         meaning = declared.metadata["help"] + (f" ({' | '.join(choices)})" if choices else "")
         rows.append((name, annotation, repr(default) if isinstance(default, str) else str(default), meaning))
@@ -300,18 +372,25 @@ def _rows() -> list[tuple[str, str, str, str]]:
 
 def help_text() -> str:
     """What `python -m adaptsft.train --help` prints."""
+    from adaptsft import objectives
+
     lines = ["usage: torchrun --standalone --nproc-per-node GPUS -m adaptsft.train [CONFIG.yaml] [key=value …]", ""]
     lines += ["Later arguments win. On one GPU or CPU, `python -m adaptsft.train …` does. Example:"]
     lines += ["  torchrun --standalone --nproc-per-node 8 -m adaptsft.train configs/sft.yaml model.path=Qwen/Qwen2.5-1.5B \\"]
-    lines += ["    data.path=train.jsonl objective.name=alpha controller.name=linear run_dir=runs/first", ""]
+    lines += ["    data.path=train.jsonl objective.name=alpha controller.name=linear run_dir=runs/first", "", "Keys:"]
     for name, annotation, default, meaning in _rows():
         lines += [f"  {name}  [{annotation}, default {default}]", f"      {meaning}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "Objectives:", objectives.describe()])
 
 
 def markdown() -> str:
     """docs/config.md."""
-    lines = ["# Configuration", "", "Generated by `python -m adaptsft.config > docs/config.md` from `adaptsft/config.py`; a test keeps it current.", ""]
+    lines = [
+        "# Configuration",
+        "",
+        "Generated by `python -m adaptsft.config > docs/config.md` from `adaptsft/config.py`; a test keeps it current.",
+        "",
+    ]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, annotation, default, meaning in _rows():
         cells = [f"`{name}`", f"`{annotation}`", f"`{default}`", meaning]

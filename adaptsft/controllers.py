@@ -88,7 +88,10 @@ def validate(config: ControllerConfig, objective_config: ObjectiveConfig, object
     for name in ("start", "end"):
         value = getattr(config, name)
         in_range = value >= 0 if config.parameter == "alpha" else 0 <= value <= 1
-        require(not moves or in_range, f"controller.{name}={value}: {config.parameter} must be {'>= 0' if config.parameter == 'alpha' else 'in [0, 1]'}")
+        require(
+            not moves or in_range,
+            f"controller.{name}={value}: {config.parameter} must be {'>= 0' if config.parameter == 'alpha' else 'in [0, 1]'}",
+        )
     require(
         not (moves and getattr(objective_config, f"{config.parameter}_quantile", None) is not None),
         f"controller.parameter={config.parameter} and objective.{config.parameter}_quantile both set {config.parameter}: choose one",

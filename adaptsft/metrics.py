@@ -25,7 +25,17 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "
 class Metrics:
     """Collects step rows on the device; rank 0 writes them."""
 
-    def __init__(self, run: Path, names: list[str], steps: int, first_step: int, tensorboard: bool, kept_only: bool, flops_per_token: float, device: torch.device):
+    def __init__(
+        self,
+        run: Path,
+        names: list[str],
+        steps: int,
+        first_step: int,
+        tensorboard: bool,
+        kept_only: bool,
+        flops_per_token: float,
+        device: torch.device,
+    ):
         self.run, self.names, self.steps, self.device = run, names, steps, device
         self.kept_only, self.flops_per_token = kept_only, flops_per_token
         self.rows: list[Tensor] = []
@@ -42,7 +52,9 @@ class Metrics:
 
                 self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
-    def record(self, step: int, statistics: TokenStatistics, control: Control, grad_norm: Tensor, skipped: Tensor, host: dict[str, float]) -> None:
+    def record(
+        self, step: int, statistics: TokenStatistics, control: Control, grad_norm: Tensor, skipped: Tensor, host: dict[str, float]
+    ) -> None:
         """Keep the row of a finished step (1-based); `host` holds numbers that the host knows anyway."""
         moving = [control.alpha, control.lower, control.upper]
         self.rows.append(torch.cat([statistics.table.flatten(), *(t.double() for t in moving), torch.stack([grad_norm, skipped]).double()]))
@@ -79,7 +91,9 @@ class Metrics:
         row |= {"seconds": seconds, "tokens_per_second_per_rank": host["all_tokens"] / seconds / world_size()}
         if sources > 1:
             settings = zip(self.names, table, alpha, lower, upper, strict=True)
-            row["sources"] = {n: summary(t, self.kept_only) | {"alpha": float(a), "lower": float(lo), "upper": float(up)} for n, t, a, lo, up in settings}
+            row["sources"] = {
+                n: summary(t, self.kept_only) | {"alpha": float(a), "lower": float(lo), "upper": float(up)} for n, t, a, lo, up in settings
+            }
         return row
 
     def _board(self, rows: list[dict[str, Any]], last: np.ndarray) -> None:
@@ -111,7 +125,9 @@ class Metrics:
                     if isinstance(value, float):
                         self.board.add_scalar(f"eval/{tag}", value, step)
                 _add_histogram(self.board, "eval/p", table.sum(0)[len(COLUMNS) : len(COLUMNS) + BINS], step)
-        print0(f"  held out at step {step}: nll {row['nll']:.4f}  mean p {row['mean_p']:.4f}  loss {row['loss']:.4f}  top-1 {row['top1']:.3f}")
+        print0(
+            f"  held out at step {step}: nll {row['nll']:.4f}  mean p {row['mean_p']:.4f}  loss {row['loss']:.4f}  top-1 {row['top1']:.3f}"
+        )
         self.clock = time.perf_counter()
         return row
 
@@ -119,7 +135,11 @@ class Metrics:
         step = row["step"]
         done = step - self.first_step
         eta = (time.perf_counter() - self.started) / done * (self.steps - step)
-        parts = [f"step {step}/{self.steps} {100 * step / self.steps:3.0f}% ETA {_duration(eta)}", f"loss {row['loss']:.4f}", f"nll {row['nll']:.4f}"]
+        parts = [
+            f"step {step}/{self.steps} {100 * step / self.steps:3.0f}% ETA {_duration(eta)}",
+            f"loss {row['loss']:.4f}",
+            f"nll {row['nll']:.4f}",
+        ]
         parts += [f"p {row['mean_p']:.3f}", f"alpha {row['alpha']:.2f}"]
         if row["lower"] > 0 or row["upper"] < 1:
             parts.append(f"p in [{row['lower']:.3g}, {row['upper']:.3g}] {100 * row['kept'] / max(row['tokens'], 1):.0f}%")
@@ -146,7 +166,13 @@ def summary(sums: np.ndarray, kept_only: bool) -> dict[str, float]:
     denominator = (values["kept"] or math.nan) if kept_only else tokens
     means = {name: values[name] / tokens for name in ("nll", "p", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy")}
     means["mean_p"] = means.pop("p")
-    return {"loss": values["loss"] / denominator, **means, "tokens": values["tokens"], "kept": values["kept"], "sequences": values["sequences"]}
+    return {
+        "loss": values["loss"] / denominator,
+        **means,
+        "tokens": values["tokens"],
+        "kept": values["kept"],
+        "sequences": values["sequences"],
+    }
 
 
 def drop_rows_after(path: Path, step: int) -> None:

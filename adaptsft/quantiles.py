@@ -19,20 +19,28 @@ BINS = 1 << 14  # steps of 0.003 in log-odds: p is resolved to 0.3 % of p (1 - p
 
 
 @torch.no_grad()
-def with_quantiles(model: PreTrainedModel, config: ObjectiveConfig, control: Control, batches: Iterable[tuple[Batch, Documents]]) -> Control:
-    """`control` with lower and upper set, per source, to the quantiles that the objective asks for."""
+def with_quantiles(
+    model: PreTrainedModel, config: ObjectiveConfig, control: Control, batches: Iterable[tuple[Batch, Documents]], tokens: int
+) -> Control:
+    """`control` with lower and upper set, per source, to the quantiles that the objective asks for.
+
+    `batches` are this rank's share of the training data; `tokens`, their supervised tokens over all ranks, is for the progress line.
+    """
     asked = {"lower": config.lower_quantile, "upper": config.upper_quantile}
     if all(q is None for q in asked.values()):
         return control
     counts = torch.zeros(control.alpha.shape[0] * BINS, dtype=torch.float64, device=control.alpha.device)
-    said = time.perf_counter()
-    for number, (batch, documents) in enumerate(batches):
+    started = said = time.perf_counter()
+    seen = 0
+    for batch, documents in batches:
         _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
         cell = batch.source * BINS + bin_index(log_odds(rows.logp, rows.one_minus_p), LOGIT_RANGE, BINS)
         counts.index_add_(0, cell, torch.ones_like(cell, dtype=torch.float64))
+        seen += len(batch.labels) * dist.get_world_size()
         if time.perf_counter() - said > 5:
             said = time.perf_counter()
-            print0(f"measuring quantiles of the base model: {number + 1} batches per rank so far")
+            share = min(seen / tokens, 1.0)
+            print0(f"measuring quantiles of p under the base model: {share:.0%}, ETA {(said - started) * (1 - share) / share:.0f} s")
     reshard(model)
     dist.all_reduce(counts)
     for name, q in asked.items():

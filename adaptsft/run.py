@@ -28,7 +28,9 @@ def find_start(config: Config) -> Path | None:
             raise ConfigError(f"run_dir={run} holds a run already and resume=never: choose another run_dir, or resume=auto to continue it")
         changed = configuration.differences(configuration.read(saved), config)
         if changed:
-            raise ConfigError(f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): choose another run_dir, or undo the change")
+            raise ConfigError(
+                f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): choose another run_dir, or undo the change"
+            )
     complete = checkpoint.complete_checkpoints(run / "checkpoints")
     start = Path(config.resume) if config.resume not in ("auto", "never") else None
     if config.resume == "auto" and complete:
@@ -94,13 +96,24 @@ def flops_per_token(model: PreTrainedModel, plan: BatchPlan) -> float:
     return 6.0 * multiplying + 6.0 * layers * heads * head_dim * float(plan.data.lengths.mean())  # causal: half of 12
 
 
-def introduce(config: Config, model: PreTrainedModel, attention: str, data: TokenizedData, plan: BatchPlan, first: int, steps: int, device: torch.device) -> None:
+def introduce(
+    config: Config,
+    model: PreTrainedModel,
+    attention: str,
+    data: TokenizedData,
+    plan: BatchPlan,
+    first: int,
+    steps: int,
+    device: torch.device,
+) -> None:
     """Say on rank 0 what is about to happen."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note = "" if trained == parameters else f", {trained / 1e6:,.2f} M of them trained"
     dtype = compute_dtype(config.model, device)
-    print0(f"{type(model).__name__.removeprefix('FSDP')}: {parameters / 1e6:,.2f} M parameters{note}; {device.type} x {world_size()}, compute in {dtype}, attention by {attention}")
+    print0(
+        f"{type(model).__name__.removeprefix('FSDP')}: {parameters / 1e6:,.2f} M parameters{note}; {device.type} x {world_size()}, compute in {dtype}, attention by {attention}"
+    )
     objective, controller = config.objective.name, config.controller
     moved = "" if controller.name == "fixed" else f", {controller.parameter} {controller.name} {controller.start:g} -> {controller.end:g}"
     print0(f"objective {objective}{moved}; loss by adaptsft_kernels (torch, chunked)")

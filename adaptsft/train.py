@@ -54,7 +54,7 @@ def train(config: Config) -> dict[str, Any]:
         verify_head(model, *load_step(0)[0])
         if start is None:
             first = 0
-            control = with_quantiles(model, config.objective, control, load_step.in_order(data))
+            control = with_quantiles(model, config.objective, control, load_step.in_order(data), int(data.supervised.sum()))
         else:
             first = check_position(start, data, steps)
             checkpoint.load(start, model, optimizer, control._asdict())
@@ -93,7 +93,14 @@ def train(config: Config) -> dict[str, Any]:
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, steps, config.train)
             guarded_step(optimizer, lr, skip)
-            metrics.record(step + 1, statistics, control, grad_norm, skip, host={"lr": lr, "epoch": plan.epoch(step + 1), "all_tokens": plan.tokens(step)})
+            metrics.record(
+                step + 1,
+                statistics,
+                control,
+                grad_norm,
+                skip,
+                host={"lr": lr, "epoch": plan.epoch(step + 1), "all_tokens": plan.tokens(step)},
+            )
             control = controllers.unless(skip, with_signals(control, statistics), control)
 
             done, last = step + 1, step + 1 == steps
@@ -102,7 +109,9 @@ def train(config: Config) -> dict[str, Any]:
             if saving or is_due(done, config.log.every):
                 result |= metrics.flush()[-1]
                 if metrics.skipped_in_a_row >= config.train.max_nonfinite_steps:
-                    raise NonFiniteError(f"step {done}: the loss or gradient of {metrics.skipped_in_a_row} steps in a row was not finite; lower train.lr?")
+                    raise NonFiniteError(
+                        f"step {done}: the loss or gradient of {metrics.skipped_in_a_row} steps in a row was not finite; lower train.lr?"
+                    )
             if last or is_due(done, config.eval.every):
                 evaluate_held_out(done)
             if saving:

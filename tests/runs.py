@@ -47,7 +47,9 @@ def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any)
         "checkpoint.every": 1, "checkpoint.keep_last": 100, "checkpoint.export_dtype": "fp32", "log.every": 2, "log.tensorboard": False,
     }  # fmt: skip
     settings |= {key.replace("__", "."): value for key, value in overrides.items()}
-    return configuration.load([f"{key}={json.dumps(value) if isinstance(value, list | dict | bool) else value}" for key, value in settings.items()])
+    return configuration.load(
+        [f"{key}={json.dumps(value) if isinstance(value, list | dict | bool) else value}" for key, value in settings.items()]
+    )
 
 
 def metrics_of(config: Config) -> list[dict[str, Any]]:

@@ -41,7 +41,9 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     supervised = torch.tensor([length - 1 for length in flat])
     source = torch.zeros(len(valid), dtype=torch.int64)
     sequence = torch.arange(len(flat)).repeat_interleave(supervised)
-    return Batch(ids, positions, bounds.int(), max(flat), valid, ids.flatten()[valid + 1], source, sequence, supervised, torch.zeros_like(supervised))
+    return Batch(
+        ids, positions, bounds.int(), max(flat), valid, ids.flatten()[valid + 1], source, sequence, supervised, torch.zeros_like(supervised)
+    )
 
 
 def documents_of(batch: Batch) -> Documents:
@@ -85,7 +87,9 @@ def test_sliding_window_and_softcap_are_honoured_within_a_pack(tiny_model, devic
     folder = tmp_path / "windowed"
     shutil.copytree(tiny_model("gemma2", tied=True), folder)
     values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | {"sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}))
+    (folder / "config.json").write_text(
+        json.dumps(values | {"sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0})
+    )
     model, assets = built(folder, device)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     batch = packed_batch(LENGTHS, assets.config.vocab_size)
@@ -127,7 +131,9 @@ def test_attention_that_cannot_be_honoured_is_refused(device):
 
 def test_frozen_parameters_do_not_move_and_added_tokens_start_at_the_mean(tmp_path, tiny_model):
     source = tiny_model("qwen2", tied=False)
-    config = small_config(tmp_path, source, model__freeze=["embed_tokens", r"layers\.0\."], model__add_tokens=["<think>", "</think>"], train__weight_decay=0.0)
+    config = small_config(
+        tmp_path, source, model__freeze=["embed_tokens", r"layers\.0\."], model__add_tokens=["<think>", "</think>"], train__weight_decay=0.0
+    )
     train(config)
     before = AutoModelForCausalLM.from_pretrained(source).state_dict()
     final = Path(config.run_dir) / "final"
@@ -208,7 +214,11 @@ def test_weights_in_several_files_and_bf16_are_read_into_fp32_masters(tiny_model
         assert torch.equal(parameter.full_tensor(), original.state_dict()[name].float()), name
 
 
-@pytest.mark.parametrize("setting", [{"train__activation_checkpointing": "full"}, {"train__activation_checkpointing": "per_op"}, {"train__compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{"train__activation_checkpointing": "full"}, {"train__activation_checkpointing": "per_op"}, {"train__compile": True}],
+    ids=str,
+)
 def test_recomputation_and_compilation_change_nothing(tmp_path, tiny_model, setting):
     model = tiny_model("llama", tied=False, layers=1)
     shape = {"train__max_steps": 2, "data__packing": False, "data__pad_multiple": 128}  # one shape, so that little is compiled
@@ -228,5 +238,3 @@ def test_bf16_compute_keeps_fp32_masters_and_optimizer_state(tmp_path, tiny_mode
     assert half["loss"] == pytest.approx(exact["loss"], rel=2e-2)
     state = saved_state(Path(config.run_dir) / "checkpoints" / "step_00000002")
     assert {tensor.dtype for name, tensor in state.items() if "tensors" not in name} == {torch.float32}
-
-

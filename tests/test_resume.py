@@ -93,7 +93,12 @@ def test_resumed_from_every_checkpoint_twice_in_a_row(settings, reference):
     [
         {"objective__name": "talr", "data__packing": False},
         {"objective__name": "alpha", "controller__name": "cosine", "checkpoint__async_save": True},
-        {"objective__name": "threshold", "objective__lower_quantile": 0.4, "objective__normalizer": "kept", "train__activation_checkpointing": "per_op"},
+        {
+            "objective__name": "threshold",
+            "objective__lower_quantile": 0.4,
+            "objective__normalizer": "kept",
+            "train__activation_checkpointing": "per_op",
+        },
     ],
     ids=["steered by statistics", "scheduled, saved in the background", "quantile threshold"],
 )

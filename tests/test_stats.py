@@ -34,7 +34,13 @@ def part(rows: RowStatistics, batch: Batch, begin: int, end: int) -> tuple[RowSt
     """The sequences [begin, end) alone."""
     bounds = [0, *batch.sequence_lengths.cumsum(0).tolist()]
     span = slice(bounds[begin], bounds[end])
-    fields = (batch.labels[span], batch.source[span], batch.sequence[span] - begin, batch.sequence_lengths[begin:end], batch.sequence_source[begin:end])
+    fields = (
+        batch.labels[span],
+        batch.source[span],
+        batch.sequence[span] - begin,
+        batch.sequence_lengths[begin:end],
+        batch.sequence_source[begin:end],
+    )
     return RowStatistics(*(field[span] for field in rows)), Batch(batch.ids, batch.ids, batch.ids, 0, batch.ids, *fields)
 
 
@@ -68,7 +74,9 @@ def test_any_split_gives_the_same_sums():
     for begin, end in ((4, 6), (0, 1), (1, 4)):
         some, its = part(rows, batch, begin, end)
         pieces.add(some, torch.ones_like(some.top1), its)
-    counts = [i for i, name in enumerate(COLUMNS) if name in ("tokens", "kept", "sequences", "top1", "below_0.2")] + list(range(len(COLUMNS), whole.width))
+    counts = [i for i, name in enumerate(COLUMNS) if name in ("tokens", "kept", "sequences", "top1", "below_0.2")] + list(
+        range(len(COLUMNS), whole.width)
+    )
     assert torch.equal(whole.table[:, counts], pieces.table[:, counts])
     assert torch.allclose(whole.table, pieces.table, rtol=1e-13, atol=0)
 

@@ -39,7 +39,7 @@ class Records:
 
 def training_sources(config: DataConfig) -> list[SourceConfig]:
     """The configured sources, each with a name. Raises ConfigError where two have the same."""
-    sources = config.sources or [SourceConfig(path=config.path, fields=config.fields)]
+    sources = config.sources or [SourceConfig(path=config.path, subset=config.subset, split=config.split, fields=config.fields)]
     named = [replace(source, name=source.name or default_name(source.path)) for source in sources]
     for number, source in enumerate(named):
         if source.name in [other.name for other in named[:number]]:

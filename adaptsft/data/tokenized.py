@@ -131,7 +131,9 @@ def open_data(
     sources = training_sources(config)
     train, held_out = _open(sources, template, config, log), None
     if config.validation_path:
-        source = SourceConfig(default_name(config.validation_path), config.validation_path, split="validation", fields=sources[0].fields)
+        source = SourceConfig(
+            default_name(config.validation_path), config.validation_path, split=config.validation_split, fields=sources[0].fields
+        )
         held_out = _open([source], template, config, log)
     elif config.validation_examples:
         train, held_out = train.hold_out(config.validation_examples, seed)

@@ -55,7 +55,9 @@ def _buckets(cu_seqlens: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     return tuple(buckets), inverse
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float) -> Tensor:
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     cu, longest = documents.cu_seqlens, documents.max_length
@@ -66,7 +68,9 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scal
     )  # fmt: skip
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float) -> Tensor:
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     cu, longest = documents.cu_seqlens, documents.max_length
@@ -77,7 +81,9 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, sca
 
 
 @torch.compiler.disable
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float) -> Tensor:
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float
+) -> Tensor:
     outputs = []
     for index in documents.buckets:
         q, k, v = (tensor[index].transpose(1, 2) for tensor in (query, key, value))  # [documents, heads, length, head_dim]
@@ -85,7 +91,9 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale
         banded = window is not None and window < length
         if softcap is None:
             mask = _causal(length, window, query.device) if banded else None
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=not banded, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+            out = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=not banded, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
         else:
             groups = q.shape[1] // k.shape[1]
             scores = softcap * torch.tanh(q @ k.repeat_interleave(groups, 1).transpose(2, 3) * (scale / softcap))
@@ -104,7 +112,17 @@ def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
 _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
 # the names under which transformers knows them; one that contains "sdpa" or "flash" would be held to transformers' rules for its own
 SEAM = {"flash": "documents_f", "varlen": "documents_v", "sdpa": "documents_s"}
-_HONOURED = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict", "cache_position"}
+_HONOURED = {
+    "sliding_window",
+    "softcap",
+    "is_causal",
+    "position_ids",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "cache_position",
+}
 
 
 def _attention_function(backend: str):

@@ -49,7 +49,9 @@ def load_assets(config: ModelConfig) -> Assets:
                 raise ConfigError(f"model.path={config.path}: no such folder")
             from huggingface_hub import snapshot_download
 
-            folder = Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+            folder = Path(
+                snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"])
+            )
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -64,7 +66,9 @@ def load_assets(config: ModelConfig) -> Assets:
     return Assets(folder, model_config, tokenizer, generation, list(range(known, len(tokenizer))))
 
 
-def build_model(config: ModelConfig, train: TrainConfig, assets: Assets, mesh: DeviceMesh, device: torch.device) -> tuple[PreTrainedModel, str]:
+def build_model(
+    config: ModelConfig, train: TrainConfig, assets: Assets, mesh: DeviceMesh, device: torch.device
+) -> tuple[PreTrainedModel, str]:
     """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen."""
     dtype = compute_dtype(config, device)
     backend = attention.choose(config.attention, device, dtype, assets.config.get_text_config())
@@ -92,7 +96,9 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
-def token_loss(self: PreTrainedModel, batch: Batch, documents: attention.Documents, objective: Objective, control: Any, scale: Tensor, chunk: int) -> tuple[Tensor, RowStatistics]:
+def token_loss(
+    self: PreTrainedModel, batch: Batch, documents: attention.Documents, objective: Objective, control: Any, scale: Tensor, chunk: int
+) -> tuple[Tensor, RowStatistics]:
     """Loss of the supervised tokens of a micro-batch, times `scale`, and their statistics. Bound to the model as its method.
 
     Only the hidden states that predict a supervised token reach the head; the logits are never held whole.
@@ -187,7 +193,9 @@ def restore_buffers(model: PreTrainedModel) -> None:
             buffer.fill_(float("nan"))
         model._init_weights(module)
         if any(bool(buffer.isnan().any()) for buffer in floating):
-            raise ConfigError(f"{type(module).__name__} of {type(model).__name__} has a buffer ({', '.join(names)}) that transformers does not rebuild")
+            raise ConfigError(
+                f"{type(module).__name__} of {type(model).__name__} has a buffer ({', '.join(names)}) that transformers does not rebuild"
+            )
 
 
 def reshard(model: nn.Module) -> None:

@@ -66,7 +66,9 @@ def _copy(target: Tensor, stored, name: str, new_rows: list[int]) -> None:
     shape, file_shape = tuple(target.shape), tuple(stored.get_shape())
     grown = bool(new_rows) and file_shape[1:] == shape[1:] and file_shape[0] <= shape[0]
     if shape != file_shape and not grown:
-        raise ConfigError(f"{name}: the file has shape {list(file_shape)}, the model {list(shape)}: config.json and the weights do not belong together")
+        raise ConfigError(
+            f"{name}: the file has shape {list(file_shape)}, the model {list(shape)}: config.json and the weights do not belong together"
+        )
     local, offset = target, (0,) * len(shape)
     if isinstance(target, DTensor):
         local = target.to_local()
@@ -80,7 +82,11 @@ def _copy(target: Tensor, stored, name: str, new_rows: list[int]) -> None:
     if last > offset[0]:
         window = (slice(offset[0], last), *(slice(o, o + n) for o, n in zip(offset[1:], local.shape[1:], strict=True)))
         local[: last - offset[0]].copy_(stored[window])
-    mine = [row - offset[0] for row in range(offset[0], offset[0] + local.shape[0]) if row in new_rows or row >= file_shape[0]] if new_rows else []
+    mine = (
+        [row - offset[0] for row in range(offset[0], offset[0] + local.shape[0]) if row in new_rows or row >= file_shape[0]]
+        if new_rows
+        else []
+    )
     if mine:
         local[mine] = _mean_row(stored, min(min(new_rows), file_shape[0])).to(local)
 
