@@ -3,9 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 from adaptsft import config as configuration
 from adaptsft.config import DataConfig
@@ -53,8 +54,8 @@ def main(arguments: list[str]) -> int:
         messages.append({"role": "assistant", "content": answer(model, tokenizer, template, messages, options)})
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]:
-    """Model, tokenizer and template: those of the training for a run, else the tokenizer's chat template or, without one, the bare prompt."""
+def load(name: str) -> tuple[Any, Any, Template]:
+    """Model, tokenizer and template: the run's own; for any other model its chat template or, where it has none, the bare prompt."""
     folder, data = Path(name), DataConfig(prompt_template="{prompt}")
     is_run = (folder / "config.yaml").is_file()
     if is_run:
@@ -65,7 +66,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         source = folder / "final" if is_run else name
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
@@ -73,13 +74,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Template]
 
 
 @torch.no_grad()
-def answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    messages: list[dict[str, str]],
-    options: argparse.Namespace,
-) -> str:
+def answer(model: Any, tokenizer: Any, template: Template, messages: list[dict[str, str]], options: argparse.Namespace) -> str:
     """Print the model's answer as it is generated, and return it."""
     prompt = torch.tensor([template.prompt_ids(messages)], device=model.device)
     sampling = (

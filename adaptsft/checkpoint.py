@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Checkpointer:
     def __init__(self, folder: Path, keep_last: int, async_save: bool):
         self.folder, self.keep_last = folder, keep_last
         # a group of its own: the background save talks while the training loop does
-        self.group = dist.new_group(backend="gloo") if async_save else None
+        self.group: Any = dist.new_group(backend="gloo") if async_save else None
         self.pending: tuple[Any, Callable[[], None]] | None = None
 
     def save(

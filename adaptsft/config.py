@@ -168,7 +168,7 @@ class Config:
     run_dir: str = key("", "folder of this run: config, metrics, checkpoints and the final model", changeable=True)
     resume: str = key(
         "auto",
-        "auto: from the newest checkpoint in run_dir, if there is one. never: refuse a folder that holds a run. Or the path of a checkpoint",
+        "auto: from the newest checkpoint in run_dir, if any. never: refuse a folder that holds a run. Or the path of a checkpoint",
         changeable=True,
     )
     seed: int = key(0, "seed of data order, held-out split and dropout")
@@ -219,7 +219,7 @@ def _explain(error: OmegaConfBaseException) -> str:
     """One line for OmegaConf's error: the full key, what is wrong with it, and the nearest key that exists."""
     full_key = error.full_key or ""
     if "not in" in str(error):
-        names = [name for name, _, _ in keys()]
+        names = [name for name, _, _ in all_keys()]
         last = full_key.split(".")[-1]
         near = difflib.get_close_matches(full_key, names, n=1, cutoff=0.75) or [n for n in names if n.split(".")[-1] == last]
         near = near or difflib.get_close_matches(full_key, names, n=1, cutoff=0.5)
@@ -227,13 +227,13 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"key {full_key}: {str(error).splitlines()[0]}"
 
 
-def keys(cls: type = Config, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:
+def all_keys(cls: type = Config, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:
     """Every key as (full name, dataclass field, default), in the order of declaration."""
     types = typing.get_type_hints(cls)
     rows: list[tuple[str, dataclasses.Field, Any]] = []
     for declared in dataclasses.fields(cls):
         if dataclasses.is_dataclass(types[declared.name]):
-            rows += keys(typing.cast(type, types[declared.name]), f"{prefix}{declared.name}.")
+            rows += all_keys(typing.cast(type, types[declared.name]), f"{prefix}{declared.name}.")
         else:
             factory = declared.default_factory
             default = factory() if factory is not dataclasses.MISSING else declared.default
@@ -252,7 +252,7 @@ def validate(config: Config) -> None:
     """Refuse what cannot work, naming key, value and fix. Only the configuration is looked at, nothing is loaded."""
     from adaptsft import controllers, objectives
 
-    for name, declared, _ in keys():
+    for name, declared, _ in all_keys():
         choices, value = declared.metadata["choices"], get(config, name)
         if choices and value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
@@ -318,7 +318,7 @@ def validate(config: Config) -> None:
     objective = objectives.build(config.objective)
     controllers.validate(config.controller, config.objective, objective)
     parameter = config.controller.parameter
-    unset = parameter == "upper" and config.objective.upper == 1.0 or getattr(config.objective, parameter) == 0.0
+    unset = (parameter == "upper" and config.objective.upper == 1.0) or getattr(config.objective, parameter) == 0.0
     require(
         config.controller.name == "fixed" or unset,
         f"objective.{parameter}={getattr(config.objective, parameter)} is overridden by controller.name={config.controller.name}: "
@@ -338,7 +338,7 @@ def require(condition: bool, message: str) -> None:
 def differences(old: Config, new: Config) -> list[str]:
     """`key: old -> new` for every key that differs and that could change what is learned."""
     changed = []
-    for name, declared, _ in keys():
+    for name, declared, _ in all_keys():
         if not declared.metadata["changeable"] and get(old, name) != get(new, name):
             changed.append(f"{name}: {get(old, name)} -> {get(new, name)}")
     return changed
@@ -359,7 +359,7 @@ def read(path: Path) -> Config:
 def _rows() -> list[tuple[str, str, str, str]]:
     """(key, type, default, meaning) of every key, as `--help` and docs/config.md print them."""
     rows = []
-    for name, declared, default in keys():
+    for name, declared, default in all_keys():
         annotation = getattr(declared.type, "__name__", str(declared.type)) if isinstance(declared.type, type) else str(declared.type)
         annotation = (
             (str(declared.type) if "[" in str(declared.type) else annotation).replace("__main__.", "").replace("adaptsft.config.", "")

@@ -1,5 +1,6 @@
 """Process groups, devices and meshes; one process without torchrun is a world of one."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -96,17 +97,24 @@ def agree(error: UserError | None) -> None:
 class Stopper:
     """Asks all ranks to save and stop when any of them receives SIGTERM or SIGUSR1.
 
-    The request rides in the step's all-reduce and is read one step late, when its copy to the host has long arrived.
+    The request rides in the step's all-reduce and is read one step late, when its copy to the host has long arrived. As a context
+    manager it puts the signal handlers back.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.copies: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stopper":
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            try:
-                signal.signal(number, self._request)
-            except ValueError:
-                pass  # not the main thread: whoever runs the loop there handles its own signals
+            with contextlib.suppress(ValueError):  # not the main thread: whoever runs the loop there handles its own signals
+                self.before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _request(self, number, frame) -> None:
         self.requested = True

@@ -52,12 +52,10 @@ class Metrics:
 
                 self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
-    def record(
-        self, step: int, statistics: TokenStatistics, control: Control, grad_norm: Tensor, skipped: Tensor, host: dict[str, float]
-    ) -> None:
+    def record(self, step: int, statistics: TokenStatistics, control: Control, grad_norm: Tensor, skipped: Tensor, **host: float) -> None:
         """Keep the row of a finished step (1-based); `host` holds numbers that the host knows anyway."""
-        moving = [control.alpha, control.lower, control.upper]
-        self.rows.append(torch.cat([statistics.table.flatten(), *(t.double() for t in moving), torch.stack([grad_norm, skipped]).double()]))
+        parts = [statistics.table.flatten(), control.alpha, control.lower, control.upper, torch.stack([grad_norm, skipped])]
+        self.rows.append(torch.cat([part.double() for part in parts]))
         self.host.append({"step": step, **host})
 
     def flush(self) -> list[dict[str, Any]]:
@@ -72,7 +70,7 @@ class Metrics:
         for row in rows:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if row["skipped"] else 0
         if self.file is not None:
-            self.file.writelines(json.dumps(row) + "\n" for row in rows)
+            self.file.writelines(_json(row) for row in rows)
             self.file.flush()
             self._board(rows, values[-1])
         print0(self._line(rows[-1]))
@@ -119,7 +117,7 @@ class Metrics:
             row["sources"] = {name: summary(t, self.kept_only) for name, t in zip(names, table, strict=True)}
         if self.file is not None:
             with (self.run / "eval.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(_json(row))
             if self.board is not None:
                 for tag, value in row.items():
                     if isinstance(value, float):
@@ -190,6 +188,17 @@ def drop_rows_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.rename(path)
+
+
+def _json(row: dict[str, Any]) -> str:
+    """A line of JSON; numbers that are not finite, which JSON does not know, become null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(part) for key, part in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(row)) + "\n"
 
 
 def _add_histogram(board, tag: str, counts: np.ndarray, step: int) -> None:

@@ -43,7 +43,7 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 @torch.no_grad()
 def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
-    """Multiply all gradients by `scale` (0-d), clip their norm to `max_norm` (0: no clipping); returns the norm before clipping, fp32 0-d."""
+    """Multiply all gradients by `scale` (0-d) and clip their norm to `max_norm` (0: never); returns the norm before clipping, 0-d."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale

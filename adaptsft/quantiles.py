@@ -5,14 +5,13 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from adaptsft.config import ObjectiveConfig
 from adaptsft.controllers import Control
 from adaptsft.data import Batch
 from adaptsft.distributed import print0
 from adaptsft.model.attention import Documents
-from adaptsft.model.build import NLL, reshard
+from adaptsft.model.build import NLL, ShardedModel, reshard
 from adaptsft.stats import LOGIT_RANGE, bin_index, histogram_quantile, log_odds
 
 BINS = 1 << 14  # steps of 0.003 in log-odds: p is resolved to 0.3 % of p (1 - p)
@@ -20,7 +19,7 @@ BINS = 1 << 14  # steps of 0.003 in log-odds: p is resolved to 0.3 % of p (1 - p
 
 @torch.no_grad()
 def with_quantiles(
-    model: PreTrainedModel, config: ObjectiveConfig, control: Control, batches: Iterable[tuple[Batch, Documents]], tokens: int
+    model: ShardedModel, config: ObjectiveConfig, control: Control, batches: Iterable[tuple[Batch, Documents]], tokens: int
 ) -> Control:
     """`control` with lower and upper set, per source, to the quantiles that the objective asks for.
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from adaptsft import checkpoint, config as configuration
+from adaptsft import checkpoint
+from adaptsft import config as configuration
 from adaptsft.config import Config
 from adaptsft.data import BatchPlan, TokenizedData
 from adaptsft.distributed import print0, rank, world_size
 from adaptsft.errors import CheckpointError, ConfigError
-from adaptsft.model.build import compute_dtype
+from adaptsft.model.build import compute_dtype, embedding_of, head_of
 
 
 def find_start(config: Config) -> Path | None:
@@ -87,37 +88,30 @@ def environment() -> dict:
 
 
 def flops_per_token(model: PreTrainedModel, plan: BatchPlan) -> float:
-    """Forward and backward of one token: 6 per parameter that multiplies (the embedding only looks up), and attention at the mean length."""
+    """Forward and backward of a token: 6 per parameter that multiplies (an embedding only looks up), and attention at the mean length."""
     config = model.config.get_text_config()
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    multiplying = sum(parameter.numel() for parameter in model.parameters()) - (0 if head is embedding else embedding.numel())
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 6.0 * multiplying + 6.0 * layers * heads * head_dim * float(plan.data.lengths.mean())  # causal: half of 12
+    multiplying = sum(parameter.numel() for parameter in model.parameters())
+    if head_of(model).weight is not embedding_of(model).weight:
+        multiplying -= embedding_of(model).weight.numel()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim  # per token attended to; causal: half of 12
+    return 6.0 * multiplying + attention * float(plan.data.lengths.mean())
 
 
 def introduce(
-    config: Config,
-    model: PreTrainedModel,
-    attention: str,
-    data: TokenizedData,
-    plan: BatchPlan,
-    first: int,
-    steps: int,
-    device: torch.device,
+    config: Config, model: PreTrainedModel, attention: str, plan: BatchPlan, first: int, steps: int, device: torch.device
 ) -> None:
     """Say on rank 0 what is about to happen."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    note = "" if trained == parameters else f", {trained / 1e6:,.2f} M of them trained"
-    dtype = compute_dtype(config.model, device)
+    note = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
+    name, dtype = type(model).__name__.removeprefix("FSDP"), str(compute_dtype(config.model, device)).removeprefix("torch.")
     print0(
-        f"{type(model).__name__.removeprefix('FSDP')}: {parameters / 1e6:,.2f} M parameters{note}; {device.type} x {world_size()}, compute in {dtype}, attention by {attention}"
+        f"model: {name}, {parameters / 1e6:,.2f} M parameters{note}, {dtype} on {world_size()} x {device.type}, attention by {attention}"
     )
-    objective, controller = config.objective.name, config.controller
+    controller = config.controller
     moved = "" if controller.name == "fixed" else f", {controller.parameter} {controller.name} {controller.start:g} -> {controller.end:g}"
-    print0(f"objective {objective}{moved}; loss by adaptsft_kernels (torch, chunked)")
-    print0(
-        f"{len(data.lengths):,} examples, {config.train.global_batch_size} per step: {steps:,} steps = {steps * config.train.global_batch_size / plan.epoch_size:.2f} epochs"
-        + (f"; resuming after step {first}" if first else "")
-    )
+    print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in torch, chunked")
+    batch = config.train.global_batch_size
+    resumed = f", {first:,} of them done" if first else ""
+    print0(f"plan: {steps:,} steps of {batch:,} examples = {steps * batch / plan.epoch_size:.2f} epochs of {plan.epoch_size:,}{resumed}")

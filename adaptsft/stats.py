@@ -8,11 +8,11 @@ import math
 
 import torch
 import torch.distributed as dist
-from adaptsft_kernels import RowStatistics
 from torch import Tensor
 
 from adaptsft.controllers import Control
 from adaptsft.data import Batch
+from adaptsft_kernels import RowStatistics
 
 COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy", "sequences")
 BINS = 256

@@ -8,14 +8,14 @@ on the all-reduced statistics of earlier steps, and no line of the loop waits fo
 """
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from transformers import PreTrainedModel
 
-from adaptsft import checkpoint, config as configuration, controllers, objectives
+from adaptsft import checkpoint, controllers, objectives
+from adaptsft import config as configuration
 from adaptsft.checkpoint import Checkpointer
 from adaptsft.config import Config
 from adaptsft.controllers import Control
@@ -24,7 +24,7 @@ from adaptsft.distributed import Stopper, mesh, print0, process_group, rank, ran
 from adaptsft.errors import NonFiniteError, UserError
 from adaptsft.loader import BatchLoader
 from adaptsft.metrics import Metrics
-from adaptsft.model.build import build_model, load_assets, reshard, verify_head
+from adaptsft.model.build import ShardedModel, build_model, load_assets, reshard, verify_head
 from adaptsft.model.export import export
 from adaptsft.objectives import Objective
 from adaptsft.optim import build_optimizer, guarded_step, learning_rate, scale_and_clip
@@ -37,7 +37,7 @@ PREEMPTED = 75  # exit code of a run that saved and stopped because it was asked
 
 def train(config: Config) -> dict[str, Any]:
     """Run a configuration to its end, or resume it. Returns the figures of the last step, and of the held-out data as `held_out`."""
-    with process_group(config.train.device) as device:
+    with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
         start = rank0_first(lambda: find_start(config))
         assets = rank0_first(lambda: load_assets(config.model))
@@ -60,12 +60,13 @@ def train(config: Config) -> dict[str, Any]:
             checkpoint.load(start, model, optimizer, control._asdict())
 
         claim(config)
-        introduce(config, model, attention, data, plan, first, steps, device)
+        introduce(config, model, attention, plan, first, steps, device)
         kept_only = config.objective.normalizer == "kept"
         run = Path(config.run_dir)
         metrics = Metrics(run, data.names, steps, first, config.log.tensorboard, kept_only, flops_per_token(model, plan), device)
         saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save)
-        stopper = Stopper()
+        stack.callback(metrics.close)
+        stopper = stack.enter_context(Stopper())
         result: dict[str, Any] = {}
 
         def evaluate_held_out(step: int) -> None:
@@ -79,9 +80,10 @@ def train(config: Config) -> dict[str, Any]:
             control = controllers.apply(control, config.controller, step, steps)
             statistics.buffer.zero_()
             micro_batches = load_step(step, prefetch=step + 1 < steps)
+            scale = 1.0 / plan.valid_tokens(step)
             for number, (batch, documents) in enumerate(micro_batches):
                 model.set_requires_gradient_sync(number + 1 == len(micro_batches))
-                loss, rows = model.token_loss(batch, documents, objective, control, 1.0 / plan.valid_tokens(step), config.train.loss_chunk)
+                loss, rows = model.token_loss(batch, documents, objective, control, scale, config.train.loss_chunk)
                 loss.backward()
                 statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
 
@@ -93,17 +95,10 @@ def train(config: Config) -> dict[str, Any]:
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, steps, config.train)
             guarded_step(optimizer, lr, skip)
-            metrics.record(
-                step + 1,
-                statistics,
-                control,
-                grad_norm,
-                skip,
-                host={"lr": lr, "epoch": plan.epoch(step + 1), "all_tokens": plan.tokens(step)},
-            )
+            done, last = step + 1, step + 1 == steps
+            metrics.record(done, statistics, control, grad_norm, skip, lr=lr, epoch=plan.epoch(done), all_tokens=plan.tokens(step))
             control = controllers.unless(skip, with_signals(control, statistics), control)
 
-            done, last = step + 1, step + 1 == steps
             stopping = stopper.asked(statistics.stop) and not last
             saving = last or stopping or is_due(done, config.checkpoint.every)
             if saving or is_due(done, config.log.every):
@@ -122,7 +117,6 @@ def train(config: Config) -> dict[str, Any]:
                 return result | {"stopped": True}
 
         saver.wait()
-        metrics.close()
         export(model, assets, run / "final", config.checkpoint.export_dtype)
         print0(f"{run / 'final'} is a Hugging Face model; talk to it: python -m adaptsft.chat {run}")
         return result
@@ -134,7 +128,7 @@ def is_due(step: int, every: int) -> bool:
 
 @torch.no_grad()
 def evaluate(
-    model: PreTrainedModel, data: TokenizedData, objective: Objective, control: Control, batches: BatchLoader, metrics: Metrics, step: int
+    model: ShardedModel, data: TokenizedData, objective: Objective, control: Control, batches: BatchLoader, metrics: Metrics, step: int
 ) -> dict[str, Any]:
     """NLL, mean p, the objective's loss and the other statistics of the held-out data, over all ranks."""
     model.eval()

@@ -1,5 +1,6 @@
 """Small real runs for the tests: a generated data file, a configuration, and training in a process of its own that may be killed."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -12,7 +13,8 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
-from adaptsft import checkpoint, config as configuration
+from adaptsft import checkpoint
+from adaptsft import config as configuration
 from adaptsft.config import Config
 from adaptsft.controllers import initial_control
 from adaptsft.distributed import mesh, process_group
@@ -31,7 +33,7 @@ def write_data(path: Path, examples: int, seed: int = 0) -> Path:
     with path.open("w") as file:
         for _ in range(examples):
             terms = [generator.randrange(100) for _ in range(generator.randrange(2, 7))]
-            completion = " ".join(f"{a} + {b} = {a + b}." for a, b in zip(terms, terms[1:], strict=False)) + f" The sum is {sum(terms)}."
+            completion = " ".join(f"{a} + {b} = {a + b}." for a, b in itertools.pairwise(terms)) + f" The sum is {sum(terms)}."
             file.write(json.dumps({"prompt": "Add " + ", ".join(map(str, terms)), "completion": completion}) + "\n")
     return path
 

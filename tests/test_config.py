@@ -83,7 +83,7 @@ def test_saved_and_read_again_is_the_same(tmp_path):
 
 def test_help_and_reference_name_every_key():
     text, document = configuration.help_text(), (REPO / "docs" / "config.md").read_text()
-    for name, declared, _ in configuration.keys():
+    for name, declared, _ in configuration.all_keys():
         assert declared.metadata["help"]
         assert f"  {name}  [" in text
     assert document.strip() == configuration.markdown().strip(), "run: python -m adaptsft.config > docs/config.md"

@@ -1,5 +1,6 @@
 """From a Hugging Face folder to a trainable model and back: the same numbers as transformers, for every kind of architecture."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -37,7 +38,7 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     flat = [length for row in lengths for length in row]
     bounds = torch.tensor([0, *flat]).cumsum(0)
     positions = torch.cat([torch.arange(length) for length in flat]).view_as(ids)
-    valid = torch.cat([torch.arange(begin, end - 1) for begin, end in zip(bounds, bounds[1:], strict=False)])
+    valid = torch.cat([torch.arange(begin, end - 1) for begin, end in itertools.pairwise(bounds)])
     supervised = torch.tensor([length - 1 for length in flat])
     source = torch.zeros(len(valid), dtype=torch.int64)
     sequence = torch.arange(len(flat)).repeat_interleave(supervised)
@@ -68,7 +69,7 @@ def test_a_pack_gives_what_transformers_gives_for_each_document_alone(tiny_model
     loss.backward()
 
     expected = []
-    for begin, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+    for begin, end in itertools.pairwise(batch.cu_seqlens):
         ids = batch.ids.flatten()[begin:end][None]
         logits = reference(input_ids=ids, use_cache=False).logits[0, :-1]
         expected.append(logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1))

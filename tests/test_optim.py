@@ -1,5 +1,6 @@
 """Learning-rate shapes, parameter groups and schedules of the objective."""
 
+import itertools
 import math
 
 import pytest
@@ -30,7 +31,7 @@ def test_cosine_linear_and_wsd_end_where_they_should():
     assert cosine[-1] == pytest.approx(0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * 0.99)))
     linear = rates(warmup_ratio=0.0, lr_schedule="linear")
     assert linear[-1] == pytest.approx(0.01)
-    assert all(a > b for a, b in zip(linear, linear[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(linear))
     wsd = rates(warmup_ratio=0.1, lr_schedule="wsd", decay_ratio=0.2)
     assert set(wsd[10:80]) == {1.0}
     assert wsd[80:] == pytest.approx([(20 - i) / 20 for i in range(20)])
@@ -55,7 +56,7 @@ def test_schedules_start_end_and_move_only_their_parameter():
         values = [float(control_at(step, **settings).alpha[0]) for step in range(STEPS)]
         assert values[0] == pytest.approx(0.2)
         assert values[-1] == pytest.approx(1.0)
-        assert all(a < b for a, b in zip(values, values[1:], strict=False))
+        assert all(a < b for a, b in itertools.pairwise(values))
     moved = control_at(STEPS - 1, name="linear", parameter="lower", start=0.0, end=0.5)
     assert moved.lower.tolist() == [0.5, 0.5]
     assert moved.alpha.tolist() == [0.0, 0.0]

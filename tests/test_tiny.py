@@ -3,11 +3,11 @@ import sys
 
 import pytest
 import torch
-from tests.conftest import REPO
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.tiny import ARCHITECTURES, bpe_tokenizer, char_tokenizer, make_tiny_model, texts_of
+from tests.conftest import REPO
 
 TEXT = "Grüße, 世界! 3 < 4\n\ttabs, two  spaces, it's 2026."
 

@@ -6,7 +6,7 @@ documents of a pack see each other silently (measured: a difference of 0.28 in t
 """
 
 import importlib.util
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ def _varlen(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     left = -1 if window is None else window - 1
-    return varlen_attn(query, key, value, cu, cu, longest, longest, scale=scale, window_size=(left, 0))
+    return cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, scale=scale, window_size=(left, 0)))
 
 
 @torch.compiler.disable
@@ -139,9 +139,9 @@ def _attention_function(backend: str):
             what = ", ".join(sorted(unknown)) or "bidirectional attention"
             raise ConfigError(f"{type(module).__name__} asks its attention for {what}, which document attention cannot honour")
         batch, heads, length, _ = query.shape
-        flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]  # [B*L, heads, head_dim]
+        q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # [B*L, heads, head_dim]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attend(*flat, documents, scale, kwargs.get("sliding_window"), kwargs.get("softcap"), dropout)
+        out = attend(q, k, v, documents, scale, kwargs.get("sliding_window"), kwargs.get("softcap"), dropout)
         return out.view(batch, length, heads, -1), None
 
     return attention

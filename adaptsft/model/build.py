@@ -9,15 +9,14 @@ import re
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from adaptsft_kernels import RowStatistics, linear_objective
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from adaptsft.config import ModelConfig, TrainConfig
 from adaptsft.data import Batch
@@ -25,8 +24,13 @@ from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.load import load_weights
 from adaptsft.objectives import REGISTRY, Objective
+from adaptsft_kernels import RowStatistics, linear_objective
 
 NLL = REGISTRY["nll"]
+
+
+# What build_model returns: a PreTrainedModel that fully_shard has made an FSDPModule, with token_loss as one more method. No type says so.
+ShardedModel = Any
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Assets:
 
     folder: Path
     config: Any
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any  # PreTrainedTokenizerBase
     generation: GenerationConfig | None
     new_tokens: list[int]
 
@@ -53,7 +57,7 @@ def load_assets(config: ModelConfig) -> Assets:
                 snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"])
             )
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder, trust_remote_code=config.trust_remote_code)
+        tokenizer: Any = AutoTokenizer.from_pretrained(config.tokenizer or folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path={config.path}: {str(error).strip()}") from None
     if not (list(folder.glob("*.safetensors"))):
@@ -68,7 +72,7 @@ def load_assets(config: ModelConfig) -> Assets:
 
 def build_model(
     config: ModelConfig, train: TrainConfig, assets: Assets, mesh: DeviceMesh, device: torch.device
-) -> tuple[PreTrainedModel, str]:
+) -> tuple[ShardedModel, str]:
     """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen."""
     dtype = compute_dtype(config, device)
     backend = attention.choose(config.attention, device, dtype, assets.config.get_text_config())
@@ -86,8 +90,8 @@ def build_model(
     model.to_empty(device=device)
     restore_buffers(model)
     load_weights(model, assets.folder, assets.new_tokens)
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    assert (head is embedding) == bool(assets.config.get_text_config().tie_word_embeddings), "the tie of head and embeddings was lost"
+    tied = head_of(model).weight is embedding_of(model).weight
+    assert tied == bool(assets.config.get_text_config().tie_word_embeddings), "the tie of head and embeddings was lost"
     return model.train(), backend
 
 
@@ -104,7 +108,7 @@ def token_loss(
     Only the hidden states that predict a supervised token reach the head; the logits are never held whole.
     """
     hidden = self.base_model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False).last_hidden_state
-    head = self.get_output_embeddings()
+    head = head_of(self)
     settings = self.config.get_text_config()
     # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling; verify_head catches what is not known here
     logit_scale = getattr(settings, "logit_scale", None) or 1.0 / (getattr(settings, "logits_scaling", None) or 1.0)
@@ -113,6 +117,14 @@ def token_loss(
         source=batch.source, sequence=batch.sequence, valid_idx=batch.valid_idx, bias=head.bias,
         softcap=getattr(settings, "final_logit_softcapping", None), logit_scale=logit_scale, scale=scale, chunk_size=chunk,
     )  # fmt: skip
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
+    return cast(nn.Embedding, model.get_input_embeddings())
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -162,7 +174,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
     for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
+    base, head, embedding = model.base_model, head_of(model), embedding_of(model)
     norm = next((getattr(base, name) for name in ("norm", "final_layernorm", "ln_f") if hasattr(base, name)), None)
     # the head's own forward is never called: its group is unsharded by the forward of the norm beside it, and stays so until backward
     top: list[nn.Module] = [norm] if norm is not None else []
@@ -187,7 +199,7 @@ def restore_buffers(model: PreTrainedModel) -> None:
         if not names:
             continue
         for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = True  # transformers then leaves it alone; it is read from the files next
+            cast(Any, parameter)._is_hf_initialized = True  # transformers then leaves it alone; it is read from the files next
         floating = [module.get_buffer(name) for name in names if module.get_buffer(name).is_floating_point()]
         for buffer in floating:
             buffer.fill_(float("nan"))
@@ -205,7 +217,7 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def verify_head(model: PreTrainedModel, batch: Batch, documents: attention.Documents, tokens: int = 256) -> None:
+def verify_head(model: ShardedModel, batch: Batch, documents: attention.Documents, tokens: int = 256) -> None:
     """Compare log p of a few targets by `token_loss` with the model's own forward: whatever its head does must be what we differentiate.
 
     Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)). All ranks call it together.

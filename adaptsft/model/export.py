@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from adaptsft.distributed import agree, rank
 from adaptsft.errors import CheckpointError
-from adaptsft.model.build import Assets
+from adaptsft.model.build import Assets, embedding_of, head_of
 
 SHARD_BYTES = 5 * 1024**3
 
@@ -25,7 +25,7 @@ def export(model: PreTrainedModel, assets: Assets, folder: Path, dtype_name: str
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tied = head_of(model).weight is embedding_of(model).weight
     shard: dict[str, torch.Tensor] = {}
     where: dict[str, int] = {}
     size = total = number = 0

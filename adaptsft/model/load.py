@@ -29,8 +29,8 @@ def load_weights(model: nn.Module, folder: Path, new_rows: list[int]) -> None:
         hint = difflib.get_close_matches(missing[0], unread, n=1) if missing else []
         raise ConfigError(
             f"{folder}: the files do not fit {type(model).__name__}: {len(missing)} tensors missing (such as {missing[:1]}), "
-            f"{len(unread)} not used (such as {hint or unread[:1]}). Load and save the model once with transformers to bring its names up to date; "
-            "models whose files transformers converts while loading (fused experts) are not supported"
+            f"{len(unread)} not used (such as {hint or unread[:1]}). Load and save the model once with transformers to bring its names "
+            "up to date; models whose files transformers converts while loading (fused experts) are not supported"
         )
     widened = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}  # type: ignore[operator]
     for file in sorted(set(files.values())):

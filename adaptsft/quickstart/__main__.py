@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"adaptsft.quickstart: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\nadaptsft.quickstart: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        return 130
     report.write(folder, results, base, settings.noise)
     print(f"\nFinished in {report.duration(time.perf_counter() - started)}.")
     return 0

@@ -98,7 +98,7 @@ def _samples(results: Results, base: dict[str, dict[str, Any]]) -> str:
     rows = [["(right answer)", *(TASKS[task].answer(word) for task in base for _ in MODES)]]
     for label in _labels(results):
         found = {result["task"]: result["answers"] for result in results if result["label"] == label and result["seed"] == seed}
-        rows.append([label, *(found[task][mode] for task in base for mode in MODES)])
+        rows.append([label, *(found[task][mode] or "(nothing)" for task in base for mode in MODES)])
     return _table([header, *rows])
 
 
@@ -145,12 +145,13 @@ def plot(path: Path, results: Results, tasks: list[str], noise: float) -> None:
         for result in results:
             if result["task"] == task:
                 below.plot(_smooth(result["curves"]["mean_p"]), color=colours[result["label"]], linewidth=1)
-        moving = [result["curves"]["alpha"] for result in results if len(set(result["curves"]["alpha"])) > 1]
-        if moving:
-            below.plot(moving[0], color="black", linestyle="--", linewidth=1, label="alpha of the schedule")
-            below.legend(loc="lower right", frameon=False)
+        for result in results:
+            alpha = result["curves"]["alpha"]
+            if (result["task"], result["seed"]) == (task, results[0]["seed"]) and min(alpha) < max(alpha):
+                below.plot(alpha, color=colours[result["label"]], linestyle="--", linewidth=1, label=f"alpha of {result['label']}")
+                below.legend(loc="lower right", frameon=False)
         below.set(xlabel="step", ylabel="mean p of the (noisy) targets", ylim=(0, 1))
-    axes[0, 1].legend(loc="upper right", frameon=True)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -78,7 +77,6 @@ def execute(run: Run) -> dict[str, Any]:
     """Train and score one run, or find it trained. The trainer's own lines go to `folder`.log. Raises UserError."""
     from adaptsft.train import train
 
-    started = time.perf_counter()
     config = configuration.load([f"{run.folder}.yaml"])
     with Path(f"{run.folder}.log").open("a") as log, contextlib.redirect_stderr(log):
         train(config)
@@ -86,7 +84,7 @@ def execute(run: Run) -> dict[str, Any]:
     curves = {key: [row[key] for row in rows] for key in ("nll", "mean_p", "alpha")}
     result = {"task": run.task, "label": run.label, "seed": run.seed}
     result |= score(run.folder / "final", run.task, run.held_out, run.seed)
-    return result | {"train_nll": curves["nll"][-1], "seconds": round(time.perf_counter() - started, 1), "curves": curves}
+    return result | {"train_nll": curves["nll"][-1], "seconds": sum(row["seconds"] for row in rows), "curves": curves}
 
 
 def score(model_folder: Path, task: str, held_out: int, seed: int) -> dict[str, Any]:
