@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers.utils.logging import disable_progress_bar
 
 from adaptsft import config as configuration
 from adaptsft.config import DataConfig
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
     parser.add_argument("--seed", type=int, help="seed of the sampling; default: another each time")
     options = parser.parse_args(arguments)
+    disable_progress_bar()
     try:
         model, tokenizer, template = load(options.model)
     except UserError as error:

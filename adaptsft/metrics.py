@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptsft.controllers import Control
 from adaptsft.distributed import print0, rank, world_size
+from adaptsft.objectives import Objective
 from adaptsft.stats import BINS, COLUMNS, LOGIT_RANGE, TokenStatistics, p_of_bin_edges
 
 # dense bf16 peak, FLOP/s, from the vendors' data sheets
@@ -32,11 +33,13 @@ class Metrics:
         steps: int,
         first_step: int,
         tensorboard: bool,
+        objective: Objective,
         kept_only: bool,
         flops_per_token: float,
         device: torch.device,
     ):
         self.run, self.names, self.steps, self.device = run, names, steps, device
+        self.objective = objective
         self.kept_only, self.flops_per_token = kept_only, flops_per_token
         self.rows: list[Tensor] = []
         self.host: list[dict[str, float]] = []
@@ -138,9 +141,11 @@ class Metrics:
             f"loss {row['loss']:.4f}",
             f"nll {row['nll']:.4f}",
         ]
-        parts += [f"p {row['mean_p']:.3f}", f"alpha {row['alpha']:.2f}"]
-        if row["lower"] > 0 or row["upper"] < 1:
-            parts.append(f"p in [{row['lower']:.3g}, {row['upper']:.3g}] {100 * row['kept'] / max(row['tokens'], 1):.0f}%")
+        parts.append(f"p {row['mean_p']:.3f}")
+        if "alpha" in self.objective.uses:
+            parts.append(f"alpha {row['alpha']:.2f}")
+        if "lower" in self.objective.uses:
+            parts.append(f"kept [{row['lower']:.3g}, {row['upper']:.3g}] {100 * row['kept'] / max(row['tokens'], 1):.0f}%")
         parts += [f"norm {row['grad_norm']:.3g}", f"lr {row['lr']:.2e}", f"{row['tokens_per_second_per_rank']:,.0f} tok/s/rank"]
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)

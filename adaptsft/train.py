@@ -63,7 +63,7 @@ def train(config: Config) -> dict[str, Any]:
         introduce(config, model, attention, plan, first, steps, device)
         kept_only = config.objective.normalizer == "kept"
         run = Path(config.run_dir)
-        metrics = Metrics(run, data.names, steps, first, config.log.tensorboard, kept_only, flops_per_token(model, plan), device)
+        metrics = Metrics(run, data.names, steps, first, config.log.tensorboard, objective, kept_only, flops_per_token(model, plan), device)
         saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save)
         stack.callback(metrics.close)
         stopper = stack.enter_context(Stopper())

@@ -72,6 +72,7 @@ def test_generate_is_greedy_or_the_model_itself(tmp_path):
         (["objectives.a/b.objective.name=nll"], "a/b"),
         (["sedes=[1]"], "sedes"),
         (["seeds=[a]"], "seeds"),
+        (["finetune.train.max_steps=0"], r"finetune\.train\.max_steps"),
     ],
 )
 def test_bad_settings_are_refused(overrides, message):
@@ -93,6 +94,13 @@ def test_shipped_configuration_is_the_protocol(tmp_path):
     controller = configuration.load([f"{tmp_path}/cipher-alpha_0_to_1-2.yaml"]).controller
     assert (controller.name, controller.parameter, controller.start, controller.end) == ("linear", "alpha", 0.0, 1.0)
     assert (controller.begin, controller.finish) == (0.0, 1.0)
+
+
+def test_bad_key_of_the_trainer_is_refused_before_anything_runs(tmp_path, capsys):
+    assert main([CONFIG, f"run_dir={tmp_path}", "finetune.train.lrr=1"]) == 2
+    captured = capsys.readouterr()
+    assert "did you mean train.lr?" in captured.err
+    assert captured.out == ""
 
 
 @pytest.mark.slow

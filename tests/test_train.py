@@ -34,7 +34,14 @@ def model(tiny_model) -> Path:
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path, model):
     config = small_config(
-        tmp_path, model, train__max_steps=30, checkpoint__every=0, data__validation_examples=4, eval__every=10, log__tensorboard=True, log__every=7
+        tmp_path,
+        model,
+        train__max_steps=30,
+        checkpoint__every=0,
+        data__validation_examples=4,
+        eval__every=10,
+        log__tensorboard=True,
+        log__every=7,
     )
     result = train(config)
     run = Path(config.run_dir)
@@ -61,7 +68,9 @@ def test_tensorboard_holds_the_scalars_and_the_histogram_of_p(tmp_path, model):
     train(config)
     events = EventAccumulator(str(Path(config.run_dir) / "tensorboard"), size_guidance={"histograms": 0})
     events.Reload()
-    assert {"train/loss", "train/nll", "train/mean_p", "train/alpha", "train/grad_norm", "train/lr", "eval/nll"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "train/nll", "train/mean_p", "train/alpha", "train/grad_norm", "train/lr", "eval/nll"} <= set(
+        events.Tags()["scalars"]
+    )
     assert [event.step for event in events.Scalars("train/nll")] == list(range(1, 7))
     histogram = events.Histograms("p/data")[-1].histogram_value
     assert histogram.num == metrics_of(config)[-1]["tokens"]
@@ -79,7 +88,10 @@ def test_the_same_run_again_is_bitwise_the_same(tmp_path, model):
 
 
 def test_packing_changes_nothing(tmp_path, model):
-    packed, padded = small_config(tmp_path, model, "packed"), small_config(tmp_path, model, "padded", data__packing=False, train__micro_batch_size=3)
+    packed, padded = (
+        small_config(tmp_path, model, "packed"),
+        small_config(tmp_path, model, "padded", data__packing=False, train__micro_batch_size=3),
+    )
     train(packed)
     train(padded)
     for ours, theirs in zip(metrics_of(packed), metrics_of(padded), strict=True):
@@ -126,7 +138,9 @@ def test_sources_are_told_apart_and_have_their_own_quantiles(tmp_path, model):
     write_data(tmp_path / "a.jsonl", 12, seed=1)
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?", "completion": "zzz zzz zzz zzz"}) + "\n" for i in range(8)))
     sources = [{"path": str(tmp_path / "a.jsonl"), "name": "sums"}, {"path": str(tmp_path / "b.jsonl"), "weight": 0.5}]
-    config = small_config(tmp_path, model, data__path='""', data__sources=sources, objective__name="threshold", objective__lower_quantile=0.3)
+    config = small_config(
+        tmp_path, model, data__path='""', data__sources=sources, objective__name="threshold", objective__lower_quantile=0.3
+    )
     train(config)
     for row in metrics_of(config):
         assert set(row["sources"]) == {"sums", "b"}

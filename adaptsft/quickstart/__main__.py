@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
 
 def run_all(settings: Settings, folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The results of all runs, in the order of the settings, and the scores of the pretrained model by task."""
+    planned = runs.prepare(settings, folder)
     # spawn: a fork of a process that has run torch may hang
     with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
         print(
@@ -52,7 +53,6 @@ def run_all(settings: Settings, folder: Path) -> tuple[list[dict[str, Any]], dic
         pool.submit(runs.pretrain, settings, folder).result()
         base = {task: pool.submit(runs.score, folder / "pretrain" / "final", task, settings.held_out, 0) for task in settings.tasks()}
 
-        planned = runs.prepare(settings, folder)
         what = f"{len(planned)} runs: {', '.join(settings.objectives)}; {settings.noise:.0%} of the target characters are wrong"
         print(f"\n[2/3] fine-tuning it, {what}\n", flush=True)
         started = time.perf_counter()

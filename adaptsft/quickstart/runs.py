@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from adaptsft import config as configuration
@@ -30,7 +30,7 @@ class Run:
 
 
 def write_config(folder: Path, *parts: dict[str, Any], data: Path, model: Path, seed: int) -> None:
-    """A configuration of adaptsft.train beside the run's folder, so that any run can be repeated by hand."""
+    """A configuration of adaptsft.train beside the run's folder, so that any run can be repeated by hand. Raises ConfigError."""
     fixed = {
         "run_dir": str(folder),
         "seed": seed,
@@ -41,23 +41,17 @@ def write_config(folder: Path, *parts: dict[str, Any], data: Path, model: Path, 
         "log": {"tensorboard": False},
     }
     # not with_suffix: the name of an objective may hold a dot
-    Path(f"{folder}.yaml").write_text(OmegaConf.to_yaml(OmegaConf.merge(*parts, fixed)))
-
-
-def pretrain(settings: Settings, folder: Path) -> None:
-    """Data, a random model, and in `folder`/pretrain/final a model that knows every task but the new one. Raises UserError."""
-    from adaptsft.train import train
-
-    logging.disable_progress_bar()
-    mixture = [name for name in tasks.TASKS if name != settings.new]
-    data = tasks.write_examples(folder / "pretrain.jsonl", mixture, _examples(settings.pretrain), 0.0, 0, settings.held_out)
-    random_model = make_tiny_model(folder / "random", tokenizer=tasks.tokenizer(), **settings.model)
-    write_config(folder / "pretrain", settings.pretrain, data=data, model=random_model, seed=0)
-    train(configuration.load([str(folder / "pretrain.yaml")]))
+    path = Path(f"{folder}.yaml")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.merge(*parts, fixed)))
+    configuration.load([str(path)])
 
 
 def prepare(settings: Settings, folder: Path) -> list[Run]:
-    """Data and configuration of every fine-tuning run. The objectives of a task and seed share their data."""
+    """Write the data and the checked configuration of every run, pretraining included; returns the fine-tuning runs. The objectives of
+    a task and seed share their data. Raises ConfigError."""
+    mixture = [name for name in tasks.TASKS if name != settings.new]
+    data = tasks.write_examples(folder / "pretrain.jsonl", mixture, _examples(settings.pretrain), 0.0, 0, settings.held_out)
+    write_config(folder / "pretrain", settings.pretrain, data=data, model=folder / "random", seed=0)
     planned = []
     for seed, task in product(settings.seeds, settings.tasks()):
         count = _examples(settings.finetune)
@@ -71,6 +65,15 @@ def prepare(settings: Settings, folder: Path) -> list[Run]:
 
 def _examples(keys: dict[str, Any]) -> int:
     return keys["train"]["max_steps"] * keys["train"]["global_batch_size"]
+
+
+def pretrain(settings: Settings, folder: Path) -> None:
+    """Leave in `folder`/pretrain/final a model that knows every task but the new one. Raises UserError."""
+    from adaptsft.train import train
+
+    logging.disable_progress_bar()
+    make_tiny_model(folder / "random", tokenizer=tasks.tokenizer(), **settings.model)
+    train(configuration.load([str(folder / "pretrain.yaml")]))
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -90,8 +93,8 @@ def execute(run: Run) -> dict[str, Any]:
 def score(model_folder: Path, task: str, held_out: int, seed: int) -> dict[str, Any]:
     """Exact match on held-out words, greedy and sampled at temperature 1, and the first answer of each: {greedy, sampled, answers}."""
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)
     words = tasks.held_out_words(held_out)
     expected = [tasks.TASKS[task].answer(word) for word in words]
     prompts = [tasks.prompt(task, word) for word in words]
@@ -101,7 +104,7 @@ def score(model_folder: Path, task: str, held_out: int, seed: int) -> dict[str, 
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], temperature: float, seed: int) -> list[str]:
+def generate(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], temperature: float, seed: int) -> list[str]:
     """An answer to each prompt, all in one batch; temperature 0 is greedy, 1 samples from the model as it is."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}

@@ -53,6 +53,12 @@ def load(arguments: list[str]) -> Settings:
     require(1 <= settings.held_out <= 10_000, f"held_out={settings.held_out}: must lie in [1, 10000]")
     require(settings.workers >= 1, f"workers={settings.workers}: must be at least 1")
     require(len(settings.seeds) > 0 and len(settings.objectives) > 0, "seeds and objectives must not be empty")
+    for key, part in (("pretrain", settings.pretrain), ("finetune", settings.finetune)):
+        for name in ("max_steps", "global_batch_size"):
+            value = (part.get("train") or {}).get(name)
+            require(
+                isinstance(value, int) and value > 0, f"{key}.train.{name} must be set, and above 0: it says how much data is generated"
+            )
     for name in settings.objectives:
         require(re.fullmatch(r"[\w.-]+", name) is not None, f"objectives: {name!r} becomes a folder: use letters, digits, _, - and . only")
     return settings

@@ -18,7 +18,7 @@ from adaptsft.tiny import char_tokenizer
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # by frequency in English
 WEIGHTS = [1 / rank for rank in range(1, 27)]
 SYMBOLS = "#$%&*+-/:;?@^~!.,()[]{}1_0"  # written by no task but the cipher
-CIPHER = dict(zip(LETTERS, SYMBOLS, strict=True))
+CIPHER: dict[str, str] = dict(zip(LETTERS, SYMBOLS, strict=True))
 LENGTH = 6
 
 
