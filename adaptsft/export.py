@@ -7,8 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from adaptsft import checkpoint
-from adaptsft import config as configuration
+from adaptsft import checkpoint, config as configuration
 from adaptsft.distributed import mesh, print0, process_group
 from adaptsft.errors import CheckpointError, UserError
 from adaptsft.model.build import build_model, load_assets

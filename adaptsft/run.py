@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from adaptsft import checkpoint
-from adaptsft import config as configuration
+from adaptsft import checkpoint, config as configuration
 from adaptsft.config import Config
 from adaptsft.data import BatchPlan, TokenizedData
 from adaptsft.distributed import print0, rank, world_size

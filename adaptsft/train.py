@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from adaptsft import checkpoint, controllers, objectives
-from adaptsft import config as configuration
+from adaptsft import checkpoint, config as configuration, controllers, objectives
 from adaptsft.checkpoint import Checkpointer
 from adaptsft.config import Config
 from adaptsft.controllers import Control

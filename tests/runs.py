@@ -13,8 +13,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
-from adaptsft import checkpoint
-from adaptsft import config as configuration
+from adaptsft import checkpoint, config as configuration
 from adaptsft.config import Config
 from adaptsft.controllers import initial_control
 from adaptsft.distributed import mesh, process_group

@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptsft import chat, export
-from adaptsft import train as trainer
+from adaptsft import chat, export, train as trainer
 from adaptsft.errors import NonFiniteError
 from adaptsft.objectives import nll, register
 from adaptsft.train import main, train
