@@ -104,6 +104,7 @@ def _samples(results: Results, base: dict[str, dict[str, Any]]) -> str:
 
 def _next_steps(folder: Path, results: Results) -> str:
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    quickstart = shlex.join([python, "-m", "adaptsft.quickstart", *sys.argv[1:]])
     last = results[-1]
     run = folder / f"{last['task']}-{last['label']}-{last['seed']}"
     return "\n".join(
@@ -116,8 +117,8 @@ def _next_steps(folder: Path, results: Results) -> str:
             "",
             "Try next",
             f"  {python} -m adaptsft.chat {run} --prompt '<cipher>please=' --temperature 1",
-            f"  {python} -m adaptsft.quickstart configs/quickstart.yaml objectives.deft.objective.name=deft   (runs only what is missing)",
-            f"  {python} -m adaptsft.quickstart configs/quickstart.yaml noise=0 run_dir=runs/quickstart_clean",
+            f"  {quickstart} objectives.deft.objective.name=deft   (runs only what is missing)",
+            f"  {quickstart} noise=0 run_dir={folder}_clean",
             f"  {python} -m adaptsft.train --help   (your own model and data)",
         ]
     )

@@ -1,0 +1,108 @@
+"""The same tokens give the same step on one rank or two, in one micro-batch or many; checkpoints load on either. Real gloo ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptsft import config as configuration
+from adaptsft.train import train
+from tests.conftest import REPO
+from tests.runs import loaded_state, metrics_of, saved_state, small_config, write_data
+
+# betas[0] = 0: the first moment after step 1 is the gradient itself
+GRADIENT = {"train__betas": [0.0, 0.95], "train__clip_norm": 0.0, "train__warmup_ratio": 0.0, "train__global_batch_size": 4, "train__max_steps": 2}
+CASES = {
+    "untied": {"arch": "llama", "tied": False, "objective__name": "alpha", "controller__name": "linear"},
+    "tied": {"arch": "qwen2", "tied": True, "objective__name": "talr", "data__packing": False},
+    "gemma": {"arch": "gemma3", "objective__name": "threshold", "objective__lower": 0.003, "objective__normalizer": "kept", "train__activation_checkpointing": "full"},
+    "idle": {"arch": "llama", "tied": False, "train__global_batch_size": 1},  # the second rank has nothing to learn
+    "replicated": {"arch": "llama", "tied": False, "train__replicas": 2},
+}
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"}
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_model) -> Path:
+    """All configurations, trained on one rank here and on two ranks by one torchrun."""
+    folder = tmp_path_factory.mktemp("ranks")
+    write_data(folder / "data.jsonl", 20)
+    (folder / "two").mkdir()
+
+    def config(name: str, case: dict, **more):
+        options = {key: case[key] for key in ("arch", "tied") if key in case}
+        overrides = GRADIENT | {key: value for key, value in case.items() if key not in options} | more
+        return small_config(folder, tiny_model(**options), name, **overrides)
+
+    for name, case in CASES.items():
+        one = {} if name != "replicated" else {"train__replicas": 1}
+        for micro in (4, 1):
+            train(config(f"{name}-1x{micro}", case, train__micro_batch_size=micro, **one))
+        configuration.save(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
+    # one micro-batch per rank and step, to compare the communication of accumulation with
+    configuration.save(config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512), folder / "two" / "whole.yaml")
+    load = {"config": "tied", "checkpoint": str(folder / "tied-1x1" / "checkpoints" / "step_00000002")}
+    (folder / "two" / "load.json").write_text(json.dumps(load))
+    done = torchrun("-m", "tests.distributed.two_ranks", str(folder / "two"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def first_state(runs: Path, name: str) -> dict[str, torch.Tensor]:
+    return saved_state(runs / name / "checkpoints" / "step_00000001")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_split_of_the_same_tokens_is_the_same_step(runs, name):
+    whole = first_state(runs, f"{name}-1x4")
+    gradients = [key for key in whole if key.endswith("exp_avg")]
+    assert len(gradients) > 10
+    largest = max(float(whole[key].abs().max()) for key in gradients)
+    for other in (f"{name}-1x1", f"{name}-2ranks"):
+        state = first_state(runs, other)
+        assert state.keys() == whole.keys()
+        for key in gradients:
+            assert (state[key] - whole[key]).abs().max() <= 1e-6 * max(largest, 1.0), (other, key)
+        for key in (key for key in whole if key.startswith("tensors/")):
+            torch.testing.assert_close(state[key], whole[key], rtol=1e-6, atol=0)
+        ours, theirs = (metrics_of(configuration.read(runs / run / "config.yaml"))[0] for run in (other, f"{name}-1x4"))
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-6), (other, key)
+
+
+def test_a_checkpoint_of_one_rank_loads_on_two_and_the_reverse(runs):
+    written_by_one, on_two = saved_state(runs / "tied-1x1" / "checkpoints" / "step_00000002"), torch.load(runs / "two" / "loaded.pt")
+    by_two = runs / "tied-2ranks" / "checkpoints" / "step_00000002"
+    on_one = loaded_state(configuration.read(runs / "tied-1x1" / "config.yaml"), by_two)
+    for written, loaded in ((written_by_one, on_two), (saved_state(by_two), on_one)):
+        compared = [key for key in loaded if key in written]
+        assert any("exp_avg_sq" in key for key in compared) and any(key.startswith("model/") for key in compared)
+        assert any(key.startswith("tensors/") for key in compared) and len(compared) == len(loaded)
+        for key in compared:
+            assert torch.equal(loaded[key], written[key]), key
+
+
+def test_accumulation_costs_no_extra_reduction(runs):
+    reductions = json.loads((runs / "two" / "reductions.json").read_text())
+    assert reductions["untied"] == reductions["whole"] > 0
+
+
+def test_an_error_ends_all_ranks_with_its_message_and_leaves_nothing(tmp_path, tiny_model):
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
+    done = torchrun("-m", "adaptsft.train", f"run_dir={tmp_path / 'run'}", f"model.path={tiny_model('llama')}", f"data.path={data}", f"data.cache_dir={tmp_path / 'cache'}")
+    assert done.returncode != 0
+    assert f"{data}:2" in done.stderr
+    assert done.stderr.count("adaptsft.train: DataError") == 1
+    assert str(REPO / "adaptsft") not in done.stderr, "a message, not a traceback of ours"
+    assert not (tmp_path / "run").exists()
