@@ -15,11 +15,23 @@ from tests.conftest import REPO
 from tests.runs import loaded_state, metrics_of, saved_state, small_config, write_data
 
 # betas[0] = 0: the first moment after step 1 is the gradient itself
-GRADIENT = {"train__betas": [0.0, 0.95], "train__clip_norm": 0.0, "train__warmup_ratio": 0.0, "train__global_batch_size": 4, "train__max_steps": 2}
+GRADIENT = {
+    "train__betas": [0.0, 0.95],
+    "train__clip_norm": 0.0,
+    "train__warmup_ratio": 0.0,
+    "train__global_batch_size": 4,
+    "train__max_steps": 2,
+}
 CASES = {
     "untied": {"arch": "llama", "tied": False, "objective__name": "alpha", "controller__name": "linear"},
     "tied": {"arch": "qwen2", "tied": True, "objective__name": "talr", "data__packing": False},
-    "gemma": {"arch": "gemma3", "objective__name": "threshold", "objective__lower": 0.003, "objective__normalizer": "kept", "train__activation_checkpointing": "full"},
+    "gemma": {
+        "arch": "gemma3",
+        "objective__name": "threshold",
+        "objective__lower": 0.003,
+        "objective__normalizer": "kept",
+        "train__activation_checkpointing": "full",
+    },
     "idle": {"arch": "llama", "tied": False, "train__global_batch_size": 1},  # the second rank has nothing to learn
     "replicated": {"arch": "llama", "tied": False, "train__replicas": 2},
 }
@@ -49,7 +61,9 @@ def runs(tmp_path_factory, tiny_model) -> Path:
             train(config(f"{name}-1x{micro}", case, train__micro_batch_size=micro, **one))
         configuration.save(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
     # one micro-batch per rank and step, to compare the communication of accumulation with
-    configuration.save(config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512), folder / "two" / "whole.yaml")
+    configuration.save(
+        config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512), folder / "two" / "whole.yaml"
+    )
     load = {"config": "tied", "checkpoint": str(folder / "tied-1x1" / "checkpoints" / "step_00000002")}
     (folder / "two" / "load.json").write_text(json.dumps(load))
     done = torchrun("-m", "tests.distributed.two_ranks", str(folder / "two"))
@@ -100,7 +114,14 @@ def test_accumulation_costs_no_extra_reduction(runs):
 def test_an_error_ends_all_ranks_with_its_message_and_leaves_nothing(tmp_path, tiny_model):
     data = tmp_path / "bad.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
-    done = torchrun("-m", "adaptsft.train", f"run_dir={tmp_path / 'run'}", f"model.path={tiny_model('llama')}", f"data.path={data}", f"data.cache_dir={tmp_path / 'cache'}")
+    done = torchrun(
+        "-m",
+        "adaptsft.train",
+        f"run_dir={tmp_path / 'run'}",
+        f"model.path={tiny_model('llama')}",
+        f"data.path={data}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    )
     assert done.returncode != 0
     assert f"{data}:2" in done.stderr
     assert done.stderr.count("adaptsft.train: DataError") == 1

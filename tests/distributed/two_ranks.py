@@ -1,6 +1,6 @@
 """Started by torchrun on two gloo ranks: trains every configuration of a list, and loads a checkpoint that one rank saved.
 
-    torchrun --standalone --nproc-per-node 2 -m tests.distributed.two_ranks FOLDER
+torchrun --standalone --nproc-per-node 2 -m tests.distributed.two_ranks FOLDER
 """
 
 import json
