@@ -38,7 +38,8 @@ def write(folder: Path, results: Results, base: dict[str, dict[str, Any]], noise
     means = [[label, *(_mean(cell[label]) for cell in by_cell.values())] for label in _labels(results)]
     seeds = [[label, *(" ".join(f"{value:.2f}" for value in cell[label]) for cell in by_cell.values())] for label in _labels(results)]
     names = sorted({result["seed"] for result in results})
-    text = f"Exact match on held-out words, mean ± standard error of {len(names)} seeds:\n\n{_table([header, untouched, *means])}\n\n"
+    over = f"mean ± standard error of {len(names)} seeds" if len(names) > 1 else "one seed"
+    text = f"Exact match on held-out words, {over}:\n\n{_table([header, untouched, *means])}\n\n"
     text += (
         f"Every seed ({', '.join(str(seed) for seed in sorted({result['seed'] for result in results}))}):\n\n{_table([header, *seeds])}\n\n"
     )
@@ -87,7 +88,7 @@ def _reading(results: Results, tasks: list[str], noise: float) -> str:
         f"new: `{new}`, a tag and symbols never seen; its noisy targets have a mean p of {first[new]:.2f}.\n"
         "T=1 samples from the model as it is, and so shows what it has taken from wrong labels. One that learns them with their noise is\n"
         f"right in all {LENGTH} characters with a probability of {1 - noise:g}^{LENGTH} = {(1 - noise) ** LENGTH:.2f}.\n"
-        "One tiny model and few seeds: this shows how the objectives differ, not which one is best for you."
+        "One tiny model, few seeds and a short budget: this shows how the objectives differ, not which one is best for you."
     )
 
 

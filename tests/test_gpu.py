@@ -1,0 +1,64 @@
+"""What only a GPU can show: attention kernels agree, a step does not wait for the device, and a run resumes bitwise."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptsft.errors import ConfigError
+from adaptsft.model import attention
+from adaptsft.model.attention import Documents
+from adaptsft.train import train
+from tests.runs import metrics_of, saved_state, small_config
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_backends_agree_on_a_pack(backend, window):
+    device = torch.device("cuda")
+    try:
+        attention.choose(backend, device, torch.bfloat16, None)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    documents = Documents.build(torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), 64, device, with_buckets=True)
+    generator = torch.Generator(device).manual_seed(0)
+    query = torch.randn(64, 4, 64, generator=generator, device=device)
+    key, value = (torch.randn(64, 2, 64, generator=generator, device=device) for _ in range(2))
+    expected = attention._sdpa(query, key, value, documents, 0.125, window, None, 0.0)
+    half = [tensor.bfloat16() for tensor in (query, key, value)]
+    out = attention._BACKENDS[backend](*half, documents, 0.125, window, None, 0.0)
+    assert (out.float() - expected).abs().max() < 3e-2
+
+
+def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model):
+    config = small_config(tmp_path, tiny_model("llama", tied=False), train__max_steps=30, checkpoint__every=0, log__every=30)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    in_the_loop = [
+        w
+        for w in caught
+        if "synchroniz" in str(w.message) and Path(w.filename).name in ("stats.py", "optim.py", "controllers.py", "loader.py")
+    ]
+    assert not in_the_loop, [f"{w.filename}:{w.lineno}" for w in in_the_loop]
+    assert metrics_of(config)[-1]["nll"] < metrics_of(config)[0]["nll"]
+
+
+def test_resumed_on_a_gpu_is_bitwise_the_same(tmp_path, tiny_model):
+    model = tiny_model("llama", tied=False)
+    whole = small_config(tmp_path, model, "whole", train__deterministic=True)
+    train(whole)
+    again = small_config(tmp_path, model, "again", train__deterministic=True)
+    again.resume = str(Path(whole.run_dir) / "checkpoints" / "step_00000003")
+    train(again)
+    assert metrics_of(again) == metrics_of(whole)[3:]
+    last = saved_state(Path(whole.run_dir) / "checkpoints" / "step_00000006")
+    for name, tensor in saved_state(Path(again.run_dir) / "checkpoints" / "step_00000006").items():
+        assert torch.equal(tensor, last[name]), name
