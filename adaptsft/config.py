@@ -6,6 +6,7 @@ Every key is declared here once, with its type, default and meaning; `--help` an
 
 import dataclasses
 import difflib
+import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,11 +201,14 @@ def _parse(argument: str) -> tuple[str, Any]:
     if argument.startswith("-"):
         raise ConfigError(f"{argument}: not an option; settings are written key=value, and --help lists the keys")
     if "=" in argument:
+        name, text = argument.split("=", 1)
+        if name in _text_keys():
+            # what YAML would read as something else ({prompt}, 007, nothing at all) is still text here
+            return argument, OmegaConf.from_dotlist([f"{name}={json.dumps(_text(text))}"])
         try:
             return argument, OmegaConf.from_dotlist([argument])
         except (yaml.YAMLError, OmegaConfBaseException):
-            name, value = argument.split("=", 1)
-            raise ConfigError(f"{argument}: the value is not valid YAML; put it in quotes: '{name}=\"{value}\"'") from None
+            raise ConfigError(f"{argument}: the value is not valid YAML; put it in quotes: '{name}=\"{text}\"'") from None
     path = Path(argument)
     if not path.is_file():
         raise ConfigError(f"{argument}: no such configuration file (arguments are a YAML file or key=value)")
@@ -213,6 +217,18 @@ def _parse(argument: str) -> tuple[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     return str(path), values
+
+
+def _text_keys() -> set[str]:
+    return {name for name, declared, _ in all_keys() if declared.type in (str, "str")}
+
+
+def _text(text: str) -> str:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, str) else text
 
 
 def _explain(error: OmegaConfBaseException) -> str:

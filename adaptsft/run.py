@@ -73,7 +73,7 @@ def environment() -> dict:
 
     packages = ("adaptsft", "torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "flash-attn", "triton")
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version()} | {package: installed(package) for package in packages},
         "machine": {
             "platform": platform.platform(),

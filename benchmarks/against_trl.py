@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -147,7 +146,7 @@ def main() -> int:
     )
 
     worst = max(value for row in differences.values() for value in row.values())
-    facts = environment() | {"command": shlex.join(["python", *sys.argv])}
+    facts = environment()
     facts["versions"] |= {"trl": version("trl"), "accelerate": version("accelerate")}
     result = {
         "environment": facts,

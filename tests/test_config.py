@@ -20,6 +20,13 @@ def test_yaml_then_arguments_the_later_wins(tmp_path):
     assert config.data.fields == {"prompt": "question", "completion": "answer"}
 
 
+@pytest.mark.parametrize("template", ["{prompt}", "Q: {prompt}\n", "[{prompt}]", "{prompt} # 1", "a: b: {prompt}"])
+def test_text_needs_no_second_quotes(template):
+    assert load([*BASE, f"data.prompt_template={template}"]).data.prompt_template == template
+    assert load([*BASE, 'data.prompt_template="{prompt}\\n"']).data.prompt_template == "{prompt}\n"
+    assert load([*BASE, "run_dir=007", "model.path=1e3"]).run_dir == "007"
+
+
 def test_several_sources(tmp_path):
     config = load(["run_dir=r", "model.path=m", "data.sources=[{path: a.jsonl, weight: 2}, {path: b.jsonl, name: b}]"])
     assert [(s.path, s.weight, s.name) for s in config.data.sources] == [("a.jsonl", 2.0, ""), ("b.jsonl", 1.0, "b")]

@@ -31,7 +31,7 @@ def write(folder: Path, results: Results, base: dict[str, dict[str, Any]], noise
     first the task it knows, then the new one."""
     from adaptsft.run import environment
 
-    facts, tasks = environment() | {"command": shlex.join(["python", "-m", "adaptsft.quickstart", *sys.argv[1:]])}, list(base)
+    facts, tasks = environment(), list(base)
     by_cell = {(task, mode): _cell(results, task, mode) for task in tasks for mode in MODES}
     header = ["objective", *(f"{kind}, {mode}" for kind in ("known", "new") for mode in ("greedy", "T=1"))]
     untouched = ["(untouched)", *(f"{base[task][mode]:.2f}" for task, mode in by_cell)]
