@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Checkpointer:
         self.folder, self.keep_last = folder, keep_last
         # a group of its own: the background save talks while the training loop does
         self.group: Any = dist.new_group(backend="gloo") if async_save else None
-        self.pending: tuple[Any, Callable[[], None]] | None = None
+        self.background = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
@@ -43,12 +44,11 @@ class Checkpointer:
         self.wait()
         final = self.folder / f"step_{step:08d}"
         temporary = final.with_suffix(".tmp")
-        if rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier()
-        state = full_state(model, optimizer, tensors)
-        writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=4)
+
+        def make_folder() -> None:
+            if rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
 
         def finish() -> None:
             if rank() == 0:
@@ -56,26 +56,36 @@ class Checkpointer:
                 commit(temporary, final)
                 self._prune()
 
-        try:
+        def write() -> None:
+            if not temporary.is_dir():
+                raise OSError(f"{temporary}, which rank 0 made, is not there on rank {rank()}: all nodes must share the run folder")
+            writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=4)
             if self.group is None:
                 dcp.save(state, storage_writer=writer)
                 finish()
             else:
-                self.pending = (dcp.async_save(state, storage_writer=writer, process_group=self.group), finish)
-            error = None
-        except (OSError, dcp.api.CheckpointException) as caught:
-            error = CheckpointError(f"{final}: could not be saved: {caught}. Earlier checkpoints are intact")
-        agree(error)
+                saved: Any = dcp.async_save(state, storage_writer=writer, process_group=self.group)
+                self.pending = self.background.submit(lambda: (saved.result(), finish())[1])
+
+        state = full_state(model, optimizer, tensors)
+        self._together(make_folder)
+        self._together(write)
 
     def wait(self) -> None:
-        """Until a background save, if there is one, is complete on disk."""
-        if self.pending is None:
-            return
-        future, finish = self.pending
-        self.pending, error = None, None
+        """Until a background save, if there is one, is complete on disk. All ranks call it together."""
+        pending, self.pending = self.pending, None
+        if self.group is not None:
+            self._together(lambda: None if pending is None else pending.result())
+
+    def close(self) -> None:
+        """Let a background save end, also where the run ends by an exception and the ranks no longer talk."""
+        self.background.shutdown()
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Run on every rank; a failure of storage on any of them is raised on all."""
+        error = None
         try:
-            future.result()
-            finish()
+            work()
         except (OSError, dcp.api.CheckpointException) as caught:
             error = CheckpointError(f"{self.folder}: a checkpoint could not be saved: {caught}. Earlier checkpoints are intact")
         agree(error)
@@ -96,6 +106,9 @@ def full_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict
 def commit(temporary: Path, final: Path) -> None:
     """Seal a folder: checksum every file, make all of it durable, and give it its final name in one atomic step."""
     files = sorted(path for path in temporary.iterdir() if path.name != MANIFEST)
+    named = {entry.relative_path for entry in dcp.FileSystemReader(temporary).read_metadata().storage_data.values()}
+    if absent := sorted(named - {path.name for path in files}):
+        raise OSError(f"{absent[0]}, which a rank has written, is not there: all nodes must share the run folder")
     with ThreadPoolExecutor(8) as pool:
         digests = list(pool.map(_sha256, files))
     _write(temporary / MANIFEST, {path.name: {"bytes": path.stat().st_size, "sha256": d} for path, d in zip(files, digests, strict=True)})
@@ -144,7 +157,10 @@ def read_numbers(checkpoint: Path) -> dict[str, Any]:
 def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Load a verified checkpoint into the model, the optimizer and `tensors`, in place, on any number of ranks."""
     state = full_state(model, optimizer, tensors)
-    dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
+    try:
+        dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
+    except (dcp.api.CheckpointException, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint}: does not fit this model: {error}") from None
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 

@@ -7,6 +7,8 @@ Every key is declared here once, with its type, default and meaning; `--help` an
 import dataclasses
 import difflib
 import json
+import math
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +141,11 @@ class TrainConfig:
         changeable=True,
     )
     compile: bool = key(False, "torch.compile every block", changeable=True)
+    reduce_every_micro_batch: bool = key(
+        False,
+        "reduce gradients after every micro-batch: more communication, but no unsharded gradients (4 bytes per parameter) are held",
+        changeable=True,
+    )
     loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 64 MiB on CPU, 1 GiB on GPU)", changeable=True)
     device: str = key("auto", "auto: cuda where there is one", ("auto", "cpu", "cuda"), changeable=True)
     replicas: int = key(1, "HSDP: copies of the model; each is sharded over world size / replicas ranks", changeable=True)
@@ -192,7 +199,12 @@ def load(arguments: list[str]) -> Config:
             merged = OmegaConf.merge(merged, values)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{origin}: {_explain(error)}") from None
-    config = typing.cast(Config, OmegaConf.to_object(merged))
+        except TypeError:
+            raise ConfigError(f"{origin}: holds a list; a configuration is a mapping of keys to values") from None
+    try:
+        config = typing.cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:  # an interpolation ${…} that leads nowhere
+        raise ConfigError(_explain(error)) from None
     validate(config)
     return config
 
@@ -214,7 +226,7 @@ def _parse(argument: str) -> tuple[str, Any]:
         raise ConfigError(f"{argument}: no such configuration file (arguments are a YAML file or key=value)")
     try:
         values = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     return str(path), values
 
@@ -270,6 +282,7 @@ def validate(config: Config) -> None:
 
     for name, declared, _ in all_keys():
         choices, value = declared.metadata["choices"], get(config, name)
+        require(not isinstance(value, float) or math.isfinite(value), f"{name}={value}: must be a finite number")
         if choices and value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1)
             raise ConfigError(f"{name}={value}: must be one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -309,6 +322,7 @@ def validate(config: Config) -> None:
         require(get(config, name) >= 1, f"{name}={get(config, name)}: must be at least 1")
     for name in (
         "seed",
+        "data.validation_examples",
         "train.lr",
         "train.max_steps",
         "train.weight_decay",
@@ -320,6 +334,21 @@ def validate(config: Config) -> None:
         require(get(config, name) >= 0, f"{name}={get(config, name)}: must not be negative")
     for name in ("train.warmup_ratio", "train.decay_ratio", "train.lr_min_ratio", "controller.begin", "controller.finish"):
         require(0 <= get(config, name) <= 1, f"{name}={get(config, name)}: must lie in [0, 1]")
+    require(train.eps > 0, f"train.eps={train.eps}: must be above 0")
+    require(
+        train.lr_schedule == "wsd" or train.decay_ratio == 0.2,
+        f"train.decay_ratio={train.decay_ratio} has no effect with train.lr_schedule={train.lr_schedule}: use wsd",
+    )
+    move = (config.controller.start, config.controller.end, config.controller.begin, config.controller.finish)
+    require(
+        config.controller.name != "fixed" or move == (0.0, 1.0, 0.0, 1.0),
+        "controller.start, end, begin and finish have no effect with controller.name=fixed: use linear or cosine",
+    )
+    for pattern in config.model.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"model.freeze: {pattern!r} is not a regular expression: {error}") from None
     require(train.max_steps > 0 or train.epochs > 0, "train.max_steps and train.epochs are both 0: set one of them")
     require(len(train.betas) == 2 and all(0 <= beta < 1 for beta in train.betas), f"train.betas={train.betas}: two numbers in [0, 1)")
     require(

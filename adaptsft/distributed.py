@@ -32,6 +32,8 @@ def process_group(device_kind: str):
     if cuda and not torch.cuda.is_available():
         raise ConfigError("train.device=cuda: torch sees no GPU here; use train.device=cpu or auto")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"rank {device.index} of this node has no GPU, there are {torch.cuda.device_count()}: lower --nproc-per-node")
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -82,6 +84,18 @@ def rank0_first(work: Callable[[], T]) -> T:
             except UserError as caught:
                 error = caught
         agree(error)
+    return result  # type: ignore[return-value]
+
+
+def together(work: Callable[[], T]) -> T:
+    """Run `work` on all ranks at once. A UserError on any rank is raised on every rank."""
+    result: T | None = None
+    error: UserError | None = None
+    try:
+        result = work()
+    except UserError as caught:
+        error = caught
+    agree(error)
     return result  # type: ignore[return-value]
 
 

@@ -7,6 +7,7 @@ waits for the device until `flush` copies the rows since the last flush to the h
 import json
 import math
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,31 @@ class Metrics:
         self.rows: list[Tensor] = []
         self.host: list[dict[str, float]] = []
         self.clock, self.started, self.first_step = time.perf_counter(), time.perf_counter(), first_step
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row = self.longest_skip = 0
         self.file = self.board = None
         if rank() == 0:
             drop_rows_after(run / "metrics.jsonl", first_step)
-            drop_rows_after(run / "eval.jsonl", first_step)
+            drop_rows_after(run / "eval.jsonl", first_step or -1)  # a new run evaluates step 0 itself
             self.file = (run / "metrics.jsonl").open("a")
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else 0)
 
     def record(self, step: int, statistics: TokenStatistics, control: Control, grad_norm: Tensor, skipped: Tensor, **host: float) -> None:
         """Keep the row of a finished step (1-based); `host` holds numbers that the host knows anyway."""
         parts = [statistics.table.flatten(), control.alpha, control.lower, control.upper, torch.stack([grad_norm, skipped])]
         self.rows.append(torch.cat([part.double() for part in parts]))
         self.host.append({"step": step, **host})
+
+    @contextmanager
+    def paused(self):
+        """Time in here (evaluating, saving) is not counted as training."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        began = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - began
 
     def flush(self) -> list[dict[str, Any]]:
         """Read the recorded rows, write them on rank 0, and return them. The one place where training waits for the device."""
@@ -72,6 +82,7 @@ class Metrics:
         self.rows, self.host = [], []
         for row in rows:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if row["skipped"] else 0
+            self.longest_skip = max(self.longest_skip, self.skipped_in_a_row)
         if self.file is not None:
             self.file.writelines(_json(row) for row in rows)
             self.file.flush()
@@ -129,7 +140,6 @@ class Metrics:
         print0(
             f"  held out at step {step}: nll {row['nll']:.4f}  mean p {row['mean_p']:.4f}  loss {row['loss']:.4f}  top-1 {row['top1']:.3f}"
         )
-        self.clock = time.perf_counter()
         return row
 
     def _line(self, row: dict[str, Any]) -> str:
@@ -187,7 +197,7 @@ def drop_rows_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] > step:
                 continue
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
             continue
         kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")

@@ -19,7 +19,7 @@ BINS = 1 << 14  # steps of 0.003 in log-odds: p is resolved to 0.3 % of p (1 - p
 
 @torch.no_grad()
 def with_quantiles(
-    model: ShardedModel, config: ObjectiveConfig, control: Control, batches: Iterable[tuple[Batch, Documents]], tokens: int
+    model: ShardedModel, config: ObjectiveConfig, control: Control, batches: Iterable[tuple[Batch, Documents]], tokens: int, chunk: int
 ) -> Control:
     """`control` with lower and upper set, per source, to the quantiles that the objective asks for.
 
@@ -30,9 +30,10 @@ def with_quantiles(
         return control
     counts = torch.zeros(control.alpha.shape[0] * BINS, dtype=torch.float64, device=control.alpha.device)
     started = said = time.perf_counter()
+    model.eval()  # no dropout
     seen = 0
     for batch, documents in batches:
-        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
+        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
         cell = batch.source * BINS + bin_index(log_odds(rows.logp, rows.one_minus_p), LOGIT_RANGE, BINS)
         counts.index_add_(0, cell, torch.ones_like(cell, dtype=torch.float64))
         seen += len(batch.labels) * dist.get_world_size()
@@ -40,6 +41,7 @@ def with_quantiles(
             said = time.perf_counter()
             share = min(seen / tokens, 1.0)
             print0(f"measuring quantiles of p under the base model: {share:.0%}, ETA {(said - started) * (1 - share) / share:.0f} s")
+    model.train()
     reshard(model)
     dist.all_reduce(counts)
     for name, q in asked.items():

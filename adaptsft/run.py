@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +32,9 @@ def find_start(config: Config) -> Path | None:
             raise ConfigError(
                 f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): choose another run_dir, or undo the change"
             )
+    parent = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"run_dir={run}: {parent} is not a folder that can be written to")
     complete = checkpoint.complete_checkpoints(run / "checkpoints")
     start = Path(config.resume) if config.resume not in ("auto", "never") else None
     if config.resume == "auto" and complete:
@@ -38,18 +42,45 @@ def find_start(config: Config) -> Path | None:
     if start is not None:
         if not start.is_dir():
             raise CheckpointError(f"resume={start}: no such checkpoint folder")
+        origin = start.parent.parent / "config.yaml"
+        other = configuration.differences(configuration.read(origin), config) if origin.is_file() else []
+        if other:
+            raise CheckpointError(
+                f"resume={start} belongs to a run with another configuration ({'; '.join(other)}): start from its final/ model"
+            )
         if rank() == 0:
             checkpoint.verify(start)
     return start
 
 
-def claim(config: Config) -> None:
-    """Make the run folder and write into it what is run, once everything has been found to be in order."""
+def same_start(start: Path | None) -> None:
+    """Raise unless all ranks have found the same checkpoint: with a run folder that is not shared they would not."""
+    seen: list[str | None] = [None] * world_size()
+    torch.distributed.all_gather_object(seen, None if start is None else start.name)
+    if len(set(seen)) > 1:
+        raise CheckpointError(f"ranks find different checkpoints in run_dir ({seen}): it must be on storage that all nodes share")
+
+
+def claim(config: Config, first: int) -> None:
+    """Make the run folder and write into it what is run, once everything has been found to be in order.
+
+    Checkpoints of later steps, there if the run goes on from an earlier one, are deleted: they would be taken for its own.
+    """
     run = Path(config.run_dir)
-    if rank() == 0:
+    if rank() != 0:
+        return
+    try:
         run.mkdir(parents=True, exist_ok=True)
-        configuration.save(config, run / "config.yaml")
+        partial = run / "config.yaml.tmp"
+        configuration.save(config, partial)
+        partial.rename(run / "config.yaml")
         (run / "environment.json").write_text(json.dumps(environment(), indent=1))
+        for later in checkpoint.complete_checkpoints(run / "checkpoints"):
+            if int(later.name.removeprefix("step_")) > first:
+                print0(f"deleting {later}: this run goes on from step {first}")
+                shutil.rmtree(later)
+    except OSError as error:
+        raise CheckpointError(f"run_dir={run}: {error}") from None
 
 
 def check_position(start: Path, data: TokenizedData, steps: int) -> int:

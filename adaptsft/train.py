@@ -4,7 +4,8 @@
 
 `train` below is the whole loop, top to bottom. The loss of a step is the sum of the objective over its supervised tokens divided by
 their number over all ranks and micro-batches, so the split changes nothing. The control (alpha, thresholds) of a step depends only
-on the all-reduced statistics of earlier steps, and no line of the loop waits for the device except `metrics.flush`.
+on the all-reduced statistics of earlier steps. Between two reads by `metrics.flush` (and evaluations, and checkpoints) the host never
+waits for the device's current step.
 """
 
 import sys
@@ -19,7 +20,7 @@ from adaptsft.checkpoint import Checkpointer
 from adaptsft.config import Config
 from adaptsft.controllers import Control
 from adaptsft.data import BatchPlan, TokenizedData, open_data
-from adaptsft.distributed import Stopper, mesh, print0, process_group, rank, rank0_first, world_size
+from adaptsft.distributed import Stopper, mesh, print0, process_group, rank, rank0_first, together, world_size
 from adaptsft.errors import NonFiniteError, UserError
 from adaptsft.loader import BatchLoader
 from adaptsft.metrics import Metrics
@@ -28,17 +29,18 @@ from adaptsft.model.export import export
 from adaptsft.objectives import Objective
 from adaptsft.optim import build_optimizer, guarded_step, learning_rate, scale_and_clip
 from adaptsft.quantiles import with_quantiles
-from adaptsft.run import check_position, claim, find_start, flops_per_token, introduce
+from adaptsft.run import check_position, claim, find_start, flops_per_token, introduce, same_start
 from adaptsft.stats import TokenStatistics, with_signals
 
 PREEMPTED = 75  # exit code of a run that saved and stopped because it was asked to
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Run a configuration to its end, or resume it. Returns the figures of the last step, and of the held-out data as `held_out`."""
+    """Run a configuration to its end, or resume it. Returns the figures of the last step taken here, and of held-out data as `held_out`."""
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
         start = rank0_first(lambda: find_start(config))
+        same_start(start)
         assets = rank0_first(lambda: load_assets(config.model))
         data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, log=print0))
         plan = BatchPlan(data, config, world_size())
@@ -50,27 +52,31 @@ def train(config: Config) -> dict[str, Any]:
         control = controllers.initial_control(config.objective, len(data.names), device)
         statistics = TokenStatistics(len(data.names), device)
         load_step = BatchLoader(plan, data, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
-        verify_head(model, *load_step(0)[0])
+        verify_head(model, *load_step(0)[0], config.train.loss_chunk)
         if start is None:
             first = 0
-            control = with_quantiles(model, config.objective, control, load_step.in_order(data), int(data.supervised.sum()))
+            control = with_quantiles(
+                model, config.objective, control, load_step.in_order(data), int(data.supervised.sum()), config.train.loss_chunk
+            )
         else:
-            first = check_position(start, data, steps)
+            first = rank0_first(lambda: check_position(start, data, steps))
             checkpoint.load(start, model, optimizer, control._asdict())
 
-        claim(config)
+        together(lambda: claim(config, first))
         introduce(config, model, attention, plan, first, steps, device)
         kept_only = config.objective.normalizer == "kept"
         run = Path(config.run_dir)
         metrics = Metrics(run, data.names, steps, first, config.log.tensorboard, objective, kept_only, flops_per_token(model, plan), device)
         saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save)
         stack.callback(metrics.close)
+        stack.callback(saver.close)
         stopper = stack.enter_context(Stopper())
         result: dict[str, Any] = {}
 
         def evaluate_held_out(step: int) -> None:
             if held_out is not None:
-                result["held_out"] = evaluate(model, held_out, objective, control, load_step, metrics, step)
+                with metrics.paused():
+                    result["held_out"] = evaluate(model, held_out, objective, control, load_step, metrics, step)
 
         if first == 0 and config.eval.every > 0:
             evaluate_held_out(0)
@@ -81,7 +87,7 @@ def train(config: Config) -> dict[str, Any]:
             micro_batches = load_step(step, prefetch=step + 1 < steps)
             scale = 1.0 / plan.valid_tokens(step)
             for number, (batch, documents) in enumerate(micro_batches):
-                model.set_requires_gradient_sync(number + 1 == len(micro_batches))
+                model.set_requires_gradient_sync(config.train.reduce_every_micro_batch or number + 1 == len(micro_batches))
                 loss, rows = model.token_loss(batch, documents, objective, control, scale, config.train.loss_chunk)
                 loss.backward()
                 statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
@@ -102,17 +108,16 @@ def train(config: Config) -> dict[str, Any]:
             saving = last or stopping or is_due(done, config.checkpoint.every)
             if saving or is_due(done, config.log.every):
                 result |= metrics.flush()[-1]
-                if metrics.skipped_in_a_row >= config.train.max_nonfinite_steps:
-                    raise NonFiniteError(
-                        f"step {done}: the loss or gradient of {metrics.skipped_in_a_row} steps in a row was not finite; lower train.lr?"
-                    )
+                if metrics.longest_skip >= config.train.max_nonfinite_steps:
+                    raise NonFiniteError(f"by step {done}, {metrics.longest_skip} steps in a row had a loss or gradient that is not finite")
             if last or is_due(done, config.eval.every):
                 evaluate_held_out(done)
             if saving:
-                saver.save(done, model, optimizer, control._asdict(), {"fingerprint": data.fingerprint, "steps": steps})
+                with metrics.paused():
+                    saver.save(done, model, optimizer, control._asdict(), {"fingerprint": data.fingerprint})
             if stopping:
                 saver.wait()
-                print0(f"asked to stop: saved after step {done}, the same command resumes")
+                print0(f"asked to stop: saved after step {done}; resume=auto goes on from there")
                 return result | {"stopped": True}
 
         saver.wait()
@@ -133,7 +138,7 @@ def evaluate(
     model.eval()
     statistics = TokenStatistics(len(data.names), control.alpha.device)
     for batch, documents in batches.in_order(data):
-        _, rows = model.token_loss(batch, documents, objective, control, 1.0, 0)
+        _, rows = model.token_loss(batch, documents, objective, control, 1.0, batches.config.train.loss_chunk)
         statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
     reshard(model)
     model.train()

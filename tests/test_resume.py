@@ -140,14 +140,57 @@ def test_a_changed_configuration_is_refused_and_named(settings, reference):
         train(small_config(**settings, name="reference", objective__name="nll_then_killed", resume="never"))
 
 
-def test_changed_data_are_refused(settings, reference, folder):
-    other = folder / "other.jsonl"
-    lines = (folder / "data.jsonl").read_text().splitlines(keepends=True)
-    other.write_text("".join([lines[0].replace("Add", "Sum"), *lines[1:]]))
-    changed = small_config(**settings, name="changed-data", objective__name="nll_then_killed", data__path=other)
-    changed.resume = str(Path(reference.run_dir) / "checkpoints" / "step_00000003")
+def test_changed_data_are_refused(settings, tmp_path):
+    config = small_config(tmp_path, settings["model"], train__max_steps=2)
+    train(config)
+    lines = (tmp_path / "data.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "data.jsonl").write_text("".join([lines[0].replace("Add", "Sum"), *lines[1:]]))
     with pytest.raises(CheckpointError, match="data has changed"):
-        train(changed)
+        train(config)
+
+
+def test_a_checkpoint_of_another_run_is_refused(settings, reference):
+    other = small_config(**settings, name="other-run", train__global_batch_size=4)
+    other.resume = str(Path(reference.run_dir) / "checkpoints" / "step_00000003")
+    with pytest.raises(CheckpointError, match=r"train\.global_batch_size: 5 -> 4"):
+        train(other)
+    assert not Path(other.run_dir).exists()
+
+
+def test_going_back_to_an_earlier_checkpoint_leaves_none_of_the_old_branch(settings):
+    config = small_config(**settings, name="branch", train__max_steps=6, checkpoint__keep_last=3)
+    train(config)
+    checkpoints = Path(config.run_dir) / "checkpoints"
+    config.resume = str(checkpoints / "step_00000004")
+    config.checkpoint.every = 0
+    seen = []
+    before = checkpoint.Checkpointer.save
+
+    def save(self, *arguments, **named):
+        seen.append([path.name for path in checkpoint.complete_checkpoints(checkpoints)])
+        before(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpointer, "save", save)
+        train(config)
+    assert seen == [["step_00000004"]], "5 and 6 of the first life are gone before anything of the second is saved"
+    assert [row["step"] for row in metrics_of(config)] == list(range(1, 7))
+
+
+def test_a_background_save_is_complete_without_waiting_for_the_next(settings):
+    config = small_config(**settings, name="background", train__max_steps=300, checkpoint__every=20, checkpoint__async_save=True)
+    process = PROCESSES.Process(target=_run, args=(config, 0))
+    process.start()
+    checkpoints, deadline, complete = Path(config.run_dir) / "checkpoints", time.time() + 60, []
+    while time.time() < deadline and not complete:
+        complete = checkpoint.complete_checkpoints(checkpoints)
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    steps = len(metrics_of(config))
+    assert [path.name for path in complete] == ["step_00000020"]
+    assert steps < 40, f"complete before the save of step 40 began (metrics reach step {steps})"
+    checkpoint.verify(complete[0])
 
 
 def test_damage_is_noticed_and_named_and_an_older_checkpoint_works(settings, reference, folder):

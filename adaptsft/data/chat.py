@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import jinja2
@@ -156,6 +157,7 @@ class Template:
         self.end = [tokenizer.eos_token_id] if self.kind == "plain" else []
         self.turn_ends = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
 
+    @cached_property
     def fingerprint(self) -> str:
         """Of everything here that token ids and masks depend on."""
         tokenizer = self.tokenizer

@@ -1,29 +1,36 @@
-"""Where records come from: a json, jsonl, parquet or csv file, or a data set of the Hugging Face hub.
+"""Where records come from: json, jsonl, parquet or csv files, or a data set of the Hugging Face hub.
 
-JSON and CSV are read here, a record at a time, so that an error can name the line; parquet and the hub through `datasets`.
+Files are read here, a record or a batch of them at a time, so that an error can name the place and no file need fit in memory; the hub is
+read through `datasets`.
 """
 
 import codecs
 import csv
 import difflib
+import glob
 import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetsError
 
 from adaptsft.config import DataConfig, SourceConfig
 from adaptsft.errors import ConfigError, DataError
 
-EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv")
+EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv")  # of files; .json in a folder is often about the data, not data
 CHUNK = 1 << 20  # characters of a JSON array read at a time
 LONGEST_ITEM = 1 << 28  # characters read in search of the end of one item
+PATTERN = re.compile(r"[*?\[]")
+HELD_BACK = re.compile(r"(?<![a-z])(test|testing|dev|val|valid|validation|eval|evaluation)(?![a-z])", re.IGNORECASE)
 
 Row = tuple[int, dict[str, Any], float]  # place (line, item or row, from 1), record, share of the source read so far
 
@@ -48,7 +55,27 @@ def training_sources(config: DataConfig) -> list[SourceConfig]:
 
 
 def default_name(path: str) -> str:
+    """train.jsonl -> train, data/train-*.jsonl -> train, shards/*.jsonl -> shards."""
+    if PATTERN.search(path) and not Path(path).expanduser().exists():
+        parts = [re.split(r"[*?\[{]", part)[0].strip("-_. ") for part in Path(path).with_suffix("").parts]
+        return next((part for part in reversed(parts) if part.strip("/")), path)
     return Path(path).stem if Path(path).suffix in EXTENSIONS else Path(path).name
+
+
+def files_of(source: SourceConfig) -> list[str]:
+    """The paths of the files that make up a source, sorted: those that a pattern matches, or the data files in a folder. Anything else
+    stands for itself, and so does a folder in which `datasets` must tell splits apart. Raises DataError where a pattern matches nothing."""
+    path = Path(source.path).expanduser()
+    if PATTERN.search(source.path) and not path.exists():
+        found = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not found:
+            raise DataError(f"{source.path}: no file matches this pattern")
+        return found
+    if path.is_dir() and source.split == "train":
+        found = sorted(str(file) for file in path.iterdir() if file.suffix in EXTENSIONS[1:] and file.is_file())
+        if not any(HELD_BACK.search(Path(name).stem) for name in found):
+            return found or [source.path]
+    return [source.path]
 
 
 def open_records(source: SourceConfig) -> Records:
@@ -62,7 +89,7 @@ def open_records(source: SourceConfig) -> Records:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if path.suffix == ".parquet":
-            return Records(fingerprint, f"{source.path}: row ", lambda: _table_rows(_load_parquet(path, source.path)))
+            return Records(fingerprint, f"{source.path}: row ", lambda: _parquet_rows(path, source.path))
         if path.suffix == ".csv":
             return Records(fingerprint, f"{source.path}:", lambda: _csv_rows(path, source.path))
         if _first_byte(path) == b"[":
@@ -171,11 +198,16 @@ def _csv_rows(path: Path, name: str) -> Iterator[Row]:
             raise DataError(f"{name}: not UTF-8, at line {line} or soon after it; convert the file to UTF-8") from None
 
 
-def _load_parquet(path: Path, name: str) -> datasets.Dataset:
+def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    number = 0
     try:
-        return datasets.load_dataset("parquet", data_files=str(path), split="train")
-    except (DatasetGenerationError, DatasetsError, ValueError, OSError) as error:
-        raise DataError(f"{name}: cannot be read as parquet: {error.__cause__ or error}") from None
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record, number / file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: cannot be read as parquet, after row {number}: {error}") from None
 
 
 def _load_hub(source: SourceConfig) -> datasets.Dataset:

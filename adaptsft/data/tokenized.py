@@ -1,4 +1,4 @@
-"""Tokenised data: every source is tokenised once, to a folder of data.cache_dir that is found again by a fingerprint.
+"""Tokenised data: every file of a source is tokenised once, to a folder of data.cache_dir that is found again by a fingerprint.
 
 The folder holds tokens.arrow (record batches with the columns input_ids and mask, memory-mapped when read; `datasets.Dataset.from_file`
 opens it too) and sizes.npy. The length limit, weights and the held-out split do not change tokens: they are applied on opening.
@@ -10,9 +10,11 @@ import os
 import shutil
 import time
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cached_property
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptsft.config import DataConfig, SourceConfig
 from adaptsft.data.chat import Layout, Segment, Template
-from adaptsft.data.sources import Records, default_name, open_records, training_sources
+from adaptsft.data.sources import Records, default_name, files_of, open_records, training_sources
 from adaptsft.errors import ConfigError, DataError
 
 FORMAT = 1  # of the cache; raise it when files or tokenisation change
@@ -42,8 +44,8 @@ class TokenizedData:
     lengths: np.ndarray  # int32 [N], tokens
     supervised: np.ndarray  # int32 [N], tokens that are learned; at least 1
     source: np.ndarray  # int16 [N]
-    row: np.ndarray  # int64 [N], place of the example in its source's file
-    files: list["TokenFile"]  # of the sources
+    row: np.ndarray  # int64 [N], place of the example in all files laid end to end
+    files: list["TokenFile"]  # of all sources, in their order
     dropped: list[int]  # per source, examples longer than data.max_length, or with nothing left to learn after truncation
     truncated: list[int]  # per source
 
@@ -52,12 +54,25 @@ class TokenizedData:
 
     def example(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids int64 [L], mask bool [L]); the mask marks the tokens that are learned, never the first."""
-        ids, mask = self.files[self.source[i]].read(int(self.row[i]), int(self.lengths[i]))
+        file, row = self._locate(i)
+        ids, mask = file.read(row, int(self.lengths[i]))
         return ids.astype(np.int64), mask
 
     def where(self, i: int) -> str:
         """Where the example comes from, as file:line."""
-        return self.files[self.source[i]].where(int(self.row[i]))
+        file, row = self._locate(i)
+        return file.where(row)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The row after the last one of each file."""
+        return list(accumulate(len(file.places) for file in self.files))
+
+    def _locate(self, i: int) -> tuple["TokenFile", int]:
+        """The file of an example, and its row there."""
+        row = int(self.row[i])
+        number = bisect_right(self._ends, row)
+        return self.files[number], row - (self._ends[number - 1] if number else 0)
 
     @property
     def fingerprint(self) -> str:
@@ -94,17 +109,18 @@ class TokenizedData:
 
 
 class TokenFile:
-    """The tokenised examples of one source, memory-mapped."""
+    """The tokenised examples of one file, memory-mapped."""
 
     def __init__(self, folder: Path, place: str) -> None:
         self.fingerprint, self.place = folder.name, place
         try:
-            self.lengths, self.supervised, self.places = np.load(folder / "sizes.npy")
+            lengths, supervised, self.places = np.load(folder / "sizes.npy")
             table = pa.ipc.open_stream(pa.memory_map(str(folder / "tokens.arrow"))).read_all()
-            if len(table) != len(self.lengths):
+            if len(table) != len(self.places):
                 raise pa.ArrowInvalid("record batches are missing")
         except (pa.ArrowInvalid, OSError, ValueError, EOFError) as error:
             raise DataError(f"{folder}: the tokenised data is damaged ({error}); delete this folder, and it is made again") from None
+        self.lengths, self.supervised, self.places = lengths.astype(np.int32), supervised.astype(np.int32), self.places.copy()
         self.ids, self.masks = table.column("input_ids").chunks, table.column("mask").chunks
 
     def read(self, row: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,47 +160,75 @@ def open_data(
 
 
 def _open(sources: list[SourceConfig], template: Template, config: DataConfig, log: Log) -> TokenizedData:
-    files = [_tokenised(source, template, Path(config.cache_dir).expanduser(), log) for source in sources]
-    columns: dict[str, list[np.ndarray]] = {"lengths": [], "supervised": [], "source": [], "row": []}
-    dropped, truncated = [], []
-    for number, file in enumerate(files):
-        lengths, supervised = file.lengths.astype(np.int32), file.supervised.astype(np.int32)
-        long = np.flatnonzero(lengths > config.max_length)
-        if len(long) and config.overlong == "error":
+    files, counts = [], []
+    cache, progress = Path(config.cache_dir).expanduser(), _throttled(log)
+    for source in sources:
+        paths = files_of(source)
+        for number, path in enumerate(paths, 1):
+            name = source.name + (f", file {number} of {len(paths)}" if len(paths) > 1 else "")
+            files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress))
+        counts.append(sum(len(file.places) for file in files) - sum(counts))
+    data = TokenizedData(
+        names=[source.name for source in sources],
+        weights=[source.weight for source in sources],
+        lengths=np.concatenate([file.lengths for file in files]),
+        supervised=np.concatenate([file.supervised for file in files]),
+        source=np.repeat(np.arange(len(sources), dtype=np.int16), counts),
+        row=np.arange(sum(counts)),
+        files=files,
+        dropped=[],
+        truncated=[],
+    )
+    return _limit(data, sources, config)
+
+
+def _limit(data: TokenizedData, sources: list[SourceConfig], config: DataConfig) -> TokenizedData:
+    """The examples that data.max_length leaves, cut to it if data.overlong says so."""
+    long = data.lengths > config.max_length
+    if long.any() and config.overlong == "error":
+        first = int(np.argmax(long))
+        raise DataError(
+            f"{data.where(first)}: the example has {data.lengths[first]} tokens, more than data.max_length={config.max_length} (so have "
+            f"{(long & (data.source == data.source[first])).sum()} examples of this source); raise it, or choose data.overlong=drop or truncate"
+        )
+    if config.overlong == "truncate":
+        data.lengths[long] = config.max_length
+        data.supervised[long] = [data.example(i)[1].sum() for i in np.flatnonzero(long)]
+    keep = (data.lengths <= config.max_length) & (data.supervised > 0)
+    total, kept, truncated = (np.bincount(data.source[of], minlength=len(sources)) for of in (slice(None), keep, keep & long))
+    for source, examples in zip(sources, np.where(kept == 0, total, 0), strict=True):
+        if examples:
             raise DataError(
-                f"{file.where(long[0])}: the example has {lengths[long[0]]} tokens, more than data.max_length="
-                f"{config.max_length} (so have {len(long)} examples of this source); raise it, or choose data.overlong=drop or truncate"
-            )
-        if config.overlong == "truncate":
-            lengths[long] = config.max_length
-            supervised[long] = [file.read(int(row), config.max_length)[1].sum() for row in long]
-        kept = np.flatnonzero((lengths <= config.max_length) & (supervised > 0))
-        if not len(kept):
-            raise DataError(
-                f"{sources[number].path}: no example is left: all {len(lengths)} are longer than data.max_length={config.max_length}, with "
+                f"{source.path}: no example is left: all {examples} are longer than data.max_length={config.max_length}, with "
                 f"data.overlong={config.overlong}; raise data.max_length"
             )
-        dropped.append(len(lengths) - len(kept))
-        truncated.append(int(np.isin(kept, long).sum()))
-        for name, values in zip(columns, (lengths[kept], supervised[kept], np.full(len(kept), number, np.int16), kept), strict=True):
-            columns[name].append(values)
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return TokenizedData(
-        [s.name for s in sources], [s.weight for s in sources], **arrays, files=files, dropped=dropped, truncated=truncated
-    )
+    return replace(data.take(np.flatnonzero(keep)), dropped=(total - kept).tolist(), truncated=truncated.tolist())
 
 
-def _tokenised(source: SourceConfig, template: Template, cache: Path, log: Log) -> TokenFile:
-    """The source's file in the cache, made if it is not there: in a folder of its own, then renamed, so that no process sees
-    half of it."""
+def _throttled(log: Log) -> Log:
+    """Of lines that come fast, one every few seconds."""
+    shown = time.monotonic()
+
+    def progress(line: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > PROGRESS_EVERY:
+            shown = time.monotonic()
+            log(line)
+
+    return progress
+
+
+def _tokenised(source: SourceConfig, template: Template, cache: Path, progress: Log) -> TokenFile:
+    """The file's tokens in the cache, made if they are not there: in a folder of its own, then renamed, so that no process sees
+    half of it. The source is one file here, or a data set of the hub."""
     records = open_records(source)
-    key = json.dumps([FORMAT, records.fingerprint, template.fingerprint(), sorted(source.fields.items())])
+    key = json.dumps([FORMAT, records.fingerprint, template.fingerprint, sorted(source.fields.items())])
     final = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not final.is_dir():
         making = cache / f"{final.name}.{uuid.uuid4().hex}"
         try:
             making.mkdir(parents=True)
-            _tokenise(source, records, template, making, log)
+            _tokenise(source, records, template, making, progress)
             try:
                 making.rename(final)
             except OSError:
@@ -197,11 +241,11 @@ def _tokenised(source: SourceConfig, template: Template, cache: Path, log: Log) 
     return TokenFile(final, records.place)
 
 
-def _tokenise(source: SourceConfig, records: Records, template: Template, folder: Path, log: Log) -> None:
+def _tokenise(source: SourceConfig, records: Records, template: Template, folder: Path, progress: Log) -> None:
     sizes: list[np.ndarray] = []
     layout: Layout | None = None
     seen: dict[Any, int] = {}
-    rows, done, started, shown = records.rows(), 0, time.monotonic(), time.monotonic()
+    rows, done, started = records.rows(), 0, time.monotonic()
     with open(folder / "tokens.arrow", "wb") as file:
         with pa.ipc.new_stream(file, SCHEMA) as writer:
             while batch := list(islice(rows, BATCH)):
@@ -221,10 +265,9 @@ def _tokenise(source: SourceConfig, records: Records, template: Template, folder
                 if not sizes[-1][1].all():
                     place = batch[int(np.argmin(sizes[-1][1]))][0]
                     raise DataError(f"{records.place}{place}: no token of the example is learned; give it an answer that follows a prompt")
-                done += len(batch)
-                if time.monotonic() - shown > PROGRESS_EVERY:
-                    shown, share = time.monotonic(), batch[-1][2]
-                    log(f"tokenising {source.name}: {done:,} examples, {share:.0%}, ETA {(shown - started) * (1 - share) / share:.0f} s")
+                done, share = done + len(batch), batch[-1][2]
+                left = (time.monotonic() - started) * (1 - share) / share
+                progress(f"tokenising {source.name}: {done:,} examples, {share:.0%}, ETA {left:.0f} s")
         if not sizes:
             raise DataError(f"{source.path}: holds no example")
         os.fsync(file.fileno())

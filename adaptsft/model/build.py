@@ -5,6 +5,7 @@ and the fused loss reads a plain full weight (reading a sharded head outside wou
 """
 
 import functools
+import math
 import re
 import types
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from adaptsft.config import ModelConfig, TrainConfig
 from adaptsft.data import Batch
+from adaptsft.distributed import together
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.load import load_weights
@@ -75,7 +77,11 @@ def build_model(
 ) -> tuple[ShardedModel, str]:
     """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen."""
     dtype = compute_dtype(config, device)
-    backend = attention.choose(config.attention, device, dtype, assets.config.get_text_config())
+    backend = together(lambda: attention.choose(config.attention, device, dtype, assets.config.get_text_config()))
+    if train.compile and train.activation_checkpointing != "none" and backend == "sdpa":
+        raise ConfigError(
+            "train.compile=true has no effect beside train.activation_checkpointing where attention runs by sdpa: turn one off"
+        )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             assets.config, attn_implementation=attention.SEAM[backend], dtype=torch.float32, trust_remote_code=config.trust_remote_code
@@ -89,7 +95,7 @@ def build_model(
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
     restore_buffers(model)
-    load_weights(model, assets.folder, assets.new_tokens)
+    together(lambda: load_weights(model, assets.folder, assets.new_tokens))
     tied = head_of(model).weight is embedding_of(model).weight
     assert tied == bool(assets.config.get_text_config().tie_word_embeddings), "the tie of head and embeddings was lost"
     return model.train(), backend
@@ -109,6 +115,7 @@ def token_loss(
     """
     hidden = self.base_model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False).last_hidden_state
     head = head_of(self)
+    head(hidden[:, :0])  # no rows: FSDP learns that its group [norm, head] has run, and does not leave it half open (torch < 2.13)
     settings = self.config.get_text_config()
     # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling; verify_head catches what is not known here
     logit_scale = getattr(settings, "logit_scale", None) or 1.0 / (getattr(settings, "logits_scaling", None) or 1.0)
@@ -204,7 +211,7 @@ def restore_buffers(model: PreTrainedModel) -> None:
         for buffer in floating:
             buffer.fill_(float("nan"))
         model._init_weights(module)
-        if any(bool(buffer.isnan().any()) for buffer in floating):
+        if len(floating) < len(names) or any(bool(buffer.isnan().any()) for buffer in floating):
             raise ConfigError(
                 f"{type(module).__name__} of {type(model).__name__} has a buffer ({', '.join(names)}) that transformers does not rebuild"
             )
@@ -217,22 +224,30 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def verify_head(model: ShardedModel, batch: Batch, documents: attention.Documents, tokens: int = 256) -> None:
+def verify_head(model: ShardedModel, batch: Batch, documents: attention.Documents, chunk: int = 0, tokens: int = 256) -> None:
     """Compare log p of a few targets by `token_loss` with the model's own forward: whatever its head does must be what we differentiate.
 
     Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)). All ranks call it together.
     """
     model.eval()  # no dropout: both ways must see the same hidden states
     with torch.compiler.set_stance("force_eager"):  # not worth compiling for
-        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
-        logits = model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False, logits_to_keep=0).logits
-    chosen = batch.valid_idx[:tokens]
-    own = logits.flatten(0, 1)[chosen].float().log_softmax(-1).gather(1, batch.labels[:tokens, None]).squeeze(1)
+        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
+        row, column = batch.valid_idx[:tokens] // batch.ids.shape[1], batch.valid_idx[:tokens] % batch.ids.shape[1]
+        columns = torch.cat([column, column.new_zeros(1)]).unique()  # logits of these only; a rank without a token takes part with one
+        output = model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False, logits_to_keep=columns)
+    logits = output.logits[row, torch.searchsorted(columns, column)]
+    own = logits.float().log_softmax(-1).gather(1, batch.labels[:tokens, None]).squeeze(1)
     model.train()
     reshard(model)
-    error = (own - rows.logp[:tokens]).abs().mean() if len(chosen) else own.sum()
-    if not bool(error < (1e-3 if logits.dtype == torch.float32 else 0.1)):
-        raise ConfigError(
-            f"{type(model).__name__}: its logits are not those of a linear head with an optional bias, scale and soft cap "
-            f"(mean difference of log p: {float(error):.3g} nats), so the fused loss cannot train it"
-        )
+    error = float((own - rows.logp[:tokens]).abs().mean()) if len(own) else 0.0
+
+    def check() -> None:
+        if math.isnan(error):
+            raise ConfigError(f"{model.name_or_path}: the model gives log p = NaN on the first batch; are its weights finite?")
+        if error > (1e-3 if logits.dtype == torch.float32 else 0.1):
+            raise ConfigError(
+                f"{type(model).__name__}: its logits are not those of a linear head with an optional bias, scale and soft cap "
+                f"(mean difference of log p: {error:.3g} nats), so the fused loss cannot train it"
+            )
+
+    together(check)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -22,9 +23,6 @@ def export(model: PreTrainedModel, assets: Assets, folder: Path, dtype_name: str
     """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB. The folder appears complete or not at all."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype_name]
     temporary = folder.with_name(folder.name + ".tmp")
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
     tied = head_of(model).weight is embedding_of(model).weight
     shard: dict[str, torch.Tensor] = {}
     where: dict[str, int] = {}
@@ -35,8 +33,11 @@ def export(model: PreTrainedModel, assets: Assets, folder: Path, dtype_name: str
         nonlocal shard, size, number, error
         if rank() == 0 and error is None:
             try:
+                if number == 0:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    temporary.mkdir(parents=True)
                 save_file(shard, temporary / f"part-{number}.safetensors", metadata={"format": "pt"})
-            except OSError as caught:
+            except (OSError, SafetensorError) as caught:
                 error = CheckpointError(f"{folder}: could not be written: {caught}. The checkpoints are intact")
         shard, size, number = {}, 0, number + 1
 
@@ -78,6 +79,9 @@ def _finish(temporary: Path, folder: Path, where: dict[str, int], files: int, to
     assets.tokenizer.save_pretrained(temporary)
     if assets.generation is not None:
         assets.generation.save_pretrained(temporary)
+    if getattr(assets.config, "auto_map", None):  # a model that comes with its code
+        for path in assets.folder.glob("*.py"):
+            shutil.copy(path, temporary)
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

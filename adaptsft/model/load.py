@@ -53,7 +53,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
             raise ConfigError(f"{index}: names {len(absent)} files that are not there, such as {absent[0].name}")
         return found
     found = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    single = folder / "model.safetensors"
+    for file in [single] if single.is_file() else sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as tensors:
                 found |= dict.fromkeys(tensors.keys(), file)
