@@ -30,8 +30,8 @@ MANIFEST = "manifest.json"
 class Checkpointer:
     """Saves to `folder/step_00000042`, keeps the newest `keep_last`, and never deletes before the next one is complete."""
 
-    def __init__(self, folder: Path, keep_last: int, async_save: bool):
-        self.folder, self.keep_last = folder, keep_last
+    def __init__(self, folder: Path, keep_last: int, async_save: bool, on_error: str):
+        self.folder, self.keep_last, self.on_error = folder, keep_last, on_error
         # a group of its own: the background save talks while the training loop does
         self.group: Any = dist.new_group(backend="gloo") if async_save else None
         self.background = ThreadPoolExecutor(1)
@@ -68,8 +68,8 @@ class Checkpointer:
                 self.pending = self.background.submit(lambda: (saved.result(), finish())[1])
 
         state = full_state(model, optimizer, tensors)
-        self._together(make_folder)
-        self._together(write)
+        if self._together(make_folder):
+            self._together(write)
 
     def wait(self) -> None:
         """Until a background save, if there is one, is complete on disk. All ranks call it together."""
@@ -81,14 +81,21 @@ class Checkpointer:
         """Let a background save end, also where the run ends by an exception and the ranks no longer talk."""
         self.background.shutdown()
 
-    def _together(self, work: Callable[[], None]) -> None:
-        """Run on every rank; a failure of storage on any of them is raised on all."""
+    def _together(self, work: Callable[[], None]) -> bool:
+        """Run on every rank; True if storage failed on none. A failure on any is raised on all, or only told (`on_error: continue`)."""
         error = None
         try:
             work()
         except (OSError, dcp.api.CheckpointException) as caught:
             error = CheckpointError(f"{self.folder}: a checkpoint could not be saved: {caught}. Earlier checkpoints are intact")
-        agree(error)
+        try:
+            agree(error)
+        except CheckpointError as error:
+            if self.on_error == "stop":
+                raise
+            print0(f"{error}; training goes on (checkpoint.on_error=continue)")
+            return False
+        return True
 
     def _prune(self) -> None:
         for old in complete_checkpoints(self.folder)[: -self.keep_last]:

@@ -149,6 +149,9 @@ class TrainConfig:
     loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 64 MiB on CPU, 1 GiB on GPU)", changeable=True)
     device: str = key("auto", "auto: cuda where there is one", ("auto", "cpu", "cuda"), changeable=True)
     replicas: int = key(1, "HSDP: copies of the model; each is sharded over world size / replicas ranks", changeable=True)
+    hang_timeout: int = key(
+        1800, "seconds without progress after which every rank prints where it stands and the run ends", changeable=True
+    )
     deterministic: bool = key(False, "deterministic CUDA kernels: bitwise repeatable, slower", changeable=True)
 
 
@@ -157,6 +160,12 @@ class CheckpointConfig:
     every: int = key(0, "steps between checkpoints (0: only at the end)", changeable=True)
     keep_last: int = key(2, "checkpoints kept, the newest ones", changeable=True)
     async_save: bool = key(False, "write in the background while training goes on", changeable=True)
+    on_error: str = key(
+        "stop",
+        "a checkpoint that cannot be saved (full disk): end the run, or say so and train on; earlier ones stay",
+        ("stop", "continue"),
+        changeable=True,
+    )
     export_dtype: str = key("bf16", "dtype of the weights in final/", ("bf16", "fp32"), changeable=True)
 
 
@@ -310,6 +319,7 @@ def validate(config: Config) -> None:
 
     train = config.train
     positive = (
+        "train.hang_timeout",
         "train.global_batch_size",
         "train.micro_batch_size",
         "train.replicas",

@@ -1,10 +1,14 @@
 """Process groups, devices and meshes; one process without torchrun is a world of one."""
 
 import contextlib
+import faulthandler
+import hashlib
 import itertools
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,7 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from adaptsft.errors import ConfigError, UserError
+from adaptsft.errors import ConfigError, DisagreementError, UserError
+
+HUNG = 7  # exit code of a rank that made no progress
 
 T = TypeVar("T")
 _runs = itertools.count()
@@ -99,6 +105,25 @@ def together(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def same_config(config: object) -> None:
+    """Raise on all ranks unless all were started with the same configuration (on several nodes each has its own command line)."""
+    everyone: list[object] = [None] * world_size()
+    dist.all_gather_object(everyone, config)
+    other = [number for number, theirs in enumerate(everyone) if theirs != everyone[0]]
+    if other:
+        raise DisagreementError(f"ranks {other} were started with another configuration than rank 0: give every node the same command")
+
+
+def same_state(step: int, content: bytes) -> None:
+    """Raise on all ranks unless `content` (statistics, control) is the same on all of them, naming those that differ from the majority."""
+    digests: list[str] = [""] * world_size()
+    dist.all_gather_object(digests, hashlib.sha256(content).hexdigest())
+    common = max(digests, key=digests.count)
+    other = [number for number, digest in enumerate(digests) if digest != common]
+    if other:
+        raise DisagreementError(f"by step {step}, ranks {other} hold other statistics or another control than the rest: a damaged device?")
+
+
 def agree(error: UserError | None) -> None:
     """Raise on every rank if any rank has an error: nobody is left waiting in a collective for a rank that has gone."""
     errors: list[UserError | None] = [None] * world_size()
@@ -154,3 +179,34 @@ class Stopper:
         if event is not None:
             event.synchronize()
         return bool(copy > 0)
+
+
+class Watchdog:
+    """Ends this rank when it has made no progress for `seconds`, saying where it stands: a collective that one rank never joins would
+    otherwise hold the others for hours. A context manager."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.step, self.last = seconds, 0, time.monotonic()
+        self.over = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.over.set()
+
+    def beat(self, step: int) -> None:
+        """There is progress: `step` (1-based) has begun, or goes on."""
+        self.step, self.last = step, time.monotonic()
+
+    def _watch(self) -> None:
+        while not self.over.wait(min(self.seconds / 4, 10.0)):
+            if time.monotonic() - self.last > self.seconds:
+                print(
+                    f"rank {rank()}: no progress in step {self.step} for {self.seconds:g} s (train.hang_timeout)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(HUNG)

@@ -29,3 +29,9 @@ class NonFiniteError(UserError):
     """Too many optimizer steps in a row had a loss or gradient that is not finite."""
 
     exit_code = 5
+
+
+class DisagreementError(UserError):
+    """Ranks of one run that do not do the same: another configuration, step, control or statistics."""
+
+    exit_code = 6

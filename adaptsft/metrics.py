@@ -7,6 +7,7 @@ waits for the device until `flush` copies the rows since the last flush to the h
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptsft.controllers import Control
-from adaptsft.distributed import print0, rank, world_size
+from adaptsft.distributed import print0, rank, same_state, world_size
 from adaptsft.objectives import Objective
 from adaptsft.stats import BINS, COLUMNS, LOGIT_RANGE, TokenStatistics, p_of_bin_edges
 
@@ -37,10 +38,11 @@ class Metrics:
         objective: Objective,
         kept_only: bool,
         flops_per_token: float,
+        examples_of: Callable[[int], list[str]],
         device: torch.device,
     ):
         self.run, self.names, self.steps, self.device = run, names, steps, device
-        self.objective = objective
+        self.objective, self.examples_of = objective, examples_of
         self.kept_only, self.flops_per_token = kept_only, flops_per_token
         self.rows: list[Tensor] = []
         self.host: list[dict[str, float]] = []
@@ -49,6 +51,7 @@ class Metrics:
         self.file = self.board = None
         if rank() == 0:
             drop_rows_after(run / "metrics.jsonl", first_step)
+            drop_rows_after(run / "nonfinite.jsonl", first_step)
             drop_rows_after(run / "eval.jsonl", first_step or -1)  # a new run evaluates step 0 itself
             self.file = (run / "metrics.jsonl").open("a")
             if tensorboard:
@@ -76,6 +79,7 @@ class Metrics:
         if not self.rows:
             return []
         values = torch.stack(self.rows).cpu().numpy()
+        same_state(int(self.host[-1]["step"]), np.nan_to_num(values).tobytes())  # a NaN has many bit patterns
         now = time.perf_counter()
         seconds, self.clock = (now - self.clock) / len(values), now
         rows = [self._decode(vector, host, seconds) for vector, host in zip(values, self.host, strict=True)]
@@ -86,6 +90,10 @@ class Metrics:
         if self.file is not None:
             self.file.writelines(_json(row) for row in rows)
             self.file.flush()
+            for row in rows:
+                if row["skipped"]:
+                    with (self.run / "nonfinite.jsonl").open("a") as file:
+                        file.write(_json({"step": row["step"], "examples": self.examples_of(row["step"])}))
             self._board(rows, values[-1])
         print0(self._line(rows[-1]))
         return rows

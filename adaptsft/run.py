@@ -1,5 +1,6 @@
 """The run folder: what was asked, with which versions, and whether it may be resumed."""
 
+import fcntl
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +26,8 @@ def find_start(config: Config) -> Path | None:
     """The checkpoint to resume from, verified, or None for a new run. Raises rather than mix two runs in one folder; writes nothing."""
     run = Path(config.run_dir)
     saved = run / "config.yaml"
+    if rank() == 0 and (run / ".lock").is_file():
+        lock(run).close()  # refuse now, not after loading the model
     if saved.is_file():
         if config.resume == "never":
             raise ConfigError(f"run_dir={run} holds a run already and resume=never: choose another run_dir, or resume=auto to continue it")
@@ -61,16 +65,28 @@ def same_start(start: Path | None) -> None:
         raise CheckpointError(f"ranks find different checkpoints in run_dir ({seen}): it must be on storage that all nodes share")
 
 
-def claim(config: Config, first: int) -> None:
-    """Make the run folder and write into it what is run, once everything has been found to be in order.
+def lock(run: Path) -> TextIO:
+    """Hold the run folder for this process. The lock ends with the process, whatever ends it. Raises ConfigError where another holds it."""
+    file = (run / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ConfigError(f"run_dir={run}: another run is writing to it; wait for it, or choose another run_dir") from None
+    return file
+
+
+def claim(config: Config, first: int) -> TextIO | None:
+    """Lock the run folder and write into it what is run, once everything has been found to be in order. Returns the lock on rank 0.
 
     Checkpoints of later steps, there if the run goes on from an earlier one, are deleted: they would be taken for its own.
     """
     run = Path(config.run_dir)
     if rank() != 0:
-        return
+        return None
     try:
         run.mkdir(parents=True, exist_ok=True)
+        held = lock(run)
         partial = run / "config.yaml.tmp"
         configuration.save(config, partial)
         partial.rename(run / "config.yaml")
@@ -81,6 +97,7 @@ def claim(config: Config, first: int) -> None:
                 shutil.rmtree(later)
     except OSError as error:
         raise CheckpointError(f"run_dir={run}: {error}") from None
+    return held
 
 
 def check_position(start: Path, data: TokenizedData, steps: int) -> int:

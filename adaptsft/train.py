@@ -20,7 +20,7 @@ from adaptsft.checkpoint import Checkpointer
 from adaptsft.config import Config
 from adaptsft.controllers import Control
 from adaptsft.data import BatchPlan, TokenizedData, open_data
-from adaptsft.distributed import Stopper, mesh, print0, process_group, rank, rank0_first, together, world_size
+from adaptsft.distributed import Stopper, Watchdog, mesh, print0, process_group, rank, rank0_first, same_config, together, world_size
 from adaptsft.errors import NonFiniteError, UserError
 from adaptsft.loader import BatchLoader
 from adaptsft.metrics import Metrics
@@ -39,6 +39,7 @@ def train(config: Config) -> dict[str, Any]:
     """Run a configuration to its end, or resume it. Returns the figures of the last step taken here, and of held-out data as `held_out`."""
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
+        same_config(config)
         start = rank0_first(lambda: find_start(config))
         same_start(start)
         assets = rank0_first(lambda: load_assets(config.model))
@@ -62,25 +63,40 @@ def train(config: Config) -> dict[str, Any]:
             first = rank0_first(lambda: check_position(start, data, steps))
             checkpoint.load(start, model, optimizer, control._asdict())
 
-        together(lambda: claim(config, first))
+        held = together(lambda: claim(config, first))
+        if held is not None:
+            stack.enter_context(held)
         introduce(config, model, attention, plan, first, steps, device)
         kept_only = config.objective.normalizer == "kept"
         run = Path(config.run_dir)
-        metrics = Metrics(run, data.names, steps, first, config.log.tensorboard, objective, kept_only, flops_per_token(model, plan), device)
-        saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save)
+        metrics = Metrics(
+            run,
+            data.names,
+            steps,
+            first,
+            config.log.tensorboard,
+            objective,
+            kept_only,
+            flops_per_token(model, plan),
+            lambda step: [data.where(int(example)) for example in plan.examples(step - 1)],
+            device,
+        )
+        saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save, config.checkpoint.on_error)
         stack.callback(metrics.close)
         stack.callback(saver.close)
         stopper = stack.enter_context(Stopper())
+        watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))
         result: dict[str, Any] = {}
 
         def evaluate_held_out(step: int) -> None:
             if held_out is not None:
                 with metrics.paused():
-                    result["held_out"] = evaluate(model, held_out, objective, control, load_step, metrics, step)
+                    result["held_out"] = evaluate(model, held_out, objective, control, load_step, metrics, step, watchdog)
 
         if first == 0 and config.eval.every > 0:
             evaluate_held_out(0)
         for step in range(first, steps):
+            watchdog.beat(step + 1)
             torch.manual_seed(hash((config.seed, step, rank())))  # dropout is a function of where we are: nothing to save
             control = controllers.apply(control, config.controller, step, steps)
             statistics.buffer.zero_()
@@ -121,6 +137,10 @@ def train(config: Config) -> dict[str, Any]:
                 return result | {"stopped": True}
 
         saver.wait()
+        watchdog.over.set()
+        if first == steps and (run / "final").is_dir():
+            print0(f"{run} is finished already")
+            return result
         export(model, assets, run / "final", config.checkpoint.export_dtype)
         print0(f"{run / 'final'} is a Hugging Face model; talk to it: python -m adaptsft.chat {run}")
         return result
@@ -132,12 +152,20 @@ def is_due(step: int, every: int) -> bool:
 
 @torch.no_grad()
 def evaluate(
-    model: ShardedModel, data: TokenizedData, objective: Objective, control: Control, batches: BatchLoader, metrics: Metrics, step: int
+    model: ShardedModel,
+    data: TokenizedData,
+    objective: Objective,
+    control: Control,
+    batches: BatchLoader,
+    metrics: Metrics,
+    step: int,
+    watchdog: Watchdog,
 ) -> dict[str, Any]:
     """NLL, mean p, the objective's loss and the other statistics of the held-out data, over all ranks."""
     model.eval()
     statistics = TokenStatistics(len(data.names), control.alpha.device)
     for batch, documents in batches.in_order(data):
+        watchdog.beat(step)
         _, rows = model.token_loss(batch, documents, objective, control, 1.0, batches.config.train.loss_chunk)
         statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
     reshard(model)

@@ -188,12 +188,13 @@ def _limit(data: TokenizedData, sources: list[SourceConfig], config: DataConfig)
     if long.any() and config.overlong == "error":
         first = int(np.argmax(long))
         raise DataError(
-            f"{data.where(first)}: the example has {data.lengths[first]} tokens, more than data.max_length={config.max_length} (so have "
-            f"{(long & (data.source == data.source[first])).sum()} examples of this source); raise it, or choose data.overlong=drop or truncate"
+            f"{data.where(first)}: the example has {data.lengths[first]} tokens, more than data.max_length={config.max_length} "
+            f"(so have {(long & (data.source == data.source[first])).sum()} examples of this source); raise it, or choose "
+            "data.overlong=drop or truncate"
         )
     if config.overlong == "truncate":
         data.lengths[long] = config.max_length
-        data.supervised[long] = [data.example(i)[1].sum() for i in np.flatnonzero(long)]
+        data.supervised[long] = [data.example(i)[1].sum() for i in np.flatnonzero(long).tolist()]
     keep = (data.lengths <= config.max_length) & (data.supervised > 0)
     total, kept, truncated = (np.bincount(data.source[of], minlength=len(sources)) for of in (slice(None), keep, keep & long))
     for source, examples in zip(sources, np.where(kept == 0, total, 0), strict=True):
