@@ -15,10 +15,19 @@ demo: $(INSTALLED)  ## pretrain a tiny model and fine-tune it with three objecti
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
 
+faults: $(INSTALLED)  ## kill, damage and confuse runs in all ways of docs/reliability.md, and print the table (10 to 15 minutes on 2 cores)
+	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
+
 check: $(INSTALLED)  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+
+# By name and version, without the local part (+cpu) that no vulnerability service knows; --strict: what could not be looked up is an error.
+audit: $(INSTALLED)  ## look up known vulnerabilities of everything installed (needs the network: pypi.org)
+	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -q pip-audit; }
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/requirements.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/requirements.txt
 
 format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -47,4 +56,4 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
-.PHONY: help demo test check format install clean
+.PHONY: help demo test faults check audit format install clean

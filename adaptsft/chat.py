@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
     parser.add_argument("--seed", type=int, help="seed of the sampling; default: another each time")
     options = parser.parse_args(arguments)
+    if options.max_new_tokens < 1 or options.temperature < 0:
+        parser.error("--max-new-tokens must be at least 1 and --temperature at least 0")
     disable_progress_bar()
     try:
         model, tokenizer, template = load(options.model)

@@ -132,7 +132,8 @@ class TrainConfig:
     weight_decay: float = key(0.01, "AdamW weight decay, on matrices only (norms and biases are exempt)")
     clip_norm: float = key(1.0, "largest gradient norm (0: no clipping)")
     max_nonfinite_steps: int = key(
-        5, "stop after this many skipped steps in a row; a step with a loss or gradient that is not finite is skipped on all ranks"
+        5,
+        "stop after this many skipped steps in a row (counted every log.every steps); any loss or gradient not finite skips a step",
     )
     activation_checkpointing: str = key(
         "none",
@@ -171,7 +172,7 @@ class CheckpointConfig:
 
 @dataclass
 class EvalConfig:
-    every: int = key(0, "steps between evaluations of the held-out data (0: only at the end)", changeable=True)
+    every: int = key(0, "steps between evaluations of the held-out data, the first before training (0: only at the end)", changeable=True)
 
 
 @dataclass
@@ -205,11 +206,13 @@ def load(arguments: list[str]) -> Config:
     for argument in arguments:
         origin, values = _parse(argument)
         try:
+            _refuse_booleans(values)
+            for name in _keys_of("dict"):  # a mapping replaces the one before it; its keys, one by one, add to it
+                if OmegaConf.select(values, name) is not None and argument.startswith(f"{name}="):
+                    OmegaConf.update(merged, name, {}, merge=False)
             merged = OmegaConf.merge(merged, values)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError) as error:
             raise ConfigError(f"{origin}: {_explain(error)}") from None
-        except TypeError:
-            raise ConfigError(f"{origin}: holds a list; a configuration is a mapping of keys to values") from None
     try:
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # an interpolation ${…} that leads nowhere
@@ -222,14 +225,7 @@ def _parse(argument: str) -> tuple[str, Any]:
     if argument.startswith("-"):
         raise ConfigError(f"{argument}: not an option; settings are written key=value, and --help lists the keys")
     if "=" in argument:
-        name, text = argument.split("=", 1)
-        if name in _text_keys():
-            # what YAML would read as something else ({prompt}, 007, nothing at all) is still text here
-            return argument, OmegaConf.from_dotlist([f"{name}={json.dumps(_text(text))}"])
-        try:
-            return argument, OmegaConf.from_dotlist([argument])
-        except (yaml.YAMLError, OmegaConfBaseException):
-            raise ConfigError(f"{argument}: the value is not valid YAML; put it in quotes: '{name}=\"{text}\"'") from None
+        return argument, _parse_value(argument)
     path = Path(argument)
     if not path.is_file():
         raise ConfigError(f"{argument}: no such configuration file (arguments are a YAML file or key=value)")
@@ -237,24 +233,65 @@ def _parse(argument: str) -> tuple[str, Any]:
         values = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(f"{path}: holds a list; a configuration is a mapping of keys to values")
     return str(path), values
 
 
-def _text_keys() -> set[str]:
-    return {name for name, declared, _ in all_keys() if declared.type in (str, "str")}
-
-
-def _text(text: str) -> str:
+def _parse_value(argument: str) -> Any:
+    name, text = argument.split("=", 1)
+    if name in _keys_of("str"):
+        # text is taken as it is, whatever YAML would make of {prompt}, 007, # or nothing at all; in double quotes \n is a line break
+        quoted = text[:1] in ("'", '"')
+        try:
+            return OmegaConf.from_dotlist([f"{name}={json.dumps(yaml.safe_load(text) if quoted else text)}"])
+        except yaml.YAMLError:
+            raise ConfigError(f"{argument}: the quotes do not close") from None
+    groups = {declared.split(".")[0] for declared, _, _ in all_keys() if "." in declared}
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if isinstance(value, str) else text
+        values = OmegaConf.from_dotlist([argument])
+    except (yaml.YAMLError, OmegaConfBaseException):
+        raise ConfigError(f"{argument}: the value is not valid YAML; put it in quotes: '{name}=\"{text}\"'") from None
+    if name in groups and not OmegaConf.is_dict(values[name]):
+        first = next(declared for declared, _, _ in all_keys() if declared.startswith(f"{name}."))
+        raise ConfigError(f"{argument}: {name} is a group of keys; did you mean {first}={text}?")
+    for kind, example in (("list", "[a, b]"), ("dict", "{a: b}")):
+        value = OmegaConf.select(values, name)
+        if name in _keys_of(kind) and not (OmegaConf.is_list(value) if kind == "list" else OmegaConf.is_dict(value)):
+            raise ConfigError(f"{argument}: must be a {'list' if kind == 'list' else 'mapping'}, such as {name}='{example}'")
+    return values
 
 
-def _explain(error: OmegaConfBaseException) -> str:
+def _refuse_booleans(values: Any, name: str = "") -> None:
+    """YAML reads yes, no, on and off as true and false; where text is meant that would become the name 'True'."""
+    meant = {declared.split(".")[-1] for declared in _keys_of("bool")}
+    children = values.items() if OmegaConf.is_dict(values) else enumerate(values) if OmegaConf.is_list(values) else ()
+    for key_, value in children:
+        if isinstance(value, bool) and key_ not in meant:
+            raise ConfigError(f"{name}{key_}: YAML reads this value as {value}; put it in quotes")
+        _refuse_booleans(value, f"{name}{key_}.")
+
+
+def _keys_of(kind: str) -> set[str]:
+    """Names of the keys declared as str (also `str | None`), bool, list or dict."""
+    return {name for name, declared, _ in all_keys() if re.match(rf"{kind}\b", _type_name(declared))}
+
+
+def _type_name(declared: dataclasses.Field) -> str:
+    plain = isinstance(declared.type, type) and not typing.get_args(declared.type)
+    name = typing.cast(type, declared.type).__name__ if plain else str(declared.type)
+    return name.replace("__main__.", "").replace("adaptsft.config.", "")
+
+
+# what other trainers call it
+ALIASES = {"learning_rate": "train.lr", "batch_size": "train.global_batch_size", "num_epochs": "train.epochs", "output_dir": "run_dir"}
+
+
+def _explain(error: Exception) -> str:
     """One line for OmegaConf's error: the full key, what is wrong with it, and the nearest key that exists."""
-    full_key = error.full_key or ""
+    full_key = getattr(error, "full_key", None) or ""
+    if alias := ALIASES.get(full_key.split(".")[-1]):
+        return f"unknown key {full_key}; did you mean {alias}?"
     if "not in" in str(error):
         names = [name for name, _, _ in all_keys()]
         last = full_key.split(".")[-1]
@@ -299,7 +336,10 @@ def validate(config: Config) -> None:
     require(config.model.path != "", "model.path is not set: add model.path=NAME_OR_FOLDER of a Hugging Face causal language model")
     data = config.data
     require(data.path != "" or data.sources != [], "no training data: set data.path=FILE_OR_NAME or data.sources")
-    require(data.path == "" or data.sources == [], "data.path and data.sources are both set: use data.sources alone for several sources")
+    require(
+        data.path == "" or data.sources == [],
+        "data.path and data.sources are both set: for several sources use data.sources alone (data.path= unsets the other)",
+    )
     alone = data.fields == {} and data.subset is None and data.split == "train"
     require(
         alone or data.path != "", "data.fields, data.subset and data.split belong to data.path; with data.sources, give them in each source"
@@ -316,6 +356,10 @@ def validate(config: Config) -> None:
         "eval.every is set but no data is held out: set data.validation_path or data.validation_examples",
     )
     require("{prompt}" in data.prompt_template, "data.prompt_template must contain {prompt}")
+    require(
+        "\\n" not in data.prompt_template,
+        "data.prompt_template holds a backslash and an n, not a line break: on a command line write 'data.prompt_template=\"…\\n\"'",
+    )
 
     train = config.train
     positive = (
@@ -415,10 +459,7 @@ def _rows() -> list[tuple[str, str, str, str]]:
     """(key, type, default, meaning) of every key, as `--help` and docs/config.md print them."""
     rows = []
     for name, declared, default in all_keys():
-        annotation = getattr(declared.type, "__name__", str(declared.type)) if isinstance(declared.type, type) else str(declared.type)
-        annotation = (
-            (str(declared.type) if "[" in str(declared.type) else annotation).replace("__main__.", "").replace("adaptsft.config.", "")
-        )
+        annotation = _type_name(declared)
         choices = declared.metadata["choices"]
         meaning = declared.metadata["help"] + (f" ({' | '.join(choices)})" if choices else "")
         rows.append((name, annotation, repr(default) if isinstance(default, str) else str(default), meaning))

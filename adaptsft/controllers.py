@@ -81,6 +81,7 @@ def validate(config: ControllerConfig, objective_config: ObjectiveConfig, object
     moves = config.name != "fixed"
     if moves and config.parameter not in objective.uses:
         fix = "objective.name=alpha" if config.parameter == "alpha" else "objective.name=threshold"
+        fix += ", or controller.parameter=lower" if "lower" in objective.uses else ""
         raise ConfigError(
             f"controller.name={config.name} moves {config.parameter}, which objective.name={objective_config.name} does not read: use {fix}"
         )

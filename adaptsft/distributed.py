@@ -43,6 +43,10 @@ def process_group(device_kind: str):
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # restarted ranks would read the addresses that the dead ones left in the shared store, and hang (pytorch#135712)
+        raise ConfigError("torchrun --max-restarts hangs after a restart unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set: export it")
     if "RANK" in os.environ:
         # a name for each group of this process: a second run would otherwise meet the keys that the first left in torchrun's store
         store, rank, world = next(dist.rendezvous("env://"))

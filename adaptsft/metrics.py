@@ -96,6 +96,8 @@ class Metrics:
                         file.write(_json({"step": row["step"], "examples": self.examples_of(row["step"])}))
             self._board(rows, values[-1])
         print0(self._line(rows[-1]))
+        if not any(row["kept"] for row in rows):
+            print0(f"  no token was kept in the last {len(rows)} steps, so nothing is learned: widen the threshold")
         return rows
 
     def _decode(self, vector: np.ndarray, host: dict[str, float], seconds: float) -> dict[str, Any]:

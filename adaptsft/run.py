@@ -95,6 +95,7 @@ def claim(config: Config, first: int) -> TextIO | None:
             if int(later.name.removeprefix("step_")) > first:
                 print0(f"deleting {later}: this run goes on from step {first}")
                 shutil.rmtree(later)
+                shutil.rmtree(run / "final", ignore_errors=True)  # of a run that went further
     except OSError as error:
         raise CheckpointError(f"run_dir={run}: {error}") from None
     return held
@@ -146,9 +147,11 @@ def flops_per_token(model: PreTrainedModel, plan: BatchPlan) -> float:
 
 
 def introduce(
-    config: Config, model: PreTrainedModel, attention: str, plan: BatchPlan, first: int, steps: int, device: torch.device
+    config: Config, model: PreTrainedModel, attention: str, plan: BatchPlan, start: Path | None, steps: int, device: torch.device
 ) -> None:
     """Say on rank 0 what is about to happen."""
+    if start is not None:
+        print0(f"resuming from {start}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
@@ -160,5 +163,4 @@ def introduce(
     moved = "" if controller.name == "fixed" else f", {controller.parameter} {controller.name} {controller.start:g} -> {controller.end:g}"
     print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in torch, chunked")
     batch = config.train.global_batch_size
-    resumed = f", {first:,} of them done" if first else ""
-    print0(f"plan: {steps:,} steps of {batch:,} examples = {steps * batch / plan.epoch_size:.2f} epochs of {plan.epoch_size:,}{resumed}")
+    print0(f"plan: {steps:,} steps of {batch:,} examples = {steps * batch / plan.epoch_size:.2f} epochs of {plan.epoch_size:,}")

@@ -42,13 +42,14 @@ def train(config: Config) -> dict[str, Any]:
         same_config(config)
         start = rank0_first(lambda: find_start(config))
         same_start(start)
+        devices = mesh(device, config.train.replicas)
         assets = rank0_first(lambda: load_assets(config.model))
         data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, log=print0))
         plan = BatchPlan(data, config, world_size())
         steps = config.train.max_steps or plan.steps(config.train.epochs)
 
         objective = objectives.build(config.objective)
-        model, attention = build_model(config.model, config.train, assets, mesh(device, config.train.replicas), device)
+        model, attention = build_model(config.model, config.train, assets, devices, device)
         optimizer = build_optimizer(model, config.train)
         control = controllers.initial_control(config.objective, len(data.names), device)
         statistics = TokenStatistics(len(data.names), device)
@@ -66,7 +67,7 @@ def train(config: Config) -> dict[str, Any]:
         held = together(lambda: claim(config, first))
         if held is not None:
             stack.enter_context(held)
-        introduce(config, model, attention, plan, first, steps, device)
+        introduce(config, model, attention, plan, start, steps, device)
         kept_only = config.objective.normalizer == "kept"
         run = Path(config.run_dir)
         metrics = Metrics(

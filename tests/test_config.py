@@ -20,7 +20,7 @@ def test_yaml_then_arguments_the_later_wins(tmp_path):
     assert config.data.fields == {"prompt": "question", "completion": "answer"}
 
 
-@pytest.mark.parametrize("template", ["{prompt}", "Q: {prompt}\n", "[{prompt}]", "{prompt} # 1", "a: b: {prompt}"])
+@pytest.mark.parametrize("template", ["{prompt}", "Q: {prompt} ", "[{prompt}]", "{prompt} # 1", "a: b: {prompt}"])
 def test_text_needs_no_second_quotes(template):
     assert load([*BASE, f"data.prompt_template={template}"]).data.prompt_template == template
     assert load([*BASE, 'data.prompt_template="{prompt}\\n"']).data.prompt_template == "{prompt}\n"
@@ -60,6 +60,19 @@ def test_several_sources(tmp_path):
         (["model.attention=flash", "train.device=cpu"], ["model.attention=flash", "GPU"]),
         (["--lr=3"], ["--lr", "key=value"]),
         (["missing.yaml"], ["missing.yaml", "no such"]),
+        (["objective=neg_p"], ["objective is a group", "objective.name=neg_p"]),
+        (["train.learning_rate=1e-3"], ["train.learning_rate", "did you mean train.lr?"]),
+        (["model.freeze=embed"], ["model.freeze=embed", "must be a list"]),
+        (["data.fields=prompt:question"], ["must be a mapping"]),
+        (["data.sources={path: a}"], ["must be a list"]),
+        (["data.fields={prompt: prompt, completion: yes}"], ["completion", "quotes"]),
+        (["data.prompt_template=Q: {prompt}\\nA: "], ["backslash"]),
+        (["train.lr=.inf"], ["train.lr=inf", "finite"]),
+        (["controller.end=0.5"], ["controller.name=fixed"]),
+        (["train.decay_ratio=0.5"], ["train.lr_schedule=cosine", "wsd"]),
+        (["model.freeze=['(']"], ["regular expression"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["run_dir=${nowhere}"], ["nowhere"]),
         (["run_dir="], ["run_dir"]),
         (["model.path="], ["model.path"]),
         (["train.max_steps=0", "train.epochs=0"], ["train.max_steps"]),
@@ -70,6 +83,15 @@ def test_refusals_name_key_value_and_fix(arguments, parts):
         load([*BASE, *arguments])
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_mapping_replaces_the_one_before_it_and_a_key_adds_to_it(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {path: a.jsonl, fields: {prompt: question, completion: answer}}\n")
+    common = [str(file), "run_dir=r", "model.path=m"]
+    assert load([*common, "data.fields={messages: chat}"]).data.fields == {"messages": "chat"}
+    assert load([*common, "data.fields.id=none"]).data.fields == {"prompt": "question", "completion": "answer", "id": "none"}
+    assert load([*common, "data.path=", "data.fields={}", "data.sources=[{path: b.jsonl}]"]).data.path == ""
 
 
 def test_broken_yaml_names_the_file(tmp_path):

@@ -1,14 +1,18 @@
 """Records to tokens: layouts, templates and loss masks, the cache, and every kind of bad data."""
 
+import hashlib
 import json
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import datasets.config as datasets_config
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers.processors import TemplateProcessing
 
@@ -242,8 +246,21 @@ def test_every_file_format_gives_the_same_examples(tmp_path, settings, monkeypat
         assert data.names == [Path(name).stem]
     assert seen == [seen[0]] * len(seen)
     assert len(seen[0]) == 4
-    open_data(replace(settings, path=str(tmp_path / "folder")), tok, seed=0, log=quiet)
-    assert len(list(Path(settings.cache_dir).iterdir())) == 5
+    assert len(list(Path(settings.cache_dir).iterdir())) == 4  # the two tables are the same file
+
+
+def test_a_folder_with_splits_is_read_by_datasets(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    tok = tokenizer()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write(folder / f"{split}.jsonl", *[{"prompt": "a", "completion": f"{split} {i}"} for i in range(3)])
+    for path in (folder, folder):  # the second time from the cache
+        data, _ = open_data(replace(settings, path=str(path)), tok, seed=0, log=quiet)
+        assert [learned(data, tok, i) for i in range(len(data))] == [f"train {i}<|im_end|>" for i in range(3)]
+        assert data.where(2) == f"{folder}, train: row 3"
+    assert len(list(Path(settings.cache_dir).iterdir())) == 1
 
 
 def test_messages_in_parquet(tmp_path, settings, monkeypatch):
@@ -256,6 +273,16 @@ def test_messages_in_parquet(tmp_path, settings, monkeypatch):
     data, _ = open_data(replace(settings, path=str(tmp_path / "a.parquet")), tok, seed=0, log=quiet)
     assert "user!" not in tok.decode(data.example(0)[0])
     assert "user!" in tok.decode(data.example(1)[0])
+
+
+def test_a_table_of_several_row_groups(tmp_path, settings):
+    table = pa.table({"prompt": ["a"] * 2500, "completion": [str(i) for i in range(2500)], "messages": [[]] * 2500})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
+    settings.fields = {"messages": "none"}
+    tok = tokenizer()
+    data, _ = open_data(replace(settings, path=str(tmp_path / "a.parquet")), tok, seed=0, log=quiet)
+    assert [learned(data, tok, i) for i in range(2500)] == [f"{i}<|im_end|>" for i in range(2500)]
+    assert data.where(2101) == f"{tmp_path / 'a.parquet'}: row 2102"
 
 
 def test_a_json_array_longer_than_the_read_buffer(tmp_path, settings, monkeypatch):
@@ -281,6 +308,104 @@ def test_gsm8k(shared_data, settings):
     for i in (0, 700, len(lines) - 1):
         assert learned(data, tok, i) == lines[i]["answer"] + "<|im_end|>"
         assert data.where(i) == f"{path}:{i + 1}"
+
+
+# --- sources of many files
+
+
+def shards(folder: Path, counts=(3, 1, 2)) -> list[str]:
+    """Files named so that their order is not that of their creation; their examples are numbered through."""
+    folder.mkdir()
+    numbers = iter(range(sum(counts)))
+    contents = [[{"prompt": "a", "completion": f"{next(numbers):02}"} for _ in range(count)] for count in counts]
+    return [write(folder / f"part-{i}.jsonl", *contents[i]) for i in reversed(range(len(counts)))][::-1]
+
+
+def test_a_pattern_or_folder_is_one_source(tmp_path, settings):
+    tok = tokenizer()
+    paths = shards(tmp_path / "shards")
+    (tmp_path / "shards" / "README.md").write_text("about")
+    for path, name in (
+        ("shards", "shards"),
+        ("shards/*.jsonl", "shards"),
+        ("shards/part-*.jsonl", "part"),
+        ("**/part-[0-9].jsonl", "part"),
+    ):
+        data, _ = open_data(replace(settings, path=str(tmp_path / path)), tok, seed=0, log=quiet)
+        assert data.names == [name]
+        assert [learned(data, tok, i) for i in range(len(data))] == [f"{i:02}<|im_end|>" for i in range(6)]
+        assert [data.where(i) for i in (0, 2, 3, 4, 5)] == [
+            f"{paths[0]}:1",
+            f"{paths[0]}:3",
+            f"{paths[1]}:1",
+            f"{paths[2]}:1",
+            f"{paths[2]}:2",
+        ]
+        assert set(data.source.tolist()) == {0}
+    # a part of it still finds its files
+    part = data.take(np.array([5, 3]))
+    assert [(learned(part, tok, i), part.where(i)) for i in (0, 1)] == [
+        ("05<|im_end|>", f"{paths[2]}:2"),
+        ("03<|im_end|>", f"{paths[1]}:1"),
+    ]
+    with pytest.raises(DataError, match=r"none-\*\.jsonl: no file matches"):
+        open_data(replace(settings, path=str(tmp_path / "none-*.jsonl")), tok, seed=0, log=quiet)
+    with pytest.raises(DataError, match=r"README\.md: unknown extension"):
+        open_data(replace(settings, path=str(tmp_path / "shards" / "*")), tok, seed=0, log=quiet)
+    odd = write(tmp_path / "a[1]*.jsonl", {"prompt": "a", "completion": "odd"})  # a file that is there is no pattern
+    data, _ = open_data(replace(settings, path=odd), tok, seed=0, log=quiet)
+    assert (data.names, data.where(0)) == (["a[1]*"], f"{odd}:1")
+
+
+def test_a_new_file_is_the_only_one_tokenised(tmp_path, settings):
+    tok = tokenizer()
+    settings.path = str(tmp_path / "shards" / "*.jsonl")
+    shards(tmp_path / "shards")
+    first, _ = open_data(settings, tok, seed=0, log=quiet)
+    before = {path.name: path.stat().st_mtime_ns for path in Path(settings.cache_dir).iterdir()}
+    added = write(tmp_path / "shards" / "part-1b.jsonl", {"prompt": "a", "completion": "new"})
+    second, _ = open_data(settings, tok, seed=0, log=quiet)
+    after = {path.name: path.stat().st_mtime_ns for path in Path(settings.cache_dir).iterdir()}
+    assert len(after) == 4
+    assert before.items() < after.items()
+    assert [learned(second, tok, i) for i in (3, 4, 5)] == [f"{text}<|im_end|>" for text in ("03", "new", "04")]
+    assert second.where(4) == f"{added}:1"
+    assert first.fingerprint != second.fingerprint
+
+
+def test_errors_name_the_file_of_many(tmp_path, settings):
+    tok = tokenizer(None)
+    settings.path = str(tmp_path / "shards")
+    paths = shards(tmp_path / "shards")
+    Path(paths[1]).write_text('{"prompt": "a", "completion": ""}\n')
+    with pytest.raises(DataError) as error:
+        open_data(settings, tok, seed=0, log=quiet)
+    assert str(error.value).startswith(f"{paths[1]}:1: field 'completion' is empty")
+    write(Path(paths[1]), {"prompt": "a", "completion": "fine"}, {"prompt": "a", "completion": "too long for this"})
+    with pytest.raises(DataError, match=r"part-1\.jsonl:2: the example has 20 tokens, more than data\.max_length=10 \(so have 1"):
+        open_data(replace(settings, max_length=10, overlong="error"), tok, seed=0, log=quiet)
+    dropped, _ = open_data(replace(settings, max_length=10), tok, seed=0, log=quiet)
+    assert (len(dropped), dropped.dropped) == (6, [1])
+    assert [dropped.where(i) for i in (3, 4)] == [f"{paths[1]}:1", f"{paths[2]}:1"]
+    cut, _ = open_data(replace(settings, max_length=10, overlong="truncate"), tok, seed=0, log=quiet)
+    assert (len(cut), cut.truncated, cut.dropped) == (7, [1], [0])
+    assert learned(cut, tok, 4) == "too long"
+    assert (cut.lengths[4], cut.supervised[4]) == (10, 8)
+
+
+def test_sources_of_many_files(tmp_path, settings):
+    """The limit of length is counted for each source, and each finds its own files."""
+    tok = tokenizer()
+    shards(tmp_path / "a")
+    other = write(tmp_path / "b.jsonl", {"prompt": "a", "completion": "b" * 99}, {"prompt": "a", "completion": "b"})
+    sources = [SourceConfig(path=other), SourceConfig(path=str(tmp_path / "a")), SourceConfig(name="again", path=str(tmp_path / "a"))]
+    data, _ = open_data(replace(settings, path="", sources=sources, max_length=100), tok, seed=0, log=quiet)
+    assert data.names == ["b", "a", "again"]
+    assert data.source.tolist() == [0] + [1] * 6 + [2] * 6
+    assert (data.dropped, data.truncated) == ([1, 0, 0], [0, 0, 0])
+    assert [learned(data, tok, i) for i in range(13)] == ["b<|im_end|>"] + [f"{i:02}<|im_end|>" for i in range(6)] * 2
+    with pytest.raises(DataError, match=r"b\.jsonl: no example is left: all 2 .*data\.max_length=20"):
+        open_data(replace(settings, path="", sources=sources, max_length=20), tok, seed=0, log=quiet)
 
 
 # --- bad data
@@ -559,6 +684,46 @@ def test_what_a_killed_process_left_is_ignored(settings):
     os.rename(folder, f"{folder}.0123")  # as if killed before the rename
     data, _ = open_data(settings, tok, seed=0, log=quiet)
     assert learned(data, tok) == "b<|im_end|>"
+
+
+def aged(path: str) -> None:
+    """Wait until the file has been as it is for longer than `SETTLED`, which the caller has made short."""
+    while time.time() - os.stat(path).st_ctime < 0.05:
+        time.sleep(0.01)
+
+
+def test_the_hash_of_a_file_is_noted_until_the_file_changes(settings, monkeypatch):
+    monkeypatch.setattr("adaptsft.data.sources.SETTLED", 0.03)
+    tok = tokenizer()
+    path = write(Path(settings.path), {"prompt": "a", "completion": "b"})
+    aged(path)
+    first, _ = open_data(settings, tok, seed=0, log=quiet)
+    (note,) = (Path(settings.cache_dir) / "hashes").iterdir()
+    assert note.read_text() == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with monkeypatch.context() as patch:  # the note is what is read: without it, there is no way to the hash
+        patch.delattr("hashlib.file_digest")
+        again, _ = open_data(settings, tok, seed=0, log=quiet)
+    assert again.fingerprint == first.fingerprint
+    # the same size and, as `cp -p` or `touch -r` would have it, the same time of modification
+    before = os.stat(path)
+    write(Path(path), {"prompt": "a", "completion": "c"})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (os.stat(path).st_size, os.stat(path).st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    changed, _ = open_data(settings, tok, seed=0, log=quiet)
+    assert learned(changed, tok) == "c<|im_end|>"
+    # damaged notes are not believed
+    aged(path)
+    open_data(settings, tok, seed=0, log=quiet)
+    for damaged in (Path(settings.cache_dir) / "hashes").iterdir():
+        damaged.write_bytes(b"\xff" * 64)
+    assert open_data(settings, tok, seed=0, log=quiet)[0].fingerprint == changed.fingerprint
+
+
+def test_the_hash_of_a_file_just_written_is_not_noted(settings):
+    """It could be written again within the granularity of the file system's clock."""
+    write(Path(settings.path), {"prompt": "a", "completion": "b"})
+    open_data(settings, tokenizer(), seed=0, log=quiet)
+    assert not (Path(settings.cache_dir) / "hashes").exists()
 
 
 @pytest.mark.parametrize("name", ["tokens.arrow", "sizes.npy"])

@@ -13,7 +13,10 @@ import io
 import json
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +33,7 @@ EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv")  # of files; .json in a fol
 CHUNK = 1 << 20  # characters of a JSON array read at a time
 LONGEST_ITEM = 1 << 28  # characters read in search of the end of one item
 PATTERN = re.compile(r"[*?\[]")
+SETTLED = 2.0  # seconds after its last change in which a file could change again without a change of its times, which have a granularity
 HELD_BACK = re.compile(r"(?<![a-z])(test|testing|dev|val|valid|validation|eval|evaluation)(?![a-z])", re.IGNORECASE)
 
 Row = tuple[int, dict[str, Any], float]  # place (line, item or row, from 1), record, share of the source read so far
@@ -57,7 +61,7 @@ def training_sources(config: DataConfig) -> list[SourceConfig]:
 def default_name(path: str) -> str:
     """train.jsonl -> train, data/train-*.jsonl -> train, shards/*.jsonl -> shards."""
     if PATTERN.search(path) and not Path(path).expanduser().exists():
-        parts = [re.split(r"[*?\[{]", part)[0].strip("-_. ") for part in Path(path).with_suffix("").parts]
+        parts = [re.split(r"[*?\[]", part)[0].strip("-_. ") for part in Path(path).with_suffix("").parts]
         return next((part for part in reversed(parts) if part.strip("/")), path)
     return Path(path).stem if Path(path).suffix in EXTENSIONS else Path(path).name
 
@@ -78,16 +82,16 @@ def files_of(source: SourceConfig) -> list[str]:
     return [source.path]
 
 
-def open_records(source: SourceConfig) -> Records:
-    """Raises DataError for a source that is not there or cannot be read. Bad lines are found later, by reading."""
+def open_records(source: SourceConfig, cache: Path) -> Records:
+    """Raises DataError for a source that is not there or cannot be read. Bad lines are found later, by reading. The hashes of files are
+    noted in `cache`."""
     path = Path(source.path).expanduser()
     if path.is_file():
         if path.suffix not in EXTENSIONS:
             raise DataError(f"{source.path}: unknown extension {path.suffix!r}; data files are {', '.join(EXTENSIONS)}")
         if path.stat().st_size == 0:
             raise DataError(f"{source.path}: the file is empty")
-        with path.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        fingerprint = _content_hash(path, cache / "hashes")
         if path.suffix == ".parquet":
             return Records(fingerprint, f"{source.path}: row ", lambda: _parquet_rows(path, source.path))
         if path.suffix == ".csv":
@@ -100,6 +104,26 @@ def open_records(source: SourceConfig) -> Records:
     table = _load_hub(source)
     name = f"{source.path}, {source.split}" + (f", {source.subset}" if source.subset else "")
     return Records(table._fingerprint, f"{name}: row ", lambda: _table_rows(table))
+
+
+def _content_hash(path: Path, notes: Path) -> str:
+    """The sha256 of a file. It is noted under the file's path, size, inode and times of change, and read from there while these are the
+    same (git's index relies on the same): a start, and each of its ranks, need not read all data to know that it has not changed."""
+    stat, now = path.stat(), time.time()
+    identity = [str(path.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+    note = notes / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    with suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch(r"[0-9a-f]{64}", noted := note.read_text()):
+            return noted
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if now - max(stat.st_mtime, stat.st_ctime) > SETTLED and path.stat().st_ctime_ns == stat.st_ctime_ns:
+        with suppress(OSError):  # a cache that cannot be written serves without notes
+            notes.mkdir(parents=True, exist_ok=True)
+            writing = note.with_suffix(f".{uuid.uuid4().hex}")
+            writing.write_text(digest)
+            writing.rename(note)
+    return digest
 
 
 def _nearest(path: Path) -> str:

@@ -222,7 +222,7 @@ def _throttled(log: Log) -> Log:
 def _tokenised(source: SourceConfig, template: Template, cache: Path, progress: Log) -> TokenFile:
     """The file's tokens in the cache, made if they are not there: in a folder of its own, then renamed, so that no process sees
     half of it. The source is one file here, or a data set of the hub."""
-    records = open_records(source)
+    records = open_records(source, cache)
     key = json.dumps([FORMAT, records.fingerprint, template.fingerprint, sorted(source.fields.items())])
     final = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not final.is_dir():

@@ -4,6 +4,7 @@ No rank ever holds the whole model. The loss path is a method of the model, `tok
 and the fused loss reads a plain full weight (reading a sharded head outside would silently drop the other ranks' gradient).
 """
 
+import difflib
 import functools
 import math
 import re
@@ -48,28 +49,49 @@ class Assets:
 
 def load_assets(config: ModelConfig) -> Assets:
     """Config, tokenizer and generation settings of `model.path`, a folder or a name on the hub. Raises ConfigError."""
-    folder = Path(config.path)
+    folder = _local_folder(config)
     try:
-        if not folder.is_dir():
-            if folder.is_absolute() or config.path.startswith("."):
-                raise ConfigError(f"model.path={config.path}: no such folder")
-            from huggingface_hub import snapshot_download
-
-            folder = Path(
-                snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"])
-            )
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        tokenizer: Any = AutoTokenizer.from_pretrained(config.tokenizer or folder, trust_remote_code=config.trust_remote_code)
+        generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path={config.path}: {str(error).strip()}") from None
-    if not (list(folder.glob("*.safetensors"))):
+    if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"model.path={config.path}: no *.safetensors in it; load and save the model once with transformers to convert it")
-    generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(config.tokenizer or folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.tokenizer={config.tokenizer or folder}: {str(error).strip()}") from None
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ConfigError(
+            f"model.tokenizer={config.tokenizer or folder}: no tokenizer in it; set model.tokenizer to a folder or name that has one"
+        )
     known = len(tokenizer)
+    for token in config.add_tokens:
+        if not token.strip() or token in tokenizer.get_vocab():
+            raise ConfigError(
+                f"model.add_tokens: {token!r} is {'empty' if not token.strip() else 'a token of the tokenizer already'}: leave it out"
+            )
     tokenizer.add_tokens(config.add_tokens)
     text_config = model_config.get_text_config()
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
     return Assets(folder, model_config, tokenizer, generation, list(range(known, len(tokenizer))))
+
+
+def _local_folder(config: ModelConfig) -> Path:
+    folder = Path(config.path)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or config.path.startswith(".") or (folder.parent != Path(".") and folder.parent.is_dir()):
+        beside = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(config.path, beside, n=1)
+        raise ConfigError(f"model.path={config.path}: no such folder" + (f"; did you mean {near[0]}?" if near else ""))
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+    except Exception as error:  # whatever the hub client raises, without network or without such a model
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"model.path={config.path}: no such folder here, and the hub does not give it: {reason}") from None
 
 
 def build_model(

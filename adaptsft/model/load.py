@@ -47,7 +47,10 @@ def weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        found = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        try:
+            found = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{index}: damaged: it should map tensor names to files under weight_map") from None
         absent = sorted({file for file in found.values() if not file.is_file()})
         if absent:
             raise ConfigError(f"{index}: names {len(absent)} files that are not there, such as {absent[0].name}")
