@@ -98,8 +98,10 @@ class Checkpointer:
         return True
 
     def _prune(self) -> None:
-        for old in complete_checkpoints(self.folder)[: -self.keep_last]:
+        leftovers = [path for path in self.folder.glob("step_*") if not (path / MANIFEST).is_file()]  # of a crash; no save is under way
+        for old in [*complete_checkpoints(self.folder)[: -self.keep_last], *leftovers]:
             try:
+                (old / MANIFEST).unlink(missing_ok=True)  # first: a deletion cut short must not leave what looks complete
                 shutil.rmtree(old)
             except OSError as error:
                 print0(f"could not delete the old checkpoint {old}: {error}; training goes on")

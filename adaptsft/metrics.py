@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from adaptsft.controllers import Control
-from adaptsft.distributed import print0, rank, same_state, world_size
+from adaptsft.distributed import print0, rank, same_state, together, world_size
+from adaptsft.errors import CheckpointError
 from adaptsft.objectives import Objective
 from adaptsft.stats import BINS, COLUMNS, LOGIT_RANGE, TokenStatistics, p_of_bin_edges
 
@@ -87,18 +88,25 @@ class Metrics:
         for row in rows:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if row["skipped"] else 0
             self.longest_skip = max(self.longest_skip, self.skipped_in_a_row)
-        if self.file is not None:
+        together(lambda: self._write(rows, values[-1]))
+        print0(self._line(rows[-1]))
+        if not any(row["kept"] for row in rows):
+            print0(f"  no token was kept in the last {len(rows)} steps, so nothing is learned: widen the threshold")
+        return rows
+
+    def _write(self, rows: list[dict[str, Any]], last: np.ndarray) -> None:
+        if self.file is None:
+            return
+        try:
             self.file.writelines(_json(row) for row in rows)
             self.file.flush()
             for row in rows:
                 if row["skipped"]:
                     with (self.run / "nonfinite.jsonl").open("a") as file:
                         file.write(_json({"step": row["step"], "examples": self.examples_of(row["step"])}))
-            self._board(rows, values[-1])
-        print0(self._line(rows[-1]))
-        if not any(row["kept"] for row in rows):
-            print0(f"  no token was kept in the last {len(rows)} steps, so nothing is learned: widen the threshold")
-        return rows
+            self._board(rows, last)
+        except OSError as error:
+            raise CheckpointError(f"{self.run}: the metrics could not be written: {error}. The checkpoints are intact") from None
 
     def _decode(self, vector: np.ndarray, host: dict[str, float], seconds: float) -> dict[str, Any]:
         sources = len(self.names)
@@ -139,18 +147,25 @@ class Metrics:
         row: dict[str, Any] = {"step": step} | summary(table.sum(0), self.kept_only)
         if len(names) > 1:
             row["sources"] = {name: summary(t, self.kept_only) for name, t in zip(names, table, strict=True)}
-        if self.file is not None:
+        together(lambda: self._write_evaluation(row, table.sum(0)[len(COLUMNS) : len(COLUMNS) + BINS]))
+        print0(
+            f"  held out at step {step}: nll {row['nll']:.4f}  mean p {row['mean_p']:.4f}  loss {row['loss']:.4f}  top-1 {row['top1']:.3f}"
+        )
+        return row
+
+    def _write_evaluation(self, row: dict[str, Any], histogram: np.ndarray) -> None:
+        if self.file is None:
+            return
+        try:
             with (self.run / "eval.jsonl").open("a") as file:
                 file.write(_json(row))
             if self.board is not None:
                 for tag, value in row.items():
                     if isinstance(value, float):
-                        self.board.add_scalar(f"eval/{tag}", value, step)
-                _add_histogram(self.board, "eval/p", table.sum(0)[len(COLUMNS) : len(COLUMNS) + BINS], step)
-        print0(
-            f"  held out at step {step}: nll {row['nll']:.4f}  mean p {row['mean_p']:.4f}  loss {row['loss']:.4f}  top-1 {row['top1']:.3f}"
-        )
-        return row
+                        self.board.add_scalar(f"eval/{tag}", value, row["step"])
+                _add_histogram(self.board, "eval/p", histogram, row["step"])
+        except OSError as error:
+            raise CheckpointError(f"{self.run}: eval.jsonl could not be written: {error}. The checkpoints are intact") from None
 
     def _line(self, row: dict[str, Any]) -> str:
         step = row["step"]
@@ -176,10 +191,11 @@ class Metrics:
         return "  ".join(parts) + ("  SKIPPED: not finite" if row["skipped"] else "")
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.board is not None:
-            self.board.close()
+        with suppress(OSError):  # a full disk has been reported where the row was written
+            if self.file is not None:
+                self.file.close()
+            if self.board is not None:
+                self.board.close()
 
 
 def summary(sums: np.ndarray, kept_only: bool) -> dict[str, float]:
@@ -203,7 +219,7 @@ def drop_rows_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] > step:
                 continue

@@ -200,6 +200,7 @@ def torchrun(config, faults: list[dict], *options: str) -> subprocess.CompletedP
     configuration.save(config, file)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     environment = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}", "FAULTS": json.dumps(faults), "OMP_NUM_THREADS": "1"}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/cluster.md says: restarts need it
     return subprocess.run(
         [*command, "-m", "tests.faults.faulty", str(file)], cwd=REPO, env=environment, capture_output=True, text=True, timeout=300
     )
