@@ -48,7 +48,7 @@ class ModelConfig:
 @dataclass
 class SourceConfig:
     name: str = key("", "name in logs and statistics; default: the file's or data set's name")
-    path: str = key("", "hub name, or a json, jsonl, parquet or csv file")
+    path: str = key("", "hub name, or a json, jsonl, parquet or csv file, a folder of them, or a pattern such as shards/*.jsonl")
     subset: str | None = key(None, "configuration of a data set on the hub")
     split: str = key("train", "split of a data set on the hub")
     weight: float = key(1.0, "copies of this source per epoch: 2 = every example twice, 0.5 = another random half each epoch")
@@ -59,7 +59,9 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    path: str = key("", "one source: hub name, or a json, jsonl, parquet or csv file")
+    path: str = key(
+        "", "one source: hub name, or a json, jsonl, parquet or csv file, a folder of them, or a pattern such as shards/*.jsonl"
+    )
     subset: str | None = key(None, "configuration of data.path on the hub")
     split: str = key("train", "split of data.path on the hub")
     fields: dict[str, str] = key({}, "field map for data.path, ours: yours, for example {prompt: question, completion: answer}")

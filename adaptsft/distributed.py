@@ -87,13 +87,10 @@ def rank0_first(work: Callable[[], T]) -> T:
     """Run `work` on rank 0, then on the others, which find what rank 0 left on disk. A UserError on any rank is raised on every rank."""
     result: T | None = None
     for mine in (rank() == 0, rank() != 0):
-        error: UserError | None = None
         if mine:
-            try:
-                result = work()
-            except UserError as caught:
-                error = caught
-        agree(error)
+            result = together(work)
+        else:
+            agree(None)
     return result  # type: ignore[return-value]
 
 
