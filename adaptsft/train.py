@@ -44,7 +44,7 @@ def train(config: Config) -> dict[str, Any]:
         same_start(start)
         devices = mesh(device, config.train.replicas)
         assets = rank0_first(lambda: load_assets(config.model))
-        data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, log=print0))
+        data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, verify=rank() == 0))
         plan = BatchPlan(data, config, world_size())
         steps = config.train.max_steps or plan.steps(config.train.epochs)
 

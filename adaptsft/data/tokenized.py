@@ -1,7 +1,8 @@
 """Tokenised data: every file of a source is tokenised once, to a folder of data.cache_dir that is found again by a fingerprint.
 
 The folder holds tokens.arrow (record batches with the columns input_ids and mask, memory-mapped when read; `datasets.Dataset.from_file`
-opens it too) and sizes.npy. The length limit, weights and the held-out split do not change tokens: they are applied on opening.
+opens it too), sizes.npy, and the checksums of both. The length limit, weights and the held-out split do not change tokens: they are
+applied on opening.
 """
 
 import hashlib
@@ -27,7 +28,8 @@ from adaptsft.data.chat import Layout, Segment, Template
 from adaptsft.data.sources import Records, default_name, files_of, open_records, training_sources
 from adaptsft.errors import ConfigError, DataError
 
-FORMAT = 1  # of the cache; raise it when files or tokenisation change
+CHECKSUMS = "sha256.json"
+FORMAT = 2  # of the cache; raise it when files or tokenisation change
 BATCH = 1000  # examples per record batch, and per call of the tokenizer
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "mask": pa.list_(pa.bool_())})
 PROGRESS_EVERY = 5.0  # seconds
@@ -111,9 +113,11 @@ class TokenizedData:
 class TokenFile:
     """The tokenised examples of one file, memory-mapped."""
 
-    def __init__(self, folder: Path, place: str) -> None:
+    def __init__(self, folder: Path, place: str, verify: bool) -> None:
         self.fingerprint, self.place = folder.name, place
         try:
+            if verify and json.loads((folder / CHECKSUMS).read_text()) != _checksums(folder):
+                raise ValueError("its sha256 is not the one written")
             lengths, supervised, self.places = np.load(folder / "sizes.npy")
             table = pa.ipc.open_stream(pa.memory_map(str(folder / "tokens.arrow"))).read_all()
             if len(table) != len(self.places):
@@ -135,22 +139,23 @@ class TokenFile:
 
 
 def open_data(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, log: Log = print
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, log: Log = print, verify: bool = True
 ) -> tuple[TokenizedData, TokenizedData | None]:
     """The training data, and the held-out data if there is any. The first call tokenises, which is for one process to do; the next ones,
     of other processes or later runs, read the cache. Summaries and progress go to `log`, a line at a time.
 
+    `verify` reads the cache once to compare its checksums; of the ranks of a run one is enough.
     Held-out examples keep the source of the training data they come from; data.validation_path is source 0, and read with the field map
     of the first source. Raises ConfigError and DataError.
     """
     template = Template(tokenizer, config)
     sources = training_sources(config)
-    train, held_out = _open(sources, template, config, log), None
+    train, held_out = _open(sources, template, config, log, verify), None
     if config.validation_path:
         source = SourceConfig(
             default_name(config.validation_path), config.validation_path, split=config.validation_split, fields=sources[0].fields
         )
-        held_out = _open([source], template, config, log)
+        held_out = _open([source], template, config, log, verify)
     elif config.validation_examples:
         train, held_out = train.hold_out(config.validation_examples, seed)
     for label, data in (("train", train), ("held out", held_out)):
@@ -159,14 +164,14 @@ def open_data(
     return train, held_out
 
 
-def _open(sources: list[SourceConfig], template: Template, config: DataConfig, log: Log) -> TokenizedData:
+def _open(sources: list[SourceConfig], template: Template, config: DataConfig, log: Log, verify: bool) -> TokenizedData:
     files, counts = [], []
     cache, progress = Path(config.cache_dir).expanduser(), _throttled(log)
     for source in sources:
         paths = files_of(source)
         for number, path in enumerate(paths, 1):
             name = source.name + (f", file {number} of {len(paths)}" if len(paths) > 1 else "")
-            files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress))
+            files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress, verify))
         counts.append(sum(len(file.places) for file in files) - sum(counts))
     data = TokenizedData(
         names=[source.name for source in sources],
@@ -219,7 +224,7 @@ def _throttled(log: Log) -> Log:
     return progress
 
 
-def _tokenised(source: SourceConfig, template: Template, cache: Path, progress: Log) -> TokenFile:
+def _tokenised(source: SourceConfig, template: Template, cache: Path, progress: Log, verify: bool) -> TokenFile:
     """The file's tokens in the cache, made if they are not there: in a folder of its own, then renamed, so that no process sees
     half of it. The source is one file here, or a data set of the hub."""
     records = open_records(source, cache)
@@ -230,6 +235,7 @@ def _tokenised(source: SourceConfig, template: Template, cache: Path, progress: 
         try:
             making.mkdir(parents=True)
             _tokenise(source, records, template, making, progress)
+            (making / CHECKSUMS).write_text(json.dumps(_checksums(making)))
             try:
                 making.rename(final)
             except OSError:
@@ -239,7 +245,15 @@ def _tokenised(source: SourceConfig, template: Template, cache: Path, progress: 
             raise DataError(f"{source.path}: cannot be tokenised into data.cache_dir={cache}: {error}") from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    return TokenFile(final, records.place)
+    return TokenFile(final, records.place, verify)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    digests = {}
+    for name in ("sizes.npy", "tokens.arrow"):
+        with (folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _tokenise(source: SourceConfig, records: Records, template: Template, folder: Path, progress: Log) -> None:
