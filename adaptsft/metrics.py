@@ -106,7 +106,7 @@ class Metrics:
                         file.write(_json({"step": row["step"], "examples": self.examples_of(row["step"])}))
             self._board(rows, last)
         except OSError as error:
-            raise CheckpointError(f"{self.run}: the metrics could not be written: {error}. The checkpoints are intact") from None
+            raise CheckpointError(f"{self.run / 'metrics.jsonl'}: could not be written: {error}. The checkpoints are intact") from None
 
     def _decode(self, vector: np.ndarray, host: dict[str, float], seconds: float) -> dict[str, Any]:
         sources = len(self.names)
