@@ -54,6 +54,7 @@ def train(config: Config) -> dict[str, Any]:
         control = controllers.initial_control(config.objective, len(data.names), device)
         statistics = TokenStatistics(len(data.names), device)
         load_step = BatchLoader(plan, data, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
+        stack.callback(load_step.pool.shutdown)
         verify_head(model, *load_step(0)[0], config.train.loss_chunk)
         if start is None:
             first = 0
