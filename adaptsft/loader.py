@@ -16,8 +16,8 @@ MicroBatches = list[tuple[Batch, Documents]]
 class BatchLoader:
     """`loader(step)` gives this rank's micro-batches of an optimizer step. It has no state: the plan is a pure function of the step."""
 
-    def __init__(self, plan: BatchPlan, data: TokenizedData, config: Config, pad_id: int, buckets: bool, device: torch.device):
-        self.plan, self.data, self.config, self.pad_id, self.buckets, self.device = plan, data, config, pad_id, buckets, device
+    def __init__(self, plan: BatchPlan, config: Config, pad_id: int, buckets: bool, device: torch.device):
+        self.plan, self.config, self.pad_id, self.buckets, self.device = plan, config, pad_id, buckets, device
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[MicroBatches]] = {}
 
@@ -29,7 +29,7 @@ class BatchLoader:
 
     def _load(self, step: int) -> MicroBatches:
         settings = {"pad_id": self.pad_id, "pad_multiple": self.config.data.pad_multiple}
-        return [self._place(collate(rows, self.data, **settings)) for rows in self.plan.micro_batches(step, rank())]
+        return [self._place(collate(rows, self.plan.data, **settings)) for rows in self.plan.micro_batches(step, rank())]
 
     def _place(self, batch: Batch) -> tuple[Batch, Documents]:
         documents = Documents.build(batch.cu_seqlens, batch.ids.shape[1], self.device, self.buckets)

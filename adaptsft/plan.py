@@ -31,6 +31,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, A
 from adaptsft import config as configuration
 from adaptsft.config import Config
 from adaptsft.data import BatchPlan, open_data
+from adaptsft.data.parts import cut, list_files
 from adaptsft.errors import ConfigError, UserError
 from adaptsft.model import attention
 from adaptsft.model.attention import Documents
@@ -274,17 +275,18 @@ def micro_batches(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str],
     try:
         if tokenizer is None:
             raise ConfigError(f"model.path={config.model.path} has no tokenizer that can be read")
-        data, _ = open_data(config.data, tokenizer, config.seed, log=lambda line: print(line, file=sys.stderr))
-        plan = BatchPlan(data, config, gpus)
+        part = cut(config, list_files(config.data), 0, 0) if config.data.stream else None
+        data, _ = open_data(config.data, tokenizer, config.seed, log=lambda line: print(line, file=sys.stderr), part=part)
+        plan = BatchPlan(data, config, gpus, part)
         steps = train.max_steps or plan.steps(train.epochs)
     except UserError as error:
         guess = -(-train.global_batch_size // (gpus * train.micro_batch_size))
         return [f"steps: unknown, the data cannot be opened: {error}", f"assumed: {guess} micro-batches per step (no packing)"], guess
-    sample = range(min(steps, 50))
+    sample = range(min(steps, 50, plan.end))
     most = max(len(plan.micro_batches(step, 0)) for step in sample)
     tokens = sum(plan.tokens(step) for step in sample) / len(sample)
     return [
-        f"steps: {steps:,} of {train.global_batch_size:,} examples, {plan.epoch(steps):.2f} epochs of {plan.epoch_size:,}",
+        f"steps: {steps:,} of {train.global_batch_size:,} examples, {plan.extent(steps)}",
         f"tokens: about {tokens:,.0f} per step and {tokens * steps:,.0f} in all; up to {most} micro-batches per rank and step",
     ], most
 
