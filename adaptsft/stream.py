@@ -37,11 +37,11 @@ class Stream:
     def __init__(self, config: Config, tokenizer: Any, start: Path | None) -> None:
         self.config, self.tokenizer = config, tokenizer
         # rank 0 alone lists the files: thousands of ranks need not ask a server
-        listing = [together(lambda: list_files(config.data) if rank() == 0 else [])]
-        dist.broadcast_object_list(listing)
-        self.listing = listing[0]
+        files = [together(lambda: list_files(config.data) if rank() == 0 else [])]
+        dist.broadcast_object_list(files)
+        self.files = files[0]
         numbers = checkpoint.read_numbers(start) if start is not None else {}
-        self.part = cut(config, self.listing, numbers.get("part", 0), numbers.get("first", 0))
+        self.part = cut(config, self.files, numbers.get("part", 0), numbers.get("first", 0))
         self.tokeniser: Tokeniser | None = None
         self.begun = -1  # number of the part last begun
         if rank() == 0:
@@ -58,7 +58,7 @@ class Stream:
     def plan_of(self, step: int, plan: BatchPlan, watchdog: Watchdog) -> BatchPlan:
         """The plan that holds the step: `plan`, the one so far, or where that has come to its end, the next part's. Raises DataError."""
         if step == plan.end:
-            self.part = cut(self.config, self.listing, self.part.number + 1, step)
+            self.part = cut(self.config, self.files, self.part.number + 1, step)
             self._wait(step, watchdog)
             data = rank0_first(self._open)
             plan.data.close()
@@ -80,7 +80,7 @@ class Stream:
         if rank() == 0 and plan.end < self.config.train.max_steps:
             self.tokeniser = self.tokeniser or Tokeniser(self.config, self.tokenizer)
             with suppress(ConnectionError):  # it has died: `result` tells
-                self.tokeniser.jobs.send(cut(self.config, self.listing, self.part.number + 1, plan.end))
+                self.tokeniser.jobs.send(cut(self.config, self.files, self.part.number + 1, plan.end))
 
     def _open(self) -> TokenizedData:
         if self.tokeniser is not None:

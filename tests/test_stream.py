@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from adaptsft.errors import CheckpointError, ConfigError, DataError
 from adaptsft.objectives import nll, register
 from adaptsft.stream import Tokeniser
 from adaptsft.train import train
-from tests.runs import PROCESSES, metrics_of, small_config, write_data
+from tests.runs import metrics_of, small_config, write_data
 from tests.test_data_plan import sizes_only
 
 FILES, EACH, STEPS = 5, 7, 9  # two files in a part, five examples in a step: parts of 2, 2, 1, 2, 2 steps
@@ -89,7 +88,7 @@ def whole(stream_config):
 
 
 def part(number: int, first: int, config: Config) -> Part:
-    return cut(config, [(f"{i}.jsonl", 10 + i) for i in range(7)], number, first)
+    return cut(config, [f"{i}.jsonl" for i in range(7)], number, first)
 
 
 def test_a_pass_has_every_file_once_and_passes_differ():
@@ -226,14 +225,17 @@ def test_changed_files_are_noticed_where_it_goes_on(whole, stream_config, folder
 
 
 def test_a_bad_record_of_a_later_part_ends_the_run_with_its_place(stream_config, folder):
-    shutil.copytree(folder / "shards", folder / "bad")
-    config = stream_config("bad", "bad/*.jsonl")
+    shutil.copytree(folder / "shards", folder / "broken")
+    config = stream_config("bad", "broken/*.jsonl")
     bad = Path(cut(config, list_files(config.data), 1, 2).files[1].removeprefix("file://"))
     lines = bad.read_text().splitlines()
     bad.write_text("\n".join([*lines[:4], "{}", *lines[5:]]))
     with pytest.raises(DataError, match=re.escape(f"{bad}:5: ")):
         train(config)
     assert sorted(path.name for path in (Path(config.run_dir) / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
+    bad.write_text("\n".join(lines))
+    train(config)
+    assert [row["step"] for row in metrics_of(config)] == list(range(1, STEPS + 1)), "mended, the run goes on"
 
 
 def test_a_tokeniser_that_is_killed_is_told(stream_config):
@@ -241,22 +243,6 @@ def test_a_tokeniser_that_is_killed_is_told(stream_config):
     os.kill(tokeniser.process.pid or 0, signal.SIGKILL)
     with pytest.raises(DataError, match="ended with code -9: out of memory"):
         tokeniser.result()
-
-
-def _start_a_tokeniser_and_die(config: Config, note: Path) -> None:
-    tokeniser = Tokeniser(config, None)
-    note.write_text(str(tokeniser.process.pid))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_tokeniser_does_not_outlive_a_killed_run(stream_config, folder):
-    process = PROCESSES.Process(target=_start_a_tokeniser_and_die, args=(stream_config("orphan"), folder / "pid"))
-    process.start()
-    process.join()
-    status, deadline = Path("/proc") / (folder / "pid").read_text() / "status", time.monotonic() + 60
-    while status.exists() and "State:\tZ" not in status.read_text():
-        assert time.monotonic() < deadline, "it lives on"
-        time.sleep(0.1)
 
 
 def test_the_planner_opens_one_part(stream_config):

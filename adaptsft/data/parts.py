@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from adaptsft.config import Config, DataConfig
 from adaptsft.data.remote import is_remote, list_remote
 from adaptsft.data.sources import files_of, training_sources
 from adaptsft.errors import ConfigError
-
-Listing = list[tuple[str, int]]  # path or URL, bytes
 
 
 @dataclass(frozen=True)
@@ -27,21 +25,21 @@ class Part:
     first: int  # step (0-based) with which it begins
     files: list[str]
     cache: Path  # folder of its tokens, and of copies of its files where they are remote; nothing else is in it
-    listing: str  # fingerprint of all files of the stream, by name and size
+    listing: str  # fingerprint of the names of all files of the stream, on which its parts depend
 
 
-def list_files(config: DataConfig) -> Listing:
-    """All files of the stream, sorted. Raises DataError where there is none, and ConfigError where data.path is a name on the hub."""
+def list_files(config: DataConfig) -> list[str]:
+    """Paths or URLs of all files of the stream, sorted. Raises DataError where there is none, ConfigError for a name on the hub."""
     if is_remote(config.path):
         return list_remote(config.path)
     (source,) = training_sources(config)
-    paths = [Path(name).expanduser() for name in files_of(source)]
-    if len(paths) == 1 and not paths[0].is_file():
+    files = files_of(source)
+    if len(files) == 1 and not Path(files[0]).expanduser().is_file():
         raise ConfigError(
             f"data.stream={config.stream}: data.path={config.path} is neither files here nor a URL; name the files of a data set on the "
             "hub by a pattern, such as hf://datasets/ORG/NAME/data/train-*.parquet"
         )
-    return [(str(path), path.stat().st_size) for path in paths]
+    return files
 
 
 def folder_of(config: Config) -> Path:
@@ -50,12 +48,12 @@ def folder_of(config: Config) -> Path:
     return Path(config.data.cache_dir).expanduser() / f"stream-{run}"
 
 
-def cut(config: Config, listing: Listing, number: int, first: int) -> Part:
-    """Part `number`, if it begins with step `first`."""
-    per_pass = math.ceil(len(listing) / config.data.stream)
+def cut(config: Config, files: list[str], number: int, first: int) -> Part:
+    """Part `number` of a stream of these files, if it begins with step `first`."""
+    per_pass = math.ceil(len(files) / config.data.stream)
     turn, place = divmod(number, per_pass)
     # a spawn key of its own: the order of files has nothing to do with that of a part's examples
-    order = np.random.default_rng(np.random.SeedSequence([config.seed, turn], spawn_key=(2,))).permutation(len(listing))
-    files = [listing[i][0] for i in np.array_split(order, per_pass)[place].tolist()]
-    names = json.dumps([(PurePosixPath(path).name, size) for path, size in listing])
-    return Part(number, per_pass, first, files, folder_of(config) / f"part_{number:06d}", hashlib.sha256(names.encode()).hexdigest())
+    order = np.random.default_rng(np.random.SeedSequence([config.seed, turn], spawn_key=(2,))).permutation(len(files))
+    mine = [files[i] for i in np.array_split(order, per_pass)[place].tolist()]
+    listing = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return Part(number, per_pass, first, mine, folder_of(config) / f"part_{number:06d}", listing)

@@ -15,31 +15,39 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def list_remote(pattern: str) -> list[tuple[str, int]]:
-    """(URL, bytes) of every file that the pattern matches, sorted. Raises DataError where there is none, or no access."""
+def list_remote(pattern: str) -> list[str]:
+    """The URL of every file that the pattern matches, sorted. Raises DataError where there is none, or no access."""
     with _told(pattern):
         system, path = url_to_fs(pattern)
         found = system.glob(path, detail=True)
-        files = {system.unstrip_protocol(name): info["size"] for name, info in found.items() if info["type"] == "file"}
+        files = sorted(system.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
     if not files:
         raise DataError(f"{pattern}: no file matches this pattern")
-    if unknown := [url for url, size in files.items() if size is None]:
-        raise DataError(f"{unknown[0]}: the server does not tell its size; download the files and name them")
-    return sorted(files.items())
+    return files
 
 
 def copy_of(url: str, cache: Path) -> Path:
-    """Where `fetch` puts the file."""
+    """Where `fetched` puts the file."""
     return cache / "files" / (hashlib.sha256(url.encode()).hexdigest()[:32] + PurePosixPath(url).suffix)
 
 
-def fetch(url: str, cache: Path, log: Callable[[str], None]) -> None:
-    """Copy the file into `cache`, unless it is there: under another name first, so that half a file is never taken for it."""
+@contextmanager
+def fetched(url: str, cache: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """With a copy of the file in `cache`. One that leads to a DataError is deleted: once mended, the file must be fetched again."""
     copy = copy_of(url, cache)
-    if copy.is_file():
-        return
-    log(f"fetching {url}")
-    partial = cache / f"{copy.stem}.{uuid.uuid4().hex}"
+    if not copy.is_file():
+        log(f"fetching {url}")
+        _fetch(url, copy)
+    try:
+        yield
+    except DataError:
+        copy.unlink(missing_ok=True)
+        raise
+
+
+def _fetch(url: str, copy: Path) -> None:
+    """Under another name first, so that half a file is never taken for it."""
+    partial = copy.parent.parent / f"{copy.stem}.{uuid.uuid4().hex}"  # where the leftovers of a killed process are looked for
     try:
         with _told(url):
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from adaptsft.config import DataConfig, SourceConfig
 from adaptsft.data.chat import Layout, Segment, Template
 from adaptsft.data.parts import Part
-from adaptsft.data.remote import fetch, is_remote
+from adaptsft.data.remote import fetched, is_remote
 from adaptsft.data.sources import Records, default_name, files_of, open_records, training_sources
 from adaptsft.errors import ConfigError, DataError
 
@@ -182,10 +183,9 @@ def _open(
     files, counts, progress = [], [], _throttled(log)
     for source, paths in zip(sources, paths_of, strict=True):
         for number, path in enumerate(paths, 1):
-            if is_remote(path):
-                fetch(path, cache, log)
             name = source.name + (f", file {number} of {len(paths)}" if len(paths) > 1 else "")
-            files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress, verify))
+            with fetched(path, cache, log) if is_remote(path) else nullcontext():
+                files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress, verify))
         counts.append(sum(len(file.places) for file in files) - sum(counts))
     data = TokenizedData(
         names=[source.name for source in sources],
