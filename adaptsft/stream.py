@@ -79,8 +79,10 @@ class Stream:
         )
         if rank() == 0 and plan.end < self.config.train.max_steps:
             self.tokeniser = self.tokeniser or Tokeniser(self.config, self.tokenizer)
+            part = cut(self.config, self.files, self.part.number + 1, plan.end)
+            (part.cache / PROGRESS).unlink(missing_ok=True)  # of an earlier life
             with suppress(ConnectionError):  # it has died: `result` tells
-                self.tokeniser.jobs.send(cut(self.config, self.files, self.part.number + 1, plan.end))
+                self.tokeniser.jobs.send(part)
 
     def _open(self) -> TokenizedData:
         if self.tokeniser is not None:
@@ -96,7 +98,7 @@ class Stream:
                 ready, line = self.tokeniser.jobs.poll(ASK_EVERY), _noted(self.part)
                 news.fill_(2 if ready else int(line != shown))
                 if not ready:
-                    print0(f"waiting for part {self.part.number + 1} of the stream: {line}")
+                    print0(f"waiting for part {self.part.number + 1} of the stream: {line or 'its process is starting'}")
                 shown = line
             dist.broadcast(news, 0)
             if news > 0:
@@ -131,7 +133,6 @@ class Tokeniser:
 def _tokenise_parts(jobs: Connection, config: Any, tokenizer: Any, seed: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a terminal or SLURM sends them to all processes; the run decides what they mean
-    os.nice(10)  # training goes first
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):  # the run is over
         while True:
