@@ -160,7 +160,7 @@ def introduce(
         f"model: {name}, {parameters / 1e6:,.2f} M parameters{note}, {dtype} on {world_size()} x {device.type}, attention by {attention}"
     )
     controller = config.controller
-    moved = "" if controller.name == "fixed" else f", {controller.parameter} {controller.name} {controller.start:g} -> {controller.end:g}"
+    moved = "" if controller.name == "fixed" else f", {controller.name} controller"
     print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in torch, chunked")
     batch = config.train.global_batch_size
     print0(f"plan: {steps:,} steps of {batch:,} examples = {steps * batch / plan.epoch_size:.2f} epochs of {plan.epoch_size:,}")

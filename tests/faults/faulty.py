@@ -25,8 +25,10 @@ from typing import Any
 
 import torch
 
-from adaptsft import checkpoint, controllers, train as trainer
+from adaptsft import checkpoint, train as trainer
+from adaptsft.controllers import Steering
 from adaptsft.distributed import rank
+from adaptsft.loader import BatchLoader
 from adaptsft.objectives import register, talr
 from adaptsft.stats import TokenStatistics
 
@@ -134,17 +136,21 @@ def file_operation(name: str, path: str) -> None:
 
 def install_hooks() -> None:
     """Know the step and the phase, and count the file operations of every save."""
-    apply = controllers.apply
+    load, advance = BatchLoader.__call__, Steering.advance
 
-    def apply_step(control, config, step, steps):
-        State.phase, State.step, State.call = "step", step + 1, 0
-        note(step=step + 1)
-        strike("apply", step=step + 1)
-        control = apply(control, config, step, steps)
-        fault = fault_at("control", step=step + 1)
+    def load_step(self, step, *arguments, **named):
+        if "prefetch" in named:  # the loop's own call, the first thing in a step
+            State.phase, State.step, State.call = "step", step + 1, 0
+            note(step=step + 1)
+            strike("begin", step=step + 1)
+        return load(self, step, *arguments, **named)
+
+    def advance_step(self, control, statistics, skip, done):
+        control = advance(self, control, statistics, skip, done)
+        fault = fault_at("control", step=done + 1)
         return control if fault is None else control._replace(alpha=control.alpha + 1)
 
-    controllers.apply = apply_step
+    BatchLoader.__call__, Steering.advance = load_step, advance_step
     evaluate, save = trainer.evaluate, checkpoint.Checkpointer.save
 
     def evaluate_step(*arguments, **named):
