@@ -231,17 +231,8 @@ def load(arguments: list[str]) -> Config:
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # an interpolation ${…} that leads nowhere
         raise ConfigError(_explain(error)) from None
-    _resolve(config)
     validate(config)
     return config
-
-
-def _resolve(config: Config) -> None:
-    """Put what `auto` means in its place, so that the configuration that is saved with the run says it."""
-    from adaptsft import controllers
-
-    if config.objective.name == "auto":
-        config.objective.name = controllers.acts_through(config.controller)
 
 
 def _parse(argument: str) -> tuple[str, Any]:
@@ -346,8 +337,14 @@ def get(config: Any, name: str) -> Any:
 
 
 def validate(config: Config) -> None:
-    """Refuse what cannot work, naming key, value and fix. Only the configuration is looked at, nothing is loaded."""
+    """Refuse what cannot work, naming key, value and fix. Only the configuration is looked at, nothing is loaded.
+
+    objective.name=auto becomes the objective that it means, so that the configuration saved with the run says it.
+    """
     from adaptsft import controllers, objectives
+
+    if config.objective.name == "auto":
+        config.objective.name = controllers.acts_through(config.controller)
 
     for name, declared, _ in all_keys():
         choices, value = declared.metadata["choices"], get(config, name)

@@ -51,9 +51,10 @@ class Signals(NamedTuple):
     low: Tensor  # share with p < .2
     high: Tensor  # share with p > .5
     top1: Tensor  # share whose target no other token beats
-    collision: Tensor  # mean of sum_i p_i^2
+    collision: Tensor  # mean of c = sum_i p_i^2
+    precision: Tensor  # mean of top1 weighted by c: where the model is sure, how often it is right
     sequence_nll: Tensor  # median over sequences of their mean NLL
-    histogram: Tensor  # [sources + 1, BINS]
+    histogram: Tensor  # [sources + 1, BINS], shares of the tokens
     base_low_tokens: Tensor  # tokens with p < .2 under the base model
     base_low_nll: Tensor  # their NLL now, nats per token
     base_high_tokens: Tensor  # tokens with p > .5 under the base model

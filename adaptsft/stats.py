@@ -14,7 +14,7 @@ from adaptsft.control import Control, Signals
 from adaptsft.data import Batch
 from adaptsft_kernels import RowStatistics
 
-COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy", "collision")
+COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy", "collision", "collision_top1")
 # tokens that the base model found unlikely (p < .2) or likely (p > .5), and their NLL now; 0 without its probabilities
 COLUMNS += ("base_low", "base_low_nll", "base_high", "base_high_nll", "sequences")
 BINS = 256
@@ -45,7 +45,7 @@ class TokenStatistics:
         p = rows.logp.exp()
         ones = torch.ones_like(p)
         features = (ones, kept, p, -rows.logp, rows.loss, rows.weight, p < 0.2, p > 0.5, p > 0.55, rows.top1, rows.entropy)
-        features += (rows.collision,)
+        features += (rows.collision, rows.collision * rows.top1)
         if batch.base_logp is not None:
             low, high = batch.base_logp < math.log(0.2), batch.base_logp > math.log(0.5)
             features += (low, -rows.logp * low, high, -rows.logp * high)
@@ -84,8 +84,9 @@ class TokenStatistics:
             high=sums["above_0.5"] / tokens,
             top1=sums["top1"] / tokens,
             collision=sums["collision"] / tokens,
+            precision=sums["collision_top1"] / sums["collision"],
             sequence_nll=histogram_quantile(table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp(),
-            histogram=table[:, len(COLUMNS) : len(COLUMNS) + BINS],
+            histogram=table[:, len(COLUMNS) : len(COLUMNS) + BINS] / tokens[:, None],
             base_low_tokens=low,
             base_low_nll=sums["base_low_nll"] / low,
             base_high_tokens=high,

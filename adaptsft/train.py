@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from adaptsft import checkpoint, config as configuration, objectives
+from adaptsft import base_statistics, checkpoint, config as configuration, objectives
 from adaptsft.checkpoint import Checkpointer
 from adaptsft.config import Config
 from adaptsft.control import Control, initial_control, per_token
@@ -54,17 +54,17 @@ def train(config: Config) -> dict[str, Any]:
         optimizer = build_optimizer(model, config.train)
         control = initial_control(config.objective, len(data.names), device)
         statistics = TokenStatistics(len(data.names), device)
-        load_step = BatchLoader(plan, data, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
+        base, base_logp = together(lambda: base_statistics.read(config.controller, assets.folder, data, device))
+        load_step = BatchLoader(plan, data, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device, base_logp)
         stack.callback(load_step.pool.shutdown)
         verify_head(model, *load_step(0)[0], config.train.loss_chunk)
         if start is None:
             first = 0
-            control = with_quantiles(
-                model, config.objective, control, load_step.in_order(data), int(data.supervised.sum()), config.train.loss_chunk
-            )
+            tokens = int(data.supervised.sum())
+            control = with_quantiles(model, config.objective, control, load_step.in_order(data), tokens, config.train.loss_chunk, base)
         else:
             first = rank0_first(lambda: check_position(start, data, steps))
-        steering = Steering(config.controller, config.train, steps, control)
+        steering = Steering(config.controller, config.train, steps, control, base and base.signals())
         control = steering.first
         if start is not None:
             checkpoint.load(start, model, optimizer, steering.tensors(control))

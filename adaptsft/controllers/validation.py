@@ -31,7 +31,11 @@ def validate(config: ControllerConfig, objective_config: ObjectiveConfig, object
     require(config.name in names, f"controller.name={config.name}: must be one of {', '.join(names)}{hint}")
     cls = REGISTRY.get(config.name)
     if cls is None:
-        _unread(config, ("parameter", *SHAPE, "points", "params", "shrinkage", "base_stats", "base_logp"), "linear")
+        _unread(config, ("parameter", *SHAPE, "points"), "linear")
+        _unread(config, ("params", "shrinkage", "base_logp"), "auto")
+        quantiles = (objective_config.lower_quantile, objective_config.upper_quantile)
+        read = config.base_stats == "" or quantiles != (None, None)
+        require(read, "controller.base_stats has no effect: closed-loop controllers and the quantile thresholds of objective read it")
     elif issubclass(cls, Schedule):
         read = READS[config.name]
         _unread(config, [key for key in ("start", "end", "begin", "finish") if key not in read], "linear")
