@@ -96,7 +96,7 @@ class DataConfig:
 
 @dataclass
 class ObjectiveConfig:
-    name: str = key("nll", "objective, see docs/objectives.md")
+    name: str = key("auto", "see docs/objectives.md; auto: nll, or with a closed-loop controller the objective that it acts through")
     base: str = key("nll", "objective that `threshold` masks")
     alpha: float = key(0.0, "alpha of f_alpha(p) = (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p")
     lower: float = key(0.0, "threshold: tokens with p below are masked")
@@ -109,16 +109,28 @@ class ObjectiveConfig:
     )
     normalizer: str = key("all", "divide the loss by all supervised tokens, or by those kept by the threshold", ("all", "kept"))
     params: dict[str, float] = key({}, "parameters of the objective by name, for example {gamma: 2}; see docs/objectives.md")
+    unit_mass: bool = key(
+        False,
+        "divide the gradient by the running mean of the weights s, by at most 4 either way: learning rate and clipping keep their "
+        "meaning across objectives",
+    )
 
 
 @dataclass
 class ControllerConfig:
-    name: str = key("fixed", "what moves the objective during training, see docs/objectives.md")
-    parameter: str = key("alpha", "what it moves", ("alpha", "lower", "upper"))
-    start: float = key(0.0, "value at the start of the run")
-    end: float = key(1.0, "value at the end of the run")
-    begin: float = key(0.0, "share of the run after which the move begins")
-    finish: float = key(1.0, "share of the run after which it has reached its end")
+    name: str = key("fixed", "what moves the objective during training, see docs/controllers.md")
+    parameter: str = key("alpha", "schedules: what they move", ("alpha", "lower", "upper"))
+    start: float = key(0.0, "schedules: value at the start of the run")
+    end: float = key(1.0, "schedules: value at the end of the run")
+    begin: float = key(0.0, "linear, cosine: share of the run after which the move begins")
+    finish: float = key(1.0, "linear, cosine: share of the run after which it has reached its end")
+    points: list[list[float]] = key([], "piecewise: [[share of the run, value], ...], joined by straight lines")
+    params: dict[str, float] = key({}, "parameters of a closed-loop controller by name; see docs/controllers.md")
+    shrinkage: float = key(
+        2000.0, "closed loops: a source's own value counts N / (N + shrinkage), N its tokens so far; the rest is that of all sources"
+    )
+    base_stats: str = key("", "closed loops: base_stats.json of adaptsft.diagnose, instead of measuring the base model in the first steps")
+    base_logp: str = key("", "base_logp.safetensors of adaptsft.diagnose: the base model's probability of every token, for learnability")
 
 
 @dataclass
@@ -330,8 +342,14 @@ def get(config: Any, name: str) -> Any:
 
 
 def validate(config: Config) -> None:
-    """Refuse what cannot work, naming key, value and fix. Only the configuration is looked at, nothing is loaded."""
+    """Refuse what cannot work, naming key, value and fix. Only the configuration is looked at, nothing is loaded.
+
+    objective.name=auto becomes the objective that it means, so that the configuration saved with the run says it.
+    """
     from adaptsft import controllers, objectives
+
+    if config.objective.name == "auto":
+        config.objective.name = controllers.acts_through(config.controller)
 
     for name, declared, _ in all_keys():
         choices, value = declared.metadata["choices"], get(config, name)
@@ -374,6 +392,10 @@ def validate(config: Config) -> None:
             config.objective.lower_quantile is None and config.objective.upper_quantile is None,
             f"{start}: quantiles are measured on the whole training set; set objective.lower and objective.upper instead",
         )
+        require(
+            config.controller.base_stats == "" and config.controller.base_logp == "",
+            f"{start}: controller.base_stats and base_logp are of a whole training set; leave them out",
+        )
     require("{prompt}" in data.prompt_template, "data.prompt_template must contain {prompt}")
     require(
         "\\n" not in data.prompt_template,
@@ -413,11 +435,6 @@ def validate(config: Config) -> None:
         train.lr_schedule == "wsd" or train.decay_ratio == 0.2,
         f"train.decay_ratio={train.decay_ratio} has no effect with train.lr_schedule={train.lr_schedule}: use wsd",
     )
-    move = (config.controller.start, config.controller.end, config.controller.begin, config.controller.finish)
-    require(
-        config.controller.name != "fixed" or move == (0.0, 1.0, 0.0, 1.0),
-        "controller.start, end, begin and finish have no effect with controller.name=fixed: use linear or cosine",
-    )
     for pattern in config.model.freeze:
         try:
             re.compile(pattern)
@@ -436,13 +453,6 @@ def validate(config: Config) -> None:
 
     objective = objectives.build(config.objective)
     controllers.validate(config.controller, config.objective, objective)
-    parameter = config.controller.parameter
-    unset = (parameter == "upper" and config.objective.upper == 1.0) or getattr(config.objective, parameter) == 0.0
-    require(
-        config.controller.name == "fixed" or unset,
-        f"objective.{parameter}={getattr(config.objective, parameter)} is overridden by controller.name={config.controller.name}: "
-        "set controller.start and controller.end instead",
-    )
     require(
         config.objective.normalizer == "all" or objective.mask is not None,
         f"objective.normalizer=kept has no effect with objective.name={config.objective.name}, which masks nothing: use all",
@@ -488,15 +498,15 @@ def _rows() -> list[tuple[str, str, str, str]]:
 
 def help_text() -> str:
     """What `python -m adaptsft.train --help` prints."""
-    from adaptsft import objectives
+    from adaptsft import controllers, objectives
 
     lines = ["usage: torchrun --standalone --nproc-per-node GPUS -m adaptsft.train [CONFIG.yaml] [key=value …]", ""]
     lines += ["Later arguments win. On one GPU or CPU, `python -m adaptsft.train …` does. Example:"]
     lines += ["  torchrun --standalone --nproc-per-node 8 -m adaptsft.train configs/sft.yaml model.path=Qwen/Qwen2.5-1.5B \\"]
-    lines += ["    data.path=train.jsonl objective.name=alpha controller.name=linear run_dir=runs/first", "", "Keys:"]
+    lines += ["    data.path=train.jsonl controller.name=auto run_dir=runs/first", "", "Keys:"]
     for name, annotation, default, meaning in _rows():
         lines += [f"  {name}  [{annotation}, default {default}]", f"      {meaning}"]
-    return "\n".join([*lines, "", "Objectives:", objectives.describe()])
+    return "\n".join([*lines, "", "Objectives:", objectives.describe(), "", "Controllers:", controllers.describe()])
 
 
 def markdown() -> str:

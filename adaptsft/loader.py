@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from adaptsft.base_statistics import BaseLogProbabilities
 from adaptsft.config import Config
 from adaptsft.data import Batch, BatchPlan, TokenizedData, collate, eval_batches
 from adaptsft.distributed import rank, world_size
@@ -14,10 +15,22 @@ MicroBatches = list[tuple[Batch, Documents]]
 
 
 class BatchLoader:
-    """`loader(step)` gives this rank's micro-batches of an optimizer step. It has no state: the plan is a pure function of the step."""
+    """`loader(step)` gives this rank's micro-batches of an optimizer step, with the base model's log p of their tokens if `base` is given.
 
-    def __init__(self, plan: BatchPlan, config: Config, pad_id: int, buckets: bool, device: torch.device):
+    It has no state: the plan is a pure function of the step.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        config: Config,
+        pad_id: int,
+        buckets: bool,
+        device: torch.device,
+        base: BaseLogProbabilities | None = None,
+    ):
         self.plan, self.config, self.pad_id, self.buckets, self.device = plan, config, pad_id, buckets, device
+        self.base_logp = base.of if base is not None else None
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[MicroBatches]] = {}
 
@@ -28,8 +41,10 @@ class BatchLoader:
         return ready.result() if ready is not None else self._load(step)
 
     def _load(self, step: int) -> MicroBatches:
-        settings = {"pad_id": self.pad_id, "pad_multiple": self.config.data.pad_multiple}
-        return [self._place(collate(rows, self.plan.data, **settings)) for rows in self.plan.micro_batches(step, rank())]
+        pad, data = self.config.data.pad_multiple, self.plan.data
+        micro_batches = self.plan.micro_batches(step, rank())
+        collated = (collate(rows, data, pad_id=self.pad_id, pad_multiple=pad, base_logp=self.base_logp) for rows in micro_batches)
+        return [self._place(batch) for batch in collated]
 
     def _place(self, batch: Batch) -> tuple[Batch, Documents]:
         documents = Documents.build(batch.cu_seqlens, batch.ids.shape[1], self.device, self.buckets)

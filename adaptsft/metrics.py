@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptsft.controllers import Control
+from adaptsft.control import Control
 from adaptsft.distributed import print0, rank, same_state, together, world_size
 from adaptsft.errors import CheckpointError
 from adaptsft.objectives import Objective

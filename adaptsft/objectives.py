@@ -84,12 +84,13 @@ def build(config: ObjectiveConfig) -> Objective:
 
     Raises ConfigError for an unknown name, base or parameter, a value out of range, and a key that this objective would ignore.
     """
-    _known(f"objective.name={config.name} is unknown", config.name, [*REGISTRY, "threshold"])
-    if config.name == "threshold":
+    name = "nll" if config.name == "auto" else config.name
+    _known(f"objective.name={name} is unknown", name, [*REGISTRY, "threshold"])
+    if name == "threshold":
         _known(f"objective.base={config.base} is unknown", config.base, REGISTRY)
         objective = threshold(_with_parameters(config.base, config.params))
     else:
-        objective = _with_parameters(config.name, config.params)
+        objective = _with_parameters(name, config.params)
         require(config.base == "nll", f"objective.base={config.base} has no effect: only objective.name=threshold has a base")
 
     readers = {key: [name for name, known in REGISTRY.items() if key in known.uses] for key in ("alpha", "lower", "upper")}
@@ -321,6 +322,17 @@ def concentration(rows: Rows, control: Any) -> Result:
     NLL where the model is undecided (c near 0), towards f_alpha where it is concentrated on few tokens. DEFT is alpha = 1.
     """
     return _weighted(rows, torch.exp(control.alpha * rows.collision * rows.logp))
+
+
+@register("soft_threshold", uses=("lower",), bounds={"width": (1e-3, 10.0)})
+def soft_threshold(rows: Rows, control: Any, *, width: float = 0.5) -> Result:
+    """loss: -w log p, w = sigmoid((log p - log lower) / width)
+    s: w
+    W: w (1-p)
+
+    A threshold without an edge; at lower = 0 it is NLL. controller.name=quantile_tracker moves `lower`.
+    """
+    return _weighted(rows, torch.sigmoid((rows.logp - control.lower.log()) / width))
 
 
 @register("deft")

@@ -160,6 +160,6 @@ def introduce(
         f"model: {name}, {parameters / 1e6:,.2f} M parameters{note}, {dtype} on {world_size()} x {device.type}, attention by {attention}"
     )
     controller = config.controller
-    moved = "" if controller.name == "fixed" else f", {controller.parameter} {controller.name} {controller.start:g} -> {controller.end:g}"
+    moved = "" if controller.name == "fixed" else f", {controller.name} controller"
     print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in torch, chunked")
     print0(f"plan: {steps:,} steps of {config.train.global_batch_size:,} examples = {plan.extent(steps)}")

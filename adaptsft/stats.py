@@ -10,17 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaptsft.controllers import Control
+from adaptsft.control import Control, Signals
 from adaptsft.data import Batch
 from adaptsft_kernels import RowStatistics
 
-COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy", "sequences")
+COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy", "collision", "collision_top1")
+# tokens that the base model found unlikely (p < .2) or likely (p > .5), and their NLL now; 0 without its probabilities
+COLUMNS += ("base_low", "base_low_nll", "base_high", "base_high_nll", "sequences")
 BINS = 256
 # The histogram of log p has equal steps of log-odds: log p - log(1 - p) is log p itself where p is small and keeps resolving where p
 # nears 1, as most tokens of a strong model do.
 LOGIT_RANGE = (-24.0, 24.0)
 # The histogram of the sequence-mean NLL (nats per token) has equal steps of its logarithm.
 LOG_NLL_RANGE = (-9.0, 4.0)
+MASS_DECAY = 0.9  # of the running mean of s
 
 
 class TokenStatistics:
@@ -42,6 +45,10 @@ class TokenStatistics:
         p = rows.logp.exp()
         ones = torch.ones_like(p)
         features = (ones, kept, p, -rows.logp, rows.loss, rows.weight, p < 0.2, p > 0.5, p > 0.55, rows.top1, rows.entropy)
+        features += (rows.collision, rows.collision * rows.top1)
+        if batch.base_logp is not None:
+            low, high = batch.base_logp < math.log(0.2), batch.base_logp > math.log(0.5)
+            features += (low, -rows.logp * low, high, -rows.logp * high)
         sums = torch.stack([feature.double() for feature in features], dim=1)
         sources = torch.arange(self.table.shape[0], device=p.device)
         # a product with the one-hot matrix, not index_add: its order of summation is fixed on a GPU too
@@ -63,6 +70,28 @@ class TokenStatistics:
     def column(self, name: str) -> Tensor:
         """Sums of a column, fp64 [sources]."""
         return self.table[:, COLUMNS.index(name)]
+
+    def signals(self) -> Signals:
+        """What controllers see: one row per source and a last one for all of them together."""
+        table = torch.cat([self.table, self.table.sum(0, keepdim=True)])
+        sums = dict(zip(COLUMNS, table.unbind(1), strict=False))
+        tokens, low, high = sums["tokens"], sums["base_low"], sums["base_high"]
+        return Signals(
+            tokens=tokens,
+            mean_p=sums["p"] / tokens,
+            nll=sums["nll"] / tokens,
+            low=sums["below_0.2"] / tokens,
+            high=sums["above_0.5"] / tokens,
+            top1=sums["top1"] / tokens,
+            collision=sums["collision"] / tokens,
+            precision=sums["collision_top1"] / sums["collision"],
+            sequence_nll=histogram_quantile(table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp(),
+            histogram=table[:, len(COLUMNS) : len(COLUMNS) + BINS] / tokens[:, None],
+            base_low_tokens=low,
+            base_low_nll=sums["base_low_nll"] / low,
+            base_high_tokens=high,
+            base_high_nll=sums["base_high_nll"] / high,
+        )
 
 
 def log_odds(logp: Tensor, one_minus_p: Tensor) -> Tensor:
@@ -90,13 +119,17 @@ def histogram_quantile(counts: Tensor, q: float, limits: tuple[float, float]) ->
 
 
 def with_signals(control: Control, statistics: TokenStatistics) -> Control:
-    """The control with `mean_p` and `sequence_nll` of this step; sources without a token in it keep their last value."""
+    """The control with `mean_p`, `sequence_nll` and the running `mass` after this step; sources without a token in it
+    keep their last value."""
     tokens = statistics.column("tokens")
     mean_p = statistics.column("p") / tokens
     sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
     seen = tokens > 0
+    mass = control.mass + (1 - MASS_DECAY) * ((statistics.column("weight").sum() / tokens.sum()).float() - control.mass)
     return control._replace(
-        mean_p=torch.where(seen, mean_p.float(), control.mean_p), sequence_nll=torch.where(seen, sequence_nll.float(), control.sequence_nll)
+        mean_p=torch.where(seen, mean_p.float(), control.mean_p),
+        sequence_nll=torch.where(seen, sequence_nll.float(), control.sequence_nll),
+        mass=mass,
     )
 
 
@@ -104,3 +137,10 @@ def p_of_bin_edges() -> list[float]:
     """The BINS + 1 edges of the histogram of log p, as probabilities."""
     low, high = LOGIT_RANGE
     return [1 / (1 + math.exp(-(low + (high - low) * i / BINS))) for i in range(BINS + 1)]
+
+
+def bin_centres(device: torch.device) -> Tensor:
+    """The probability in the middle (in log-odds) of each bin of the histogram of log p, fp64 [BINS]."""
+    low, high = LOGIT_RANGE
+    edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64, device=device)
+    return ((edges[1:] + edges[:-1]) / 2).sigmoid()

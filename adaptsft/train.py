@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from adaptsft import checkpoint, config as configuration, controllers, objectives
+from adaptsft import base_statistics, checkpoint, config as configuration, objectives
 from adaptsft.checkpoint import Checkpointer
 from adaptsft.config import Config
-from adaptsft.controllers import Control
+from adaptsft.control import Control, initial_control, per_token
+from adaptsft.controllers import Steering
 from adaptsft.data import BatchPlan, TokenizedData, open_data
 from adaptsft.distributed import Stopper, Watchdog, mesh, print0, process_group, rank, rank0_first, same_config, together, world_size
 from adaptsft.errors import NonFiniteError, UserError
@@ -30,7 +31,7 @@ from adaptsft.objectives import Objective
 from adaptsft.optim import build_optimizer, guarded_step, learning_rate, scale_and_clip
 from adaptsft.quantiles import with_quantiles
 from adaptsft.run import check_position, claim, find_start, flops_per_token, introduce, same_start
-from adaptsft.stats import TokenStatistics, with_signals
+from adaptsft.stats import TokenStatistics
 from adaptsft.stream import Stream
 
 PREEMPTED = 75  # exit code of a run that saved and stopped because it was asked to
@@ -54,19 +55,22 @@ def train(config: Config) -> dict[str, Any]:
         objective = objectives.build(config.objective)
         model, attention = build_model(config.model, config.train, assets, devices, device)
         optimizer = build_optimizer(model, config.train)
-        control = controllers.initial_control(config.objective, len(data.names), device)
+        control = initial_control(config.objective, len(data.names), device)
         statistics = TokenStatistics(len(data.names), device)
-        load_step = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
+        base, base_logp = together(lambda: base_statistics.read(config.controller, assets.folder, data, device))
+        load_step = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device, base_logp)
         stack.callback(load_step.pool.shutdown)
         verify_head(model, *load_step(plan.first)[0], config.train.loss_chunk)
         if start is None:
             first = 0
-            control = with_quantiles(
-                model, config.objective, control, load_step.in_order(data), int(data.supervised.sum()), config.train.loss_chunk
-            )
+            tokens = int(data.supervised.sum())
+            control = with_quantiles(model, config.objective, control, load_step.in_order(data), tokens, config.train.loss_chunk, base)
         else:
             first = rank0_first(lambda: check_position(start, plan, steps))
-            checkpoint.load(start, model, optimizer, control._asdict())
+        steering = Steering(config.controller, config.train, steps, control, base and base.signals())
+        control = steering.first
+        if start is not None:
+            checkpoint.load(start, model, optimizer, steering.tensors(control))
 
         held = together(lambda: claim(config, first))
         if held is not None:
@@ -105,7 +109,6 @@ def train(config: Config) -> dict[str, Any]:
             if stream is not None:
                 plan = load_step.plan = stream.plan_of(step, plan, watchdog)
             torch.manual_seed(hash((config.seed, step, rank())))  # dropout is a function of where we are: nothing to save
-            control = controllers.apply(control, config.controller, step, steps)
             statistics.buffer.zero_()
             micro_batches = load_step(step, prefetch=step + 1 < min(steps, plan.end))
             scale = 1.0 / plan.valid_tokens(step)
@@ -113,19 +116,21 @@ def train(config: Config) -> dict[str, Any]:
                 model.set_requires_gradient_sync(config.train.reduce_every_micro_batch or number + 1 == len(micro_batches))
                 loss, rows = model.token_loss(batch, documents, objective, control, scale, config.train.loss_chunk)
                 loss.backward()
-                statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
+                statistics.add(rows, objective.keep(rows, per_token(control, batch.source)), batch)
 
             stopper.ask(statistics.stop)
             statistics.all_reduce()
             tokens, kept = statistics.column("tokens").sum(), statistics.column("kept").sum()
             normalizer = tokens / kept.clamp(min=1.0) if kept_only else torch.ones_like(tokens)
+            if config.objective.unit_mass:
+                normalizer = normalizer / control.mass[0].clamp(0.25, 4.0)
             grad_norm = scale_and_clip(model, normalizer.float(), config.train.clip_norm)
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, steps, config.train)
             guarded_step(optimizer, lr, skip)
             done, last = step + 1, step + 1 == steps
             metrics.record(done, statistics, control, grad_norm, skip, lr=lr, epoch=plan.epoch(done), all_tokens=plan.tokens(step))
-            control = controllers.unless(skip, with_signals(control, statistics), control)
+            control = steering.advance(control, statistics, skip, done)
 
             stopping = stopper.asked(statistics.stop) and not last
             saving = last or stopping or is_due(done, config.checkpoint.every)
@@ -137,7 +142,7 @@ def train(config: Config) -> dict[str, Any]:
                 evaluate_held_out(done)
             if saving:
                 with metrics.paused():
-                    saver.save(done, model, optimizer, control._asdict(), plan.position(done))
+                    saver.save(done, model, optimizer, steering.tensors(control), plan.position(done))
             if stopping:
                 saver.wait()
                 print0(f"asked to stop: saved after step {done}; resume=auto goes on from there")
@@ -174,7 +179,7 @@ def evaluate(
     for batch, documents in batches.in_order(data):
         watchdog.beat(step)
         _, rows = model.token_loss(batch, documents, objective, control, 1.0, batches.config.train.loss_chunk)
-        statistics.add(rows, objective.keep(rows, controllers.per_token(control, batch.source)), batch)
+        statistics.add(rows, objective.keep(rows, per_token(control, batch.source)), batch)
     reshard(model)
     model.train()
     statistics.all_reduce()

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from adaptsft import checkpoint, config as configuration
 from adaptsft.config import Config
-from adaptsft.controllers import initial_control
+from adaptsft.control import initial_control
 from adaptsft.distributed import mesh, process_group
 from adaptsft.model.build import build_model, load_assets
 from adaptsft.objectives import nll, register

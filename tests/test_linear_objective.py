@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptsft.config import ObjectiveConfig
-from adaptsft.controllers import Control
+from adaptsft.control import Control
 from adaptsft.objectives import REGISTRY, build
 from adaptsft_kernels import Rows, RowStatistics, linear_objective
 
@@ -41,7 +41,7 @@ def random_head(n: int = N, d: int = D, v: int = V, dtype: torch.dtype = torch.f
 
 
 def control_of(sources: int = 1, /, **values: float) -> Control:
-    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": 0.5, "sequence_nll": 1.0} | values
+    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": 0.5, "sequence_nll": 1.0, "mass": 1.0} | values
     return Control(**{name: torch.full((sources,), value) for name, value in values.items()})
 
 

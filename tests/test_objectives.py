@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adaptsft import objectives
 from adaptsft.config import ObjectiveConfig
-from adaptsft.controllers import Control
+from adaptsft.control import Control
 from adaptsft.errors import ConfigError
 from adaptsft.objectives import REGISTRY, build, describe, register
 from adaptsft_kernels import Rows
@@ -93,7 +93,7 @@ def rows_at(points: list[str]) -> Rows:
 
 
 def control_of(count: int, dtype: torch.dtype = torch.float64, **values: float) -> Control:
-    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": MEAN_P, "sequence_nll": TAU} | values
+    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": MEAN_P, "sequence_nll": TAU, "mass": 1.0} | values
     return Control(**{name: torch.full((count,), value, dtype=dtype) for name, value in values.items()})
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adaptsft.config import ObjectiveConfig
-from adaptsft.controllers import initial_control
+from adaptsft.control import initial_control
 from adaptsft.data import Batch
 from adaptsft.metrics import summary
 from adaptsft.stats import BINS, COLUMNS, LOG_NLL_RANGE, LOGIT_RANGE, TokenStatistics, histogram_quantile, p_of_bin_edges, with_signals

@@ -1,7 +1,7 @@
 """Rows of examples -> the tensors of one forward."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ class Batch:
     sequence: Tensor  # int64 [n], its sequence, 0 … m - 1, ascending
     sequence_lengths: Tensor  # int64 [m], supervised tokens of each sequence
     sequence_source: Tensor  # int64 [m]
+    base_logp: Tensor | None = None  # fp32 [n], log p of the token under the base model, where it was measured
+    examples: Tensor | None = None  # int64 [m], their numbers in the data; collate sets it
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The batch on a device. With non_blocking, the copy to a GPU goes through pinned memory and the host does not wait for it."""
@@ -35,13 +37,23 @@ class Batch:
                 tensor = tensor.pin_memory()
             return tensor.to(device, non_blocking=non_blocking)
 
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "max_seqlen"}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
 
 
-def collate(rows: MicroBatch, data: TokenizedData, *, pad_id: int, pad_multiple: int = 1) -> Batch:
+def collate(
+    rows: MicroBatch,
+    data: TokenizedData,
+    *,
+    pad_id: int,
+    pad_multiple: int = 1,
+    base_logp: Callable[[int], np.ndarray] | None = None,
+) -> Batch:
     """The batch of these rows, each as long as the longest, rounded up to pad_multiple. No rows give one row of padding, so that a rank
-    without work can still take part in the collectives; it has n = m = 0."""
+    without work can still take part in the collectives; it has n = m = 0. `base_logp` gives log p of an example's supervised tokens
+    under the base model (BaseLogProbabilities.of).
+    """
     tokens = [sum(int(data.lengths[i]) for i in row) for row in rows]
     length = -(-max(tokens, default=1) // pad_multiple) * pad_multiple
     count = max(1, len(rows))
@@ -64,6 +76,7 @@ def collate(rows: MicroBatch, data: TokenizedData, *, pad_id: int, pad_multiple:
         if place < end:
             positions[place:end] = np.arange(end - place)
             bounds.append(end)
+    examples = [example for row in rows for example in row]
     sequence_lengths, sequence_source = torch.tensor(supervised, dtype=torch.int64), torch.tensor(sources, dtype=torch.int64)
     empty = np.empty(0, dtype=np.int64)
     return Batch(
@@ -77,6 +90,8 @@ def collate(rows: MicroBatch, data: TokenizedData, *, pad_id: int, pad_multiple:
         sequence=torch.arange(len(supervised)).repeat_interleave(sequence_lengths),
         sequence_lengths=sequence_lengths,
         sequence_source=sequence_source,
+        examples=torch.tensor(examples, dtype=torch.int64),
+        base_logp=torch.from_numpy(np.concatenate([empty.astype(np.float32), *map(base_logp, examples)])) if base_logp else None,
     )
 
 

@@ -5,7 +5,7 @@ FAULTS='[{"rank": 1, "at": "step", "step": 3, "do": "kill"}]' torchrun … -m te
 A fault: `rank`; where it happens (`at`); what happens (`do`: a name of ACTIONS below). Places:
     step, call      in the objective, in its call `call` (1-based, default 1) of the step (1-based)
     eval, call      the same in an evaluation
-    apply, flush, all_reduce, optimizer, claim, load, export  on entering these, of `step` where there is one
+    begin, flush, all_reduce, optimizer, claim, load, export  on entering these, of `step` where there is one
     wait            on waiting for the part of a stream that begins with `step`
     save, op        before file operation `op` (1-based) of the save after `step`: open, fsync, mkdir, rename, remove, rmdir
     run             from the start: `do` changes what the whole run sees (a clock that jumps, a prune that fails)
@@ -26,8 +26,10 @@ from typing import Any
 
 import torch
 
-from adaptsft import checkpoint, controllers, train as trainer
+from adaptsft import checkpoint, train as trainer
+from adaptsft.controllers import Steering
 from adaptsft.distributed import rank
+from adaptsft.loader import BatchLoader
 from adaptsft.objectives import register, talr
 from adaptsft.stats import TokenStatistics
 from adaptsft.stream import Stream
@@ -136,17 +138,21 @@ def file_operation(name: str, path: str) -> None:
 
 def install_hooks() -> None:
     """Know the step and the phase, and count the file operations of every save."""
-    apply = controllers.apply
+    load, advance = BatchLoader.__call__, Steering.advance
 
-    def apply_step(control, config, step, steps):
-        State.phase, State.step, State.call = "step", step + 1, 0
-        note(step=step + 1)
-        strike("apply", step=step + 1)
-        control = apply(control, config, step, steps)
-        fault = fault_at("control", step=step + 1)
+    def load_step(self, step, *arguments, **named):
+        if "prefetch" in named:  # the loop's own call, the first thing in a step
+            State.phase, State.step, State.call = "step", step + 1, 0
+            note(step=step + 1)
+            strike("begin", step=step + 1)
+        return load(self, step, *arguments, **named)
+
+    def advance_step(self, control, statistics, skip, done):
+        control = advance(self, control, statistics, skip, done)
+        fault = fault_at("control", step=done + 1)
         return control if fault is None else control._replace(alpha=control.alpha + 1)
 
-    controllers.apply = apply_step
+    BatchLoader.__call__, Steering.advance = load_step, advance_step
     evaluate, save = trainer.evaluate, checkpoint.Checkpointer.save
 
     def evaluate_step(*arguments, **named):

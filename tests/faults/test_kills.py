@@ -11,7 +11,7 @@ from tests.faults.ranks import KILLED, live
 STEPS = [
     {"at": "step", "step": 1},
     {"at": "claim"},
-    {"at": "apply", "step": 2},
+    {"at": "begin", "step": 2},
     {"at": "all_reduce", "step": 2},
     {"at": "step", "step": 2, "call": 2},
     {"at": "flush", "step": 2},

@@ -151,7 +151,7 @@ def test_a_rank_that_hangs(make_config, same, tally, number):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("place", [{"at": "step"}, {"at": "apply"}, {"at": "optimizer"}, {"at": "flush", "step": 4}], ids=lambda p: p["at"])
+@pytest.mark.parametrize("place", [{"at": "step"}, {"at": "begin"}, {"at": "optimizer"}, {"at": "flush", "step": 4}], ids=lambda p: p["at"])
 def test_an_error_on_one_rank_leaves_none_waiting(make_config, same, tally, place):
     with tally("an exception on one rank only") as trial:
         trial.begin()

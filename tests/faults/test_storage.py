@@ -147,7 +147,7 @@ def test_a_disk_that_is_full_for_all_files_of_the_run(make_config, same, tally):
         config = make_config("full-all")
         with small_disk(Path(config.run_dir), "50m"):
             trial.begin()
-            life = live(config, {"rank": 0, "at": "apply", "step": 3, "do": "fill", "folder": config.run_dir})
+            life = live(config, {"rank": 0, "at": "begin", "step": 3, "do": "fill", "folder": config.run_dir})
             assert life.codes == [4, 4] and "CheckpointError" in life.stderr, (life.codes, life.stderr[-3000:])
             assert life.newest == 2
             (Path(config.run_dir) / "fill").unlink()

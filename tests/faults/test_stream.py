@@ -28,7 +28,7 @@ WHILE_WAITING = [
     {"rank": 0, "at": "claim"},
     {"rank": 1, "at": "flush", "step": 5},
     {"rank": 0, "at": "wait", "step": 6},
-    {"rank": 0, "at": "apply", "step": 6},
+    {"rank": 0, "at": "begin", "step": 6},
     {"rank": 1, "at": "eval", "step": 8},
 ]
 

@@ -1,0 +1,327 @@
+"""Where a base model stands on its training data, before any training: p of the target tokens, per source, and what follows from it.
+
+    python -m adaptsft.diagnose CONFIG.yaml key=value … [sample=2000] [out=FOLDER] [per_token=true]
+
+The arguments are those of adaptsft.train, and three more (`HELP`). The model is built, sharded and checked by the code that trains it.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import types
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import PreTrainedModel
+
+from adaptsft import config as configuration
+from adaptsft.base_statistics import SCHEMA, FineHistogram, encode, identity
+from adaptsft.config import Config
+from adaptsft.continuum import place_of
+from adaptsft.data import Batch, BatchPlan, TokenizedData, open_data
+from adaptsft.diagnosis import markdown, plot
+from adaptsft.distributed import Watchdog, mesh, print0, process_group, rank, rank0_first, same_config, together, world_size
+from adaptsft.errors import CheckpointError, ConfigError, UserError
+from adaptsft.loader import BatchLoader
+from adaptsft.model.attention import Documents
+from adaptsft.model.build import NLL, ShardedModel, build_model, compute_dtype, head_of, load_assets, token_loss, verify_head
+from adaptsft.quantiles import base_pass
+from adaptsft.run import environment
+from adaptsft.stats import TokenStatistics
+from adaptsft_kernels import RowStatistics
+from adaptsft_kernels.linear_objective import CHUNK_BYTES
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+BUCKETS = 15  # of the reliability diagram and ECE, equal steps of the likeliest token's probability (Guo et al., arXiv:1706.04599)
+Z = 1.96  # standard errors on either side of a 95 % interval
+PRECISION = 0.01  # half-width of mean p's interval that the report asks for
+# what is summed per example; conflict: another token than the target has p > .5
+FIGURES = ("mean_p", "nll", "entropy", "below_0.2", "above_0.5", "above_0.55", "top1", "conflict")
+
+HELP = """usage: python -m adaptsft.diagnose [CONFIG.yaml] [key=value …]
+   or: torchrun --standalone --nproc-per-node GPUS -m adaptsft.diagnose [CONFIG.yaml] [key=value …]
+
+Runs the base model over (a sample of) the training data and tells, per source, how likely it finds the target tokens, whether its
+probabilities can be trusted, where it stands between model-weak and model-strong, and which objective that speaks for.
+
+Give it the arguments of your training run. Example:
+  python -m adaptsft.diagnose configs/sft.yaml model.path=Qwen/Qwen2.5-1.5B data.path=train.jsonl run_dir=runs/first
+
+Three keys of its own:
+  sample     examples of each source, drawn by `seed`, or all                                              (2000)
+  out        folder that receives diagnosis.md, diagnosis.png and base_stats.json                          (run_dir/diagnosis)
+  per_token  true: also write base_logp.safetensors, log p of every supervised token; needs sample=all     (false)
+
+base_stats.json is for training: controller.base_stats=FILE starts a controller from it, and quantile thresholds are read from it.
+base_logp.safetensors is for controller.base_logp. `python -m adaptsft.train --help` lists all other keys."""
+
+
+@dataclass(frozen=True)
+class Options:
+    sample: int | None = 2000  # examples of each source; None: all
+    out: str = ""
+    per_token: bool = False
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> tuple["Options", list[str]]:
+        """(the options among the arguments, the other arguments). Raises ConfigError."""
+        own = {field.name: "" for field in dataclasses.fields(cls)}
+        others = [argument for argument in arguments if argument.split("=", 1)[0] not in own or "=" not in argument]
+        own |= dict(argument.split("=", 1) for argument in arguments if argument not in others)
+        sample, per_token = own["sample"] or "2000", own["per_token"] or "false"
+        if sample != "all" and not (sample.isdecimal() and int(sample) > 0):
+            raise ConfigError(f"sample={sample}: must be a number of examples of each source, above 0, or all")
+        if per_token not in ("true", "false"):
+            raise ConfigError(f"per_token={per_token}: must be true or false")
+        if per_token == "true" and sample != "all":
+            raise ConfigError(f"per_token=true needs every example, but sample={sample}: add sample=all")
+        return cls(None if sample == "all" else int(sample), own["out"], per_token == "true"), others
+
+
+class Measured(NamedTuple):
+    """Sums over all ranks."""
+
+    statistics: TokenStatistics
+    fine: FineHistogram
+    reliability: Tensor  # fp64 [sources, BUCKETS, 3]: tokens, sum of the likeliest token's probability, tokens whose target it is
+    examples: Tensor  # fp64 [examples, 1 + FIGURES]: tokens, and the sum of each figure over them
+    logp: Tensor | None  # fp32 [tokens] on CPU, example after example
+
+
+def diagnose(options: Options, config: Config) -> str:
+    """Measure, and write the results to the folder; returns the report. All ranks call it together."""
+    if config.data.stream:
+        raise ConfigError(f"data.stream={config.data.stream}: only a whole set can be diagnosed; set data.stream=0 and name fewer files")
+    out = Path(options.out or Path(config.run_dir) / "diagnosis")
+    # one forward of each example repays neither
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=False, activation_checkpointing="none"))
+    with process_group(config.train.device) as device, ExitStack() as stack:
+        same_config((options, config))
+        together(lambda: _make_folder(out))
+        devices = mesh(device, config.train.replicas)
+        assets = rank0_first(lambda: load_assets(config.model))
+        data, _ = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, verify=rank() == 0))
+        plan = BatchPlan(data, config, world_size())
+        model, attention = build_model(config.model, config.train, assets, devices, device)
+        batches = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
+        stack.callback(batches.pool.shutdown)
+        verify_head(model, *batches(0)[0], config.train.loss_chunk)
+        model.token_rows = types.MethodType(token_rows, model)
+        register_fsdp_forward_method(model, "token_rows")
+
+        sample = data.take(drawn(data, options.sample, config.seed))
+        watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))
+        measured = measure(model, batches.in_order(sample), sample, config.train.loss_chunk, options.per_token, device, watchdog)
+        model_identity, data_identity = identity(config.model.path, assets.folder, data)
+        dtype = str(compute_dtype(config.model, device)).removeprefix("torch.")
+        content = {
+            "schema": SCHEMA,
+            "model": model_identity | {"compute_dtype": dtype},
+            "data": data_identity,
+            "sample": options.sample or "all",
+            "seed": config.seed,
+            "sources": {name: describe(measured, data, sample, number) for number, name in enumerate(data.names)},
+            "environment": environment(),
+        }
+        report = markdown(content, out)
+        together(lambda: _save(out, content, report, measured.logp) if rank() == 0 else None)
+        return report
+
+
+def drawn(data: TokenizedData, count: int | None, seed: int) -> np.ndarray:
+    """int64, ascending: `count` examples of each source (all where it has fewer, or where count is None), by seed and source."""
+    if count is None:
+        return np.arange(len(data))
+    parts = []
+    for number in range(len(data.names)):
+        members = np.flatnonzero(data.source == number)
+        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2, number)))
+        parts.append(generator.permutation(members)[:count])
+    return np.sort(np.concatenate(parts))
+
+
+def token_rows(self: PreTrainedModel, batch: Batch, documents: Documents, chunk: int) -> tuple[RowStatistics, Tensor]:
+    """Statistics of the supervised tokens, and log p of the likeliest token in the place of each, fp32 [n].
+
+    A method of the model, like token_loss, so that FSDP gathers the head around it. Costs one more product with the head.
+    """
+    outputs: list[Any] = []
+    hook = self.base_model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    _, rows = token_loss(self, batch, documents, NLL, None, torch.ones((), device=batch.ids.device), chunk)
+    hook.remove()
+    hidden, head, settings = outputs[0].last_hidden_state.flatten(0, 1), head_of(self), self.config.get_text_config()
+    scale = getattr(settings, "logit_scale", None) or 1.0 / (getattr(settings, "logits_scaling", None) or 1.0)
+    softcap = getattr(settings, "final_logit_softcapping", None)
+
+    def logit(x: Tensor, token: Tensor) -> Tensor:
+        """In fp32, of one token per row: a logit in the compute dtype would be too coarse for a difference."""
+        z = (x.float() * head.weight[token].float()).sum(1) + (0.0 if head.bias is None else head.bias[token].float())
+        return z * scale if softcap is None else softcap * torch.tanh(z * scale / softcap)
+
+    chunk = chunk or max(1, CHUNK_BYTES[hidden.device.type] // (4 * head.weight.shape[0]))
+    gaps = [torch.empty(0, device=hidden.device)]
+    for index, label in zip(batch.valid_idx.split(chunk), batch.labels.split(chunk), strict=True):
+        x = hidden[index]
+        likeliest = F.linear(x, head.weight, head.bias).argmax(1)
+        gaps.append(logit(x, likeliest) - logit(x, label))
+    return rows, torch.where(rows.top1, rows.logp, rows.logp + torch.cat(gaps)).clamp(max=0.0)
+
+
+@torch.no_grad()
+def measure(
+    model: ShardedModel,
+    batches: Iterable[tuple[Batch, Documents]],
+    sample: TokenizedData,
+    chunk: int,
+    per_token: bool,
+    device: torch.device,
+    watchdog: Watchdog,
+) -> Measured:
+    """Run this rank's `batches` of the sample through the model, and sum over ranks."""
+    tokens = int(sample.supervised.sum())
+    print0(f"measuring {tokens:,} tokens of {len(sample):,} examples under the base model")
+    sources = len(sample.names)
+    statistics, fine = TokenStatistics(sources, device), FineHistogram(sources, device)
+    reliability = torch.zeros(sources * BUCKETS, 3, dtype=torch.float64, device=device)
+    examples = torch.zeros(len(sample), 1 + len(FIGURES), dtype=torch.float64, device=device)
+    logp = torch.zeros(tokens if per_token else 0)
+    begins = torch.from_numpy(sample.supervised.cumsum(dtype=np.int64) - sample.supervised)
+    for number, (batch, documents) in enumerate(base_pass(model, batches, tokens, "measuring p under the base model")):
+        watchdog.beat(number + 1)
+        rows, top = model.token_rows(batch, documents, chunk)
+        if not len(batch.labels):
+            continue
+        statistics.add(rows, torch.ones_like(rows.top1), dataclasses.replace(batch, base_logp=rows.logp))
+        fine.add(rows, batch.source)
+        p, confidence, ones = rows.logp.exp(), top.exp(), torch.ones_like(top)
+        conflict = ~rows.top1 & (confidence > 0.5)
+        figures = (ones, p, -rows.logp, rows.entropy, p < 0.2, p > 0.5, p > 0.55, rows.top1, conflict)
+        table = torch.stack([figure.double() for figure in figures], dim=1)
+        assert batch.examples is not None, "set by collate"
+        examples[batch.examples] = torch.segment_reduce(table, "sum", lengths=batch.sequence_lengths, unsafe=True)
+        bucket = batch.source * BUCKETS + (confidence * BUCKETS).long().clamp(max=BUCKETS - 1)
+        reliability.index_add_(0, bucket, torch.stack([ones, confidence, rows.top1.float()], dim=1).double())
+        if per_token:
+            lengths = batch.sequence_lengths.cpu()
+            shift = begins[batch.examples.cpu()] - (lengths.cumsum(0) - lengths)  # from place in the batch to place in the data
+            logp[torch.arange(len(rows.logp)) + shift.repeat_interleave(lengths)] = rows.logp.float().cpu()
+    statistics.all_reduce()
+    for tensor in (fine.counts, reliability, examples, logp):
+        dist.all_reduce(tensor)
+    return Measured(statistics, fine, reliability.view(sources, BUCKETS, 3).cpu(), examples.cpu(), logp if per_token else None)
+
+
+def describe(measured: Measured, data: TokenizedData, sample: TokenizedData, number: int) -> dict[str, Any]:
+    """The figures of a source, as in base_stats.json; NAME_interval is the 95 % interval of a mean, or None where it cannot be told."""
+    of = torch.from_numpy(sample.source == number)
+    population = int((data.source == number).sum())
+    tokens, *sums = measured.examples[of].numpy().T
+    source: dict[str, Any] = {"examples": population, "measured": len(tokens), "tokens": int(tokens.sum())}
+    for name, figure in zip(FIGURES, sums, strict=True):
+        source[name] = float(figure.sum() / tokens.sum())
+        source[f"{name}_interval"] = interval(figure, tokens, population)
+    source["sequence_nll"] = float(np.median(sums[FIGURES.index("nll")] / tokens))
+    source["quantiles"] = {str(q): float(measured.fine.quantile(q)[number]) for q in QUANTILES}
+    source["place"] = place_of(source["mean_p"])
+    source["examples_for_precision"] = needed(sums[0], tokens, population)
+    count, confidence, right = measured.reliability[number].numpy().T
+    source["ece"] = float(np.abs(confidence - right).sum() / count.sum())
+    source["overconfidence"] = float((confidence - right).sum() / count.sum())
+    source["reliability"] = {"tokens": count.tolist(), "confidence": confidence.tolist(), "right": right.tolist()}
+    return source | encode(measured.statistics, measured.fine, number)
+
+
+def interval(sums: np.ndarray, tokens: np.ndarray, population: int) -> list[float] | None:
+    """95 % interval of the mean over the tokens of all `population` examples, from the sums over m of them, drawn at random.
+
+    Tokens of an example are not independent: the example is what was drawn, and the mean is a ratio of two sums over examples
+    (delta method, with the correction for a finite population: Cochran, Sampling Techniques, 1977, chapter 6). None where it cannot be
+    told: from one example, or where all that were drawn are alike (none has a token of the kind, say).
+    """
+    error = _error(sums, tokens, population)
+    mean = sums.sum() / tokens.sum()
+    return None if error is None else [max(0.0, float(mean - Z * error)), float(mean + Z * error)]
+
+
+def needed(sums: np.ndarray, tokens: np.ndarray, population: int) -> int | None:
+    """How many examples would bring the interval to ± PRECISION; None where it is that narrow already, or cannot be told."""
+    error = _error(sums, tokens, population)
+    if error is None or Z * error <= PRECISION:
+        return None
+    variance = error**2 / (1 / len(tokens) - 1 / population)  # of a single example's contribution
+    return int(np.ceil(1 / ((PRECISION / Z) ** 2 / variance + 1 / population)))
+
+
+def _error(sums: np.ndarray, tokens: np.ndarray, population: int) -> float | None:
+    m = len(tokens)
+    if m == population:
+        return 0.0
+    if m == 1:
+        return None
+    residuals = sums - sums.sum() / tokens.sum() * tokens
+    error = float(np.sqrt((1 - m / population) / m * (residuals**2).sum() / (m - 1)) / tokens.mean())
+    return error if error > 1e-12 else None
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out={out}: this folder cannot be made: {error}") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ConfigError(f"out={out}: this folder cannot be written to")
+
+
+def _save(out: Path, content: dict[str, Any], report: str, logp: Tensor | None) -> None:
+    """Every file is written beside its place and then renamed: it is whole, or as it was. base_stats.json is the last."""
+    metadata = {"schema": str(SCHEMA), "model": json.dumps(content["model"]), "data": json.dumps(content["data"])}
+    try:
+        if logp is not None:
+            _put(out / "base_logp.safetensors", lambda path: save_file({"logp": logp}, path, metadata))
+        _put(out / "diagnosis.png", lambda path: plot(path, content["sources"]))
+        _put(out / "diagnosis.md", lambda path: path.write_text(report))
+        _put(out / "base_stats.json", lambda path: path.write_text(json.dumps(content)))
+    except OSError as error:
+        raise CheckpointError(f"out={out}: could not be written: {error}") from None
+
+
+def _put(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        if rank() == 0:
+            print(HELP)
+        return 0 if arguments else 2
+    try:
+        options, others = Options.parse(arguments)
+        report = diagnose(options, configuration.load(others))
+    except UserError as error:
+        print0(f"adaptsft.diagnose: {type(error).__name__}: {error}")
+        return error.exit_code
+    if rank() == 0:
+        print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,172 @@
+"""The lab's results as tables: results.csv with every number, results.md with what is asked of it, and the plots.
+
+A cell is a task of a regime that is scored by itself: a regime, or a source of it where it has several. The oracle of a cell is the
+best fixed alpha there, a gap what a method lacks to it (never below 0), regret the mean of its gaps.
+"""
+
+import csv
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adaptsft.errors import ConfigError
+from adaptsft.lab import plots
+from adaptsft.lab.regimes import FAMILIES, find
+from adaptsft.lab.runs import UNTOUCHED
+
+METRICS = {"greedy": "greedy", "sampled": "temperature 1"}
+
+
+class Cell(NamedTuple):
+    family: str
+    regime: str
+    source: str  # "" where the regime is one source
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.regime}" + (f": {self.source}" if self.source else "")
+
+
+class Score(NamedTuple):
+    """Over seeds; `error` is the standard error of the mean, None from one seed."""
+
+    mean: float
+    error: float | None
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f"±{self.error:.2f}".replace("±0.", "±.") if self.error is not None else "")
+
+
+def score(values: list[float]) -> Score:
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return Score(statistics.mean(values), error, len(values))
+
+
+Scores = dict[Cell, dict[str, Score]]  # cell -> method -> score
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All results in a folder, in order of family, regime, method and seed. Raises ConfigError where there is none."""
+    results = [json.loads(path.read_text()) for path in (folder / "results").rglob("*.json")]
+    if not results:
+        raise ConfigError(f"{folder}: no results in {folder / 'results'}; run the lab first, or name its folder")
+    return sorted(results, key=lambda result: [result[key] for key in ("family", "regime", "method", "seed")])
+
+
+def scores(results: list[dict[str, Any]], metric: str) -> Scores:
+    """`metric` is one of `greedy`, `sampled`, `diversity` or `train_mean_p`; cells without it are left out."""
+    values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        family, regime = result["family"], result["regime"]
+        if family in FAMILIES and find(regime)[0].sources:
+            for source, part in result["parts"].items():
+                part = part | {"train_mean_p": result["sources"][source]}
+                if metric in part:
+                    values[Cell(family, regime, source)][result["method"]].append(part[metric])
+        else:
+            value = result.get(metric, next(iter(result["parts"].values())).get(metric))
+            if value is not None:
+                values[Cell(family, regime, "")][result["method"]].append(value)
+    return {cell: {method: score(found) for method, found in of.items()} for cell, of in values.items()}
+
+
+def oracle(of: dict[str, Score], fixed: list[str]) -> str | None:
+    """The best fixed method of a cell; the first of equals, None where none was run."""
+    return max((name for name in fixed if name in of), key=lambda name: of[name].mean, default=None)
+
+
+def gaps(found: Scores, fixed: list[str]) -> dict[str, dict[Cell, float]]:
+    """method -> cell -> gap to the oracle, in points."""
+    result: dict[str, dict[Cell, float]] = defaultdict(dict)
+    for cell, of in found.items():
+        best = oracle(of, fixed)
+        for method, value in of.items():
+            if best is not None:
+                result[method][cell] = max(0.0, 100 * (of[best].mean - value.mean))
+    return dict(result)
+
+
+def write(folder: Path, fixed: list[str]) -> None:
+    """Leave results.csv, results.md and the plots in the folder, and print where. `fixed` are the methods of the oracle."""
+    results = read(folder)
+    of_metric = {metric: scores(results, metric) for metric in (*METRICS, "diversity", "train_mean_p")}
+    _csv(folder / "results.csv", of_metric, fixed)
+    families = list(dict.fromkeys(result["family"] for result in results))
+    commits = sorted({result["commit"] for result in results})
+    seconds = sum(result.get("cpu_seconds", result["seconds"]) for result in results)
+    lines = [
+        "# The continuum lab",
+        "",
+        f"{len(results):,} runs, {seconds / 3600:.1f} hours of runs, code at commit {', '.join(commits)}. Exact match, mean ± standard "
+        "error over seeds. The oracle is the best fixed alpha of each row; a gap is what a method lacks to it, in points.",
+        *(
+            line
+            for group in ([families, *([f] for f in families)] if len(families) > 1 else [families])
+            for line in _summary(group, of_metric, fixed)
+        ),
+    ]
+    for metric, name in METRICS.items():
+        for family in families:
+            lines += ["", f"## {family}, {name}", "", *_scores(family, of_metric[metric], fixed)]
+    if of_metric["diversity"]:
+        lines += ["", "## Distinct right answers in 8 samples, where several are right", ""]
+        lines += [line for family in families for line in [*_scores(family, of_metric["diversity"], []), ""]]
+    lines += ["", "## Mean p of the training targets, noise included (Eq. 5): of the base model, and after training", ""]
+    lines += [line for family in families for line in [*_scores(family, of_metric["train_mean_p"], []), ""]]
+    (folder / "results.md").write_text("\n".join(lines) + "\n")
+    made = plots.write(folder, results, of_metric, {metric: gaps(of_metric[metric], fixed) for metric in METRICS}, fixed)
+    print("\n".join(_summary(families, of_metric, fixed)))
+    print(f"\n{folder}/results.md, results.csv, {', '.join(path.name for path in made)}")
+
+
+def _summary(families: list[str], of_metric: dict[str, Scores], fixed: list[str]) -> list[str]:
+    """Worst gap and regret of every method over the cells of some families. Only cells that the method was run in can count: their
+    number is in the table."""
+    by_metric = {metric: gaps({c: v for c, v in of_metric[metric].items() if c.family in families}, fixed) for metric in METRICS}
+    rows = []
+    for method in by_metric["greedy"]:
+        row, worst_of_all = [method], 0.0
+        for metric in METRICS:
+            of = by_metric[metric][method]
+            worst = max(of, key=lambda cell: of[cell])
+            worst_of_all = max(worst_of_all, of[worst])
+            row += [f"{of[worst]:.1f}", str(worst) if of[worst] > 0 else "", f"{statistics.mean(of.values()):.1f}"]
+        rows.append((worst_of_all, [*row, str(len(by_metric["greedy"][method]))]))
+    header = ["method", *(f"{what}, {name}" for name in METRICS.values() for what in ("worst gap", "where", "regret")), "cells"]
+    return ["", f"## Gaps to the oracle: {', '.join(families)}", "", *table([header, *(row for _, row in sorted(rows))])]
+
+
+def _scores(family: str, found: Scores, fixed: list[str]) -> list[str]:
+    """Rows are cells, columns methods; the oracle's score is bold."""
+    chosen = {cell: of for cell, of in found.items() if cell.family == family}
+    methods = sorted({method for of in chosen.values() for method in of}, key=lambda name: (name != UNTOUCHED, name not in fixed, name))
+    rows = [["", *methods]]
+    for cell, of in chosen.items():
+        best = oracle(of, fixed)
+        cells = [str(of[name]) if name in of else "" for name in methods]
+        cells = [f"**{text}**" if name == best else text for name, text in zip(methods, cells, strict=True)]
+        rows.append([str(cell).removeprefix(f"{family} "), *cells])
+    return table(rows) if chosen else []
+
+
+def table(rows: list[list[str]]) -> list[str]:
+    """Markdown that is aligned for a terminal too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def _csv(path: Path, of_metric: dict[str, Scores], fixed: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["family", "regime", "source", "metric", "method", "mean", "standard_error", "seeds", "oracle", "gap_points"])
+        for metric, found in of_metric.items():
+            differences = gaps(found, fixed) if metric in METRICS else {}
+            for cell, of in found.items():
+                best = oracle(of, fixed) if metric in METRICS else None
+                for method, value in of.items():
+                    gap = differences.get(method, {}).get(cell)
+                    row = [*cell, metric, method, round(value.mean, 5), value.error and round(value.error, 5), value.seeds, best]
+                    writer.writerow([*row, gap if gap is None else round(gap, 3)])
