@@ -18,16 +18,20 @@ test: $(INSTALLED)  ## run the tests
 faults: $(INSTALLED)  ## kill, damage and confuse runs in all ways of docs/reliability.md, and print the table (10 to 15 minutes on 2 cores)
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
-check: $(INSTALLED)  ## lint, formatting and types
+check: lint audit  ## all that must hold before a merge, besides the tests: lint, then audit
+
+lint: $(INSTALLED)  ## lint, formatting and types; needs no network
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 # By name and version, without the local part (+cpu) that no vulnerability service knows; --strict: what could not be looked up is an error.
 audit: $(INSTALLED)  ## look up known vulnerabilities of everything installed (needs the network: pypi.org)
-	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -q pip-audit; }
+	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -q pip-audit; } || \
+		{ echo "make audit: pip-audit could not be installed, so nothing has been looked up; without a network: make lint"; exit 1; }
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audit/requirements.txt
-	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/requirements.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/requirements.txt || \
+		{ echo "make audit: NOT passed: known vulnerabilities, listed above, or a package that could not be looked up; see SECURITY.md"; exit 1; }
 
 format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -56,4 +60,4 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
-.PHONY: help demo test faults check audit format install clean
+.PHONY: help demo test faults check lint audit format install clean

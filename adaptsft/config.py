@@ -68,6 +68,11 @@ class DataConfig:
     sources: list[SourceConfig] = key(
         [], "several weighted sources (instead of data.path); keys of each: name, path, subset, split, weight, fields"
     )
+    stream: int = key(
+        0,
+        "for sets larger than the disk: tokenise this many files of data.path at a time, while those before them are learned; "
+        "needs train.max_steps (0: tokenise all before training)",
+    )
     validation_path: str = key("", "held-out file or hub name, in the layout of the training data")
     validation_split: str = key("validation", "split of data.validation_path on the hub")
     validation_examples: int = key(0, "hold out this many examples of the training data, drawn by seed (0: none)")
@@ -375,6 +380,22 @@ def validate(config: Config) -> None:
         config.eval.every == 0 or held_out,
         "eval.every is set but no data is held out: set data.validation_path or data.validation_examples",
     )
+    if data.stream > 0:
+        start = f"data.stream={data.stream}"
+        require(data.sources == [], f"{start} works with data.path, not with data.sources: put the files under one pattern")
+        require(
+            data.subset is None and data.split == "train", f"{start}: data.path names files, so data.subset and data.split mean nothing"
+        )
+        require(config.train.max_steps > 0, f"{start}: how many steps an epoch has is not known before the end; set train.max_steps")
+        require(data.validation_examples == 0, f"{start}: not all examples are known, to hold some out; set data.validation_path instead")
+        require(
+            config.objective.lower_quantile is None and config.objective.upper_quantile is None,
+            f"{start}: quantiles are measured on the whole training set; set objective.lower and objective.upper instead",
+        )
+        require(
+            config.controller.base_stats == "" and config.controller.base_logp == "",
+            f"{start}: controller.base_stats and base_logp are of a whole training set; leave them out",
+        )
     require("{prompt}" in data.prompt_template, "data.prompt_template must contain {prompt}")
     require(
         "\\n" not in data.prompt_template,
@@ -396,6 +417,7 @@ def validate(config: Config) -> None:
         require(get(config, name) >= 1, f"{name}={get(config, name)}: must be at least 1")
     for name in (
         "seed",
+        "data.stream",
         "data.validation_examples",
         "train.lr",
         "train.max_steps",

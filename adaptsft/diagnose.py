@@ -101,6 +101,8 @@ class Measured(NamedTuple):
 
 def diagnose(options: Options, config: Config) -> str:
     """Measure, and write the results to the folder; returns the report. All ranks call it together."""
+    if config.data.stream:
+        raise ConfigError(f"data.stream={config.data.stream}: only a whole set can be diagnosed; set data.stream=0 and name fewer files")
     out = Path(options.out or Path(config.run_dir) / "diagnosis")
     # one forward of each example repays neither
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=False, activation_checkpointing="none"))
@@ -112,7 +114,7 @@ def diagnose(options: Options, config: Config) -> str:
         data, _ = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, verify=rank() == 0))
         plan = BatchPlan(data, config, world_size())
         model, attention = build_model(config.model, config.train, assets, devices, device)
-        batches = BatchLoader(plan, data, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
+        batches = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
         stack.callback(batches.pool.shutdown)
         verify_head(model, *batches(0)[0], config.train.loss_chunk)
         model.token_rows = types.MethodType(token_rows, model)

@@ -23,14 +23,13 @@ class BatchLoader:
     def __init__(
         self,
         plan: BatchPlan,
-        data: TokenizedData,
         config: Config,
         pad_id: int,
         buckets: bool,
         device: torch.device,
         base: BaseLogProbabilities | None = None,
     ):
-        self.plan, self.data, self.config, self.pad_id, self.buckets, self.device = plan, data, config, pad_id, buckets, device
+        self.plan, self.config, self.pad_id, self.buckets, self.device = plan, config, pad_id, buckets, device
         self.base_logp = base.of if base is not None else None
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[MicroBatches]] = {}
@@ -42,9 +41,9 @@ class BatchLoader:
         return ready.result() if ready is not None else self._load(step)
 
     def _load(self, step: int) -> MicroBatches:
-        pad = self.config.data.pad_multiple
+        pad, data = self.config.data.pad_multiple, self.plan.data
         micro_batches = self.plan.micro_batches(step, rank())
-        collated = (collate(rows, self.data, pad_id=self.pad_id, pad_multiple=pad, base_logp=self.base_logp) for rows in micro_batches)
+        collated = (collate(rows, data, pad_id=self.pad_id, pad_multiple=pad, base_logp=self.base_logp) for rows in micro_batches)
         return [self._place(batch) for batch in collated]
 
     def _place(self, batch: Batch) -> tuple[Batch, Documents]:

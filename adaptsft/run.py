@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from adaptsft import checkpoint, config as configuration
 from adaptsft.config import Config
-from adaptsft.data import BatchPlan, TokenizedData
+from adaptsft.data import BatchPlan
 from adaptsft.distributed import print0, rank, world_size
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.model.build import compute_dtype, embedding_of, head_of
@@ -101,10 +101,10 @@ def claim(config: Config, first: int) -> TextIO | None:
     return held
 
 
-def check_position(start: Path, data: TokenizedData, steps: int) -> int:
+def check_position(start: Path, plan: BatchPlan, steps: int) -> int:
     """Steps already taken by the checkpoint; raises CheckpointError if it belongs to other data or has gone further than this run will."""
     numbers = checkpoint.read_numbers(start)
-    if numbers["fingerprint"] != data.fingerprint:
+    if numbers["fingerprint"] != plan.position(numbers["step"])["fingerprint"]:
         raise CheckpointError(f"{start}: the training data has changed since this checkpoint was written (or its tokenizer or template)")
     if numbers["step"] > steps:
         raise CheckpointError(f"{start}: has taken {numbers['step']} steps, more than the {steps} of this run")
@@ -162,5 +162,4 @@ def introduce(
     controller = config.controller
     moved = "" if controller.name == "fixed" else f", {controller.name} controller"
     print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in torch, chunked")
-    batch = config.train.global_batch_size
-    print0(f"plan: {steps:,} steps of {batch:,} examples = {steps * batch / plan.epoch_size:.2f} epochs of {plan.epoch_size:,}")
+    print0(f"plan: {steps:,} steps of {config.train.global_batch_size:,} examples = {plan.extent(steps)}")

@@ -32,6 +32,7 @@ from adaptsft.optim import build_optimizer, guarded_step, learning_rate, scale_a
 from adaptsft.quantiles import with_quantiles
 from adaptsft.run import check_position, claim, find_start, flops_per_token, introduce, same_start
 from adaptsft.stats import TokenStatistics
+from adaptsft.stream import Stream
 
 PREEMPTED = 75  # exit code of a run that saved and stopped because it was asked to
 
@@ -45,8 +46,10 @@ def train(config: Config) -> dict[str, Any]:
         same_start(start)
         devices = mesh(device, config.train.replicas)
         assets = rank0_first(lambda: load_assets(config.model))
-        data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, verify=rank() == 0))
-        plan = BatchPlan(data, config, world_size())
+        stream = stack.enter_context(Stream(config, assets.tokenizer, start)) if config.data.stream else None
+        part = stream.part if stream else None
+        data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, rank() == 0, part))
+        plan = BatchPlan(data, config, world_size(), part)
         steps = config.train.max_steps or plan.steps(config.train.epochs)
 
         objective = objectives.build(config.objective)
@@ -55,15 +58,15 @@ def train(config: Config) -> dict[str, Any]:
         control = initial_control(config.objective, len(data.names), device)
         statistics = TokenStatistics(len(data.names), device)
         base, base_logp = together(lambda: base_statistics.read(config.controller, assets.folder, data, device))
-        load_step = BatchLoader(plan, data, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device, base_logp)
+        load_step = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device, base_logp)
         stack.callback(load_step.pool.shutdown)
-        verify_head(model, *load_step(0)[0], config.train.loss_chunk)
+        verify_head(model, *load_step(plan.first)[0], config.train.loss_chunk)
         if start is None:
             first = 0
             tokens = int(data.supervised.sum())
             control = with_quantiles(model, config.objective, control, load_step.in_order(data), tokens, config.train.loss_chunk, base)
         else:
-            first = rank0_first(lambda: check_position(start, data, steps))
+            first = rank0_first(lambda: check_position(start, plan, steps))
         steering = Steering(config.controller, config.train, steps, control, base and base.signals())
         control = steering.first
         if start is not None:
@@ -84,7 +87,7 @@ def train(config: Config) -> dict[str, Any]:
             objective,
             kept_only,
             flops_per_token(model, plan),
-            lambda step: [data.where(int(example)) for example in plan.examples(step - 1)],
+            lambda step: plan.where(step - 1),
             device,
         )
         saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save, config.checkpoint.on_error)
@@ -103,9 +106,11 @@ def train(config: Config) -> dict[str, Any]:
             evaluate_held_out(0)
         for step in range(first, steps):
             watchdog.beat(step + 1)
+            if stream is not None:
+                plan = load_step.plan = stream.plan_of(step, plan, watchdog)
             torch.manual_seed(hash((config.seed, step, rank())))  # dropout is a function of where we are: nothing to save
             statistics.buffer.zero_()
-            micro_batches = load_step(step, prefetch=step + 1 < steps)
+            micro_batches = load_step(step, prefetch=step + 1 < min(steps, plan.end))
             scale = 1.0 / plan.valid_tokens(step)
             for number, (batch, documents) in enumerate(micro_batches):
                 model.set_requires_gradient_sync(config.train.reduce_every_micro_batch or number + 1 == len(micro_batches))
@@ -129,7 +134,7 @@ def train(config: Config) -> dict[str, Any]:
 
             stopping = stopper.asked(statistics.stop) and not last
             saving = last or stopping or is_due(done, config.checkpoint.every)
-            if saving or is_due(done, config.log.every):
+            if saving or is_due(done, config.log.every) or done == plan.end:
                 result |= metrics.flush()[-1]
                 if metrics.longest_skip >= config.train.max_nonfinite_steps:
                     raise NonFiniteError(f"by step {done}, {metrics.longest_skip} steps in a row had a loss or gradient that is not finite")
@@ -137,7 +142,7 @@ def train(config: Config) -> dict[str, Any]:
                 evaluate_held_out(done)
             if saving:
                 with metrics.paused():
-                    saver.save(done, model, optimizer, steering.tensors(control), {"fingerprint": data.fingerprint})
+                    saver.save(done, model, optimizer, steering.tensors(control), plan.position(done))
             if stopping:
                 saver.wait()
                 print0(f"asked to stop: saved after step {done}; resume=auto goes on from there")

@@ -194,7 +194,7 @@ def test_training_reads_what_was_measured(folder):
     logp = BaseLogProbabilities.open(folder / "run" / "diagnosis" / "base_logp.safetensors", model=weights, data=data)
     with process_group("cpu") as device:
         model, _ = build_model(config.model, config.train, load_assets(config.model), mesh(device, 1), device)
-        loader = BatchLoader(BatchPlan(data, config, 1), data, config, 0, True, device, logp)
+        loader = BatchLoader(BatchPlan(data, config, 1), config, 0, True, device, logp)
         for batch, documents in loader(1):
             with torch.no_grad():
                 _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)

@@ -20,9 +20,10 @@ from transformers import AutoConfig
 
 from adaptsft.config import Config
 from adaptsft.distributed import mesh
+from adaptsft.memory import trace
 from adaptsft.model.build import NLL, build_model, fsdp_modules, load_assets
 from adaptsft.optim import build_optimizer, guarded_step
-from adaptsft.plan import main, trace
+from adaptsft.plan import main
 from tests.runs import small_config
 from tests.test_model import documents_of, packed_batch
 

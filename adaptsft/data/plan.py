@@ -4,13 +4,17 @@ There is no iterator whose state a checkpoint would have to hold. The examples o
 train.global_batch_size: not on the number of ranks, the micro-batch or packing. Resuming is calling the plan with the next step.
 """
 
+import hashlib
 import heapq
+import sys
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from adaptsft.config import Config
 from adaptsft.data.packing import best_fit_decreasing
+from adaptsft.data.parts import Part
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError
 
@@ -22,10 +26,12 @@ class BatchPlan:
     """Epoch e is a permutation of its examples, seeded by (seed, e); step t (0-based) takes examples [t G, (t+1) G) of the epochs
     laid end to end, G = train.global_batch_size. A source of weight w has floor(w) copies of each example in an epoch, and a random share
     w - floor(w) of them once more, another share each epoch. Raises ConfigError where a source has no example in an epoch.
+
+    Part n of a stream is one such epoch, of number n, with steps [first, end); those of its examples that fill no step are left out.
     """
 
-    def __init__(self, data: TokenizedData, config: Config, world_size: int) -> None:
-        self.data, self.seed, self.world_size = data, config.seed, world_size
+    def __init__(self, data: TokenizedData, config: Config, world_size: int, part: Part | None = None) -> None:
+        self.data, self.seed, self.world_size, self.part = data, config.seed, world_size, part
         self.global_batch_size, self.micro_batch_size = config.train.global_batch_size, config.train.micro_batch_size
         self.capacity = config.data.max_length if config.data.packing else 0
         self.sources = []  # (examples, whole copies, examples of the partial copy) of each source
@@ -39,11 +45,18 @@ class BatchPlan:
                 )
             self.sources.append((members, copies, partial))
         self.epoch_size = sum(copies * len(members) + partial for members, copies, partial in self.sources)
+        self.first = part.first if part else 0
+        self.end = part.first + self.epoch_size // self.global_batch_size if part else sys.maxsize
+        if part and self.end == self.first:
+            raise ConfigError(
+                f"data.stream={config.data.stream}: a part of the stream ({', '.join(part.files[:2])} …) holds {self.epoch_size} examples, "
+                f"less than one step of train.global_batch_size={self.global_batch_size}: raise data.stream"
+            )
         # a step reads one epoch, or two where one ends within it
         self._epoch = lru_cache(maxsize=2)(self._epoch_order)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
+        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch + (self.part.number if self.part else 0)])))
         parts = []
         for members, copies, partial in self.sources:
             parts += [members] * copies + [random.permutation(members)[:partial]]
@@ -51,7 +64,8 @@ class BatchPlan:
 
     def examples(self, step: int) -> np.ndarray:
         """int64 [G], the examples of a step."""
-        place, end, parts = step * self.global_batch_size, (step + 1) * self.global_batch_size, []
+        place, parts = (step - self.first) * self.global_batch_size, []
+        end = place + self.global_batch_size
         while place < end:
             epoch, begin = divmod(place, self.epoch_size)
             parts.append(self._epoch(epoch)[begin : begin + end - place])
@@ -85,8 +99,28 @@ class BatchPlan:
         return examples // self.global_batch_size
 
     def epoch(self, step: int) -> float:
-        """Epochs seen before a step."""
-        return step * self.global_batch_size / self.epoch_size
+        """Epochs (of a stream: passes over its files) seen before a step."""
+        epochs = (step - self.first) * self.global_batch_size / self.epoch_size
+        return epochs if self.part is None else (self.part.number + epochs) / self.part.per_pass
+
+    def extent(self, steps: int) -> str:
+        """How much of the data so many steps see; of a stream an estimate from this part."""
+        if self.part is None:
+            return f"{self.epoch(steps):.2f} epochs of {self.epoch_size:,}"
+        return f"about {self.epoch(steps):.2f} passes of {self.part.per_pass} parts; this part has {self.epoch_size:,} examples"
+
+    def where(self, step: int) -> list[str]:
+        """Where the examples of a step come from, as file:line."""
+        return [self.data.where(int(example)) for example in self.examples(step)]
+
+    def position(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` steps holds of the data: a fingerprint of it and, of a stream, the part that goes on."""
+        if self.part is None:
+            return {"fingerprint": self.data.fingerprint}
+        if step in (self.first, self.end):  # of a part that has not begun only the files are known
+            return {"part": self.part.number + (step == self.end), "first": step, "fingerprint": self.part.listing}
+        known = self.part.listing + self.data.fingerprint
+        return {"part": self.part.number, "first": self.first, "fingerprint": hashlib.sha256(known.encode()).hexdigest()}
 
 
 def make_rows(examples: np.ndarray, lengths: np.ndarray, capacity: int) -> list[Row]:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from adaptsft.config import DataConfig, SourceConfig
+from adaptsft.data.remote import copy_of, is_remote
 from adaptsft.errors import ConfigError, DataError
 
 EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv")  # of files; .json in a folder is often about the data, not data
@@ -69,6 +70,8 @@ def default_name(path: str) -> str:
 def files_of(source: SourceConfig) -> list[str]:
     """The paths of the files that make up a source, sorted: those that a pattern matches, or the data files in a folder. Anything else
     stands for itself, and so does a folder in which `datasets` must tell splits apart. Raises DataError where a pattern matches nothing."""
+    if is_remote(source.path):
+        raise DataError(f"{source.path}: URLs are read for training with data.stream (files per part) only; else download the files")
     path = Path(source.path).expanduser()
     if PATTERN.search(source.path) and not path.exists():
         found = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
@@ -84,8 +87,8 @@ def files_of(source: SourceConfig) -> list[str]:
 
 def open_records(source: SourceConfig, cache: Path) -> Records:
     """Raises DataError for a source that is not there or cannot be read. Bad lines are found later, by reading. The hashes of files are
-    noted in `cache`."""
-    path = Path(source.path).expanduser()
+    noted in `cache`, which also holds the copy of a remote file."""
+    path = copy_of(source.path, cache) if is_remote(source.path) else Path(source.path).expanduser()
     if path.is_file():
         if path.suffix not in EXTENSIONS:
             raise DataError(f"{source.path}: unknown extension {path.suffix!r}; data files are {', '.join(EXTENSIONS)}")

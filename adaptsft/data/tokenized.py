@@ -13,6 +13,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice
@@ -25,6 +26,8 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptsft.config import DataConfig, SourceConfig
 from adaptsft.data.chat import Layout, Segment, Template
+from adaptsft.data.parts import Part
+from adaptsft.data.remote import fetched, is_remote
 from adaptsft.data.sources import Records, default_name, files_of, open_records, training_sources
 from adaptsft.errors import ConfigError, DataError
 
@@ -97,6 +100,11 @@ class TokenizedData:
         held = replace(self.take(np.sort(order[:count])), dropped=[0] * len(self.names), truncated=[0] * len(self.names))
         return self.take(np.sort(order[count:])), held
 
+    def close(self) -> None:
+        """Let go of the tokens, whose files have been deleted: memory-mapped, they would keep their space on the disk."""
+        for file in self.files:
+            file.ids, file.masks = [], []
+
     def summary(self) -> str:
         """A line per source: examples, tokens, and what was dropped or truncated."""
         lines = []
@@ -139,23 +147,28 @@ class TokenFile:
 
 
 def open_data(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, log: Log = print, verify: bool = True
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, log: Log = print, verify: bool = True, part: Part | None = None
 ) -> tuple[TokenizedData, TokenizedData | None]:
     """The training data, and the held-out data if there is any. The first call tokenises, which is for one process to do; the next ones,
     of other processes or later runs, read the cache. Summaries and progress go to `log`, a line at a time.
 
-    `verify` reads the cache once to compare its checksums; of the ranks of a run one is enough.
+    `verify` reads the cache once to compare its checksums; of the ranks of a run one is enough. Of a stream, the training data is `part`.
     Held-out examples keep the source of the training data they come from; data.validation_path is source 0, and read with the field map
     of the first source. Raises ConfigError and DataError.
     """
     template = Template(tokenizer, config)
     sources = training_sources(config)
-    train, held_out = _open(sources, template, config, log, verify), None
+    cache = Path(config.cache_dir).expanduser()
+    if part is None:
+        train = _open(sources, [files_of(source) for source in sources], template, config, cache, log, verify)
+    else:
+        train = _open(sources, [part.files], template, config, part.cache, log, verify)
+    held_out = None
     if config.validation_path:
         source = SourceConfig(
             default_name(config.validation_path), config.validation_path, split=config.validation_split, fields=sources[0].fields
         )
-        held_out = _open([source], template, config, log, verify)
+        held_out = _open([source], [files_of(source)], template, config, cache, log, verify)
     elif config.validation_examples:
         train, held_out = train.hold_out(config.validation_examples, seed)
     for label, data in (("train", train), ("held out", held_out)):
@@ -164,14 +177,15 @@ def open_data(
     return train, held_out
 
 
-def _open(sources: list[SourceConfig], template: Template, config: DataConfig, log: Log, verify: bool) -> TokenizedData:
-    files, counts = [], []
-    cache, progress = Path(config.cache_dir).expanduser(), _throttled(log)
-    for source in sources:
-        paths = files_of(source)
+def _open(
+    sources: list[SourceConfig], paths_of: list[list[str]], template: Template, config: DataConfig, cache: Path, log: Log, verify: bool
+) -> TokenizedData:
+    files, counts, progress = [], [], _throttled(log)
+    for source, paths in zip(sources, paths_of, strict=True):
         for number, path in enumerate(paths, 1):
             name = source.name + (f", file {number} of {len(paths)}" if len(paths) > 1 else "")
-            files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress, verify))
+            with fetched(path, cache, log) if is_remote(path) else nullcontext():
+                files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress, verify))
         counts.append(sum(len(file.places) for file in files) - sum(counts))
     data = TokenizedData(
         names=[source.name for source in sources],

@@ -94,20 +94,20 @@ def reference(make_config) -> Config:
     return config
 
 
+def assert_same(config: Config, reference: Config) -> None:
+    """A run has ended bitwise as the reference."""
+    assert metrics_of(config) == metrics_of(reference)
+    ours, theirs = (Path(run.run_dir) for run in (config, reference))
+    assert (ours / "eval.jsonl").read_text() == (theirs / "eval.jsonl").read_text()
+    a, b = (load_file(run / "final" / "model.safetensors") for run in (ours, theirs))
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
 @pytest.fixture(scope="session")
 def same(reference) -> Callable[[Config], None]:
-    """Asserts that a run has ended bitwise as the reference."""
-
-    def compare(config: Config) -> None:
-        assert metrics_of(config) == metrics_of(reference)
-        ours, theirs = (Path(run.run_dir) for run in (config, reference))
-        assert (ours / "eval.jsonl").read_text() == (theirs / "eval.jsonl").read_text()
-        a, b = (load_file(run / "final" / "model.safetensors") for run in (ours, theirs))
-        assert a.keys() == b.keys()
-        for name, tensor in a.items():
-            assert torch.equal(tensor, b[name]), name
-
-    return compare
+    return lambda config: assert_same(config, reference)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ FAULTS='[{"rank": 1, "at": "step", "step": 3, "do": "kill"}]' torchrun … -m te
 A fault: `rank`; where it happens (`at`); what happens (`do`: a name of ACTIONS below). Places:
     step, call      in the objective, in its call `call` (1-based, default 1) of the step (1-based)
     eval, call      the same in an evaluation
-    apply, flush, all_reduce, optimizer, claim, load, export        on entering these, of `step` where there is one
+    begin, flush, all_reduce, optimizer, claim, load, export  on entering these, of `step` where there is one
+    wait            on waiting for the part of a stream that begins with `step`
     save, op        before file operation `op` (1-based) of the save after `step`: open, fsync, mkdir, rename, remove, rmdir
     run             from the start: `do` changes what the whole run sees (a clock that jumps, a prune that fails)
 """
@@ -31,6 +32,7 @@ from adaptsft.distributed import rank
 from adaptsft.loader import BatchLoader
 from adaptsft.objectives import register, talr
 from adaptsft.stats import TokenStatistics
+from adaptsft.stream import Stream
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
@@ -168,6 +170,7 @@ def install_hooks() -> None:
     before(trainer, "guarded_step", lambda *arguments: strike("optimizer", step=State.step))
     before(trainer.Metrics, "flush", lambda self: strike("flush", step=State.step))
     before(trainer, "claim", lambda *arguments: strike("claim"))
+    before(Stream, "_wait", lambda self, step, watchdog: strike("wait", step=step + 1))
     before(checkpoint, "load", lambda *arguments: strike("load"))
     before(trainer, "export", lambda *arguments: strike("export"))
     before(os, "fsync", lambda file: file_operation("fsync", path_of(file)))
