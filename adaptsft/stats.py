@@ -14,7 +14,8 @@ from adaptsft.control import Control, Signals
 from adaptsft.data import Batch
 from adaptsft_kernels import RowStatistics
 
-COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy", "collision", "collision_top1")
+COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy")
+COLUMNS += ("collision", "collision_top1")  # c = sum_i p_i^2, and c where the target is the likeliest token
 # tokens that the base model found unlikely (p < .2) or likely (p > .5), and their NLL now; 0 without its probabilities
 COLUMNS += ("base_low", "base_low_nll", "base_high", "base_high_nll", "sequences")
 BINS = 256

@@ -39,7 +39,15 @@ def statistics(*p_of_source: list[float], tokens: int = 1000, base: list[tuple[f
             row[COLUMNS.index(name)] = value
 
         put(row, "tokens", count)
-        for name, value in (("p", p), ("nll", -p.log()), ("weight", p), ("top1", p > 0.4), ("collision", p**2), ("entropy", p)):
+        for name, value in (
+            ("p", p),
+            ("nll", -p.log()),
+            ("weight", p),
+            ("top1", p > 0.4),
+            ("collision", p),
+            ("collision_top1", p * (p > 0.4)),
+            ("entropy", p),
+        ):
             put(row, name, float(value.double().sum()) * tokens)
         for name, mask in (("below_0.2", p < 0.2), ("above_0.5", p > 0.5), ("above_0.55", p > 0.55)):
             put(row, name, float(mask.sum()) * tokens)
@@ -244,6 +252,22 @@ def test_majority_starts_by_what_the_base_agrees_with_and_ends_lifted():
         assert set(values[:5]) == {0.0}
         assert values[6] == pytest.approx(min(start + 2 / 15, 1.0))  # it rises at once: nothing is being learned
         assert values[85] == pytest.approx(1.0)
+
+
+def test_auto_learns_leans_and_sharpens_at_the_same_shares_of_any_run():
+    for steps in (100, 1_000, 10_000):
+        steered, seen = steering(name="auto", steps=steps), statistics([0.9, 0.1])
+        at = [round(share * (steps - 1)) for share in (0.1, 0.2, 0.35, 0.5, 0.8, 0.9, 1.0)]
+        values = [float(steered.advance(steered.first, seen, KEEP, done).alpha) for done in at]
+        assert values == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0, 1.5, 2.0], abs=0.05)
+
+
+def test_auto_does_not_lean_on_a_source_that_the_labels_contradict():
+    right, wrong = statistics([0.9], [0.9]), statistics([0.9], [0.9])
+    wrong.column("p")[1] = 0.1 * wrong.column("tokens")[1]  # sure (mean c .9) and contradicted (mean p .1)
+    values = trajectory(steering(2, name="auto", shrinkage=0.0), [wrong] * 50 + [right] * 49)
+    assert values[50] == pytest.approx([1.0, 0.0], abs=0.02)
+    assert values[-1] == pytest.approx([2.0, 2.0])
 
 
 def test_base_statistics_replace_the_first_steps():
