@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from adaptsft.config import ObjectiveConfig
 from adaptsft.control import Control
 from adaptsft.objectives import REGISTRY, build
-from adaptsft_kernels import Rows, RowStatistics, linear_objective
+from adaptsft_kernels import Rows, RowStatistics, dropped_share, linear_objective
 
 REPO = Path(__file__).resolve().parent.parent
 N, D, V = 23, 16, 101
@@ -41,7 +44,7 @@ def random_head(n: int = N, d: int = D, v: int = V, dtype: torch.dtype = torch.f
 
 
 def control_of(sources: int = 1, /, **values: float) -> Control:
-    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": 0.5, "sequence_nll": 1.0, "mass": 1.0} | values
+    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": 0.5, "sequence_nll": 1.0, "mass": 1.0, "exempt": 0.0} | values
     return Control(**{name: torch.full((sources,), value) for name, value in values.items()})
 
 
@@ -238,11 +241,11 @@ def test_logits_are_never_held_whole(name: str) -> None:
     assert largest.elements == 16 * 1000
 
 
-def test_default_chunk_is_64_mib_of_logits() -> None:
+def test_default_chunk_is_48_mib_of_logits() -> None:
     hidden, weight, _, labels = random_head(n=20, d=2, v=1 << 21)  # 8 MiB of logits a row
     with torch.no_grad(), Largest() as largest:
         linear_objective(hidden, weight, labels.clamp(min=0), nll)
-    assert largest.elements == (64 << 20) // 4
+    assert largest.elements == (48 << 20) // 4
 
 
 def test_no_valid_row_gives_a_connected_zero() -> None:
@@ -405,6 +408,8 @@ def test_a_non_finite_input_shows_in_the_loss_and_gradient() -> None:
         ({"source": torch.zeros(N + 2, dtype=torch.long)}, "source must have one entry per row of hidden"),
         ({"valid_idx": torch.arange(4)}, r"labels must have one entry per row of valid_idx, \[4\]"),
         ({"bias": torch.zeros(V + 1)}, rf"bias must be \[{V}\]"),
+        ({"logits_dtype": torch.bfloat16}, "logits_dtype=torch.bfloat16 must be torch.float32"),
+        ({"eps": -1.0}, "eps=-1.0 must not be negative"),
         ({"objective": lambda rows, control: (rows.logp.sum(), rows.logp)}, "objective returned loss of shape"),
         ({"objective": lambda rows, control: (rows.logp, rows.logp[:1])}, "objective returned s of shape"),
     ],
@@ -416,39 +421,120 @@ def test_what_does_not_fit_is_refused(change: dict, words: str) -> None:
         linear_objective(**arguments | change)
 
 
+def test_rows_of_weight_zero_may_be_kept_in_the_products() -> None:
+    hidden, weight, _, labels = random_head(n=40)
+    objective, control = build(ObjectiveConfig(name="threshold", lower=0.2)), control_of(lower=0.2)
+    results = []
+    for skip in (True, False):
+        loss, _ = linear_objective(hidden, weight, labels, objective, control, chunk_size=8, skip_zeros=skip)
+        results.append(torch.autograd.grad(loss, (hidden, weight)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    valid = int((labels != -100).sum())
+    call = partial(linear_objective, hidden, weight, labels, objective, control, chunk_size=8, skip_zeros=False)
+    assert flops(call) == 3 * valid * 2 * D * V
+
+
+def test_eps_drops_rows_and_says_how_much() -> None:
+    hidden, weight, _, labels = random_head(n=60, valid=1.0)
+    exact, _ = linear_objective(hidden, weight, labels, nll)
+    loss, statistics = linear_objective(hidden, weight, labels, nll, eps=0.1)
+    assert torch.equal(exact, loss)
+    difference = torch.autograd.grad(loss, hidden)[0] - torch.autograd.grad(exact, hidden)[0]
+    small = statistics.one_minus_p <= 0.1
+    assert torch.equal(difference.abs().sum(1) > 0, small) and 0 < small.sum() < 60
+    share = float(statistics.one_minus_p[small].sum() / statistics.one_minus_p.sum())
+    assert float(dropped_share(statistics, 0.1)) == pytest.approx(share, rel=1e-6)
+    assert float(dropped_share(statistics, 0.0)) == 0.0
+
+
+def test_bf16_logits_round_p() -> None:
+    hidden, weight, _, labels = random_head(n=64, d=32, dtype=torch.bfloat16, valid=1.0)
+    true = logits_of(hidden.double(), weight.double()).log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+    _, exact = linear_objective(hidden, weight, labels, nll)
+    _, rounded = linear_objective(hidden, weight, labels, nll, logits_dtype=torch.bfloat16)
+    assert (exact.logp.exp() / true.exp() - 1).abs().max() < 1e-5
+    assert 1e-3 < (rounded.logp.exp() / true.exp() - 1).abs().max() < 0.3
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ["triton", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuda_equals_cpu_and_never_waits_for_the_device(dtype: torch.dtype) -> None:
-    hidden, weight, _, labels = random_head(n=200, d=64, v=1000, dtype=dtype)
+def test_cuda_equals_cpu_and_waits_for_the_device_only_to_skip_rows(dtype: torch.dtype, implementation: str) -> None:
+    hidden, weight, bias, labels = random_head(n=200, d=64, v=1001, dtype=dtype)  # an odd vocabulary
     valid_idx = (labels != -100).nonzero().squeeze(1)
     objective = build(ObjectiveConfig(name="threshold", base="talr", lower=0.05, params={"batch": 1}))
     arguments: dict[str, Any] = {"labels": labels[valid_idx], "valid_idx": valid_idx, "source": valid_idx % 2, "sequence": valid_idx // 30}
-    results = []
-    for device in ("cpu", "cuda"):
-        x, w = (tensor.detach().to(device).requires_grad_() for tensor in (hidden, weight))
+
+    def on(device: str, **options: Any) -> list[Tensor]:
+        leaves = [tensor.detach().to(device).requires_grad_() for tensor in (hidden, weight, bias)]
         control = Control(*(field.to(device) for field in control_of(2, lower=0.05)))
         moved: dict[str, Any] = {name: value.to(device) for name, value in arguments.items()}
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            loss, statistics = linear_objective(x, w, objective=objective, control=control, chunk_size=64, z_loss=0.01, **moved)
-            grads = torch.autograd.grad(loss, (x, w))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        results.append([tensor.cpu() for tensor in (loss.detach(), *grads, *statistics)])
-    for value, true in zip(*reversed(results), strict=True):
-        if value.dtype == torch.bool:
-            assert torch.equal(value, true)
-        else:
-            assert relative(value, true) < (1e-5 if value.dtype == torch.float32 else 5e-3)
+        x, w, b = leaves
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                loss, statistics = linear_objective(
+                    x, w, objective=objective, control=control, chunk_size=64, z_loss=0.01, softcap=20.0, bias=b, **moved, **options
+                )
+                grads = torch.autograd.grad(loss, leaves)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        nonlocal waits
+        waits = sum("synchroniz" in str(warning.message) for warning in caught)
+        return [tensor.cpu() for tensor in (loss.detach(), *grads, *statistics)]
+
+    waits = 0
+    true = on("cpu")
+    chunks = -(-len(valid_idx) // 64)
+    for skip in (False, True):
+        found = on("cuda", implementation=implementation, skip_zeros=skip)
+        assert waits == (chunks if skip else 0)
+        assert all(torch.equal(a, b) for a, b in zip(found, on("cuda", implementation=implementation, skip_zeros=skip), strict=True))
+        for value, expected in zip(found, true, strict=True):
+            if value.dtype == torch.bool:
+                assert torch.equal(value, expected)
+            else:
+                assert relative(value, expected) < (1e-5 if value.dtype == torch.float32 else 5e-3)
 
 
-def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ["triton", "torch"])
+def test_cuda_against_fp64_with_several_packs(implementation: str) -> None:
+    """Enough rows that dz is packed, multiplied and summed several times; fp32 logits from bf16 factors."""
+    hidden, weight, _, labels = (x.cuda() for x in random_head(n=3000, d=128, v=4099, dtype=torch.bfloat16))
+    # logits of a dozen, as models have: fp32 rounds larger ones by more than 1e-5
+    hidden, weight = (0.1 * hidden.detach()).requires_grad_(), weight.detach().requires_grad_()
+    valid_idx = (labels != -100).nonzero().squeeze(1)
+    loss, rows = linear_objective(
+        hidden, weight, labels[valid_idx], REGISTRY["neg_p"], valid_idx=valid_idx, chunk_size=128, implementation=implementation
+    )
+    leaves = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    true = dense(*leaves, labels, lambda logp: -logp.exp())
+    assert relative(loss.detach(), true.detach()) < 1e-6
+    for grad, expected in zip(torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(true, leaves), strict=True):
+        assert relative(grad, expected) < 2.5e-3
+    z = (leaves[0].detach() @ leaves[1].detach().t())[valid_idx]
+    p = z.softmax(1).gather(1, labels[valid_idx, None]).squeeze(1)
+    assert ((rows.logp.exp() - p) / p).abs().max() < 1e-5
+
+
+def test_readme_examples_run(capsys: pytest.CaptureFixture[str], tiny_model: Callable[..., Path]) -> None:
     text = (REPO / "kernels" / "adaptsft_kernels" / "README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     scope: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], scope)
+    exec(first, scope)
     assert capsys.readouterr().out.startswith("NLL ")
     assert scope["hidden"].grad[16:].any() and not scope["hidden"].grad[:16].any() and scope["head"].weight.grad.any()
+
+    exec(second, scope)
+    scope["focus"] = nll
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama", tied=False))
+    ids = torch.randint(0, 200, (2, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": torch.where(torch.arange(12) < 4, -100, ids)}
+    for count in (None, torch.tensor(16)):
+        torch.testing.assert_close(scope["compute_loss"](None, model, batch, num_items_in_batch=count), model(**batch).loss)
 
 
 def test_kernels_import_without_adaptsft() -> None:

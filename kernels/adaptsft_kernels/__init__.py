@@ -1,5 +1,6 @@
 """Fused linear + objective loss: per-token statistics and gradients without ever holding [tokens, vocabulary] logits."""
 
-from adaptsft_kernels.linear_objective import Rows, RowStatistics, linear_objective
+from adaptsft_kernels.linear_objective import choose_implementation, describe_implementation, dropped_share, linear_objective
+from adaptsft_kernels.rows import Rows, RowStatistics
 
-__all__ = ["RowStatistics", "Rows", "linear_objective"]
+__all__ = ["RowStatistics", "Rows", "choose_implementation", "describe_implementation", "dropped_share", "linear_objective"]

@@ -2,74 +2,28 @@
 
 Every objective f of the target's probability p gives the logit gradient dz_i = s (p_i - delta_iy) with s = -p f'(p), so the
 objective is a function from row statistics to (loss, s) and everything else is shared. Gradients are computed in the forward
-pass (three matrix products per chunk: logits, d hidden, d weight) and scaled by the upstream gradient in the backward pass.
+pass and scaled by the upstream gradient in the backward pass. Per chunk of rows:
 
-The target is kept out of the running sum. With u = logsumexp(other logits) - z_y:  log p = -softplus(u),  1 - p = sigmoid(u),
-p_i = (1 - p) softmax(others)_i. No difference of nearly equal numbers occurs, so 1 - p and p_y - 1 keep their relative accuracy
-where fp32 `p - 1` is zero.
+    logits = x W^T  ->  five sums per row  ->  Rows  ->  the objective, in plain torch on [n]  ->  dz  ->  d hidden, d weight
+
+The passes over [n,V] are those of `torch_rows` or `triton_rows`; the rest is this file, whatever the device.
 """
 
+import importlib.util
+import os
 from collections.abc import Callable
-from functools import partial
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOWEST = -1e30  # stands for -inf; finite, so that 0 * LOWEST is 0 and not NaN
-TOP_K = 20  # EAFT (arXiv:2601.02151) takes the entropy of this many likeliest tokens
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+from adaptsft_kernels.rows import Head, RowKernels, Rows, RowStatistics, Sums, product, rows_of
+from adaptsft_kernels.torch_rows import TorchRows
 
-
-class Rows(NamedTuple):
-    """What an objective may look at: one entry per row, detached; fp32, or fp64 for fp64 inputs."""
-
-    logp: Tensor  # log p of the target, nats
-    one_minus_p: Tensor  # 1 - p, with full relative accuracy near p = 1
-    entropy: Tensor  # H = -sum_i p_i log p_i, nats
-    collision: Tensor  # sum_i p_i^2
-    top1: Tensor  # bool: no other token is likelier than the target
-    top_entropy: Tensor | None = None  # entropy of the 20 likeliest tokens, renormalised; only if the objective needs "top_entropy"
-    sequence: Tensor | None = None  # int64 index of the row's sequence within this call, where the caller gave it
-
-
-class RowStatistics(NamedTuple):
-    """Returned for every valid row, in order, detached: [n_valid]."""
-
-    logp: Tensor
-    one_minus_p: Tensor
-    entropy: Tensor
-    collision: Tensor
-    top1: Tensor
-    loss: Tensor  # the objective's loss of the row, before `scale`
-    weight: Tensor  # s
-
-
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}  # of fp32 logits
 Objective = Callable[[Rows, Any], tuple[Tensor, Tensor]]
-
-
-class _Head(NamedTuple):
-    """The linear map to logits, z = cap tanh(logit_scale (x W^T + b) / cap), and what the loss adds to the objective."""
-
-    weight: Tensor  # [V,D]
-    bias: Tensor | None  # [V]
-    softcap: float | None
-    logit_scale: float
-    z_loss: float
-    scale: float | Tensor
-    dtype: torch.dtype  # of logits, statistics and accumulators
-
-
-class _Chunk(NamedTuple):
-    hidden: Tensor  # [n,D]
-    labels: Tensor  # [n]
-    rows: Rows
-    others: Tensor  # [n,V] exp(z - max of the others), 0 at the target
-    total: Tensor  # [n] sum of others
-    lse: Tensor  # [n] logsumexp of all logits
-    slope: Tensor | None  # [n,V] derivative of the soft cap
 
 
 def linear_objective(
@@ -89,10 +43,14 @@ def linear_objective(
     scale: float | Tensor = 1.0,
     chunk_size: int = 0,
     ignore_index: int = -100,
+    implementation: str = "auto",
+    logits_dtype: torch.dtype | None = None,
+    skip_zeros: bool | None = None,
+    eps: float = 0.0,
 ) -> tuple[Tensor, RowStatistics]:
     """scale * sum of the objective over the valid rows (+ scale * z_loss * sum of lse^2), and the statistics of every valid row.
 
-    hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64; logits, statistics and accumulators are fp32 (fp64 for fp64).
+    hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64; statistics and accumulators are fp32 (fp64 for fp64).
     labels int64 [N]; rows whose label is `ignore_index` cost nothing. Finding them waits for the device on CUDA, so a caller who
     knows them passes `valid_idx` int64 [n_valid] (distinct rows of hidden); labels, source and sequence are then [n_valid] too.
 
@@ -103,14 +61,29 @@ def linear_objective(
     softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap).
 
     The loss is a 0-d fp32 (fp64) tensor, differentiable once with respect to hidden, weight and bias; where no row is valid it is
-    zero, with zero gradients. On CPU rows with s = 0 are left out of the two gradient products; on CUDA nothing waits for the
-    device. `chunk_size` rows of logits exist at a time (0: 64 MiB of them on CPU, 1 GiB elsewhere); it changes no result.
-    Raises ValueError for shapes and dtypes that do not fit together.
+    zero, with zero gradients. Two calls give the same bits.
+
+    chunk_size: rows of logits held at a time (0: 48 MiB of them on CPU, 512 MiB on CUDA, counted in fp32). Changes no result.
+    implementation: "torch", "triton" (CUDA, fp32 and bf16), or "auto": Triton where it can run, see `choose_implementation`.
+    logits_dtype: None for fp32 logits (fp64 for fp64); torch.bfloat16, with bf16 factors, is faster and rounds p (by 1 % and more).
+    skip_zeros: rows with s = 0 take no part in the two gradient products. On CUDA that waits for the device once per chunk, for
+    the number of rows that do; None therefore means: on CPU, or where the objective has `sparse = True`.
+    eps: rows with |s| (1-p) <= eps are skipped too (0: exact). `dropped_share` of the statistics says how much that leaves out.
+
+    Raises ValueError for shapes, dtypes and choices that do not fit together.
     """
     _check(hidden, weight, labels, source, sequence, valid_idx, bias)
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    chunk_size = chunk_size or max(1, CHUNK_BYTES.get(hidden.device.type, 1 << 30) // (weight.shape[0] * dtype.itemsize))
+    if logits_dtype not in (None, dtype, hidden.dtype):
+        raise ValueError(f"logits_dtype={logits_dtype} must be {dtype} or that of hidden, {hidden.dtype}")
+    if eps < 0:
+        raise ValueError(f"eps={eps} must not be negative")
+    chosen = choose_implementation(implementation, hidden.device, hidden.dtype)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    if skip_zeros is None:
+        skip_zeros = hidden.device.type == "cpu" or getattr(objective, "sparse", False)
+    chunk_size = chunk_size or _default_chunk(hidden.device, len(weight), dtype)
+
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         if valid_idx is None:
             valid_idx = (labels != ignore_index).nonzero().squeeze(1)
@@ -120,9 +93,53 @@ def linear_objective(
             raise ValueError(f"labels must be in [0, {weight.shape[0]}), found {int(labels.min())} to {int(labels.max())}")
         if control is not None:
             control = type(control)(*(x[:1].expand(len(labels)) if source is None else x[source] for x in control))
-        head = _Head(weight, bias, softcap, logit_scale, z_loss, scale, dtype)
-        loss, statistics, grads = _loss_and_gradients(hidden, head, labels, valid_idx, sequence, objective, control, chunk_size, wanted)
+        # bf16 products are slow on most CPUs, and cannot return fp32 there
+        factor = weight.detach().to(dtype) if hidden.device.type == "cpu" else weight.detach()
+        head = Head(factor, bias, softcap, logit_scale)
+        gradients = _Gradients(hidden, head, wanted, weight.dtype, dtype)
+        kernels = _kernels(chosen, head, dtype, logits_dtype or dtype, chunk_size, len(labels), any(wanted))
+        terms = _Terms(scale, z_loss, skip_zeros or eps > 0, eps)
+        loss, statistics = _forward(hidden, kernels, gradients, labels, valid_idx, sequence, objective, control, terms, head, chunk_size)
+        del kernels  # its buffers, before the gradients are cast
+        grads = gradients.results()
     return _Loss.apply(loss, hidden, weight, bias, *grads), statistics
+
+
+def choose_implementation(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
+    """ "triton" or "torch". auto: Triton for fp32 and bf16 on CUDA where the package is installed, torch otherwise.
+
+    Raises ValueError for "triton" where it cannot run: nothing else is taken instead.
+    """
+    if implementation not in ("auto", "triton", "torch"):
+        raise ValueError(f"implementation={implementation!r}: there is auto, triton and torch")
+    missing = ""
+    if importlib.util.find_spec("triton") is None:
+        missing = "the package triton, which is not installed"
+    elif dtype == torch.float64:
+        missing = "fp32 or bf16 factors, not fp64"
+    elif device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        missing = f"a CUDA device, not {device.type} (or its interpreter: TRITON_INTERPRET=1)"
+    if implementation == "triton" and missing:
+        raise ValueError(f"implementation=triton needs {missing}; choose torch or auto")
+    if implementation == "auto":
+        return "triton" if device.type == "cuda" and not missing else "torch"
+    return implementation
+
+
+def describe_implementation(
+    device: torch.device, dtype: torch.dtype, implementation: str = "auto", logits_dtype: torch.dtype | None = None
+) -> str:
+    """One line for a log: what `linear_objective` would use, such as "triton 3.6.0, bf16 factors, fp32 logits"."""
+    chosen = choose_implementation(implementation, device, dtype)
+    names = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}
+    logits = logits_dtype or (torch.float64 if dtype == torch.float64 else torch.float32)
+    return f"{chosen} {version(chosen)}, {names[dtype]} factors, {names[logits]} logits"
+
+
+def dropped_share(statistics: RowStatistics, eps: float) -> Tensor:
+    """What `eps` left out: the share of sum |s| (1-p), half the L1 norm of the logit gradients, that lies in rows below it. 0-d."""
+    mass = (statistics.weight * statistics.one_minus_p).abs()
+    return mass[mass <= eps].sum() / mass.sum().clamp(min=torch.finfo(mass.dtype).tiny)
 
 
 class _Loss(torch.autograd.Function):
@@ -141,54 +158,114 @@ class _Loss(torch.autograd.Function):
         return None, *(None if grad is None else grad_outputs[0] * grad for grad in ctx.saved_tensors), None, None, None
 
 
-def _loss_and_gradients(
+class _Terms(NamedTuple):
+    """What the loss is besides the objective, and which rows may be left out of the gradient products."""
+
+    scale: float | Tensor
+    z_loss: float
+    skip: bool
+    eps: float
+
+
+def _kernels(
+    chosen: str, head: Head, dtype: torch.dtype, logits_dtype: torch.dtype, chunk_size: int, rows: int, with_gradients: bool
+) -> RowKernels:
+    if chosen == "torch":
+        return TorchRows(head, dtype, logits_dtype)
+    from adaptsft_kernels.triton_rows import PACKED_CHUNKS, TritonRows  # here, so that triton is needed only where it is used
+
+    capacity = min(PACKED_CHUNKS * chunk_size, rows) if with_gradients else 0
+    return TritonRows(head, logits_dtype, min(chunk_size, rows), capacity)
+
+
+def _forward(
     hidden: Tensor,
-    head: _Head,
+    kernels: RowKernels,
+    gradients: "_Gradients",
     labels: Tensor,
     valid_idx: Tensor,
     sequence: Tensor | None,
     objective: Objective,
     control: Any,
+    terms: _Terms,
+    head: Head,
     chunk_size: int,
-    wanted: list[bool],
-) -> tuple[Tensor, RowStatistics, list[Tensor | None]]:
-    if hidden.device.type == "cpu":
-        head = head._replace(weight=head.weight.to(head.dtype))  # bf16 products are slow on most CPUs and cannot return fp32 there
-    d_hidden = torch.zeros_like(hidden) if wanted[0] else None
-    # fp32 across chunks: a bf16 accumulator loses small contributions (6.9e-3 relative over 32 chunks)
-    d_weight = torch.zeros_like(head.weight, dtype=head.dtype) if wanted[1] else None
-    d_bias = torch.zeros_like(head.weight[:, 0], dtype=head.dtype) if wanted[2] else None
+) -> tuple[Tensor, RowStatistics]:
+    """The loop over chunks: the loss and the statistics; the gradients are left in `gradients`."""
+    spans = [slice(start, min(start + chunk_size, len(labels))) for start in range(0, len(labels), chunk_size)]
+    top = "top_entropy" in getattr(objective, "needs", ())
 
-    spans = [slice(start, start + chunk_size) for start in range(0, len(labels), chunk_size)]
-    needs = getattr(objective, "needs", frozenset())
-    chunk_at = partial(_chunk, hidden, head, labels, valid_idx, sequence, needs)
+    def rows_at(span: slice) -> tuple[Rows, Sums]:
+        sums, top_entropy = kernels.sums(hidden[valid_idx[span]].to(head.weight.dtype), labels[span], top)
+        return rows_of(sums, top_entropy, None if sequence is None else sequence[span]), sums
+
     whole = None
     if getattr(objective, "whole_batch", False) and spans:
-        every = [chunk_at(span).rows for span in spans]
-        whole = _call(objective, Rows(*map(_cat, zip(*every, strict=True))), control)
+        whole = _call(objective, Rows(*map(_cat, zip(*(rows_at(span)[0] for span in spans), strict=True))), control)
 
-    statistics, z_total = [], labels.new_zeros((), dtype=head.dtype)
+    dtype = gradients.dtype
+    statistics, waiting, z_total = [], [], hidden.new_zeros((), dtype=dtype)
     for span in spans:
-        chunk = chunk_at(span)
+        rows, sums = rows_at(span)
         if whole is not None:
             loss, s = whole[0][span], whole[1][span]
         else:
-            loss, s = _call(objective, chunk.rows, None if control is None else type(control)(*(x[span] for x in control)))
-        statistics.append(RowStatistics(*chunk.rows[:5], loss, s))
-        if head.z_loss:
-            z_total += chunk.lse.square().sum()
-        if any(wanted):
-            _add_gradients(chunk, s, head, valid_idx[span], d_hidden, d_weight, d_bias)
-        del chunk  # before the next one is built: its [n,V] buffer is the memory that chunks exist to bound
+            loss, s = _call(objective, rows, None if control is None else type(control)(*(x[span] for x in control)))
+        statistics.append(RowStatistics(*rows[:5], loss, s))
+        lse = sums.target - rows.logp
+        if terms.z_loss:
+            z_total += lse.square().sum()
+        if not any(gradients.wanted):
+            continue
+        # dz_i = (s + r) p_i - s delta_iy, where r is the part of z_loss: p - 1 is never formed, and nothing is rounded to bf16 yet
+        r, m, inner = 2 * terms.z_loss * lse, rows.one_minus_p, terms.scale * head.logit_scale
+        active = None
+        if terms.skip:
+            active = (((s * m).abs() <= terms.eps) & (r == 0)).logical_not().nonzero().squeeze(1)  # a NaN is active
+            active = None if len(active) == len(s) else active
+        kernels.gradient(labels[span], sums.highest, inner * (s + r) * m / sums.total, inner * (r * rows.logp.exp() - s * m), active)
+        waiting.append(valid_idx[span] if active is None else valid_idx[span][active])
+        count, left = sum(map(len, waiting)), len(labels) - span.stop
+        if count and (left == 0 or count + min(left, chunk_size) > kernels.capacity):
+            gradients.add(kernels.take(), torch.cat(waiting), last=left == 0)
+            waiting.clear()
 
-    empty = [hidden.new_empty(0, dtype=torch.bool if name == "top1" else head.dtype) for name in RowStatistics._fields]
+    empty = [hidden.new_empty(0, dtype=torch.bool if name == "top1" else dtype) for name in RowStatistics._fields]
     result = RowStatistics(*map(_cat, zip(empty, *statistics, strict=True)))
-    total = head.scale * (result.loss.sum() + head.z_loss * z_total)
-    if d_weight is not None:
-        d_weight = d_weight.to(hidden.dtype)
-    if d_bias is not None:
-        d_bias = d_bias.to(hidden.dtype)
-    return total, result, [d_hidden, d_weight, d_bias]
+    return terms.scale * (result.loss.sum() + terms.z_loss * z_total), result
+
+
+class _Gradients:
+    """d hidden, d weight and d bias, as far as they are wanted, summed over chunks in a fixed order."""
+
+    def __init__(self, hidden: Tensor, head: Head, wanted: list[bool], final: torch.dtype, dtype: torch.dtype):
+        """final: dtype of the returned gradients. dtype: of the sums; a bf16 sum loses small contributions (6.9e-3 over 32 chunks)."""
+        self.hidden, self.head, self.wanted, self.final, self.dtype = hidden, head, wanted, final, dtype
+        self.d_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        self.d_weight: Tensor | None = None  # until the first rows
+        self.d_bias = torch.zeros_like(head.weight[:, 0], dtype=dtype) if wanted[2] else None
+
+    def add(self, dz: Tensor, idx: Tensor, last: bool) -> None:
+        """Add the products of dz [k,V], gradients of the logits of rows idx [k] of hidden."""
+        if self.d_bias is not None:
+            self.d_bias += dz.sum(0, dtype=self.dtype)
+        if self.d_hidden is not None:
+            rows = product(dz, self.head.weight, dz.new_empty(len(dz), self.hidden.shape[1], dtype=self.dtype))
+            self.d_hidden.index_copy_(0, idx, rows.to(self.final))
+        if self.wanted[1]:
+            x = self.hidden[idx].to(dz.dtype)
+            if self.d_weight is None:  # if these are all rows, one product is the sum, and is rounded once
+                dtype = dz.dtype if last else self.dtype
+                self.d_weight = product(dz.t(), x, torch.empty_like(self.head.weight, dtype=dtype))
+            elif dz.dtype == self.dtype:
+                torch.addmm(self.d_weight, dz.t(), x, out=self.d_weight)
+            else:
+                torch.addmm(self.d_weight, dz.t(), x, out_dtype=self.dtype, out=self.d_weight)
+
+    def results(self) -> list[Tensor | None]:
+        if self.wanted[1] and self.d_weight is None:
+            self.d_weight = torch.zeros_like(self.head.weight)
+        return [self.d_hidden, *(None if x is None else x.to(self.final) for x in (self.d_weight, self.d_bias))]
 
 
 def _cat(parts: tuple[Any, ...]) -> Any:
@@ -205,77 +282,9 @@ def _call(objective: Objective, rows: Rows, control: Any) -> tuple[Tensor, Tenso
     return loss.detach().to(rows.logp.dtype), s.detach().to(rows.logp.dtype)
 
 
-def _chunk(
-    hidden: Tensor, head: _Head, labels: Tensor, valid_idx: Tensor, sequence: Tensor | None, needs: frozenset[str], span: slice
-) -> _Chunk:
-    """Logits and statistics of the rows in span. Two [n,V] buffers exist here (three with a soft cap)."""
-    x, y = hidden[valid_idx[span]].to(head.weight.dtype), labels[span].unsqueeze(1)
-    z, slope = _product(x, head.weight.t(), head.dtype), None
-    if head.bias is not None:
-        z.add_(head.bias)
-    if head.logit_scale != 1.0:
-        z.mul_(head.logit_scale)
-    if head.softcap:
-        z.div_(head.softcap).tanh_()
-        slope = 1 - z.square()
-        z.mul_(head.softcap)
-    if head.bias is not None:
-        z.clamp_(min=LOWEST)  # a bias of -inf rules a token out
-    top_entropy = None
-    if "top_entropy" in needs:
-        top = z.topk(min(TOP_K, z.shape[1]), dim=1).values.log_softmax(1)
-        top_entropy = -(top.exp() * top).sum(1)
-
-    target = z.gather(1, y).squeeze(1)
-    z.scatter_(1, y, LOWEST)
-    highest = z.amax(1)
-    others = z.sub_(highest.unsqueeze(1)).exp()
-    total = others.sum(1)  # at least 1
-    u = total.log() + (highest - target)
-    one_minus_p, logp = torch.sigmoid(u), F.logsigmoid(-u)
-    p = logp.exp()
-    # H = H2(p) + (1-p) H(others), with H(others) = log total - sum_i others_i (z_i - highest) / total
-    entropy_others = total.log() - z.mul_(others).sum(1) / total
-    entropy = torch.special.entr(one_minus_p) - p * logp + one_minus_p * entropy_others
-    share = one_minus_p / total  # p_i = share * others_i
-    collision = p.square() + (share * torch.linalg.vector_norm(others, dim=1)).square()
-    rows = Rows(logp, one_minus_p, entropy, collision, target >= highest, top_entropy, None if sequence is None else sequence[span])
-    return _Chunk(x, y, rows, others, total, target - logp, slope)
-
-
-def _add_gradients(
-    chunk: _Chunk, s: Tensor, head: _Head, idx: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
-) -> None:
-    """Add the chunk's contribution: dz_i = a p_i - s delta_iy with a = s + 2 z_loss lse. The buffer `others` becomes dz."""
-    m, x, y, dz, slope = chunk.rows.one_minus_p, chunk.hidden, chunk.labels, chunk.others, chunk.slope
-    z_part = 2 * head.z_loss * chunk.lse
-    at_others = head.scale * (s + z_part) * m / chunk.total
-    at_target = head.scale * (z_part * chunk.rows.logp.exp() - s * m)  # p - 1 is never formed, and nothing is rounded to bf16 yet
-    if dz.device.type == "cpu":
-        active = ((s != 0) | (z_part != 0)).nonzero().squeeze(1)
-        if len(active) < len(s):
-            dz, x, y, idx, at_others, at_target = (t[active] for t in (dz, x, y, idx, at_others, at_target))
-            slope = None if slope is None else slope[active]
-    dz.mul_(at_others.unsqueeze(1)).scatter_(1, y, at_target.unsqueeze(1))
-    if slope is not None:
-        dz.mul_(slope)
-    if head.logit_scale != 1.0:
-        dz.mul_(head.logit_scale)
-    if d_bias is not None:
-        d_bias += dz.sum(0)
-    dz = dz.to(x.dtype)
-    if d_hidden is not None:
-        d_hidden.index_copy_(0, idx, _product(dz, head.weight, head.dtype).to(d_hidden.dtype))
-    if d_weight is not None:
-        if x.dtype == d_weight.dtype:
-            torch.addmm(d_weight, dz.t(), x, out=d_weight)
-        else:
-            torch.addmm(d_weight, dz.t(), x, out_dtype=d_weight.dtype, out=d_weight)
-
-
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b in dtype; for bf16 factors (CUDA only) the fp32 accumulator is returned as it is, without rounding to bf16."""
-    return a @ b if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+def _default_chunk(device: torch.device, vocabulary: int, dtype: torch.dtype) -> int:
+    rows = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (vocabulary * dtype.itemsize)
+    return max(1, rows - rows % 128 if device.type != "cpu" and rows >= 128 else rows)  # whole tiles of a matrix product
 
 
 def _check(

@@ -1,0 +1,65 @@
+"""The row kernels in plain torch: any device and dtype. The buffer of logits becomes exp(z - highest), and then dz, in place."""
+
+import torch
+from torch import Tensor
+
+from adaptsft_kernels.rows import LOWEST, TOP_K, Head, Sums, product
+
+
+class TorchRows:
+    """Two [n,V] buffers in `dtype` exist at a time; three with a soft cap."""
+
+    capacity = 0
+
+    def __init__(self, head: Head, dtype: torch.dtype, logits_dtype: torch.dtype):
+        self.head, self.dtype, self.logits_dtype = head, dtype, logits_dtype
+        self.empty = self.others = self.dz = head.weight.new_empty(0)  # others and dz are [n,V] between calls
+        self.slope: Tensor | None = None
+
+    def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
+        self.others, self.dz, self.slope = self.empty, self.empty, None  # before the new ones: what chunks exist to bound is their memory
+        z = product(x, self.head.weight.t(), x.new_empty(len(x), len(self.head.weight), dtype=self.logits_dtype)).to(self.dtype)
+        self.slope = finish(z, self.head)
+        top_entropy = entropy_of_top(z) if top else None
+        column = y.unsqueeze(1)
+        target = z.gather(1, column).squeeze(1)
+        z.scatter_(1, column, LOWEST)
+        highest = z.amax(1)
+        self.others = z.sub_(highest.unsqueeze(1)).exp()
+        square = torch.linalg.vector_norm(self.others, dim=1).square()
+        return Sums(target, highest, self.others.sum(1), z.mul_(self.others).sum(1), square), top_entropy
+
+    def gradient(self, y: Tensor, highest: Tensor, at_others: Tensor, at_target: Tensor, active: Tensor | None) -> None:
+        dz, slope = self.others, self.slope
+        if active is not None:
+            dz, y, at_others, at_target = (t[active] for t in (dz, y, at_others, at_target))
+            slope = None if slope is None else slope[active]
+        dz.mul_(at_others.unsqueeze(1)).scatter_(1, y.unsqueeze(1), at_target.unsqueeze(1))
+        if slope is not None:
+            dz.mul_(slope)
+        self.dz = dz.to(self.head.weight.dtype)
+
+    def take(self) -> Tensor:
+        return self.dz
+
+
+def finish(z: Tensor, head: Head) -> Tensor | None:
+    """x W^T [n,V] becomes the logits, in place. Returns the derivative of the soft cap, [n,V]."""
+    slope = None
+    if head.bias is not None:
+        z.add_(head.bias)
+    if head.logit_scale != 1.0:
+        z.mul_(head.logit_scale)
+    if head.softcap:
+        z.div_(head.softcap).tanh_()
+        slope = 1 - z.square()
+        z.mul_(head.softcap)
+    if head.bias is not None:
+        z.clamp_(min=LOWEST)  # a bias of -inf rules a token out
+    return slope
+
+
+def entropy_of_top(z: Tensor) -> Tensor:
+    """Entropy [n] of the TOP_K likeliest tokens of logits z [n,V], renormalised, nats."""
+    top = z.topk(min(TOP_K, z.shape[1]), dim=1).values.log_softmax(1)
+    return -(top.exp() * top).sum(1)
