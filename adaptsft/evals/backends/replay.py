@@ -1,0 +1,71 @@
+"""Recorded outputs in place of a model: anybody's answers, graded by these graders.
+
+--replay is a JSON-lines file (or a JSON list) of objects with an id and an output; `--replay-fields id=task_id,output=completion` names
+them as the file does. Several objects with the same id are its samples, in order.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaptsft.errors import ConfigError, DataError
+from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
+
+
+class Replay:
+    batch_size = 4096
+
+    def __init__(self, path: Path, fields: dict[str, str], label: str) -> None:
+        """Raises ConfigError for a field map that cannot be, DataError for a file that cannot be read."""
+        unknown = set(fields) - {"id", "output", "finish_reason"}
+        if unknown:
+            raise ConfigError(f"--replay-fields {', '.join(sorted(unknown))}: the fields are id, output and finish_reason")
+        names = {"id": "item_id", "output": "output", "finish_reason": "finish_reason"} | fields
+        try:
+            text = path.read_text()
+            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            raise DataError(f"--replay {path}: cannot be read: {error}") from None
+        self.path, self.answers = path, defaultdict(list)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or names["id"] not in row or names["output"] not in row:
+                have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                wanted = f"{names['id']!r} and {names['output']!r}"
+                raise DataError(f"--replay {path}, record {number}: {wanted} are wanted, it has {have}; name them by --replay-fields")
+            self.answers[str(row[names["id"]])].append(Output(row[names["output"]], row.get(names["finish_reason"]) or "stop", 0))
+        self.identity = {
+            "backend": "replay",
+            "model": label,
+            "objective": label,
+            "revision": hashlib.sha256(text.encode()).hexdigest(),
+            "template": None,
+            "dtype": None,
+            "device": None,
+            "versions": {},
+        }
+
+    def render(self, messages: list[Message]) -> str | None:
+        return None
+
+    def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
+        absent = [request for request in requests if len(self.answers[request.item_id]) <= request.sample]
+        if absent:
+            first = absent[0]
+            raise DataError(
+                f"--replay {self.path}: no output {first.sample + 1} for item {first.item_id!r}, nor for {len(absent) - 1} others; "
+                "lower --n or --limit, or name the fields by --replay-fields"
+            )
+        return [self.answers[request.item_id][request.sample] for request in requests]
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        raise ConfigError("--backend replay has no likelihoods: use hf, vllm or http for this task")
+
+
+def open_backend(options: argparse.Namespace) -> Replay:
+    if not options.replay:
+        raise ConfigError("--backend replay needs --replay FILE, a JSON-lines file of recorded outputs")
+    pairs = [part.partition("=") for part in (options.replay_fields or "").split(",") if part]
+    return Replay(Path(options.replay), {ours: theirs for ours, _, theirs in pairs}, options.model or Path(options.replay).stem)

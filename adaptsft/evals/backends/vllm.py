@@ -1,0 +1,84 @@
+"""vLLM in this process. It splits a model over GPUs itself (--tensor-parallel), so it is not started by torchrun."""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from adaptsft.errors import ConfigError
+from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
+from adaptsft.evals.backends.hf import encode_pair, fingerprint, locate
+from adaptsft.evals.prompts import Renderer
+
+
+class VLLM:
+    """Seeds are passed per request. Answers at temperature 0 still depend on the batch a little, unless VLLM_BATCH_INVARIANT=1 is set
+    (vllm-project/vllm#5898, #23138); what was set is recorded."""
+
+    batch_size = 1024  # vLLM schedules within: this is only how often samples are written
+
+    def __init__(self, name: str, template: str, dtype: str, tensor_parallel: int) -> None:
+        """Raises ConfigError where vLLM is not installed, or cannot load the model."""
+        try:
+            import vllm  # type: ignore[import-not-found]
+        except ImportError:
+            raise ConfigError("--backend vllm: vLLM is not installed here: pip install 'adaptsft[vllm]', or use --backend hf") from None
+        self.vllm = vllm
+        path, data, label = locate(name)
+        try:
+            self.engine = vllm.LLM(
+                model=path, dtype={"bf16": "bfloat16", "fp32": "float32"}.get(dtype, "auto"), tensor_parallel_size=tensor_parallel,
+                generation_config="vllm",  # not the sampling settings that lie beside the weights
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"--model {name}: vLLM cannot load it: {str(error).strip().splitlines()[0]}") from None
+        self.renderer = Renderer(self.engine.get_tokenizer(), data, template)
+        self.identity = {
+            "backend": "vllm",
+            "model": name,
+            "objective": label,
+            "revision": fingerprint(Path(path)) if Path(path).is_dir() else AutoConfig.from_pretrained(path)._commit_hash,
+            "template": self.renderer.name,
+            "dtype": str(self.engine.llm_engine.model_config.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT") == "1",
+            "versions": {"torch": torch.__version__, "vllm": vllm.__version__},
+        }
+
+    def render(self, messages: list[Message]) -> str:
+        return self.renderer.text(messages)
+
+    def _prompt(self, ids: list[int]) -> dict[str, list[int]]:
+        return {"prompt_token_ids": ids}  # not text: vLLM would put a second begin-of-text token first
+
+    def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
+        settings = [
+            self.vllm.SamplingParams(
+                temperature=params.temperature, top_p=params.top_p, max_tokens=params.max_tokens, stop=list(params.stop), seed=request.seed
+            )
+            for request in requests
+        ]
+        prompts = [self._prompt(self.renderer.ids(request.text or "")) for request in requests]
+        answers = [result.outputs[0] for result in self.engine.generate(prompts, settings, use_tqdm=False)]
+        return [Output(answer.text, "length" if answer.finish_reason == "length" else "stop", len(answer.token_ids)) for answer in answers]
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        settings = self.vllm.SamplingParams(max_tokens=1, prompt_logprobs=1, temperature=0)
+        encoded = [encode_pair(self.renderer.tokenizer, *pair) for pair in pairs]
+        answers = self.engine.generate([self._prompt(ids) for ids, _ in encoded], settings, use_tqdm=False)
+        results = []
+        for result, (ids, count) in zip(answers, encoded, strict=True):
+            steps = [step[token] for step, token in zip(result.prompt_logprobs[-count:], ids[-count:], strict=True)]
+            total = math.fsum(step.logprob for step in steps)
+            results.append(Likelihood(total, all(step.rank == 1 for step in steps), count))
+        return results
+
+
+def open_backend(options: argparse.Namespace) -> VLLM:
+    if not options.model:
+        raise ConfigError("--model: a run folder, a Hugging Face folder or a name on the hub")
+    return VLLM(options.model, options.template, options.dtype, options.tensor_parallel)

@@ -1,0 +1,101 @@
+"""From a model's text to the program in it, as evalplus 0.3.1 does (evalplus/sanitize.py; tree-sitter's Python grammar).
+
+The longest run of lines that is valid Python; of that, the imports, and of functions, classes and assignments at its top level those that
+the wanted function needs. The first of two definitions counts; a function without `return` and anything decorated are left out.
+"""
+
+import ast
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+
+import tree_sitter_python
+from tree_sitter import Language, Node, Parser
+
+PYTHON = Language(tree_sitter_python.language())
+
+
+def code_extract(text: str) -> str:
+    """The run of two or more lines with most non-blank ones that parses, the first of equals; the first line where none does."""
+    lines = text.split("\n")
+    filled = [0]
+    for line in lines:
+        filled.append(filled[-1] + bool(line.strip()))
+    by_size = defaultdict(list)  # evalplus tries every run; from the largest down, the first that parses is the same one
+    for first in range(len(lines)):
+        for last in range(first + 1, len(lines)):
+            by_size[filled[last + 1] - filled[first]].append((first, last))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of strange escapes in the text
+        for size in sorted(by_size, reverse=True):
+            for first, last in by_size[size]:
+                run = "\n".join(lines[first : last + 1])
+                if size > 0 and _parses(run):
+                    return run
+    return lines[0]
+
+
+def sanitize(text: str, entry_point: str | None = None) -> str:
+    """The program in `text`: all its imports and top-level definitions, or those that `entry_point` needs."""
+    code = code_extract(text)
+    return _needed(code.encode(), entry_point).decode().strip() or code
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def _needed(code: bytes, entry_point: str | None) -> bytes:
+    imports: list[Node] = []
+    definitions: dict[str | None, Node] = {}
+    for node in Parser(PYTHON).parse(code).root_node.children:
+        if node.type in ("import_statement", "import_from_statement"):
+            imports.append(node)
+        elif node.type == "class_definition" or (node.type == "function_definition" and _returns(node)):
+            definitions.setdefault(_name(node), node)
+        elif node.type == "expression_statement" and node.children[0].type == "assignment":
+            definitions.setdefault(_name(node.children[0]), node.children[0])
+    wanted = _reachable(entry_point, definitions) if entry_point else definitions.keys()
+    kept = imports + [node for name, node in definitions.items() if name in wanted]
+    return b"\n".join(code[node.start_byte : node.end_byte] for node in kept)
+
+
+def _reachable(entry_point: str, definitions: dict[str | None, Node]) -> set[str]:
+    """Names that the entry point uses, and those that these use: every identifier counts, whatever it means there."""
+    found, queue = {entry_point}, [entry_point]
+    while queue:
+        node = definitions.get(queue.pop())
+        for name in _identifiers(node) if node is not None else ():
+            if name not in found:
+                found.add(name)
+                queue.append(name)
+    return found
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(node.children)
+
+
+def _identifiers(node: Node) -> set[str]:
+    return {_text(child) for child in _nodes(node) if child.type == "identifier"}
+
+
+def _returns(node: Node) -> bool:
+    return any(child.type == "return_statement" for child in _nodes(node))
+
+
+def _name(node: Node) -> str | None:
+    """The first identifier among a definition's own parts; None for `a, b = …`."""
+    return next((_text(child) for child in node.children if child.type == "identifier"), None)
+
+
+def _text(node: Node) -> str:
+    return (node.text or b"").decode()

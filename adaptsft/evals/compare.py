@@ -1,0 +1,45 @@
+"""Which runs can be told apart: paired bootstrap on the items that they share."""
+
+from pathlib import Path
+
+import numpy as np
+
+from adaptsft.errors import DataError
+from adaptsft.evals import samples
+from adaptsft.evals.metrics import Difference, Scores, paired_bootstrap
+
+
+def item_scores(folder: Path, metric: str) -> dict[str, float]:
+    """Item id -> mean over its samples, from scored.jsonl."""
+    values: dict[str, list[float]] = {}
+    for row in samples.read_lines(folder / "scored.jsonl")[0]:
+        if row["scores"].get(metric) is not None:
+            values.setdefault(row["item_id"], []).append(float(row["scores"][metric]))
+    return {item: float(np.mean(scores)) for item, scores in values.items()}
+
+
+def compare(a: Path, b: Path, metric: str) -> Difference:
+    """b against a, two scored folders of the same task. Raises DataError where their data is not the same."""
+    data = [samples.read_json(folder / "run.json")["data"]["sha256"] for folder in (a, b)]
+    if data[0] != data[1]:
+        raise DataError(f"{a} and {b}: evaluated on other data (sha256 {data[0][:12]}… and {data[1][:12]}…): they cannot be compared")
+    left, right = item_scores(a, metric), item_scores(b, metric)
+    shared = [item for item in left if item in right]
+    if not shared:
+        raise DataError(f"{a} and {b}: no item has a {metric} in both: give both the same --limit")
+    return paired_bootstrap(_column(left, shared), _column(right, shared))
+
+
+def _column(scores: dict[str, float], items: list[str]) -> Scores:
+    return np.array([[scores[item]] for item in items])
+
+
+def against_best(entries: list[tuple[Path, str]]) -> tuple[int, list[bool]]:
+    """For (folder, metric) entries: which has the highest mean, and whether the 95 % interval of each one's difference from it holds 0."""
+    means = [float(np.mean(list(item_scores(folder, metric).values()))) for folder, metric in entries]
+    best = int(np.argmax(means))
+    same = []
+    for i, (folder, metric) in enumerate(entries):
+        difference = None if i == best else compare(entries[best][0], folder, metric)
+        same.append(difference is None or difference.low <= 0.0 <= difference.high)
+    return best, same

@@ -1,0 +1,119 @@
+"""Tasks evaluated while a model trains: a few items, greedy, on the sharded model as it stands, all ranks in lockstep.
+
+The weights are gathered layer by layer for every token that is generated, so this costs about `max_tokens` forwards per batch: meant for
+tens of items and short answers. Nothing that training depends on is touched: no random number is drawn from its generators, and mode,
+attention and sharding are as before when this returns.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from adaptsft.config import DataConfig
+from adaptsft.distributed import rank, together, world_size
+from adaptsft.errors import ConfigError
+from adaptsft.evals.backends import Output, Sampling
+from adaptsft.evals.backends.decode import decode
+from adaptsft.evals.backends.hf import end_tokens
+from adaptsft.evals.data import load_items
+from adaptsft.evals.graders import GRADERS, grade_all
+from adaptsft.evals.prompts import Renderer, fill
+from adaptsft.evals.score import metrics_of
+from adaptsft.evals.tasks import Task, load_task
+from adaptsft.model.build import ShardedModel, reshard
+
+
+@dataclass(frozen=True)
+class HeldOutTask:
+    """Prompts as token ids, and what their graders read."""
+
+    task: Task
+    fields: list[dict[str, Any]]
+    prompts: list[list[int]]
+    sampling: Sampling
+
+
+def prepare(names: list[str], data_dir: Path | None, limit: int, max_tokens: int, tokenizer: Any, data: DataConfig) -> list[HeldOutTask]:
+    """The first `limit` items of each task, rendered by the run's own template. Raises UserError before anything is trained."""
+    prepared = []
+    for name in names:
+        task = load_task(name)
+        if task.runner != "generate" or not all(grader in GRADERS for grader in task.graders):  # programs, judges
+            raise ConfigError(f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run on the finished model")
+        items = load_items(task, data_dir).items[:limit]
+        renderer = Renderer(tokenizer, data)
+        prompts = []
+        for item in items:
+            messages = [{"role": "system", "content": task.prompt.system}] if task.prompt.system else []
+            messages.append({"role": "user", "content": fill(task.prompt.user, item.fields)})
+            prompts.append(renderer.ids(renderer.text(messages) + task.prompt.start))
+        sampling = task.sampling(0.0, min(max_tokens, task.decoding.max_tokens))
+        prepared.append(HeldOutTask(task, [item.fields for item in items], prompts, sampling))
+    return prepared
+
+
+def evaluate(
+    model: ShardedModel, tokenizer: Any, tasks: list[HeldOutTask], batch_size: int = 16, beat: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, float]]:
+    """{task: {metric: mean over its items, "truncated": share}}, the same on all ranks, which call it together.
+
+    `beat` is called after every token: the trainer's watchdog. Rank 0 grades while the others wait.
+    """
+    results = {}
+    with generating(model):
+        answers = [answer(model, tokenizer, task, batch_size, beat) for task in tasks]
+    for task, outputs in zip(tasks, answers, strict=True):
+        shared: list[Any] = [together(lambda: _grade(task, outputs) if rank() == 0 else None)]  # noqa: B023
+        dist.broadcast_object_list(shared)
+        results[task.task.name] = shared[0]
+        beat()
+    return results
+
+
+def answer(model: ShardedModel, tokenizer: Any, task: HeldOutTask, batch_size: int, beat: Callable[[], None]) -> list[Output]:
+    """All outputs, on every rank. Rank r answers items r, r + world, …; one that has no more repeats another one, and drops the answer."""
+    world, count = world_size(), len(task.prompts)
+    rounds = -(-count // world)
+    mine = [i if i < count else rank() % count for i in range(rank(), rounds * world, world)]
+    ends = end_tokens(model, tokenizer)
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+    outputs: list[Output] = []
+    for start in range(0, rounds, batch_size):
+        batch = mine[start : start + batch_size]
+        outputs += decode(
+            model, tokenizer, [task.prompts[i] for i in batch], [0] * len(batch), task.sampling, ends,
+            context=context, lockstep=True, on_step=beat,
+        )  # fmt: skip
+    everyone: list[list[Output]] = [[]] * world
+    dist.all_gather_object(everyone, outputs)
+    return [everyone[i % world][i // world] for i in range(count)]
+
+
+def _grade(task: HeldOutTask, outputs: list[Output]) -> dict[str, float]:
+    records = [fields | {"response": output.text, "output": output.text} for fields, output in zip(task.fields, outputs, strict=True)]
+    found: dict[str, float] = {}
+    for name in task.task.graders:
+        verdicts = grade_all(name, records, workers=1)
+        scores = [metrics_of(name, verdict) for verdict in verdicts]
+        found |= {metric: sum(float(score[metric]) for score in scores) / len(scores) for metric in scores[0]}
+    return found | {"truncated": sum(output.finish_reason == "length" for output in outputs) / len(outputs)}
+
+
+@contextmanager
+def generating(model: ShardedModel) -> Iterator[None]:
+    """The model in a state to generate: no dropout, attention with a cache instead of packed documents, and no compiling for its shapes."""
+    attention = model.config._attn_implementation
+    model.eval()
+    model.set_attn_implementation("sdpa")
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        reshard(model)  # groups that stay unsharded until a backward would give the optimizer a wrong view of the weights
+        model.set_attn_implementation(attention)
+        model.train()

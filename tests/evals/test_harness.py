@@ -1,0 +1,167 @@
+"""Tasks of lm-eval on our backends: no network, data laid out as the hub's, results against our own arithmetic."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'")
+
+from adaptsft.errors import ConfigError, DataError
+from adaptsft.evals import harness
+from adaptsft.evals.backends import Likelihood
+from adaptsft.evals.backends.hf import HuggingFace
+from adaptsft.evals.backends.replay import Replay
+
+CATEGORIES = (
+    "biology", "business", "chemistry", "computer science", "economics", "engineering", "health", "history", "law", "math", "other",
+    "philosophy", "physics", "psychology",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not only the hub's offline switch: any address but this machine's is out of reach."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"the network was used: {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+def hub_folder(folder: Path, subset: str, splits: dict[str, list[dict[str, Any]]]) -> None:
+    """A data set as `hf download --local-dir` leaves it: a README that names files, and the files."""
+    (folder / subset).mkdir(parents=True)
+    listed = "".join(f"  - split: {split}\n    path: {subset}/{split}.jsonl\n" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {subset}\n  data_files:\n{listed}---\n")
+    for split, rows in splits.items():
+        (folder / subset / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+QUESTIONS = [
+    (
+        "The sun is responsible for",
+        ["puppies learning new tricks", "children growing up", "flowers wilting in a vase", "plants sprouting"],
+        3,
+    ),
+    (
+        "Gas can fill any container it is given, and liquid",
+        ["is standard weight", "is the opposite", "only needs a few", "uses what it needs"],
+        3,
+    ),
+    ("There is most likely going to be fog around:", ["a marsh", "a tundra", "the plains", "a desert"], 0),
+    ("As a car approaches you in the night", ["the headlights become more intense", "they recede", "they remain", "they go"], 0),
+    ("When the weather changes from cool to cold", ["animals put on fat", "ice melts", "insects multiply", "the sun grows"], 0),
+]
+
+
+@pytest.fixture
+def openbookqa(tmp_path: Path) -> Path:
+    rows = [
+        {"id": str(i), "question_stem": stem, "choices": {"text": options, "label": list("ABCD")}, "answerKey": "ABCD"[gold]}
+        for i, (stem, options, gold) in enumerate(QUESTIONS)
+    ]
+    hub_folder(tmp_path / "data" / "allenai" / "openbookqa", "main", {"train": rows, "validation": rows, "test": rows})
+    return tmp_path / "data"
+
+
+class Interrupted(HuggingFace):
+    """A model that stops answering after its first batch."""
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        if self.answered:
+            raise KeyboardInterrupt
+        self.answered = True
+        return super().loglikelihood(pairs)
+
+    answered = False
+
+
+def test_likelihoods_of_options(tiny_model: Callable[..., Path], openbookqa: Path, tmp_path: Path) -> None:
+    """lm-eval's accuracy is that of our own likelihoods; an interrupted run goes on, and is scored without a model."""
+    model = str(tiny_model("llama"))
+    backend = HuggingFace(model, batch_size=6)
+    with pytest.raises(KeyboardInterrupt):
+        harness.evaluate("openbookqa", Interrupted(model, batch_size=6), tmp_path / "out", data_dir=openbookqa)
+    with pytest.raises(DataError, match="14 of 20 answers to openbookqa are missing"):
+        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
+    found = harness.evaluate("openbookqa", backend, tmp_path / "out", data_dir=openbookqa, items=5)
+    right = {"acc": [], "acc_norm": []}
+    for stem, options, gold in QUESTIONS:
+        logprobs = [likelihood.logprob for likelihood in backend.loglikelihood([(stem, f" {option}") for option in options])]
+        right["acc"].append(max(range(4), key=lambda i: logprobs[i]) == gold)
+        right["acc_norm"].append(max(range(4), key=lambda i: logprobs[i] / len(options[i])) == gold)
+    for metric, verdicts in right.items():
+        assert found.metrics[metric]["value"] == pytest.approx(sum(verdicts) / 5)
+        assert found.metrics[metric]["n"] == 5
+        assert [row["scores"][metric] for row in found.rows] == [float(verdict) for verdict in verdicts]
+    assert len((tmp_path / "out" / "samples.rank0.jsonl").read_text().splitlines()) == 20
+    assert harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa) == found
+
+
+def test_generated_answers(tmp_path: Path) -> None:
+    """MMLU-ProX in Swahili: 5 examples by default, lm-eval's pattern, the share in which nothing was found, the mean over subjects."""
+    question = {"question": "Je, 2 + 2 ni ngapi?", "cot_content": "Jibu: Hebu tufikiri. Jibu ni (B).", "answer": "B", "answer_index": 1}
+    question |= {f"option_{i}": str(3 + i) if i < 4 else None for i in range(10)}
+    rows = [question | {"category": category} for category in CATEGORIES]
+    hub_folder(tmp_path / "data" / "li-lab" / "MMLU-ProX", "sw", {"test": rows, "validation": [row for row in rows for _ in range(5)]})
+    answers = ["Jibu ni (B).", "Jibu ni B", "Jibu ni (A). Jibu ni (B).", "sijui"]
+    outputs = [
+        {"item_id": f"mmlu_prox_sw_{category.replace(' ', '_')}/0", "output": answers[i % 4]} for i, category in enumerate(CATEGORIES)
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in outputs))
+    backend = Replay(tmp_path / "answers.jsonl", {}, "recorded")
+    found = harness.evaluate("mmlu_prox_sw", backend, tmp_path / "out", data_dir=tmp_path / "data", items=14)
+    assert found.metrics["exact_match"]["value"] == pytest.approx(8 / 14)
+    assert found.metrics["exact_match"]["n"] == found.n_items == 14
+    assert found.rates == {"unparsed": pytest.approx(3 / 14)}
+    assert set(found.settings["num_fewshot"].values()) == {5}
+    assert found.rows[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 6
+    zero = harness.evaluate("mmlu_prox_sw", backend, tmp_path / "zero", data_dir=tmp_path / "data", num_fewshot=0)
+    assert zero.rows[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 1
+    assert zero.data_sha256 == found.data_sha256
+
+
+def test_a_task_of_ones_own(tmp_path: Path) -> None:
+    """An lm-eval YAML file with data beside it."""
+    (tmp_path / "capitals.jsonl").write_text('{"q": "Capital of France?", "a": "Paris"}\n{"q": "Capital of Peru?", "a": "Lima"}\n')
+    (tmp_path / "capitals.yaml").write_text(
+        f"task: capitals\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'capitals.jsonl'}}}}}\ntest_split: test\n"
+        "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
+        "generation_kwargs: {until: ['.'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\n"
+    )
+    (tmp_path / "answers.jsonl").write_text('{"item_id": "capitals/0", "output": "Paris"}\n{"item_id": "capitals/1", "output": "Quito"}\n')
+    found = harness.evaluate(str(tmp_path / "capitals.yaml"), Replay(tmp_path / "answers.jsonl", {}, "recorded"), tmp_path / "out")
+    assert found.metrics["exact_match"]["value"] == 0.5
+    assert [(row["output"], row["gold"]) for row in found.rows] == [("Paris", "Paris"), ("Quito", "Lima")]
+
+
+def test_data_that_changed_is_read_again(openbookqa: Path, tmp_path: Path) -> None:
+    """`datasets` alone would give what it saw in the folder before."""
+    path = openbookqa / "allenai" / "openbookqa" / "main" / "test.jsonl"
+    with pytest.raises(DataError, match="20 of 20 answers"):
+        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(DataError, match="12 of 12 answers"):
+        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
+
+
+def test_what_is_refused(openbookqa: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the data has 5 items, the task names 500"):
+        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa, items=500)
+    with pytest.raises(DataError, match="hf download cais/mmlu --repo-type dataset --local-dir"):
+        harness.evaluate("mmlu", None, tmp_path / "out", data_dir=openbookqa)
+    with pytest.raises(ConfigError, match="choose one of mmlu, arc_challenge"):
+        harness.evaluate("hellaswag", None, tmp_path / "out")
+    os.remove(openbookqa / "allenai" / "openbookqa" / "main" / "test.jsonl")
+    with pytest.raises(DataError, match="openbookqa cannot be loaded: "):
+        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)

@@ -1,0 +1,84 @@
+"""Started by torchrun on two gloo ranks: trains a little, once with tasks evaluated in between and once without, then answers one.
+
+torchrun --standalone --nproc-per-node 2 -m tests.evals.two_ranks FOLDER MODEL DATA
+"""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from adaptsft.data import BatchPlan, open_data
+from adaptsft.distributed import mesh, print0, process_group, rank, rank0_first, world_size
+from adaptsft.errors import ConfigError
+from adaptsft.evals import in_training
+from adaptsft.evals.__main__ import main as evals
+from adaptsft.loader import BatchLoader
+from adaptsft.model.build import NLL, build_model, load_assets
+from adaptsft.model.export import export
+from adaptsft.optim import build_optimizer
+from tests.runs import flatten, small_config
+
+SETTINGS = {
+    "--template": "plain",
+    "--tasks": "openbookqa",
+    "--limit": 9,
+    "--max-tokens": 6,
+    "--batch-size": 2,
+    "--temperature": 1,
+    "--samples": 2,
+}
+GENERATE = [str(part) for pair in SETTINGS.items() for part in pair]
+
+
+class Beats:
+    count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
+    config = small_config(folder, model_folder, train__global_batch_size=4)
+    beats, shown = Beats(), {}
+    with process_group("cpu") as device:
+        assets = load_assets(config.model)
+        data, _ = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0))
+        with suppress(ConfigError):
+            in_training.prepare(["humaneval"], data_dir, 5, 8, assets.tokenizer, config.data)
+            raise AssertionError("programs are not run in training")
+        tasks = in_training.prepare(["openbookqa", "figfont"], data_dir, 5, 8, assets.tokenizer, config.data)
+        for name in ("plain", "evaluated"):
+            torch.manual_seed(7)
+            model, attention = build_model(config.model, config.train, assets, mesh(device, 1), device)
+            optimizer = build_optimizer(model, config.train)
+            plan = BatchPlan(data, config, world_size())
+            load_step = BatchLoader(plan, data, config, 0, attention == "sdpa", device)
+            for step in range(2):
+                if name == "evaluated":
+                    found = in_training.evaluate(model, assets.tokenizer, tasks, batch_size=2, beat=beats)
+                for batch, documents in load_step(step):
+                    loss, _ = model.token_loss(batch, documents, NLL, None, 1.0 / plan.valid_tokens(step), 0)
+                    loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            load_step.pool.shutdown()
+            state = flatten({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}) | {"random": torch.get_rng_state()}
+            assert model.training
+            assert model.config._attn_implementation.startswith("documents_")
+            if rank() == 0:
+                torch.save(state, folder / f"{name}.pt")
+        found = in_training.evaluate(model, assets.tokenizer, tasks, batch_size=2, beat=beats)
+        shown = {"metrics": found, "beats": beats.count, "prompts": [assets.tokenizer.decode(prompt) for prompt in tasks[0].prompts]}
+        with in_training.generating(model):
+            shown["outputs"] = [output.text for output in in_training.answer(model, assets.tokenizer, tasks[0], 2, beats)]
+        export(model, assets, folder / "exported", "fp32")
+        if rank() == 0:
+            (folder / "found.json").write_text(json.dumps(shown))
+    assert evals(["generate", "--model", str(model_folder), "--data-dir", str(data_dir), "--out", str(folder / "out"), *GENERATE]) == 0
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
