@@ -109,6 +109,7 @@ class ObjectiveConfig:
     )
     normalizer: str = key("all", "divide the loss by all supervised tokens, or by those kept by the threshold", ("all", "kept"))
     params: dict[str, float] = key({}, "parameters of the objective by name, for example {gamma: 2}; see docs/objectives.md")
+    exempt: str = key("none", "tokens that keep NLL whatever the objective: end of text, or all special tokens", ("none", "eos", "special"))
     unit_mass: bool = key(
         False,
         "divide the gradient by the running mean of the weights s, by at most 4 either way: learning rate and clipping keep their "
@@ -166,7 +167,14 @@ class TrainConfig:
         "reduce gradients after every micro-batch: more communication, but no unsharded gradients (4 bytes per parameter) are held",
         changeable=True,
     )
-    loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 64 MiB on CPU, 1 GiB on GPU)", changeable=True)
+    loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 48 MiB of them on CPU, 512 MiB on GPU)", changeable=True)
+    loss_implementation: str = key(
+        "auto",
+        "of the fused head and loss; auto: triton on GPU where it is installed, else torch",
+        ("auto", "triton", "torch"),
+        changeable=True,
+    )
+    loss_logits: str = key("fp32", "dtype of a chunk's logits; bf16 is faster on GPU, and p is then off by about 1 %", ("fp32", "bf16"))
     device: str = key("auto", "auto: cuda where there is one", ("auto", "cpu", "cuda"), changeable=True)
     replicas: int = key(1, "HSDP: copies of the model; each is sharded over world size / replicas ranks", changeable=True)
     hang_timeout: int = key(
@@ -191,7 +199,13 @@ class CheckpointConfig:
 
 @dataclass
 class EvalConfig:
-    every: int = key(0, "steps between evaluations of the held-out data, the first before training (0: only at the end)", changeable=True)
+    every: int = key(0, "steps between evaluations, the first before training (0: only at the end)", changeable=True)
+    tasks: list[str] = key(
+        [], "tasks of adaptsft.evals to answer greedily at each evaluation, such as [gsm8k]; see docs/evaluation.md", changeable=True
+    )
+    data_dir: str | None = key(None, "folder of the tasks' data files (default: from the hub)", changeable=True)
+    limit: int = key(32, "items of each task", changeable=True)
+    max_tokens: int = key(256, "longest answer to an item, in tokens", changeable=True)
 
 
 @dataclass
@@ -377,8 +391,8 @@ def validate(config: Config) -> None:
     )
     held_out = data.validation_path != "" or data.validation_examples > 0
     require(
-        config.eval.every == 0 or held_out,
-        "eval.every is set but no data is held out: set data.validation_path or data.validation_examples",
+        config.eval.every == 0 or held_out or config.eval.tasks != [],
+        "eval.every is set but nothing is evaluated: set data.validation_path, data.validation_examples or eval.tasks",
     )
     if data.stream > 0:
         start = f"data.stream={data.stream}"
@@ -412,7 +426,7 @@ def validate(config: Config) -> None:
         "data.max_length",
         "data.pad_multiple",
     )
-    positive += ("log.every", "checkpoint.keep_last")
+    positive += ("log.every", "checkpoint.keep_last", "eval.limit", "eval.max_tokens")
     for name in positive:
         require(get(config, name) >= 1, f"{name}={get(config, name)}: must be at least 1")
     for name in (
@@ -453,6 +467,8 @@ def validate(config: Config) -> None:
 
     objective = objectives.build(config.objective)
     controllers.validate(config.controller, config.objective, objective)
+    exempts = config.objective.exempt == "none" or config.objective.name != "nll"
+    require(exempts, f"objective.exempt={config.objective.exempt} has no effect with objective.name=nll, which is what exempt tokens keep")
     require(
         config.objective.normalizer == "all" or objective.mask is not None,
         f"objective.normalizer=kept has no effect with objective.name={config.objective.name}, which masks nothing: use all",

@@ -14,6 +14,7 @@ class Control(NamedTuple):
     `alpha`, `lower` and `upper` are moved by the controller. `mean_p` (mean probability of the targets, Eq. 5 of the paper) and
     `sequence_nll` (median of the sequence-mean NLL, nats per token) are the all-reduced statistics of the previous step. `mass` is
     the running mean of the weights s over all tokens, the same for all sources, which objective.unit_mass divides by.
+    `exempt` is 1 for tokens that objective.exempt leaves to NLL, see `controls`.
     """
 
     alpha: Tensor
@@ -22,6 +23,7 @@ class Control(NamedTuple):
     mean_p: Tensor
     sequence_nll: Tensor
     mass: Tensor
+    exempt: Tensor
 
 
 def initial_control(config: ObjectiveConfig, sources: int, device: torch.device) -> Control:
@@ -30,12 +32,22 @@ def initial_control(config: ObjectiveConfig, sources: int, device: torch.device)
     def full(value: float) -> Tensor:
         return torch.full((sources,), value, dtype=torch.float32, device=device)
 
-    return Control(full(config.alpha), full(config.lower), full(config.upper), full(0.5), full(1.0), full(1.0))
+    return Control(full(config.alpha), full(config.lower), full(config.upper), full(0.5), full(1.0), full(1.0), full(0.0))
 
 
 def per_token(control: Control, source: Tensor) -> Control:
     """The control of every token: source int64 [n] -> fields [n]."""
     return Control(*(field[source] for field in control))
+
+
+def controls(control: Control, source: Tensor, labels: Tensor, exempt: Tensor | None) -> tuple[Control, Tensor]:
+    """The control [2 sources] and the row of every token in it, int64 [n]: tokens whose label is among `exempt` read a copy of their
+    source's control that says so."""
+    if exempt is None:
+        return control, source
+    both = Control(*(torch.cat([field, field]) for field in control))
+    both = both._replace(exempt=torch.cat([torch.zeros_like(control.exempt), torch.ones_like(control.exempt)]))
+    return both, source + len(control.exempt) * torch.isin(labels, exempt)
 
 
 class Signals(NamedTuple):

@@ -153,17 +153,28 @@ class Metrics:
         )
         return row
 
+    def tasks(self, step: int, found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """Write and return the scores {task: {metric: value}} after `step` steps."""
+        scalars = {f"{task}/{metric}": value for task, values in found.items() for metric, value in values.items()}
+        together(lambda: self._write_scores({"step": step, "tasks": found}, {"step": step} | scalars))
+        print0(f"  tasks at step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scalars.items()))
+        return found
+
     def _write_evaluation(self, row: dict[str, Any], histogram: np.ndarray) -> None:
+        self._write_scores(row, row)
+        if self.board is not None:
+            _add_histogram(self.board, "eval/p", histogram, row["step"])
+
+    def _write_scores(self, row: dict[str, Any], scalars: dict[str, Any]) -> None:
         if self.file is None:
             return
         try:
             with (self.run / "eval.jsonl").open("a") as file:
                 file.write(_json(row))
             if self.board is not None:
-                for tag, value in row.items():
+                for tag, value in scalars.items():
                     if isinstance(value, float):
                         self.board.add_scalar(f"eval/{tag}", value, row["step"])
-                _add_histogram(self.board, "eval/p", histogram, row["step"])
         except OSError as error:
             raise CheckpointError(f"{self.run}: eval.jsonl could not be written: {error}. The checkpoints are intact") from None
 

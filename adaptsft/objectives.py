@@ -37,13 +37,25 @@ class Objective:
     uses: frozenset[str] = frozenset()  # fields of Control that it reads
     whole_batch: bool = False  # it must see all rows of a micro-batch at once
     bounds: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # allowed range of its parameters
+    exempt: Tensor | None = None  # ids of the tokens that are left to NLL; control.exempt marks them
 
     def __call__(self, rows: Rows, control: Any) -> Result:
-        return self.function(rows, control)
+        loss, s = self.function(rows, control)
+        if self.exempt is None:
+            return loss, s
+        return torch.where(control.exempt > 0, -rows.logp, loss), torch.where(control.exempt > 0, 1.0, s)
 
     def keep(self, rows: Rows, control: Any) -> Tensor:
         """Which tokens count for `objective.normalizer=kept`: bool [n], all True for an objective without a mask."""
-        return torch.ones_like(rows.top1) if self.mask is None else self.mask(rows, control)
+        if self.mask is None:
+            return torch.ones_like(rows.top1)
+        kept = self.mask(rows, control)
+        return kept if self.exempt is None else kept | (control.exempt > 0)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether many weights s are zero, so that a GPU had better ask how many rows are left."""
+        return self.mask is not None
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -109,6 +121,16 @@ def build(config: ObjectiveConfig) -> Objective:
         both = getattr(config, key) != unset and getattr(config, f"{key}_quantile") is not None
         require(not both, f"objective.{key} and objective.{key}_quantile both set the {key} threshold: choose one")
     return objective
+
+
+def with_exempt(objective: Objective, config: ObjectiveConfig, tokenizer: Any, device: torch.device) -> Objective:
+    """The objective with objective.exempt's tokens of this tokenizer left to NLL."""
+    if config.exempt == "none":
+        return objective
+    ids = [tokenizer.eos_token_id] if config.exempt == "eos" else tokenizer.all_special_ids
+    ids = [number for number in ids if number is not None]
+    require(ids != [], f"objective.exempt={config.exempt}: the tokenizer has no such token")
+    return dataclasses.replace(objective, exempt=torch.tensor(ids, device=device))
 
 
 def describe() -> str:

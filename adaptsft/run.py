@@ -9,7 +9,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ from adaptsft.data import BatchPlan
 from adaptsft.distributed import print0, rank, world_size
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.model.build import compute_dtype, embedding_of, head_of
+from adaptsft_kernels import describe_implementation
 
 
 def find_start(config: Config) -> Path | None:
@@ -146,9 +147,7 @@ def flops_per_token(model: PreTrainedModel, plan: BatchPlan) -> float:
     return 6.0 * multiplying + attention * float(plan.data.lengths.mean())
 
 
-def introduce(
-    config: Config, model: PreTrainedModel, attention: str, plan: BatchPlan, start: Path | None, steps: int, device: torch.device
-) -> None:
+def introduce(config: Config, model: Any, attention: str, plan: BatchPlan, start: Path | None, steps: int, device: torch.device) -> None:
     """Say on rank 0 what is about to happen."""
     if start is not None:
         print0(f"resuming from {start}")
@@ -161,5 +160,6 @@ def introduce(
     )
     controller = config.controller
     moved = "" if controller.name == "fixed" else f", {controller.name} controller"
-    print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in torch, chunked")
+    loss = describe_implementation(device, compute_dtype(config.model, device), **model.loss_settings)
+    print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in {loss}")
     print0(f"plan: {steps:,} steps of {config.train.global_batch_size:,} examples = {plan.extent(steps)}")

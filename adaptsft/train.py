@@ -18,7 +18,7 @@ import torch
 from adaptsft import base_statistics, checkpoint, config as configuration, objectives
 from adaptsft.checkpoint import Checkpointer
 from adaptsft.config import Config
-from adaptsft.control import Control, initial_control, per_token
+from adaptsft.control import Control, controls, initial_control, per_token
 from adaptsft.controllers import Steering
 from adaptsft.data import BatchPlan, TokenizedData, open_data
 from adaptsft.distributed import Stopper, Watchdog, mesh, print0, process_group, rank, rank0_first, same_config, together, world_size
@@ -49,10 +49,11 @@ def train(config: Config) -> dict[str, Any]:
         stream = stack.enter_context(Stream(config, assets.tokenizer, start)) if config.data.stream else None
         part = stream.part if stream else None
         data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, rank() == 0, part))
+        tasks = rank0_first(lambda: held_out_tasks(config, assets.tokenizer))
         plan = BatchPlan(data, config, world_size(), part)
         steps = config.train.max_steps or plan.steps(config.train.epochs)
 
-        objective = objectives.build(config.objective)
+        objective = objectives.with_exempt(objectives.build(config.objective), config.objective, assets.tokenizer, device)
         model, attention = build_model(config.model, config.train, assets, devices, device)
         optimizer = build_optimizer(model, config.train)
         control = initial_control(config.objective, len(data.names), device)
@@ -101,6 +102,12 @@ def train(config: Config) -> dict[str, Any]:
             if held_out is not None:
                 with metrics.paused():
                     result["held_out"] = evaluate(model, held_out, objective, control, load_step, metrics, step, watchdog)
+            if tasks:
+                from adaptsft.evals import in_training
+
+                with metrics.paused():
+                    found = in_training.evaluate(model, assets.tokenizer, tasks, beat=lambda: watchdog.beat(step))
+                    result["tasks"] = metrics.tasks(step, found)
 
         if first == 0 and config.eval.every > 0:
             evaluate_held_out(0)
@@ -116,12 +123,14 @@ def train(config: Config) -> dict[str, Any]:
                 model.set_requires_gradient_sync(config.train.reduce_every_micro_batch or number + 1 == len(micro_batches))
                 loss, rows = model.token_loss(batch, documents, objective, control, scale, config.train.loss_chunk)
                 loss.backward()
-                statistics.add(rows, objective.keep(rows, per_token(control, batch.source)), batch)
+                statistics.add(
+                    rows, objective.keep(rows, per_token(*controls(control, batch.source, batch.labels, objective.exempt))), batch
+                )
 
             stopper.ask(statistics.stop)
             statistics.all_reduce()
-            tokens, kept = statistics.column("tokens").sum(), statistics.column("kept").sum()
-            normalizer = tokens / kept.clamp(min=1.0) if kept_only else torch.ones_like(tokens)
+            tokens = statistics.column("tokens").sum()
+            normalizer = tokens / statistics.column("kept").sum().clamp(min=1.0) if kept_only else torch.ones_like(tokens)
             if config.objective.unit_mass:
                 normalizer = normalizer / control.mass[0].clamp(0.25, 4.0)
             grad_norm = scale_and_clip(model, normalizer.float(), config.train.clip_norm)
@@ -179,11 +188,23 @@ def evaluate(
     for batch, documents in batches.in_order(data):
         watchdog.beat(step)
         _, rows = model.token_loss(batch, documents, objective, control, 1.0, batches.config.train.loss_chunk)
-        statistics.add(rows, objective.keep(rows, per_token(control, batch.source)), batch)
+        kept = objective.keep(rows, per_token(*controls(control, batch.source, batch.labels, objective.exempt)))
+        statistics.add(rows, kept, batch)
     reshard(model)
     model.train()
     statistics.all_reduce()
     return metrics.evaluation(step, data.names, statistics)
+
+
+def held_out_tasks(config: Config, tokenizer: Any) -> list[Any]:
+    """The tasks of eval.tasks, ready to be answered."""
+    settings = config.eval
+    if not settings.tasks:
+        return []
+    from adaptsft.evals import in_training  # needs the extra `eval`
+
+    folder = Path(settings.data_dir) if settings.data_dir else None
+    return in_training.prepare(settings.tasks, folder, settings.limit, settings.max_tokens, tokenizer, config.data)
 
 
 def main(arguments: list[str]) -> int:

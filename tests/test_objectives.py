@@ -93,7 +93,7 @@ def rows_at(points: list[str]) -> Rows:
 
 
 def control_of(count: int, dtype: torch.dtype = torch.float64, **values: float) -> Control:
-    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": MEAN_P, "sequence_nll": TAU, "mass": 1.0} | values
+    values = {"alpha": 0.0, "lower": 0.0, "upper": 1.0, "mean_p": MEAN_P, "sequence_nll": TAU, "mass": 1.0, "exempt": 0.0} | values
     return Control(**{name: torch.full((count,), value, dtype=dtype) for name, value in values.items()})
 
 

@@ -205,3 +205,19 @@ def test_exit_codes_and_messages_of_the_command(tmp_path, model, capsys):
     assert f"{bad}:1" in capsys.readouterr().err
     assert not (tmp_path / "r").exists(), "nothing is written before everything was found to be in order"
     assert trainer.PREEMPTED not in (0, 1, 2, 3, 4, 5)
+
+
+def test_exempt_tokens_keep_nll(tmp_path, model):
+    """-p with the end-of-text token exempt: its weight s is 1, that of all others p."""
+    runs = {}
+    for exempt in ("none", "eos"):
+        (tmp_path / exempt).mkdir()
+        config = small_config(tmp_path / exempt, model, objective__name="neg_p", objective__exempt=exempt, train__max_steps=1)
+        train(config)
+        runs[exempt] = metrics_of(config)[0]
+    plain, spared = runs["none"], runs["eos"]
+    assert plain["weight"] == pytest.approx(plain["mean_p"], rel=1e-4)
+    assert spared["nll"] == pytest.approx(plain["nll"], rel=1e-6)
+    examples = 4  # each ends with one such token, of p near 0 in an untrained model
+    share = examples / spared["tokens"]
+    assert spared["weight"] == pytest.approx(plain["weight"] + share, rel=0.05)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from adaptsft.config import ModelConfig, TrainConfig
+from adaptsft.control import controls
 from adaptsft.data import Batch
 from adaptsft.distributed import together
 from adaptsft.errors import ConfigError
@@ -113,6 +114,10 @@ def build_model(
     for block in blocks(model):
         prepare_block(block, train)
     model.token_loss = types.MethodType(token_loss, model)
+    model.loss_settings = {
+        "implementation": train.loss_implementation,
+        "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None,
+    }
     shard(model, mesh, dtype)
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
@@ -141,10 +146,12 @@ def token_loss(
     settings = self.config.get_text_config()
     # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling; verify_head catches what is not known here
     logit_scale = getattr(settings, "logit_scale", None) or 1.0 / (getattr(settings, "logits_scaling", None) or 1.0)
+    control, source = controls(control, batch.source, batch.labels, objective.exempt)
     return linear_objective(
         hidden.flatten(0, 1), head.weight, batch.labels, objective, control,
-        source=batch.source, sequence=batch.sequence, valid_idx=batch.valid_idx, bias=head.bias,
+        source=source, sequence=batch.sequence, valid_idx=batch.valid_idx, bias=head.bias,
         softcap=getattr(settings, "final_logit_softcapping", None), logit_scale=logit_scale, scale=scale, chunk_size=chunk,
+        **self.loss_settings,
     )  # fmt: skip
 
 
