@@ -68,6 +68,7 @@ CASES = [
     Case({"name": "dft"}, lambda p: p, weighted=True),
     Case({"name": "deft"}, lambda p: p ** mp.mpf(C), weighted=True),
     Case({"name": "concentration"}, lambda p: p ** (3 * mp.mpf(C)), weighted=True, alpha=3.0),
+    Case({"name": "soft_threshold", "lower": 0.2}, lambda p: 1 / (1 + (mp.mpf("0.2") / p) ** 2), weighted=True),
     Case({"name": "eaft"}, lambda p: mp.mpf(H20) / 3, weighted=True),
     Case({"name": "cayley"}, cayley, weighted=True),
     Case({"name": "talr"}, lambda p: max(p ** (1 / mp.mpf(TAU)), mp.mpf(0.01)), weighted=True),

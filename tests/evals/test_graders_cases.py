@@ -84,7 +84,6 @@ def test_math_robust_accepts_every_power_of_ten_of_minerva(shared_data: Path) ->
         assert not math_robust.grade({"gold": power[0], "response": wrong})["correct"], power[0]
 
 
-@pytest.mark.slow
 def test_gsm8k_verdicts(cases) -> None:
     """OpenAI's labels, which compare numbers literally: the robust grader gives the same."""
     for case in cases("gsm8k_labelled_5276"):

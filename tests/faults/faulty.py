@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from adaptsft import checkpoint, train as trainer
+from adaptsft.control import Control
 from adaptsft.controllers import Steering
 from adaptsft.distributed import rank
 from adaptsft.loader import BatchLoader
@@ -44,6 +45,7 @@ class State:
     phase, step, call = "start", 0, 0
     saving, operation = 0, 0  # the step of the save that goes on, its file operations so far
     trace: Path | None = None  # receives a line per step and per file operation of a save
+    control: Control | None = None
     lock, mine = threading.Lock(), threading.local()
 
 
@@ -145,12 +147,13 @@ def install_hooks() -> None:
             State.phase, State.step, State.call = "step", step + 1, 0
             note(step=step + 1)
             strike("begin", step=step + 1)
+            if State.control is not None and fault_at("control", step=step + 1) is not None:
+                State.control.alpha.add_(1)  # in place: what the loop holds, after the last checkpoint was saved
         return load(self, step, *arguments, **named)
 
     def advance_step(self, control, statistics, skip, done):
-        control = advance(self, control, statistics, skip, done)
-        fault = fault_at("control", step=done + 1)
-        return control if fault is None else control._replace(alpha=control.alpha + 1)
+        State.control = advance(self, control, statistics, skip, done)
+        return State.control
 
     BatchLoader.__call__, Steering.advance = load_step, advance_step
     evaluate, save = trainer.evaluate, checkpoint.Checkpointer.save
