@@ -68,7 +68,7 @@ def train(config: Config) -> dict[str, Any]:
             control = with_quantiles(model, config.objective, control, load_step.in_order(data), tokens, config.train.loss_chunk, base)
         else:
             first = rank0_first(lambda: check_position(start, plan, steps))
-        steering = Steering(config.controller, config.train, steps, control, base and base.signals())
+        steering = Steering(config.controller, config.train, steps, control, None if base is None else base.signals())
         control = steering.first
         if start is not None:
             checkpoint.load(start, model, optimizer, steering.tensors(control))

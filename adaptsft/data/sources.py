@@ -238,8 +238,10 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _load_hub(source: SourceConfig) -> datasets.Dataset:
+    # datasets' cache knows a local folder by its name and README alone, and would give rows that are no longer there
+    mode = datasets.DownloadMode.FORCE_REDOWNLOAD if Path(source.path).is_dir() else None
     try:
-        return datasets.load_dataset(source.path, source.subset, split=source.split)
+        return datasets.load_dataset(source.path, source.subset, split=source.split, download_mode=mode)
     except (DatasetsError, ValueError, OSError) as error:
         raise DataError(
             f"{source.path}: neither a file here nor a data set of the hub that can be read: {error.__cause__ or error}"

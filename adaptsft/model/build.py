@@ -151,7 +151,7 @@ def token_loss(
         hidden.flatten(0, 1), head.weight, batch.labels, objective, control,
         source=source, sequence=batch.sequence, valid_idx=batch.valid_idx, bias=head.bias,
         softcap=getattr(settings, "final_logit_softcapping", None), logit_scale=logit_scale, scale=scale, chunk_size=chunk,
-        **self.loss_settings,
+        **cast(dict[str, Any], self.loss_settings),
     )  # fmt: skip
 
 
