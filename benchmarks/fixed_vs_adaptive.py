@@ -10,6 +10,7 @@ missing is run. The presets are configs/lab/*.yaml, the methods configs/lab/meth
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,10 +39,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", help="instead of the preset's: processes, one thread each")
     parser.add_argument("--out", type=Path, help="folder of results, data and pretrained models (default: runs/lab_PRESET)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="only tabulate and plot the results in this folder")
-    parser.add_argument("override", nargs="*", metavar="key=value", help="a key of the preset, such as finetune.train.lr=1e-3")
-    options = parser.parse_intermixed_args(arguments)
-    if wrong := [text for text in options.override if "=" not in text]:
-        parser.error(f"{wrong[0]}: not key=value")
+    parser.add_argument("key=value", nargs="*", help="a key of the preset, such as finetune.train.lr=1e-3")
+    # taken out first: --methods would take them for methods
+    overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
+    options = parser.parse_args([argument for argument in arguments if argument not in overrides])
+    if stray := getattr(options, "key=value"):
+        parser.error(f"{stray[0]}: not key=value")
+    options.overrides = overrides
     return options
 
 
@@ -57,7 +61,7 @@ def main(arguments: list[str]) -> int:
         lists = {name: getattr(options, name) for name in ("families", "regimes", "methods", "seeds")}
         overrides = [f"{name}=[{', '.join(values)}]" for name, values in lists.items() if values]
         overrides += [f"workers={options.workers}"] if options.workers else []
-        failed = run(settings.read(Lab, path, overrides + options.override), methods, options.out or Path("runs") / f"lab_{path.stem}")
+        failed = run(settings.read(Lab, path, overrides + options.overrides), methods, options.out or Path("runs") / f"lab_{path.stem}")
     except UserError as error:
         print(f"fixed_vs_adaptive: {error}", file=sys.stderr)
         return error.exit_code

@@ -21,6 +21,7 @@ def write(folder: Path, results: list[dict[str, Any]], of_metric: dict[str, Any]
         ("trajectories", lambda: trajectories(plt, results)),
         ("inversion", lambda: inversion(plt, of_metric)),
         ("alpha", lambda: alpha_sweep(plt, of_metric, fixed)),
+        ("quantiles", lambda: quantiles(plt, of_metric)),
     ):
         figure = draw()
         if figure is not None:
@@ -128,4 +129,24 @@ def alpha_sweep(plt: Any, of_metric: dict[str, Any], fixed: list[str]) -> Any:
             axis.plot(list(alphas.values()), values, style, marker=".", color=COLOURS[number % len(COLOURS)], label=regime)
         axis.set(title=title, xlabel="alpha (0: NLL, 1: -p)", ylim=(0, 1.02))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+    return figure
+
+
+def quantiles(plt: Any, of_metric: dict[str, Any]) -> Any:
+    """Thresholds at quantiles of the base model's p: in small, Fig. 3 of arXiv:2510.00526. Left to right, ever fewer unlikely tokens."""
+    kept = {"low50": "least likely\n50 %", "": "all", "top90": "likeliest\n90 %", "top50": "50 %", "top10": "10 %"}
+    objectives = {"-log p": ("nll", "alpha_0"), "-p": ("neg_p", "neg_p"), "log(1-p)": ("log1mp", "log1mp")}
+    cells = [cell for cell, of in of_metric["greedy"].items() if "nll_top50" in of]
+    if not cells:
+        return None
+    figure, axes = plt.subplots(2, len(cells), figsize=(1 + 3.6 * len(cells), 6.5), layout="constrained", squeeze=False, sharey=True)
+    for row, (metric, title) in zip(axes, (("greedy", "greedy"), ("sampled", "temperature 1")), strict=True):
+        for axis, cell in zip(row, cells, strict=True):
+            for number, (label, (stem, whole)) in enumerate(objectives.items()):
+                methods = [f"{stem}_{key}" if key else whole for key in kept]
+                values = [of_metric[metric][cell][m].mean if m in of_metric[metric][cell] else float("nan") for m in methods]
+                axis.plot(range(len(kept)), values, "o-", color=COLOURS[number], label=label)
+            axis.set_xticks(range(len(kept)), list(kept.values()), fontsize=7)
+            axis.set(title=f"{cell}, {title}", ylabel="exact match", ylim=(-0.02, 1.02))
+    axes[0, 0].legend(frameon=False)
     return figure

@@ -107,6 +107,8 @@ def write(folder: Path, fixed: list[str]) -> None:
             for line in _summary(group, of_metric, fixed)
         ),
     ]
+    for family in families:
+        lines += _inversion(family, of_metric)
     for metric, name in METRICS.items():
         for family in families:
             lines += ["", f"## {family}, {name}", "", *_scores(family, of_metric[metric], fixed)]
@@ -136,6 +138,27 @@ def _summary(families: list[str], of_metric: dict[str, Scores], fixed: list[str]
         rows.append((worst_of_all, [*row, str(len(by_metric["greedy"][method]))]))
     header = ["method", *(f"{what}, {name}" for name in METRICS.values() for what in ("worst gap", "where", "regret")), "cells"]
     return ["", f"## Gaps to the oracle: {', '.join(families)}", "", *table([header, *(row for _, row in sorted(rows))])]
+
+
+# Tables 2 to 4 and 11 of arXiv:2510.00526: its name of an objective, ours
+PAPER = {"base": UNTOUCHED, "-log p": "alpha_0", "-log p, p >= .2": "threshold_0.2", "-p": "alpha_1"}
+
+
+def _inversion(family: str, of_metric: dict[str, Scores]) -> list[str]:
+    """What -p and NLL do along the continuum, as far as it was run: greedy and temperature 1, with the base model's mean p (Eq. 5)."""
+    cells = [cell for cell, of in of_metric["sampled"].items() if cell.family == family and {"alpha_0", "alpha_1", UNTOUCHED} <= of.keys()]
+    cells = sorted((cell for cell in cells if not cell.source), key=lambda cell: -of_metric["train_mean_p"][cell][UNTOUCHED].mean)
+    if not cells:
+        return []
+    rows = [["", *(cell.regime for cell in cells)]]
+    rows.append(["mean p of the base", *(f"{of_metric['train_mean_p'][cell][UNTOUCHED].mean:.2f}" for cell in cells)])
+    for name, method in PAPER.items():
+        if not any(method in of_metric["sampled"][cell] for cell in cells):
+            continue
+        found = [[of_metric[metric][cell].get(method) for metric in METRICS] for cell in cells]
+        rows.append([name, *(" / ".join(f"{one.mean:.2f}" for one in pair if one) for pair in found)])
+    title = f"## {family}: the inversion along the continuum (Tables 2 to 4 and 11 of arXiv:2510.00526 in small), greedy / temperature 1"
+    return ["", title, "", *table(rows)]
 
 
 def _scores(family: str, found: Scores, fixed: list[str]) -> list[str]:

@@ -2,5 +2,5 @@
 
     python -m adaptsft.quickstart configs/quickstart.yaml
 
-`tasks` generates the data, `runs` trains (with adaptsft.train) and samples, `report` prints, writes and plots; `__main__` is the order.
+It is a small grid of adaptsft.lab, which keeps the trained models; `report` prints, writes and plots.
 """
