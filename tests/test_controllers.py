@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from adaptsft.config import ControllerConfig, ObjectiveConfig, TrainConfig
 from adaptsft.control import Signals, initial_control
-from adaptsft.controllers import REGISTRY, Moment, Steering, build
+from adaptsft.controllers import REGISTRY, Moment, Steering, build, describe
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.stats import BINS, COLUMNS, LOG_NLL_RANGE, LOGIT_RANGE, TokenStatistics, bin_index
 
@@ -297,3 +298,8 @@ def test_a_controller_registered_from_outside_is_configured_like_ours():
         assert dataclasses.fields(Halfway)[0].default == 0.5
     finally:
         del REGISTRY["halfway"]
+
+
+def test_documentation_is_current():
+    page = (Path(__file__).parent.parent / "docs" / "controllers.md").read_text()
+    assert describe() in page, "paste the output of `python -m adaptsft.controllers.validation` into docs/controllers.md"

@@ -55,7 +55,7 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
             model, attention = build_model(config.model, config.train, assets, mesh(device, 1), device)
             optimizer = build_optimizer(model, config.train)
             plan = BatchPlan(data, config, world_size())
-            load_step = BatchLoader(plan, data, config, 0, attention == "sdpa", device)
+            load_step = BatchLoader(plan, config, 0, attention == "sdpa", device)
             for step in range(2):
                 if name == "evaluated":
                     found = in_training.evaluate(model, assets.tokenizer, tasks, batch_size=2, beat=beats)
