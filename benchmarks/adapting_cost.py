@@ -1,0 +1,51 @@
+"""What adapting costs per step: the time of `Steering.advance` under controller.name=auto, beside that under a fixed objective.
+
+    python benchmarks/adapting_cost.py            # writes benchmarks/results/adapting_cost.json
+
+The rest of a step is the same: the statistics are gathered and reduced whatever the controller. Divide by the time of your step.
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from adaptsft.config import ControllerConfig, ObjectiveConfig, TrainConfig
+from adaptsft.control import initial_control
+from adaptsft.controllers import Steering
+from adaptsft.run import environment
+from adaptsft.stats import TokenStatistics
+
+STEPS, ROUNDS, SOURCES = 200, 21, 4
+
+
+def milliseconds(name: str, device: torch.device) -> float:
+    """Mean over STEPS of one call, the device's work included."""
+    control = initial_control(ObjectiveConfig(), SOURCES, device)
+    steering = Steering(ControllerConfig(name=name), TrainConfig(), STEPS + 1, control)
+    found, skip = TokenStatistics(SOURCES, device), torch.zeros((), device=device)
+    found.buffer.fill_(1.0)
+    began = time.perf_counter()
+    for done in range(1, STEPS + 1):
+        control = steering.advance(control, found, skip, done)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - began) / STEPS
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rounds = [{name: milliseconds(name, device) for name in ("fixed", "auto")} for _ in range(ROUNDS)]  # interleaved
+    median = {name: statistics.median(one[name] for one in rounds) for name in ("fixed", "auto")}
+    added = statistics.median(one["auto"] - one["fixed"] for one in rounds)
+    result = {"environment": environment(), "sources": SOURCES, "milliseconds": median, "added_milliseconds": added}
+    path = Path(__file__).parent / "results" / "adapting_cost.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"a step's control costs {median['fixed']:.3f} ms fixed, {median['auto']:.3f} ms under auto: {added:.3f} ms more ({path})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
