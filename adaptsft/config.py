@@ -1,6 +1,7 @@
 """The configuration: nested dataclasses <- a YAML file <- `key=value` arguments, merged by OmegaConf in struct mode.
 
 Every key is declared here once, with its type, default and meaning; `--help` and docs/config.md are printed from it.
+A file may build on others: `extends: [base.yaml, …]`, relative to it, merged in order before its own keys.
 `load` refuses a misspelt key, a value of the wrong type and a combination that cannot work, before anything is loaded.
 """
 
@@ -8,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import typing
 from dataclasses import dataclass, field
@@ -236,12 +238,11 @@ class Config:
 def load(arguments: list[str]) -> Config:
     """The configuration from `[CONFIG.yaml] key=value …` (later wins). Raises ConfigError; loads no model and no data."""
     merged = OmegaConf.structured(Config)
-    for argument in arguments:
-        origin, values = _parse(argument)
+    for origin, values in (part for argument in arguments for part in _parse(argument)):
         try:
             _refuse_booleans(values)
             for name in _keys_of("dict"):  # a mapping replaces the one before it; its keys, one by one, add to it
-                if OmegaConf.select(values, name) is not None and argument.startswith(f"{name}="):
+                if OmegaConf.select(values, name) is not None and origin.startswith(f"{name}="):
                     OmegaConf.update(merged, name, {}, merge=False)
             merged = OmegaConf.merge(merged, values)
         except (OmegaConfBaseException, TypeError) as error:
@@ -254,21 +255,34 @@ def load(arguments: list[str]) -> Config:
     return config
 
 
-def _parse(argument: str) -> tuple[str, Any]:
+def _parse(argument: str) -> list[tuple[str, Any]]:
+    """Where it is said, and what: one `key=value`, or a file after the files that it extends."""
     if argument.startswith("-"):
         raise ConfigError(f"{argument}: not an option; settings are written key=value, and --help lists the keys")
     if "=" in argument:
-        return argument, _parse_value(argument)
-    path = Path(argument)
-    if not path.is_file():
+        return [(argument, _parse_value(argument))]
+    if not Path(argument).is_file():
         raise ConfigError(f"{argument}: no such configuration file (arguments are a YAML file or key=value)")
+    return _parse_file(Path(argument), ())
+
+
+def _parse_file(path: Path, extending: tuple[Path, ...]) -> list[tuple[str, Any]]:
+    if path in extending:
+        raise ConfigError(f"{path}: extends itself, by way of {', '.join(map(str, extending))}")
     try:
         values = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not OmegaConf.is_dict(values):
         raise ConfigError(f"{path}: holds a list; a configuration is a mapping of keys to values")
-    return str(path), values
+    extends = values.pop("extends", None) or []
+    parts: list[tuple[str, Any]] = []
+    for name in [extends] if isinstance(extends, str) else extends:
+        parent = Path(os.path.normpath(path.parent / str(name)))
+        if not parent.is_file():
+            raise ConfigError(f"{path}: extends: no such file: {parent} (names are relative to the file that extends)")
+        parts += _parse_file(parent, (*extending, path))
+    return [*parts, (str(path), values)]
 
 
 def _parse_value(argument: str) -> Any:
@@ -519,7 +533,8 @@ def help_text() -> str:
     lines = ["usage: torchrun --standalone --nproc-per-node GPUS -m adaptsft.train [CONFIG.yaml] [key=value …]", ""]
     lines += ["Later arguments win. On one GPU or CPU, `python -m adaptsft.train …` does. Example:"]
     lines += ["  torchrun --standalone --nproc-per-node 8 -m adaptsft.train configs/sft.yaml model.path=Qwen/Qwen2.5-1.5B \\"]
-    lines += ["    data.path=train.jsonl controller.name=auto run_dir=runs/first", "", "Keys:"]
+    lines += ["    data.path=train.jsonl controller.name=auto run_dir=runs/first", ""]
+    lines += ["A CONFIG.yaml may begin with `extends: [base.yaml, …]`: files, relative to it, that it builds on.", "", "Keys:"]
     for name, annotation, default, meaning in _rows():
         lines += [f"  {name}  [{annotation}, default {default}]", f"      {meaning}"]
     return "\n".join([*lines, "", "Objectives:", objectives.describe(), "", "Controllers:", controllers.describe()])

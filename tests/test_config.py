@@ -20,6 +20,28 @@ def test_yaml_then_arguments_the_later_wins(tmp_path):
     assert config.data.fields == {"prompt": "question", "completion": "answer"}
 
 
+def test_a_file_extends_others(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "model.yaml").write_text("model: {path: m}\ntrain: {lr: 1.0e-4, epochs: 3}\n")
+    (tmp_path / "parts" / "math.yaml").write_text("extends: model.yaml\ndata: {path: d.jsonl}\ntrain: {lr: 2.0e-4}\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("extends: [parts/math.yaml]\nrun_dir: r\ntrain: {max_steps: 7}\n")
+    config = load([str(recipe), "train.max_steps=8"])
+    assert (config.model.path, config.data.path, config.train.lr) == ("m", "d.jsonl", 2e-4)
+    assert (config.train.epochs, config.train.max_steps) == (3, 8)
+
+    (tmp_path / "parts" / "model.yaml").write_text("extends: ../recipe.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load([str(recipe)])
+    recipe.write_text("extends: parts/other.yaml\n")
+    with pytest.raises(ConfigError, match=r"recipe.yaml: extends: no such file: .*other.yaml"):
+        load([str(recipe)])
+    recipe.write_text("extends: parts/math.yaml\n")
+    (tmp_path / "parts" / "model.yaml").write_text("train: {lrr: 1}\n")
+    with pytest.raises(ConfigError, match="model.yaml: unknown key train.lrr"):
+        load([str(recipe)])
+
+
 @pytest.mark.parametrize("template", ["{prompt}", "Q: {prompt} ", "[{prompt}]", "{prompt} # 1", "a: b: {prompt}"])
 def test_text_needs_no_second_quotes(template):
     assert load([*BASE, f"data.prompt_template={template}"]).data.prompt_template == template
