@@ -38,7 +38,7 @@ def test_a_file_extends_others(tmp_path):
         load([str(recipe)])
     recipe.write_text("extends: parts/math.yaml\n")
     (tmp_path / "parts" / "model.yaml").write_text("train: {lrr: 1}\n")
-    with pytest.raises(ConfigError, match="model.yaml: unknown key train.lrr"):
+    with pytest.raises(ConfigError, match=r"model\.yaml: unknown key train\.lrr"):
         load([str(recipe)])
 
 
