@@ -2,7 +2,7 @@
 
     python benchmarks/fixed_vs_adaptive.py --preset cpu
     python benchmarks/fixed_vs_adaptive.py --preset full --families digits facts --methods oracle auto --seeds 0 1 2
-    python benchmarks/fixed_vs_adaptive.py --report runs/lab_full
+    python benchmarks/fixed_vs_adaptive.py --report runs/lab_full --methods auto linear deft
 
 A small model is pretrained on a family of generated tasks; every method then fine-tunes it in every regime with adaptsft.train, and is
 scored on held-out questions. Finished runs are found again: after an interruption, or with another method, regime or seed, only what is
@@ -38,7 +38,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", help="instead of the preset's")
     parser.add_argument("--workers", help="instead of the preset's: processes, one thread each")
     parser.add_argument("--out", type=Path, help="folder of results, data and pretrained models (default: runs/lab_PRESET)")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="only tabulate and plot the results in this folder")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="only tabulate and plot the results in this folder, or in a results.json (then into --out): of all families, regimes and "
+        "seeds, or of those given; beside the oracle the methods given, or all",
+    )
     parser.add_argument("key=value", nargs="*", help="a key of the preset, such as finetune.train.lr=1e-3")
     # taken out first: --methods would take them for methods
     overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
@@ -55,7 +61,7 @@ def main(arguments: list[str]) -> int:
     try:
         methods = settings.read(Methods, CONFIGS / "methods.yaml", [])
         if options.report:
-            report.write(options.report, methods.oracle)
+            tabulate(options, methods)
             return 0
         path = Path(options.preset) if options.preset.endswith(".yaml") else CONFIGS / f"{options.preset}.yaml"
         lists = {name: getattr(options, name) for name in ("families", "regimes", "methods", "seeds")}
@@ -82,8 +88,14 @@ def run(lab: Lab, methods: Methods, folder: Path) -> int:
             print(f"pretraining on {', '.join(lab.families)}, or finding it done", flush=True)
             asked = grid.asked(lab, keys, folder, grid.pretrained(pool, lab, folder))
             failed = progress(asked, lambda missing: grid.complete(pool, missing))
-    report.write(folder, methods.oracle)
+    report.write(folder, report.read(folder), methods.oracle)
     return failed
+
+
+def tabulate(options: argparse.Namespace, methods: Methods) -> None:
+    results = report.selected(report.read(options.report), family=options.families, regime=options.regimes, seed=options.seeds)
+    beside = Path("runs") / f"lab_{options.report.stem}" if options.report.is_file() else options.report
+    report.write(options.out or beside, results, methods.oracle, options.methods)
 
 
 def progress(asked: list[Any], complete: Callable[[list[Any]], Iterator[tuple[Any, dict[str, Any] | UserError]]]) -> int:

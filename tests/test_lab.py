@@ -186,14 +186,23 @@ def test_report_gaps_and_standard_errors(tmp_path):
     weak = report.Cell("letters", "mix_strong_weak", "weak")
     assert gaps["auto"][weak] == pytest.approx(30) and gaps["auto"][weak._replace(source="strong")] == 0, "each source by itself"
 
-    report.write(tmp_path, fixed)
+    report.write(tmp_path, report.read(tmp_path), fixed)
     with (tmp_path / "results.csv").open() as file:
         rows = {(row["regime"], row["source"], row["metric"], row["method"]): row for row in csv.DictReader(file)}
     assert float(rows["cw_noisy", "", "greedy", "auto"]["gap_points"]) == pytest.approx(5)
     assert rows["cw_noisy", "", "sampled", "auto"]["oracle"] == "alpha_1"
     worst = next(line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| auto"))
     assert "30.0" in worst and "letters mix_strong_weak: weak" in worst
+    assert worst.split()[-6:-1:2] == ["1", "2", "3"], "within 2 and 5 points on both metrics, of cells"
     assert (tmp_path / "gaps.png").read_bytes().startswith(b"\x89PNG")
+
+    one_file = report.selected(report.read(tmp_path / "results.json"), regime=["cw_noisy"])
+    report.write(tmp_path / "again", one_file, fixed, ["auto"])
+    again = (tmp_path / "again" / "results.md").read_text()
+    assert "0.70 (alpha_1) | 0.75" in again, "the oracle beside what is shown"
+    assert "mix_strong_weak" not in again
+    with pytest.raises(ConfigError, match="no results"):
+        report.selected(one_file, family=["digits"])
     with pytest.raises(ConfigError, match="no results"):
         report.read(tmp_path / "nothing")
 

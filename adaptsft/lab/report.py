@@ -1,4 +1,5 @@
-"""The lab's results as tables: results.csv with every number, results.md with what is asked of it, and the plots.
+"""The lab's results as tables: results.csv with every number, results.md with what is asked of it, and the plots; results.json holds all
+runs in one file, from which the same can be made again.
 
 A cell is a task of a regime that is scored by itself: a regime, or a source of it where it has several. The oracle of a cell is the
 best fixed alpha there, a gap what a method lacks to it (never below 0), regret the mean of its gaps.
@@ -15,6 +16,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.lab import plots
 from adaptsft.lab.regimes import FAMILIES, find
 from adaptsft.lab.runs import UNTOUCHED
+from adaptsft.run import environment
 
 METRICS = {"greedy": "greedy", "sampled": "temperature 1"}
 
@@ -47,12 +49,27 @@ def score(values: list[float]) -> Score:
 Scores = dict[Cell, dict[str, Score]]  # cell -> method -> score
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """All results in a folder, in order of family, regime, method and seed. Raises ConfigError where there is none."""
-    results = [json.loads(path.read_text()) for path in (folder / "results").rglob("*.json")]
+def read(place: Path) -> list[dict[str, Any]]:
+    """All results in a lab's folder, or in a results.json, in order of family, regime, method and seed. Raises ConfigError where there is
+    none."""
+    if place.is_file():
+        try:
+            results = [result | {"curves": {}} for result in json.loads(place.read_text())["runs"]]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{place}: not a results.json of the lab") from None
+    else:
+        results = [json.loads(path.read_text()) for path in (place / "results").rglob("*.json")]
     if not results:
-        raise ConfigError(f"{folder}: no results in {folder / 'results'}; run the lab first, or name its folder")
+        raise ConfigError(f"{place}: no results in {place / 'results'}; run the lab first, or name its folder")
     return sorted(results, key=lambda result: [result[key] for key in ("family", "regime", "method", "seed")])
+
+
+def selected(results: list[dict[str, Any]], **wanted: list[str] | None) -> list[dict[str, Any]]:
+    """Those whose family, regime or seed is among the wanted ones; None is any. Raises ConfigError where none is left."""
+    chosen = [result for result in results if all(names is None or str(result[key]) in names for key, names in wanted.items())]
+    if not chosen:
+        raise ConfigError(f"no results of {', '.join(f'{key} {names}' for key, names in wanted.items() if names)}")
+    return chosen
 
 
 def scores(results: list[dict[str, Any]], metric: str) -> Scores:
@@ -88,9 +105,12 @@ def gaps(found: Scores, fixed: list[str]) -> dict[str, dict[Cell, float]]:
     return dict(result)
 
 
-def write(folder: Path, fixed: list[str]) -> None:
-    """Leave results.csv, results.md and the plots in the folder, and print where. `fixed` are the methods of the oracle."""
-    results = read(folder)
+def write(folder: Path, results: list[dict[str, Any]], fixed: list[str], shown: list[str] | None = None) -> None:
+    """Leave results.json, results.csv, results.md and the plots in the folder, and print where. `fixed` are the methods of the oracle; the
+    tables show the methods `shown`, or all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [{key: value for key, value in result.items() if key not in ("curves", "keys")} for result in results]
+    (folder / "results.json").write_text(json.dumps({"environment": environment(), "runs": runs}, separators=(",", ":")) + "\n")
     of_metric = {metric: scores(results, metric) for metric in (*METRICS, "diversity", "train_mean_p")}
     _csv(folder / "results.csv", of_metric, fixed)
     families = list(dict.fromkeys(result["family"] for result in results))
@@ -104,40 +124,45 @@ def write(folder: Path, fixed: list[str]) -> None:
         *(
             line
             for group in ([families, *([f] for f in families)] if len(families) > 1 else [families])
-            for line in _summary(group, of_metric, fixed)
+            for line in _summary(group, of_metric, fixed, shown)
         ),
     ]
     for family in families:
         lines += _inversion(family, of_metric)
     for metric, name in METRICS.items():
         for family in families:
-            lines += ["", f"## {family}, {name}", "", *_scores(family, of_metric[metric], fixed)]
+            lines += ["", f"## {family}, {name}", "", *_scores(family, of_metric[metric], fixed, shown)]
     if of_metric["diversity"]:
         lines += ["", "## Distinct right answers in 8 samples, where several are right", ""]
-        lines += [line for family in families for line in [*_scores(family, of_metric["diversity"], []), ""]]
+        lines += [line for family in families for line in [*_scores(family, of_metric["diversity"], [], shown), ""]]
     lines += ["", "## Mean p of the training targets, noise included (Eq. 5): of the base model, and after training", ""]
-    lines += [line for family in families for line in [*_scores(family, of_metric["train_mean_p"], []), ""]]
+    lines += [line for family in families for line in [*_scores(family, of_metric["train_mean_p"], [], shown), ""]]
     (folder / "results.md").write_text("\n".join(lines) + "\n")
     made = plots.write(folder, results, of_metric, {metric: gaps(of_metric[metric], fixed) for metric in METRICS}, fixed)
-    print("\n".join(_summary(families, of_metric, fixed)))
-    print(f"\n{folder}/results.md, results.csv, {', '.join(path.name for path in made)}")
+    print("\n".join(_summary(families, of_metric, fixed, shown)))
+    print(f"\n{folder}/results.md, results.csv, results.json, {', '.join(path.name for path in made)}")
 
 
-def _summary(families: list[str], of_metric: dict[str, Scores], fixed: list[str]) -> list[str]:
-    """Worst gap and regret of every method over the cells of some families. Only cells that the method was run in can count: their
-    number is in the table."""
+def _summary(families: list[str], of_metric: dict[str, Scores], fixed: list[str], shown: list[str] | None) -> list[str]:
+    """Worst gap and regret of every method over the cells of some families, and in how many cells it is within 2 or 5 points of the oracle
+    on both metrics. Only cells that the method was run in can count: their number is in the table."""
     by_metric = {metric: gaps({c: v for c, v in of_metric[metric].items() if c.family in families}, fixed) for metric in METRICS}
     rows = []
     for method in by_metric["greedy"]:
-        row, worst_of_all = [method], 0.0
+        if shown is not None and method not in (*shown, *fixed):
+            continue
+        row, worst_of_all, cells = [method], 0.0, by_metric["greedy"][method]
         for metric in METRICS:
             of = by_metric[metric][method]
             worst = max(of, key=lambda cell: of[cell])
             worst_of_all = max(worst_of_all, of[worst])
             row += [f"{of[worst]:.1f}", str(worst) if of[worst] > 0 else "", f"{statistics.mean(of.values()):.1f}"]
-        rows.append((worst_of_all, [*row, str(len(by_metric["greedy"][method]))]))
-    header = ["method", *(f"{what}, {name}" for name in METRICS.values() for what in ("worst gap", "where", "regret")), "cells"]
-    return ["", f"## Gaps to the oracle: {', '.join(families)}", "", *table([header, *(row for _, row in sorted(rows))])]
+        both = [max(by_metric[metric][method][cell] for metric in METRICS) for cell in cells]
+        row += [str(sum(gap <= points + 1e-6 for gap in both)) for points in (2, 5)]
+        rows.append((worst_of_all, [*row, str(len(cells))]))
+    header = ["method", *(f"{what}, {name}" for name in METRICS.values() for what in ("worst gap", "where", "regret"))]
+    rows = [[*header, "within 2", "within 5", "of cells"], *(row for _, row in sorted(rows))]
+    return ["", f"## Gaps to the oracle: {', '.join(families)}", "", *table(rows)]
 
 
 # Tables 2 to 4 and 11 of arXiv:2510.00526: its name of an objective, ours
@@ -161,15 +186,20 @@ def _inversion(family: str, of_metric: dict[str, Scores]) -> list[str]:
     return ["", title, "", *table(rows)]
 
 
-def _scores(family: str, found: Scores, fixed: list[str]) -> list[str]:
-    """Rows are cells, columns methods; the oracle's score is bold."""
+def _scores(family: str, found: Scores, fixed: list[str], shown: list[str] | None) -> list[str]:
+    """Rows are cells, columns methods. The oracle's score is bold, or a column of its own where only some methods are shown."""
     chosen = {cell: of for cell, of in found.items() if cell.family == family}
     methods = sorted({method for of in chosen.values() for method in of}, key=lambda name: (name != UNTOUCHED, name not in fixed, name))
-    rows = [["", *methods]]
+    apart = shown is not None and bool(fixed)
+    methods = methods if shown is None else [name for name in shown if name in methods]
+    rows = [["", *(["oracle"] if apart else []), *methods]]
     for cell, of in chosen.items():
         best = oracle(of, fixed)
         cells = [str(of[name]) if name in of else "" for name in methods]
-        cells = [f"**{text}**" if name == best else text for name, text in zip(methods, cells, strict=True)]
+        if apart:
+            cells = [f"{of[best].mean:.2f} ({best})" if best else "", *cells]
+        else:
+            cells = [f"**{text}**" if name == best else text for name, text in zip(methods, cells, strict=True)]
         rows.append([str(cell).removeprefix(f"{family} "), *cells])
     return table(rows) if chosen else []
 
