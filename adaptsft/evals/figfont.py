@@ -7,27 +7,24 @@ Train is items 0-39,999 and test 40,000-44,999, as in the paper's script.
 The fonts are not the paper's. There `pyfiglet.getFonts()` follows the order of the directory, so the same seed gives other data on
 another file system: no two machines need agree, and only the authors' copy on the hub (gaotang/figlet_font) has their items. Here fonts are
 sorted, pyfiglet is pinned, and the hash of each split is checked. Which fonts are used is a rule (`legible`) and not a list; with
-`reasoning-gym` installed, `--generator reasoning-gym` uses that package and its list of fonts, sorted.
+`reasoning-gym` installed, `tools/prepare_data.py figfont --generator reasoning-gym` uses that package and its list of fonts, sorted.
 """
 
-import argparse
 import hashlib
 import importlib.metadata
 import importlib.resources
 import json
-import os
 import random
 import string
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyfiglet
-from tqdm import tqdm
 
-from adaptsft.errors import ConfigError, DataError, UserError
+from adaptsft.errors import ConfigError, DataError
+from adaptsft.evals.tasks import Prompt
 
 SEED = 42
 SPLITS = {"train": range(40_000), "test": range(40_000, 45_000)}
@@ -112,75 +109,17 @@ def reasoning_gym_item() -> Callable[[int], Record]:
     return make
 
 
-def generate(split: str, make: Callable[[int], Record] = item, expected: str | None = None) -> list[Record]:
-    """All items of a split, with a progress bar. Raises DataError where `expected` is not the sha256 of their `line`s."""
-    records = list(tqdm(items(split, make), desc=split, total=len(SPLITS[split]), unit="item"))
-    if expected and (digest := sha256(records)) != expected:
-        raise DataError(f"figfont: the items of {split} have the sha256 {digest}, not {expected}: were files of pyfiglet changed?")
-    return records
-
-
-def sha256(records: Iterable[Record]) -> str:
-    """What SHA256 holds: of one JSON object a line."""
+def verified(records: Iterable[Record], expected: str) -> Iterator[Record]:
+    """The records as they come, and at their end a DataError where `expected` is not the sha256 of one JSON object a line."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
+        yield record
+    if digest.hexdigest() != expected:
+        raise DataError(f"figfont: the items have the sha256 {digest.hexdigest()}, not {expected}: were files of pyfiglet changed?")
 
 
-def write(records: list[Record], path: Path) -> None:
-    """Write conversations with the prompt of the task "figfont" (system, user, assistant): one JSON object a line, as the trainer reads."""
-    from adaptsft.evals.tasks import load_task
-
-    prompt = load_task("figfont").prompt
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        for record in records:
-            turns = ("system", prompt.system), ("user", prompt.user.format(**record)), ("assistant", record["answer"])
-            messages = [{"role": role, "content": content} for role, content in turns]
-            file.write(json.dumps({"id": record["id"], "messages": messages}, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
-
-
-def overlap(train: list[Record], test: list[Record]) -> dict[str, float]:
-    """How much of test is in train: the number of `identical` items, the shares of its `words` and of its (word, font) `pairs`."""
-    seen = {(record["question"], record["answer"]) for record in train}
-    words_seen, pairs_seen = {record["answer"] for record in train}, {(record["answer"], record["font"]) for record in train}
-    return {
-        "identical": sum((record["question"], record["answer"]) in seen for record in test),
-        "words": sum(record["answer"] in words_seen for record in test) / len(test),
-        "pairs": sum((record["answer"], record["font"]) in pairs_seen for record in test) / len(test),
-    }
-
-
-def main(arguments: list[str]) -> int:
-    parse = argparse.ArgumentParser(
-        prog="python -m adaptsft.evals.figfont",
-        description="Write the figlet task: OUT/train.jsonl (40,000 conversations, to train on) and OUT/test.jsonl (5,000).",
-    )
-    parse.add_argument("out", type=Path, help="folder")
-    parse.add_argument(
-        "--generator",
-        choices=["own", "reasoning-gym"],
-        default="own",
-        help="own: pinned and checked; reasoning-gym: that package, with its list of fonts, sorted",
-    )
-    options = parse.parse_args(arguments)
-    own = options.generator == "own"
-    make = item if own else reasoning_gym_item()
-    splits = {split: generate(split, make, SHA256[split] if own else None) for split in SPLITS}
-    options.out.mkdir(parents=True, exist_ok=True)
-    for split, records in splits.items():
-        write(records, options.out / f"{split}.jsonl")
-        print(f"{options.out / split}.jsonl: {len(records):,} items, sha256 {sha256(records)}{' (as pinned)' if own else ''}")
-    shared = overlap(splits["train"], splits["test"])
-    print(f"in train: {shared['identical']} test items, {shared['words']:.1%} of the test words, {shared['pairs']:.1%} in the same font")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"adaptsft.evals.figfont: {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+def conversation(record: Record, prompt: Prompt) -> Record:
+    """An item as the trainer reads it (id, messages), with the prompt of the task "figfont": system, user, assistant."""
+    turns = ("system", prompt.system), ("user", prompt.user.format(**record)), ("assistant", record["answer"])
+    return {"id": record["id"], "messages": [{"role": role, "content": content} for role, content in turns]}

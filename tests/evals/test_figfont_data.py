@@ -1,6 +1,5 @@
 """Generated figlet items, and OpenBookQA's training labels with noise."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -13,18 +12,21 @@ from adaptsft.data.chat import Layout
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals import figfont, openbookqa
 from adaptsft.evals.openbookqa import Noise
+from adaptsft.evals.tasks import load_task
 
 
 def test_the_items_are_the_pinned_ones() -> None:
     """All 45,000 of them."""
-    splits = {split: figfont.generate(split, expected=figfont.SHA256[split]) for split in figfont.SPLITS}
-    assert {split: len(records) for split, records in splits.items()} == {"train": 40_000, "test": 5_000}
-    assert splits["test"][7] == figfont.item(40_007)  # each by itself
-    shared = figfont.overlap(splits["train"], splits["test"])
-    assert shared["identical"] == 18
-    assert shared["words"] == pytest.approx(0.9294)
+    splits = {split: list(figfont.verified(figfont.items(split), figfont.SHA256[split])) for split in figfont.SPLITS}
+    train, test = splits["train"], splits["test"]
+    assert (len(train), len(test)) == (40_000, 5_000)
+    assert test[7] == figfont.item(40_007)  # each by itself
+    seen = {(record["question"], record["answer"]) for record in train}
+    assert sum((record["question"], record["answer"]) in seen for record in test) == 18
+    words = {record["answer"] for record in train}
+    assert sum(record["answer"] in words for record in test) / len(test) == pytest.approx(0.9294)
     with pytest.raises(DataError, match="not 0000"):
-        figfont.generate("test", expected="0000")
+        list(figfont.verified(test, "0000"))
 
 
 def test_items_can_be_read() -> None:
@@ -46,14 +48,13 @@ def test_fonts_that_can_be_told_apart(font: str, expected: bool) -> None:
     assert (font in figfont.fonts()) is expected
 
 
-def test_conversations_for_the_trainer(tmp_path: Path) -> None:
-    records = [figfont.item(index) for index in range(3)]
-    figfont.write(records, tmp_path / "train.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    assert [row["messages"][2] for row in rows] == [{"role": "assistant", "content": record["answer"]} for record in records]
-    assert rows[0]["messages"][1]["content"] == records[0]["question"] + "\n"
-    assert rows[0]["messages"][0]["content"].startswith("You are an expert at decoding Figlet Font")
-    messages, first = Layout.of(rows[0], DataConfig().fields).conversation(rows[0])
+def test_conversations_for_the_trainer() -> None:
+    record = figfont.item(0)
+    row = figfont.conversation(record, load_task("figfont").prompt)
+    assert row["messages"][2] == {"role": "assistant", "content": record["answer"]}
+    assert row["messages"][1]["content"] == record["question"] + "\n"
+    assert row["messages"][0]["content"].startswith("You are an expert at decoding Figlet Font")
+    messages, first = Layout.of(row, DataConfig().fields).conversation(row)
     assert [message["role"] for message in messages] == ["system", "user", "assistant"] and first == 0
 
 
@@ -87,23 +88,11 @@ def test_noise_that_cannot_be() -> None:
             Noise(*noise)
 
 
-def test_openbookqa_training_data(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "noisy.jsonl"
-    data = shared_data / "qa" / "openbookqa_main_train.tsv"
-    assert openbookqa.main([str(out), "--data", str(data), "--noise-rate", "0.2", "--noise-kind", "structured", "--seed", "5"]) == 0
-    assert "4,957 questions, 991 with a wrong label" in capsys.readouterr().out
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(rows) == 4957
-    assert sum(row["noisy"] for row in rows) == sum(row["messages"][1]["content"] != row["gold"] for row in rows) == 991
-    first = rows[0]["messages"][0]["content"].splitlines()
-    assert first[:2] == ["The sun is responsible for", "A. puppies learning new tricks"]
-
-
 def test_a_broken_tsv(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("ID\tQuestion Stem\tChoices\tAnswer Key\n1\tWhy?\t(A) so (B) thus\tC\n")
     with pytest.raises(DataError, match=r"train\.tsv, line 2: the answer 'C' is none of the options A, B"):
-        openbookqa.read_questions(path)
+        openbookqa.questions_of(openbookqa.tsv_records(path))
     path.write_text("ID\tChoices\n1\t(A) so\n")
-    with pytest.raises(DataError, match="line 2: column 'Answer Key' is missing"):
-        openbookqa.read_questions(path)
+    with pytest.raises(DataError, match="line 2: column 'Answer Key' is missing; the record has ID, Choices"):
+        openbookqa.questions_of(openbookqa.tsv_records(path))
