@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptsft.continuum import PLACES, REFERENCES, borders, cautions, place_of
+from adaptsft.figures.places import COLOURS, bands
 from adaptsft.stats import BINS, p_of_bin_edges
 
 SHOWN = 6  # sources in the picture, those with the most tokens
-COLOURS = {"MW": "#b2182b", "MI": "#7f7f7f", "MS": "#2166ac"}
 
 FIGURES = (
     ("mean p (Eq. 5)", "mean_p"),
@@ -130,27 +130,20 @@ def _table(rows: list[list[str]]) -> str:
 
 def plot(path: Path, sources: dict[str, dict[str, Any]]) -> None:
     """Above, mean p of every source beside the paper's models; below, for each source, the histogram of p and the reliability diagram."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     shown = sorted(sources, key=lambda name: -sources[name]["tokens"])[:SHOWN]
-    figure = plt.figure(figsize=(10, 1.6 + 0.25 * len(shown) + 2.6 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(10, 1.6 + 0.25 * len(shown) + 2.6 * len(shown)), layout="constrained")
     grid = figure.add_gridspec(1 + len(shown), 2, width_ratios=[2, 1], height_ratios=[0.7 + 0.12 * len(shown)] + [1.0] * len(shown))
     _strip(figure.add_subplot(grid[0, :]), sources, shown)
     for row, name in enumerate(shown, 1):
         _histogram(figure.add_subplot(grid[row, 0]), name, sources[name])
         _reliability(figure.add_subplot(grid[row, 1]), sources[name])
     figure.savefig(path, dpi=150, format="png")
-    plt.close(figure)
 
 
 def _strip(axis: Any, sources: dict[str, dict[str, Any]], shown: list[str]) -> None:
-    low, high = borders()
-    for place, begin, end in (("MW", 0.0, low), ("MI", low, high), ("MS", high, 1.0)):
-        axis.axvspan(begin, end, color=COLOURS[place], alpha=0.12, linewidth=0)
-        axis.text((begin + end) / 2, len(shown) + 0.3, PLACES[place].meaning.split(":")[0], ha="center", va="bottom", fontsize=8)
+    bands(axis, len(shown) + 0.3)
     for reference in REFERENCES:
         axis.plot(reference.mean_p, len(shown), "|", color=COLOURS[reference.place], markersize=12)
     for row, name in enumerate(reversed(shown)):

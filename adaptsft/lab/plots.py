@@ -1,44 +1,85 @@
-"""The lab's pictures: gaps of all methods, alpha over the run, and the inversion along the continuum."""
+"""The lab's pictures: gaps of all methods, the inversion along the continuum, and those of adaptsft.figures from the lab's scores."""
 
-import statistics
-from collections import defaultdict
+import itertools
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
+from adaptsft import figures
+from adaptsft.drawing import COLOURS, MARKERS, canvas, save
+from adaptsft.errors import ConfigError
+from adaptsft.figures.curves import Curve
+
+COLUMNS = {"greedy": "greedy", "sampled": "temperature 1"}
+WHOLE = {"alpha_0": "nll", "neg_p": "neg_p", "log1mp": "log1mp"}  # the method that trains on all tokens; the name under a threshold
 
 
-def write(folder: Path, results: list[dict[str, Any]], of_metric: dict[str, Any], gaps: dict[str, Any], fixed: list[str]) -> list[Path]:
+def write(folder: Path, results: list[dict[str, Any]], of_metric: dict[str, Any], gaps: dict[str, Any]) -> list[Path]:
     """The pictures that these results can fill; returns their paths. `of_metric` and `gaps` are report's Scores and gaps by metric."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    drawn = rows(of_metric)
     made = []
     for name, draw in (
-        ("gaps", lambda: gap_table(plt, gaps)),
-        ("trajectories", lambda: trajectories(plt, results)),
-        ("inversion", lambda: inversion(plt, of_metric)),
-        ("alpha", lambda: alpha_sweep(plt, of_metric, fixed)),
-        ("quantiles", lambda: quantiles(plt, of_metric)),
+        ("gaps", lambda: gap_table(gaps)),
+        ("trajectories", lambda: figures.trajectories(moves(results), "share of the run")),
+        ("inversion", lambda: inversion(of_metric)),
+        ("alpha", lambda: figures.alpha(drawn)),
+        ("quantiles", lambda: figures.quantiles(drawn)),
     ):
-        figure = draw()
-        if figure is not None:
-            figure.savefig(folder / f"{name}.png", dpi=130)
-            plt.close(figure)
-            made.append(folder / f"{name}.png")
+        with suppress(ConfigError):  # nothing there to fill it
+            made.append(save(draw(), folder / f"{name}.png", dpi=130))
     return made
 
 
-def gap_table(plt: Any, gaps: dict[str, Any]) -> Any:
+def rows(of_metric: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scores as rows of adaptsft.figures, in percent: a model is a cell, a column is a metric."""
+    found = []
+    for metric, column in COLUMNS.items():
+        for cell, of in of_metric[metric].items():
+            likelihood = of_metric["train_mean_p"].get(cell, {})
+            for method, score in of.items():
+                row = {"model": str(cell), "objective": method, "column": column, "origin": "ours"}
+                row |= {"value": 100 * score.mean, "se": score.error and 100 * score.error, "n": score.seeds}
+                row |= {"mean_p": likelihood[method].mean} if method in likelihood else {}
+                found += [row | more for more in _places(method)]
+    return found
+
+
+def _places(method: str) -> Iterable[dict[str, Any]]:
+    """Where a method stands in a sweep: on alpha, on the quantiles, on both, or (one empty dict) nowhere."""
+    if alpha := re.fullmatch(r"alpha_([\d.]+)", method):
+        yield {"alpha": float(alpha[1])}
+    if kept := re.fullmatch(r"(\w+)_(top|low)(\d+)", method):
+        top = kept[2] == "top"
+        yield {"objective": kept[1], "side": ">=" if top else "<=", "percentile": 100 - int(kept[3]) if top else int(kept[3])}
+    if method in WHOLE:
+        yield {"objective": WHOLE[method], "side": ">=", "percentile": 0}
+    if not alpha and not kept and method not in WHOLE:
+        yield {}
+
+
+def moves(results: list[dict[str, Any]]) -> list[Curve]:
+    """alpha over the share of the run: a panel per method and family, a line per regime and source; the first seed."""
+    curves, first = [], min(result["seed"] for result in results)
+    for result in results:
+        of = result["curves"]
+        if result["seed"] == first and of:
+            share = [step / of["step"][-1] for step in of["step"]]
+            for source, curve in of.get("sources", {"": of}).items():
+                label = result["regime"] + (f": {source}" if source else "")
+                curves.append(Curve(f"{result['method']}, {result['family']}", label, "alpha", share, curve["alpha"]))
+    return curves
+
+
+def gap_table(gaps: dict[str, Any]) -> Any:
     """Gap to the oracle in points, of every method in every cell."""
     if not any(gaps.values()):
-        return None
+        raise ConfigError("no fixed alpha to compare with")
     cells = list(dict.fromkeys(cell for of in gaps.values() for by_cell in of.values() for cell in by_cell))
     methods = sorted(gaps["greedy"], key=lambda name: max(value for of in gaps.values() for value in of[name].values()))
-    figure, axes = plt.subplots(1, 2, figsize=(6 + 0.62 * len(methods), 2 + 0.24 * len(cells)), layout="constrained", sharey=True)
-    for axis, (metric, of) in zip(axes, gaps.items(), strict=True):
+    figure, axes = canvas(1, 2, (3 + 0.31 * len(methods), 2 + 0.24 * len(cells)), sharey=True)
+    for axis, (metric, of) in zip(axes[0], gaps.items(), strict=True):
         values = [[of[method].get(cell, float("nan")) for method in methods] for cell in cells]
         image = axis.imshow(values, cmap="Reds", vmin=0, vmax=50, aspect="auto")
         for y, row in enumerate(values):
@@ -52,101 +93,36 @@ def gap_table(plt: Any, gaps: dict[str, Any]) -> Any:
     return figure
 
 
-def trajectories(plt: Any, results: list[dict[str, Any]]) -> Any:
-    """Alpha over the run wherever it moves: a picture per family, a line per regime and source; the first seed."""
-    curves: dict[tuple[str, str], list[tuple[str, list[int], list[float]]]] = defaultdict(list)
-    first = min(result["seed"] for result in results)
-    for result in results:
-        of = result["curves"]
-        if result["seed"] == first and of:
-            for source, curve in of.get("sources", {"": of}).items():
-                if max(curve["alpha"]) - min(curve["alpha"]) > 1e-6:
-                    label = result["regime"] + (f": {source}" if source else "")
-                    curves[result["method"], result["family"]].append((label, of["step"], curve["alpha"]))
-    if not curves:
-        return None
-    methods, families = sorted({m for m, _ in curves}), sorted({f for _, f in curves})
-    figure, axes = plt.subplots(
-        len(methods), len(families), figsize=(5.5 * len(families), 3 * len(methods)), layout="constrained", squeeze=False, sharey="row"
-    )
-    for row, method in zip(axes, methods, strict=True):
-        for axis, family in zip(row, families, strict=True):
-            for number, (label, steps, alpha) in enumerate(curves[method, family]):
-                style = ("-", "--", ":")[number // len(COLOURS) % 3]
-                axis.plot(
-                    [step / steps[-1] for step in steps], alpha, style, color=COLOURS[number % len(COLOURS)], label=label, linewidth=1
-                )
-            axis.set(title=f"{method}, {family}", xlabel="share of the run", ylabel="alpha")
-            axis.legend(fontsize=5, ncols=2, frameon=False)
-    return figure
-
-
-def inversion(plt: Any, of_metric: dict[str, Any]) -> Any:
+def inversion(of_metric: dict[str, Any]) -> Any:
     """-p against NLL over the place on the continuum: in small, Tables 2 to 4 of arXiv:2510.00526. A dot is a cell."""
+    from matplotlib.lines import Line2D
+
     points = []
     for cell, of in of_metric["train_mean_p"].items():
         if {"base", "alpha_0", "alpha_1"} <= of.keys():
-            scores = [of_metric[metric][cell] for metric in ("greedy", "sampled")]
-            points.append((cell, of["base"].mean, *(100 * (s["alpha_1"].mean - s["alpha_0"].mean) for s in scores)))
+            scores = {metric: of_metric[metric][cell] for metric in COLUMNS}
+            ahead = {metric: 100 * (found["alpha_1"].mean - found["alpha_0"].mean) for metric, found in scores.items()}
+            points.append((cell, of["base"].mean, ahead))
     if not points:
-        return None
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
-    kinds = sorted({cell.regime.partition("@")[0] for cell, *_ in points})
-    markers = dict(zip(dict.fromkeys(cell.family for cell, *_ in points), "os^Dv*", strict=False))
-    for axis, place, title in zip(axes, (2, 3), ("greedy", "temperature 1"), strict=True):
-        for point in points:
-            kind = kinds.index(point[0].regime.partition("@")[0])
-            axis.plot(point[1], point[place], markers[point[0].family], color=plt.get_cmap("tab20")(kind % 20), markersize=6)
+        raise ConfigError("no cell with the base model, NLL and -p")
+    figure, axes = canvas(1, 2, (5.5, 4.5), sharey=True)
+    colours = dict(zip(dict.fromkeys(cell.regime.partition("_")[0] for cell, *_ in points), COLOURS, strict=False))
+    markers = dict(zip(dict.fromkeys(cell.family for cell, *_ in points), MARKERS, strict=False))
+    variants = dict.fromkeys(cell.regime.partition("_")[2] for cell, *_ in points)
+    fills = dict(zip(variants, itertools.cycle(("none", "full", "left", "bottom", "top", "right")), strict=False))
+    for axis, metric, title in zip(axes[0], COLUMNS, COLUMNS.values(), strict=True):
+        for cell, mean_p, ahead in points:
+            kind, _, variant = cell.regime.partition("_")
+            axis.plot(mean_p, ahead[metric], markers[cell.family], color=colours[kind], fillstyle=fills[variant], markersize=7)
         axis.axhline(0, color="grey", linewidth=0.8)
         axis.set(
             title=title,
             xlabel="mean p of the training targets under the base model (Eq. 5)",
             ylabel="points that alpha 1 (-p) is above NLL",
         )
-    handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=plt.get_cmap("tab20")(i % 20), label=kind) for i, kind in enumerate(kinds)
-    ]
-    handles += [plt.Line2D([], [], marker=marker, linestyle="", color="black", label=family) for family, marker in markers.items()]
-    figure.legend(handles=handles, loc="outside right center", fontsize=7, frameon=False)
-    return figure
-
-
-def alpha_sweep(plt: Any, of_metric: dict[str, Any], fixed: list[str]) -> Any:
-    """Exact match and mean p of the training targets over a fixed alpha: in small, Fig. 4 of arXiv:2510.00526; means over families."""
-    alphas = {name: float(name.removeprefix("alpha_")) for name in fixed}
-    groups: dict[str, list[Any]] = defaultdict(list)
-    for cell, of in of_metric["sampled"].items():
-        if not cell.source and set(fixed) <= of.keys():
-            groups[cell.regime].append(cell)
-    if not groups:
-        return None
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    titles = {"greedy": "exact match, greedy", "sampled": "exact match, temperature 1", "train_mean_p": "mean p of the training targets"}
-    for axis, (metric, title) in zip(axes, titles.items(), strict=True):
-        for number, (regime, cells) in enumerate(groups.items()):
-            values = [statistics.mean(of_metric[metric][cell][name].mean for cell in cells) for name in alphas]
-            style = ("-", "--", ":")[number // len(COLOURS) % 3]
-            axis.plot(list(alphas.values()), values, style, marker=".", color=COLOURS[number % len(COLOURS)], label=regime)
-        axis.set(title=title, xlabel="alpha (0: NLL, 1: -p)", ylim=(0, 1.02))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
-    return figure
-
-
-def quantiles(plt: Any, of_metric: dict[str, Any]) -> Any:
-    """Thresholds at quantiles of the base model's p: in small, Fig. 3 of arXiv:2510.00526. Left to right, ever fewer unlikely tokens."""
-    kept = {"low50": "least likely\n50 %", "": "all", "top90": "likeliest\n90 %", "top50": "50 %", "top10": "10 %"}
-    objectives = {"-log p": ("nll", "alpha_0"), "-p": ("neg_p", "neg_p"), "log(1-p)": ("log1mp", "log1mp")}
-    cells = [cell for cell, of in of_metric["greedy"].items() if "nll_top50" in of]
-    if not cells:
-        return None
-    figure, axes = plt.subplots(2, len(cells), figsize=(1 + 3.6 * len(cells), 6.5), layout="constrained", squeeze=False, sharey=True)
-    for row, (metric, title) in zip(axes, (("greedy", "greedy"), ("sampled", "temperature 1")), strict=True):
-        for axis, cell in zip(row, cells, strict=True):
-            for number, (label, (stem, whole)) in enumerate(objectives.items()):
-                methods = [f"{stem}_{key}" if key else whole for key in kept]
-                values = [of_metric[metric][cell][m].mean if m in of_metric[metric][cell] else float("nan") for m in methods]
-                axis.plot(range(len(kept)), values, "o-", color=COLOURS[number], label=label)
-            axis.set_xticks(range(len(kept)), list(kept.values()), fontsize=7)
-            axis.set(title=f"{cell}, {title}", ylabel="exact match", ylim=(-0.02, 1.02))
-    axes[0, 0].legend(frameon=False)
+    looks = [(kind, {"marker": "o", "color": colour}) for kind, colour in colours.items()]
+    looks += [(family, {"marker": marker, "color": "0.4"}) for family, marker in markers.items()]
+    looks += [(variant, {"marker": "o", "color": "0.4", "fillstyle": fill}) for variant, fill in fills.items()]
+    handles = [Line2D([], [], linestyle="", label=label, **look) for label, look in looks]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
     return figure

@@ -79,11 +79,11 @@ def scores(results: list[dict[str, Any]], metric: str) -> Scores:
         family, regime = result["family"], result["regime"]
         if family in FAMILIES and find(regime)[0].sources:
             for source, part in result["parts"].items():
-                part = part | {"train_mean_p": result["sources"][source]}
+                part = part | ({"train_mean_p": result["sources"][source]} if "sources" in result else {})
                 if metric in part:
                     values[Cell(family, regime, source)][result["method"]].append(part[metric])
         else:
-            value = result.get(metric, next(iter(result["parts"].values())).get(metric))
+            value = result[metric] if metric in result else next(iter(result.get("parts", {"": {}}).values())).get(metric)
             if value is not None:
                 values[Cell(family, regime, "")][result["method"]].append(value)
     return {cell: {method: score(found) for method, found in of.items()} for cell, of in values.items()}
@@ -115,7 +115,7 @@ def write(folder: Path, results: list[dict[str, Any]], fixed: list[str], shown: 
     _csv(folder / "results.csv", of_metric, fixed)
     families = list(dict.fromkeys(result["family"] for result in results))
     commits = sorted({result["commit"] for result in results})
-    seconds = sum(result.get("cpu_seconds", result["seconds"]) for result in results)
+    seconds = sum(result.get("cpu_seconds", result.get("seconds", 0.0)) for result in results)
     lines = [
         "# The continuum lab",
         "",
@@ -138,7 +138,7 @@ def write(folder: Path, results: list[dict[str, Any]], fixed: list[str], shown: 
     lines += ["", "## Mean p of the training targets, noise included (Eq. 5): of the base model, and after training", ""]
     lines += [line for family in families for line in [*_scores(family, of_metric["train_mean_p"], [], shown), ""]]
     (folder / "results.md").write_text("\n".join(lines) + "\n")
-    made = plots.write(folder, results, of_metric, {metric: gaps(of_metric[metric], fixed) for metric in METRICS}, fixed)
+    made = plots.write(folder, results, of_metric, {metric: gaps(of_metric[metric], fixed) for metric in METRICS})
     print("\n".join(_summary(families, of_metric, fixed, shown)))
     print(f"\n{folder}/results.md, results.csv, results.json, {', '.join(path.name for path in made)}")
 

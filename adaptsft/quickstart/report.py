@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adaptsft.drawing import COLOURS, canvas, save
 from adaptsft.lab.report import METRICS, score, table
 from adaptsft.lab.runs import UNTOUCHED
 
 Results = list[dict[str, Any]]  # of adaptsft.lab
 PLACES = {"ms": "known", "mi": "half known", "mw": "new", "cw": "redefined"}  # what a regime's name begins with
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c")
 
 
 def line(result: dict[str, Any]) -> str:
@@ -118,14 +118,9 @@ def _next_steps(folder: Path, last: dict[str, Any]) -> str:
 
 def plot(path: Path, results: Results, regimes: list[str]) -> None:
     """Above, exact match (bars: mean, dots: seeds); below, mean p of the training targets over the run, and alpha where it moves."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     methods = _names(results, "method")
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
-    figure, axes = plt.subplots(2, len(regimes), figsize=(5 * len(regimes), 7), layout="constrained", squeeze=False)
+    figure, axes = canvas(2, len(regimes), (5, 3.5))
     for (above, below), regime in zip(axes.T, regimes, strict=True):
         for m, mode in enumerate(METRICS):
             for i, method in enumerate(methods):
@@ -145,5 +140,4 @@ def plot(path: Path, results: Results, regimes: list[str]) -> None:
         below.set(xlabel="step", ylabel="mean p of the training targets")
         below.set_ylim(bottom=0)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
