@@ -1,7 +1,7 @@
 """Tasks: a pinned YAML file each, in adaptsft/evals/tasks. A new evaluation is one more such file, there or anywhere else.
 
 A file says where the data is and what it must hash to, the prompt, how to decode, who grades and what to report; the dataclasses below are
-its keys. `extends: NAME` starts from another task, `sources` and other lists being replaced as a whole.
+its keys. `extends: NAME` starts from another task; `columns`, `sources` and other lists replace its own as a whole.
 """
 
 import difflib
@@ -116,7 +116,10 @@ def _read(path: Path) -> Any:
     if base is None:
         return values
     below = path.with_name(f"{base}.yaml")
-    return OmegaConf.merge(_read(below if below.is_file() else FOLDER / f"{base}.yaml"), values)
+    inherited = _read(below if below.is_file() else FOLDER / f"{base}.yaml")
+    if "columns" in values:  # of the other task's none stay: its figures are not this one's
+        inherited.pop("columns", None)
+    return OmegaConf.merge(inherited, values)
 
 
 def _check(task: Task, origin: str) -> None:

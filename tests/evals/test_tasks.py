@@ -32,6 +32,15 @@ def test_every_benchmark_has_a_task():
             assert source.verified == (source.sha256 is not None), "a hash is of real data, or null"
 
 
+def test_no_two_tasks_fill_the_same_column():
+    """A task that extends another one must not report its own figures under the other's header too."""
+    filled: dict[str, str] = {}
+    for name, task in SHIPPED.items():
+        for column in task.columns:
+            assert column not in filled, f"{column}: filled by {filled[column]} and {name}"
+            filled[column] = name
+
+
 def test_listing(capsys, monkeypatch):
     monkeypatch.setattr(tasks, "load_task", SHIPPED.get)
     assert main(["tasks"]) == 0
