@@ -24,6 +24,7 @@ from adaptsft.stats import BINS, COLUMNS, LOGIT_RANGE, TokenStatistics, p_of_bin
 
 # dense bf16 peak, FLOP/s, from the vendors' data sheets
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+BARS = 64  # of the histograms of p in metrics.jsonl and eval.jsonl; TensorBoard gets all stats.BINS
 
 
 class Metrics:
@@ -132,7 +133,7 @@ class Metrics:
         for row in rows:
             flat = {f"train/{k}": v for k, v in row.items() if isinstance(v, float)}
             for name, values in row.get("sources", {}).items():
-                flat |= {f"{name}/{k}": v for k, v in values.items()}
+                flat |= {f"{name}/{k}": v for k, v in values.items() if isinstance(v, float)}
             for tag, value in flat.items():
                 self.board.add_scalar(tag, value, row["step"])
         width = len(COLUMNS) + 2 * BINS
@@ -153,9 +154,10 @@ class Metrics:
         )
         return row
 
-    def tasks(self, step: int, found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        """Write and return the scores {task: {metric: value}} after `step` steps."""
-        scalars = {f"{task}/{metric}": value for task, values in found.items() for metric, value in values.items()}
+    def tasks(self, step: int, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Write and return the scores {task: {metric: value}}, and the answers kept with them, after `step` steps."""
+        scores = {f"{task}/{metric}": value for task, values in found.items() for metric, value in values.items()}
+        scalars = {name: value for name, value in scores.items() if isinstance(value, float)}
         together(lambda: self._write_scores({"step": step, "tasks": found}, {"step": step} | scalars))
         print0(f"  tasks at step {step}: " + "  ".join(f"{name} {value:.3f}" for name, value in scalars.items()))
         return found
@@ -209,8 +211,11 @@ class Metrics:
                 self.board.close()
 
 
-def summary(sums: np.ndarray, kept_only: bool) -> dict[str, float]:
-    """Means over the supervised tokens from a row of TokenStatistics.table; `loss` over the kept ones where the objective asks so."""
+def summary(sums: np.ndarray, kept_only: bool) -> dict[str, Any]:
+    """Means over the supervised tokens from a row of TokenStatistics.table; `loss` over the kept ones where the objective asks so.
+
+    `p_histogram` counts the tokens in BARS equal steps of the log-odds of p, over stats.LOGIT_RANGE.
+    """
     values = dict(zip(COLUMNS, sums.tolist(), strict=False))
     tokens = values["tokens"] or math.nan
     denominator = (values["kept"] or math.nan) if kept_only else tokens
@@ -222,6 +227,7 @@ def summary(sums: np.ndarray, kept_only: bool) -> dict[str, float]:
         "tokens": values["tokens"],
         "kept": values["kept"],
         "sequences": values["sequences"],
+        "p_histogram": [round(count) for count in sums[len(COLUMNS) : len(COLUMNS) + BINS].reshape(BARS, -1).sum(1).tolist()],
     }
 
 

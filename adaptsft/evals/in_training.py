@@ -27,6 +27,9 @@ from adaptsft.evals.score import metrics_of
 from adaptsft.evals.tasks import Task, load_task
 from adaptsft.model.build import ShardedModel, reshard
 
+SHOWN = 3  # answers of each task that are kept as text, …
+SHOWN_CHARACTERS = 2000  # … cut to so many characters
+
 
 @dataclass(frozen=True)
 class HeldOutTask:
@@ -59,8 +62,8 @@ def prepare(names: list[str], data_dir: Path | None, limit: int, max_tokens: int
 
 def evaluate(
     model: ShardedModel, tokenizer: Any, tasks: list[HeldOutTask], batch_size: int = 16, beat: Callable[[], None] = lambda: None
-) -> dict[str, dict[str, float]]:
-    """{task: {metric: mean over its items, "truncated": share}}, the same on all ranks, which call it together.
+) -> dict[str, dict[str, Any]]:
+    """{task: {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}, the same on all ranks, which call it together.
 
     `beat` is called after every token: the trainer's watchdog. Rank 0 grades while the others wait.
     """
@@ -68,7 +71,7 @@ def evaluate(
     with generating(model):
         answers = [answer(model, tokenizer, task, batch_size, beat) for task in tasks]
     for task, outputs in zip(tasks, answers, strict=True):
-        shared: list[Any] = [together(lambda: _grade(task, outputs) if rank() == 0 else None)]  # noqa: B023
+        shared: list[Any] = [together(lambda: _grade(task, outputs, tokenizer) if rank() == 0 else None)]  # noqa: B023
         dist.broadcast_object_list(shared)
         results[task.task.name] = shared[0]
         beat()
@@ -94,14 +97,25 @@ def answer(model: ShardedModel, tokenizer: Any, task: HeldOutTask, batch_size: i
     return [everyone[i % world][i // world] for i in range(count)]
 
 
-def _grade(task: HeldOutTask, outputs: list[Output]) -> dict[str, float]:
+def _grade(task: HeldOutTask, outputs: list[Output], tokenizer: Any) -> dict[str, Any]:
     records = [fields | {"response": output.text, "output": output.text} for fields, output in zip(task.fields, outputs, strict=True)]
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
+    shown: list[dict[str, Any]] = [
+        {
+            "prompt": tokenizer.decode(prompt)[-SHOWN_CHARACTERS:],
+            "output": output.text[:SHOWN_CHARACTERS],
+            "gold": fields.get("gold", fields.get("answer")),
+            "scores": {},
+        }
+        for prompt, fields, output in zip(task.prompts[:SHOWN], task.fields, outputs, strict=False)
+    ]
     for name in task.task.graders:
         verdicts = grade_all(name, records, workers=1)
         scores = [metrics_of(name, verdict) for verdict in verdicts]
         found |= {metric: sum(float(score[metric]) for score in scores) / len(scores) for metric in scores[0]}
-    return found | {"truncated": sum(output.finish_reason == "length" for output in outputs) / len(outputs)}
+        for sample, score in zip(shown, scores, strict=False):
+            sample["scores"] |= score
+    return found | {"truncated": sum(output.finish_reason == "length" for output in outputs) / len(outputs), "samples": shown}
 
 
 @contextmanager

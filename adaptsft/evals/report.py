@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adaptsft.drawing import canvas, save
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import against_best
@@ -53,10 +54,10 @@ def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def build(runs: list[Path], compare: bool = False) -> list[Table]:
-    """The tables of some runs, one per group of tasks."""
+def build(runs: list[Path], compare: bool = False, labels: dict[Path, str] | None = None) -> list[Table]:
+    """The tables of some runs, one per group of tasks; rows are called by `labels`, or else as `_labels` finds."""
     results = {run: read_results(run) for run in runs}
-    labels = _labels(results)
+    labels = labels or _labels(results)
     tables: dict[str, Table] = {}
     where: dict[tuple[str, str], list[tuple[str, Path, str]]] = {}  # (group, column) -> (row, folder, metric)
     for run, found in results.items():
@@ -175,13 +176,8 @@ def _escape(text: str) -> str:
 
 def plot(tables: list[Table], path: Path) -> None:
     """Bars with their standard errors: a panel per group, a cluster per column, a bar per run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     height = max(2.4, max(0.3 * len(table.rows) * len(table.columns) for table in tables))
-    figure, axes = plt.subplots(len(tables), 1, figsize=(8, min(height * len(tables), 60)), layout="constrained", squeeze=False)
+    figure, axes = canvas(len(tables), 1, (8, min(height, 60 / len(tables))))
     for axis, table in zip(axes[:, 0], tables, strict=True):
         for i, row in enumerate(table.rows):
             cells = [(j, table.cells[row, column]) for j, column in enumerate(table.columns) if (row, column) in table.cells]
@@ -192,8 +188,7 @@ def plot(tables: list[Table], path: Path) -> None:
         axis.invert_yaxis()
         axis.set(title=table.group, xlabel="percent")
         axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def write(tables: list[Table], folder: Path) -> None:
@@ -203,5 +198,4 @@ def write(tables: list[Table], folder: Path) -> None:
         temporary = folder / f"{name}.tmp"
         temporary.write_text(text)
         temporary.rename(folder / name)
-    plot(tables, folder / "report.tmp.png")
-    (folder / "report.tmp.png").rename(folder / "report.png")
+    plot(tables, folder / "report.png")

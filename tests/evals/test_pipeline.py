@@ -304,7 +304,7 @@ def test_two_ranks(tiny_model, shared_data, tmp_path):
 
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["metrics"].keys() == {"openbookqa", "figfont"}
-    assert found["metrics"]["openbookqa"].keys() == {"medical-m1", "medical-paper", "truncated"}
+    assert found["metrics"]["openbookqa"].keys() == {"medical-m1", "medical-paper", "truncated", "samples"}
     assert found["beats"] > 20, "the watchdog hears of every token"
     backend = HuggingFace(str(tmp_path / "exported"))
     requests = [Request(str(i), 0, 0, [], text) for i, text in enumerate(found["prompts"])]

@@ -1,0 +1,1 @@
+"""One self-contained page about some training runs: `python -m adaptsft.report RUN…`."""
