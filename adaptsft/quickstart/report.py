@@ -109,6 +109,7 @@ def _next_steps(folder: Path, last: dict[str, Any]) -> str:
             "",
             "Try next",
             f"  {python} -m adaptsft.chat {run} --prompt {shlex.quote(question)} --temperature 1",
+            f"  {python} -m adaptsft.report {run.parent}/*-{last['seed']} --out {folder}   ({folder}/report.html: a page about these runs)",
             f"  {quickstart} objectives.deft.objective.name=deft   (runs only what is missing)",
             f"  {quickstart} 'regimes=[ms_clean, mw_clean]'",
             f"  {python} -m adaptsft.train --help   (your own model and data)",
