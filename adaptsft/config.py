@@ -38,7 +38,7 @@ class ModelConfig:
     tokenizer: str | None = key(None, "name or folder of the tokenizer; default: model.path")
     trust_remote_code: bool = key(False, "run Python code that comes with the model; off unless you have read it")
     compute_dtype: str = key(
-        "auto", "dtype of forward and backward; masters stay fp32. auto: bf16 on GPU, fp32 on CPU", ("auto", "fp32", "bf16")
+        "auto", "dtype of forward and backward, whatever that of the masters. auto: bf16 on GPU, fp32 on CPU", ("auto", "fp32", "bf16")
     )
     attention: str = key(
         "auto", "how documents in a pack attend; auto takes the first that works here", ("auto", "flash", "varlen", "sdpa"), changeable=True
@@ -186,6 +186,19 @@ class TrainConfig:
 
 
 @dataclass
+class StrictReproductionConfig:
+    summed_micro_batches: bool = key(
+        False,
+        "average each micro-batch over its own tokens (kept ones with objective.normalizer=kept) and sum their gradients, as the paper's "
+        "code did; needs data.packing=false, and train.micro_batch_size and the number of ranks then change what is learned; "
+        "see docs/strict_reproduction.md",
+    )
+    bf16_masters: bool = key(
+        False, "weights, their gradients and AdamW's moments in bf16, as in the paper's code: small updates are lost to rounding"
+    )
+
+
+@dataclass
 class CheckpointConfig:
     every: int = key(0, "steps between checkpoints (0: only at the end)", changeable=True)
     keep_last: int = key(2, "checkpoints kept, the newest ones", changeable=True)
@@ -230,6 +243,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    strict_reproduction: StrictReproductionConfig = field(default_factory=StrictReproductionConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -270,7 +284,7 @@ def _parse_file(path: Path, extending: tuple[Path, ...]) -> list[tuple[str, Any]
     if path in extending:
         raise ConfigError(f"{path}: extends itself, by way of {', '.join(map(str, extending))}")
     try:
-        values = OmegaConf.load(path)
+        values: Any = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not OmegaConf.is_dict(values):
@@ -374,7 +388,7 @@ def validate(config: Config) -> None:
 
     objective.name=auto becomes the objective that it means, so that the configuration saved with the run says it.
     """
-    from adaptsft import controllers, objectives
+    from adaptsft import controllers, objectives, strict
 
     if config.objective.name == "auto":
         config.objective.name = controllers.acts_through(config.controller)
@@ -487,6 +501,7 @@ def validate(config: Config) -> None:
         config.objective.normalizer == "all" or objective.mask is not None,
         f"objective.normalizer=kept has no effect with objective.name={config.objective.name}, which masks nothing: use all",
     )
+    strict.validate(config)
 
 
 def require(condition: bool, message: str) -> None:
@@ -496,9 +511,11 @@ def require(condition: bool, message: str) -> None:
 
 def differences(old: Config, new: Config) -> list[str]:
     """`key: old -> new` for every key that differs and that could change what is learned."""
-    changed = []
+    from adaptsft import strict
+
+    changed, pinned = [], strict.pinned(old)
     for name, declared, _ in all_keys():
-        if not declared.metadata["changeable"] and get(old, name) != get(new, name):
+        if (name in pinned or not declared.metadata["changeable"]) and get(old, name) != get(new, name):
             changed.append(f"{name}: {get(old, name)} -> {get(new, name)}")
     return changed
 

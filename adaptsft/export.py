@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
             assets = load_assets(config.model)
             config.train.compile = False
             config.model.attention = "sdpa"
-            model, _ = build_model(config.model, config.train, assets, mesh(device, 1), device)
+            model, _ = build_model(config.model, config.train, assets, mesh(device, 1), device, config.strict_reproduction.bf16_masters)
             checkpoint.load_model(found, model)
             export(model, assets, options.out, options.dtype)
             print0(f"{options.out}: {found.name} as a Hugging Face model in {options.dtype}")

@@ -2,8 +2,9 @@
 
 Three kinds of figures come out:
 
-exact: bytes of fp32 parameters, their gradients and AdamW's moments on a rank: 4, 4 and 8 per trained parameter, each parameter split
-  by rows into ceil(rows / ranks) (FSDP2, torch.distributed.fsdp._fully_shard._fsdp_param).
+exact: bytes of fp32 parameters, their gradients and AdamW's moments on a rank: 4, 4 and 8 per trained parameter, half of each with
+  strict_reproduction.bf16_masters, each parameter split by rows into ceil(rows / ranks) (FSDP2,
+  torch.distributed.fsdp._fully_shard._fsdp_param).
 traced: activations. Forward and backward of the decoder run on fake tensors, which have shapes and no data, with the same code, attention
   seam and checkpointing as in training; every storage is counted while it lives. Assumed: full rows of one document each.
 formula: what FSDP2 gathers and accumulates, and the loss's pieces of logits; see `Group`, `Memory` and `loss_bytes`.
@@ -115,11 +116,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank, and when in a step they are highest. `element` is the size of the compute dtype."""
+    """Bytes on one rank, and when in a step they are highest. `element` is the size of the compute dtype, `master` that of the masters."""
 
     groups: list[Group]  # the blocks, then `top` (norm and head; with tied weights the embedding), then `rest`
     ranks: int  # that a copy of the model is sharded over
     element: int
+    master: int
     accumulates: bool  # several micro-batches
     reduces: bool  # the gradients of each of them at once
     kept: int  # activations at the end of the forward pass
@@ -128,15 +130,15 @@ class Memory:
 
     @property
     def parameters(self) -> int:
-        return 4 * sum(group.local for group in self.groups)
+        return self.master * sum(group.local for group in self.groups)
 
     @property
     def gradients(self) -> int:
-        return 4 * sum(group.local_trained for group in self.groups)
+        return self.master * sum(group.local_trained for group in self.groups)
 
     @property
     def moments(self) -> int:
-        return 8 * sum(group.local_trained for group in self.groups)
+        return 2 * self.master * sum(group.local_trained for group in self.groups)
 
     @property
     def gathered(self) -> int:
@@ -178,7 +180,7 @@ class Memory:
             "in the forward pass": forward,
             "in the loss": after + self.loss,
             "reducing the head": after + self.reduction(top),
-            "in the backward pass": backward + (0 if self.reduces else 4 * top.local_trained) + self.reduction(block),
+            "in the backward pass": backward + (0 if self.reduces else self.master * top.local_trained) + self.reduction(block),
             "at the end of the backward pass": base + self.gradients + self.element * rest.numel + self.reduction(rest),
             "in the optimizer step": base + self.gradients,
         }
@@ -223,8 +225,12 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
             if hidden.requires_grad:
                 torch.autograd.backward(hidden, torch.empty_like(hidden))
         parameters, trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
-    reduces = train.reduce_every_micro_batch
-    return Memory(groups, gpus // train.replicas, dtype.itemsize, micro_batches > 1, reduces, kept, live.peak, loss), parameters, trained
+    reduces, master = train.reduce_every_micro_batch, 2 if config.strict_reproduction.bf16_masters else 4
+    return (
+        Memory(groups, gpus // train.replicas, dtype.itemsize, master, micro_batches > 1, reduces, kept, live.peak, loss),
+        parameters,
+        trained,
+    )
 
 
 def _attention(config: Config, settings: Any, gpu: bool, dtype: torch.dtype) -> str:

@@ -43,9 +43,10 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 @torch.no_grad()
 def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
-    """Multiply all gradients by `scale` (0-d) and clip their norm to `max_norm` (0: never); returns the norm before clipping, 0-d."""
+    """Multiply all gradients by `scale` (0-d) and clip their norm to `max_norm` (0: never); returns the norm before clipping, 0-d fp32."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # what torch.nn.utils.get_total_norm does, but for the dtype: of bf16 gradients it would round the norm to three digits
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)))
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale
     factor = scale * (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm > 0 else scale
     torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)

@@ -63,6 +63,8 @@ def advice(config: Config, model_config: Any, gpu: bool, gpus: int, count: int, 
         name = f"one micro-batch per step (train.global_batch_size={train.global_batch_size // count} or {count} times the GPUs)"
         changes.append((name, {}, gpus, 1))
     changes.append((f"--gpus {2 * gpus}", {}, 2 * gpus, max(1, count // 2)))
+    if config.strict_reproduction.summed_micro_batches:  # the number of micro-batches, and who shares one, are part of what is learned
+        changes = [change for change in changes if change[2:] == (gpus, count)]
     lines = []
     for name, settings, ranks, number in changes:
         changed = dataclasses.replace(config, train=dataclasses.replace(train, **settings))
@@ -93,10 +95,11 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     memory, parameters, trained = trace(config, model_config, gpu, gpus, count)
     device = "GPU" if gpu else "rank"
     shape = f"{config.train.micro_batch_size} x {config.data.max_length:,} tokens, checkpointing {config.train.activation_checkpointing}"
+    masters = "bf16" if config.strict_reproduction.bf16_masters else "fp32"
     rows = [
-        ("parameters, fp32", memory.parameters, "exact"),
-        ("AdamW moments, fp32", memory.moments, "exact"),
-        ("gradients, fp32", memory.gradients, "exact; sharded, in the optimizer step"),
+        (f"parameters, {masters}", memory.parameters, "exact"),
+        (f"AdamW moments, {masters}", memory.moments, "exact"),
+        (f"gradients, {masters}", memory.gradients, "exact; sharded, in the optimizer step"),
         (f"gradients, {'sharded' if memory.reduces else 'whole'}", memory.accumulated, f"formula; while {count} micro-batches accumulate"),
         ("parameters gathered for use", memory.gathered, "formula"),
         ("activations kept", memory.kept, f"traced; {shape}"),

@@ -1,5 +1,6 @@
 """The run folder: what was asked, with which versions, and whether it may be resumed."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any, TextIO
 import torch
 from transformers import PreTrainedModel
 
-from adaptsft import checkpoint, config as configuration
+from adaptsft import checkpoint, config as configuration, strict
 from adaptsft.config import Config
 from adaptsft.data import BatchPlan
 from adaptsft.distributed import print0, rank, world_size
@@ -91,7 +92,7 @@ def claim(config: Config, first: int) -> TextIO | None:
         partial = run / "config.yaml.tmp"
         configuration.save(config, partial)
         partial.rename(run / "config.yaml")
-        (run / "environment.json").write_text(json.dumps(environment(), indent=1))
+        (run / "environment.json").write_text(json.dumps(environment() | _strict(config), indent=1))
         for later in checkpoint.complete_checkpoints(run / "checkpoints"):
             if int(later.name.removeprefix("step_")) > first:
                 print0(f"deleting {later}: this run goes on from step {first}")
@@ -107,9 +108,20 @@ def check_position(start: Path, plan: BatchPlan, steps: int) -> int:
     numbers = checkpoint.read_numbers(start)
     if numbers["fingerprint"] != plan.position(numbers["step"])["fingerprint"]:
         raise CheckpointError(f"{start}: the training data has changed since this checkpoint was written (or its tokenizer or template)")
+    if (ranks := numbers.get("ranks", plan.world_size)) != plan.world_size:
+        raise CheckpointError(
+            f"{start}: was trained on {ranks} ranks, this run has {plan.world_size}: with strict_reproduction.summed_micro_batches=true "
+            "that would change what is learned"
+        )
     if numbers["step"] > steps:
         raise CheckpointError(f"{start}: has taken {numbers['step']} steps, more than the {steps} of this run")
     return numbers["step"]
+
+
+def _strict(config: Config) -> dict[str, Any]:
+    """What environment.json says of strict_reproduction: nothing where its options are off."""
+    on = dataclasses.asdict(config.strict_reproduction)
+    return {"strict_reproduction": on} if any(on.values()) else {}
 
 
 def environment() -> dict:
@@ -151,6 +163,8 @@ def introduce(config: Config, model: Any, attention: str, plan: BatchPlan, start
     """Say on rank 0 what is about to happen."""
     if start is not None:
         print0(f"resuming from {start}")
+    for line in strict.describe(config, world_size()):
+        print0(line)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"

@@ -54,7 +54,8 @@ def train(config: Config) -> dict[str, Any]:
         steps = config.train.max_steps or plan.steps(config.train.epochs)
 
         objective = objectives.with_exempt(objectives.build(config.objective), config.objective, assets.tokenizer, device)
-        model, attention = build_model(config.model, config.train, assets, devices, device)
+        strict = config.strict_reproduction
+        model, attention = build_model(config.model, config.train, assets, devices, device, strict.bf16_masters)
         optimizer = build_optimizer(model, config.train)
         control = initial_control(config.objective, len(data.names), device)
         statistics = TokenStatistics(len(data.names), device)
@@ -118,19 +119,22 @@ def train(config: Config) -> dict[str, Any]:
             torch.manual_seed(hash((config.seed, step, rank())))  # dropout is a function of where we are: nothing to save
             statistics.buffer.zero_()
             micro_batches = load_step(step, prefetch=step + 1 < min(steps, plan.end))
-            scale = 1.0 / plan.valid_tokens(step)
+            scale = 1.0 / (world_size() if strict.summed_micro_batches else plan.valid_tokens(step))
             for number, (batch, documents) in enumerate(micro_batches):
                 model.set_requires_gradient_sync(config.train.reduce_every_micro_batch or number + 1 == len(micro_batches))
                 loss, rows = model.token_loss(batch, documents, objective, control, scale, config.train.loss_chunk)
+                kept = objective.keep(rows, per_token(*controls(control, batch.source, batch.labels, objective.exempt)))
+                if strict.summed_micro_batches:  # the average over this micro-batch; its tokens are counted on the device
+                    loss = loss / (kept if kept_only else torch.ones_like(kept)).sum().clamp(min=1)
                 loss.backward()
-                statistics.add(
-                    rows, objective.keep(rows, per_token(*controls(control, batch.source, batch.labels, objective.exempt))), batch
-                )
+                statistics.add(rows, kept, batch)
 
             stopper.ask(statistics.stop)
             statistics.all_reduce()
             tokens = statistics.column("tokens").sum()
-            normalizer = tokens / statistics.column("kept").sum().clamp(min=1.0) if kept_only else torch.ones_like(tokens)
+            normalizer = torch.ones_like(tokens)
+            if kept_only and not strict.summed_micro_batches:
+                normalizer = tokens / statistics.column("kept").sum().clamp(min=1.0)
             if config.objective.unit_mass:
                 normalizer = normalizer / control.mass[0].clamp(0.25, 4.0)
             grad_norm = scale_and_clip(model, normalizer.float(), config.train.clip_norm)
@@ -138,7 +142,10 @@ def train(config: Config) -> dict[str, Any]:
             lr = learning_rate(step, steps, config.train)
             guarded_step(optimizer, lr, skip)
             done, last = step + 1, step + 1 == steps
-            metrics.record(done, statistics, control, grad_norm, skip, lr=lr, epoch=plan.epoch(done), all_tokens=plan.tokens(step))
+            host = {"lr": lr, "epoch": plan.epoch(done), "all_tokens": plan.tokens(step)}
+            if strict.summed_micro_batches:
+                host["micro_batches"] = len(micro_batches)
+            metrics.record(done, statistics, control, grad_norm, skip, **host)
             control = steering.advance(control, statistics, skip, done)
 
             stopping = stopper.asked(statistics.stop) and not last

@@ -71,7 +71,9 @@ def measured(config: Config, number: int, micro_batches: int, rows: list[list[in
     with ranks(number), Tracker() as tracker:
         device = torch.device("cpu")
         assets = load_assets(config.model)
-        model, _ = build_model(config.model, config.train, assets, mesh(device, config.train.replicas), device)
+        model, _ = build_model(
+            config.model, config.train, assets, mesh(device, config.train.replicas), device, config.strict_reproduction.bf16_masters
+        )
         optimizer = build_optimizer(model, config.train)
         batch = packed_batch(rows, assets.config.vocab_size)
         documents = documents_of(batch)
@@ -114,12 +116,13 @@ def planned(config: Config, number: int, micro_batches: int) -> dict[str, int]:
     return {name: getattr(memory, name) for name in ("parameters", "gradients", "moments", "kept", "peak")}
 
 
-CASES = {
+CASES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "one rank": ("llama", 1, 1, 256, {}),
     "four ranks, HSDP, frozen": ("gemma2", 4, 2, 128, {"train__replicas": 2, "model__freeze": ["layers\\.0\\."]}),
     "parameters outweigh activations": ("qwen2", 1, 2, 24, {"train__loss_chunk": 16}),
     "four ranks": ("qwen3", 4, 1, 512, {}),
     "reduced every time": ("llama", 4, 2, 64, {"train__reduce_every_micro_batch": True}),
+    "bf16 masters": ("llama", 4, 2, 64, {"strict_reproduction__bf16_masters": True, "model__compute_dtype": "bf16"}),
 }
 MODES = [(name, mode) for name in list(CASES)[:2] for mode in ("none", "full", "per_op")]
 

@@ -34,6 +34,13 @@ class BatchPlan:
         self.data, self.seed, self.world_size, self.part = data, config.seed, world_size, part
         self.global_batch_size, self.micro_batch_size = config.train.global_batch_size, config.train.micro_batch_size
         self.capacity = config.data.max_length if config.data.packing else 0
+        self.as_drawn = config.strict_reproduction.summed_micro_batches
+        if self.as_drawn and self.global_batch_size % (world_size * self.micro_batch_size):
+            raise ConfigError(
+                f"strict_reproduction.summed_micro_batches=true: train.global_batch_size={self.global_batch_size} is no multiple of "
+                f"{world_size} ranks x train.micro_batch_size={self.micro_batch_size}, and the examples of a smaller micro-batch would "
+                "weigh more; choose sizes that divide"
+            )
         self.sources = []  # (examples, whole copies, examples of the partial copy) of each source
         for number, (name, weight) in enumerate(zip(data.names, data.weights, strict=True)):
             members = np.flatnonzero(data.source == number)
@@ -85,7 +92,14 @@ class BatchPlan:
         return make_rows(self.examples(step), self.data.lengths, self.capacity)
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
-        """What the rank computes in a step. Every rank has the same number of micro-batches."""
+        """What the rank computes in a step. Every rank has the same number of micro-batches.
+
+        Where each micro-batch is averaged on its own (strict_reproduction.summed_micro_batches), who shares one with whom matters: the
+        ranks take the examples in turn, as drawn, as torch's DistributedSampler deals them. By length, short examples would weigh more.
+        """
+        if self.as_drawn:
+            rows = [[int(example)] for example in self.examples(step)[rank :: self.world_size]]
+            return [rows[i : i + self.micro_batch_size] for i in range(0, len(rows), self.micro_batch_size)]
         return deal(self.rows(step), self.data.lengths, self.world_size, self.micro_batch_size)[rank]
 
     def steps(self, epochs: float) -> int:
@@ -114,7 +128,11 @@ class BatchPlan:
         return [self.data.where(int(example)) for example in self.examples(step)]
 
     def position(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` steps holds of the data: a fingerprint of it and, of a stream, the part that goes on."""
+        """What a checkpoint after `step` steps holds of the data: a fingerprint of it and, of a stream, the part that goes on. Also
+        the number of ranks, where that changes what is learned."""
+        return self._place(step) | ({"ranks": self.world_size} if self.as_drawn else {})
+
+    def _place(self, step: int) -> dict[str, Any]:
         if self.part is None:
             return {"fingerprint": self.data.fingerprint}
         if step in (self.first, self.end):  # of a part that has not begun only the files are known

@@ -96,9 +96,12 @@ def _local_folder(config: ModelConfig) -> Path:
 
 
 def build_model(
-    config: ModelConfig, train: TrainConfig, assets: Assets, mesh: DeviceMesh, device: torch.device
+    config: ModelConfig, train: TrainConfig, assets: Assets, mesh: DeviceMesh, device: torch.device, bf16_masters: bool = False
 ) -> tuple[ShardedModel, str]:
-    """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen."""
+    """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen.
+
+    `bf16_masters` is that of `strict_reproduction`; gradients and AdamW's moments take the dtype of the masters.
+    """
     dtype = compute_dtype(config, device)
     backend = together(lambda: attention.choose(config.attention, device, dtype, assets.config.get_text_config()))
     if train.compile and train.activation_checkpointing != "none" and backend == "sdpa":
@@ -110,6 +113,9 @@ def build_model(
             assets.config, attn_implementation=attention.SEAM[backend], dtype=torch.float32, trust_remote_code=config.trust_remote_code
         )
     model.config.use_cache = False
+    if bf16_masters:
+        for parameter in model.parameters():  # not the buffers: rotary frequencies stay fp32
+            parameter.data = parameter.data.to(torch.bfloat16)
     freeze(model, config.freeze)
     for block in blocks(model):
         prepare_block(block, train)
@@ -207,7 +213,8 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     Gradients are summed, not averaged: the loss is already divided by the tokens of the whole step. A divide factor of 1 alone would
     use PREMUL_SUM, which gloo lacks and NCCL gets wrong in bf16 (pytorch#190745), hence the forced plain sum.
     """
-    policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    cast_to = None if dtype == torch.float32 == next(model.parameters()).dtype else dtype
+    policy = MixedPrecisionPolicy(param_dtype=cast_to, reduce_dtype=torch.float32)
     for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     base, head, embedding = model.base_model, head_of(model), embedding_of(model)

@@ -13,6 +13,7 @@ from adaptsft import config as configuration
 from adaptsft.train import train
 from tests.conftest import REPO
 from tests.runs import loaded_state, metrics_of, saved_state, small_config, write_data
+from tests.test_strict import BF16, KEPT, LOWER, SUMMED, assert_gradient, reference_gradient
 
 # betas[0] = 0: the first moment after step 1 is the gradient itself
 GRADIENT = {
@@ -64,6 +65,10 @@ def runs(tmp_path_factory, tiny_model) -> Path:
     configuration.save(
         config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512), folder / "two" / "whole.yaml"
     )
+    strict = {"arch": "llama", "tied": False} | SUMMED | KEPT | {"train__global_batch_size": 8, "train__micro_batch_size": 2}
+    for name, more in (("strict", {}), ("strict_bf16", BF16)):
+        case = strict | more | {"train__max_steps": 1}
+        configuration.save(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
     load = {"config": "tied", "checkpoint": str(folder / "tied-1x1" / "checkpoints" / "step_00000002")}
     (folder / "two" / "load.json").write_text(json.dumps(load))
     done = torchrun("-m", "tests.distributed.two_ranks", str(folder / "two"))
@@ -104,6 +109,21 @@ def test_a_checkpoint_of_one_rank_loads_on_two_and_the_reverse(runs):
         assert any(key.startswith("tensors/") for key in compared) and len(compared) == len(loaded)
         for key in compared:
             assert torch.equal(loaded[key], written[key]), key
+
+
+def test_summed_micro_batches_on_two_ranks_are_the_hand_written_formula(runs):
+    expected, supervised, kept = reference_gradient(configuration.read(runs / "strict-2ranks" / "config.yaml"), 2, LOWER)
+    assert len(kept) == 4 and len(set(kept)) > 1 and all(0 < k < n for k, n in zip(kept, supervised, strict=True))
+    assert_gradient(runs / "strict-2ranks", expected)
+
+
+def test_bf16_masters_on_two_ranks_have_that_gradient_to_bf16s_accuracy(runs):
+    rounded, exact = first_state(runs, "strict_bf16-2ranks"), first_state(runs, "strict-2ranks")
+    gradients = [key for key in exact if key.endswith("exp_avg")]
+    largest = max(float(exact[key].abs().max()) for key in gradients)
+    for key in gradients:
+        assert rounded[key].dtype == torch.bfloat16
+        assert (rounded[key].float() - exact[key]).abs().max() <= 0.02 * largest, key
 
 
 def test_accumulation_costs_no_extra_reduction(runs):
