@@ -18,6 +18,9 @@ test: $(INSTALLED)  ## run the tests
 faults: $(INSTALLED)  ## kill, damage and confuse runs in all ways of docs/reliability.md, and print the table (10 to 15 minutes on 2 cores)
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
+nightly: $(INSTALLED)  ## train every recipe of the paper and run every table and figure in small, on tiny models
+	$(BIN)/python -m pytest tests/test_recipes.py -m nightly
+
 check: lint audit  ## all that must hold before a merge, besides the tests: lint, then audit
 
 lint: $(INSTALLED)  ## lint, formatting and types; needs no network
@@ -60,4 +63,4 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
-.PHONY: help demo test faults check lint audit format install clean
+.PHONY: help demo test faults nightly check lint audit format install clean

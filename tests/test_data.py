@@ -543,10 +543,20 @@ def test_what_templates_refuse(settings):
     gemma = tokenizer(GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<bos>")
     with pytest.raises(DataError, match=r"train\.jsonl:1: the tokenizer's chat template refuses .*System role not supported"):
         open_data(settings, gemma, seed=0, log=quiet)
-    with pytest.raises(DataError, match=r"train\.jsonl:1: the plain template takes one user and one assistant message, not system, user"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: the plain template takes one user message.*not system, user, assistant, user"):
         open_data(settings, tokenizer(None), seed=0, log=quiet)
     with pytest.raises(ConfigError, match=r"data\.template=chat: the tokenizer has no chat template"):
         open_data(replace(settings, template="chat"), tokenizer(None), seed=0, log=quiet)
+
+
+def test_the_plain_template_puts_a_system_message_first(settings):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    write(Path(settings.path), {"messages": turns})
+    plain = tokenizer(None)
+    data, _ = open_data(replace(settings, prompt_template="{prompt} "), plain, seed=0, log=quiet)
+    ids, mask = data.example(0)
+    assert plain.decode(ids[~mask]).strip() == "Be brief.\n\n2 + 2?"
+    assert plain.decode(ids[mask][:-1]) == "4"
 
 
 # --- length limit, sources, held-out data

@@ -27,6 +27,8 @@ ROLES = ("system", "user", "assistant", "tool")
 LAYOUTS = {"messages": ("messages",), "prompt": ("prompt", "completion"), "instruction": ("instruction", "output")}
 FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", "id")
 
+PLAIN_PROMPTS = (["user"], ["system", "user"])  # the plain template puts a system message before the user's, as the evaluators do
+
 Message = dict[str, Any]
 Segment = tuple[str, bool]  # text, whether it is learned
 
@@ -180,12 +182,14 @@ class Template:
         follows the last of them is left out, since nothing learns from it (with loss_on=all everything stays). Raises DataError."""
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
         if self.kind == "plain":
-            if [message["role"] for message in messages] != ["user", "assistant"]:
-                roles = ", ".join(message["role"] for message in messages)
+            *before, last = messages
+            roles = [message["role"] for message in before]
+            if last["role"] != "assistant" or roles not in PLAIN_PROMPTS:
                 raise DataError(
-                    f"the plain template takes one user and one assistant message, not {roles}; use a tokenizer with a chat template"
+                    "the plain template takes one user message, which a system message may precede, and one assistant message, not "
+                    f"{', '.join([*roles, last['role']])}; use a tokenizer with a chat template"
                 )
-            return [(self._plain_prompt(messages[:1]), self.loss_on == "all"), (messages[1]["content"], True)]
+            return [(self._plain_prompt(before), self.loss_on == "all"), (last["content"], True)]
         if self.loss_on == "all":
             return [(self._render(messages), True)]
         messages = messages[: turns[-1] + 1]
@@ -229,10 +233,12 @@ class Template:
         return examples
 
     def _plain_prompt(self, messages: list[Message]) -> str:
-        if [message["role"] for message in messages] != ["user"]:
-            raise DataError("the plain template takes a single user message as prompt; use a tokenizer with a chat template")
+        if [message["role"] for message in messages] not in PLAIN_PROMPTS:
+            raise DataError(
+                "the plain template takes a single user message, after a system message if there is one; use a tokenizer with a chat template"
+            )
         # not str.format: prompts about code and mathematics are full of braces
-        return self.prompt_template.replace("{prompt}", messages[0]["content"])
+        return self.prompt_template.replace("{prompt}", "\n\n".join(message["content"] for message in messages))
 
     def _render(self, messages: list[Message], generation: bool = False) -> str:
         try:
