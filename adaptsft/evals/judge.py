@@ -200,7 +200,7 @@ def annotate(pairs: list[Record], judge: Judge, folder: Path, escape: bool = Tru
     Judgements are appended to `folder` as they come; those that are there are not asked for again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    have = Samples(folder)
+    have = Samples(folder, name="judgements")  # not among the samples of a task, whose folder this may be
     asked = {}
     for number, pair in enumerate(pairs):
         if pair["output_1"] != pair["output_2"]:

@@ -70,10 +70,10 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
 class Samples:
     """The samples of a folder: those that any rank has written, and this rank's file to add to."""
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
-        self.file = folder / f"samples.rank{rank}.jsonl"
+    def __init__(self, folder: Path, rank: int = 0, name: str = "samples") -> None:
+        self.file = folder / f"{name}.rank{rank}.jsonl"
         self.rows: dict[str, dict[str, Any]] = {}
-        for path in sorted(folder.glob("samples.rank*.jsonl")):
+        for path in sorted(folder.glob(f"{name}.rank*.jsonl")):
             rows, whole = read_lines(path)
             self.rows |= {row["key"]: row for row in rows}
             if path == self.file and whole < path.stat().st_size:

@@ -226,11 +226,15 @@ def test_a_server_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     files = [outputs_file(tmp_path / "own.json", "own", ["good"] * 6 + ["bad"] * 2 + ["same"] * 2)]
     files += [outputs_file(tmp_path / "other.json", "other", ["bad"] * 6 + ["good"] * 2 + ["same"] * 2)]
+    (tmp_path / "out").mkdir()
+    answered = tmp_path / "out" / "samples.rank0.jsonl"  # --out may be the folder of the answers: `score` reads annotations.json there
+    answered.write_text('{"key": "k", "item_id": "0"}\n')
     with server(answer) as url:
         arguments = [*files, "--out", str(tmp_path / "out"), "--url", url, "--judge", "some-judge"]
         with pytest.raises(ConfigError, match="the estimate is"):
             judge.main([*arguments, "--price", "1e9", "--max-cost", "1"])
         assert judge.main([*arguments, "--price", "10", "--max-cost", "1"]) == 0
+    assert answered.read_text().count("\n") == 1, "judgements are no samples"
     shown = capsys.readouterr().out
     assert "8 judgements" in shown and "6 of 10 outputs begin alike, 'good'" in shown
     p = 1 / (1 + math.exp(-2.9))
