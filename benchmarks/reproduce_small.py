@@ -25,6 +25,11 @@ from benchmarks.reproduce_table import BASE, FAMILIES, Job, Table, data_files, h
 STEPS = ["train.max_steps=3", "train.global_batch_size=8", "train.micro_batch_size=1", "train.device=cpu", "log.tensorboard=false"]
 ITEMS, SAMPLES, POINTS = 4, 2, 2  # of a task, of an item, of a sweep
 CONVERSATIONS = ("figfont", "magpie", "evol")  # data sets whose rows hold messages
+# Qwen2.5's own says who it is where nobody else does: another prompt than the paper's
+QWEN = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n"
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n{% endif %}" + CHATML
+)
 Record = dict[str, Any]
 
 
@@ -58,12 +63,12 @@ def _few(values: list[float]) -> list[float]:
     return [values[round(i * (len(values) - 1) / (POINTS - 1))] for i in range(POINTS)]
 
 
-def stand_in_model(place: Path, hub: str) -> None:
+def stand_in_model(place: Path, hub: str, seed: int = 0) -> None:
     """A random model of the architecture, of 32 hidden units and one layer; a chat template where the original has one."""
     _, arch = FAMILIES[hub.split("/")[0]]
     if not (place / hub / "model.safetensors").is_file():
-        tokenizer = bpe_tokenizer(SAMPLE_TEXT, chat_template=CHATML if arch == "qwen2" else None)
-        make_tiny_model(place / hub, arch, tokenizer=tokenizer, hidden=32, layers=1, heads=2)
+        tokenizer = bpe_tokenizer(SAMPLE_TEXT, chat_template=QWEN if arch == "qwen2" else None)
+        make_tiny_model(place / hub, arch, tokenizer=tokenizer, hidden=32, layers=1, heads=2, seed=seed)
 
 
 def training_data(place: Path, job: Job, examples: int) -> None:

@@ -64,7 +64,7 @@ def few_or_nightly(paths: list[Path]) -> list[Any]:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("paper")
-    reproduce_small.stand_in_model(folder, "Qwen/elsewhere")
+    reproduce_small.stand_in_model(folder, "Qwen/elsewhere", seed=1)
     (folder / "Qwen" / "elsewhere").rename(folder / "elsewhere")
     rows = [{"prompt": f"Say {number}.", "completion": "No."} for number in range(512)]
     (folder / "elsewhere.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -185,7 +185,7 @@ def test_options_have_an_effect(stand_ins: Callable[[Path], None], tmp_path: Pat
     for path, new in first_uses().items():
         stand_ins(path)
         silent += without_effect(path, tmp_path / name_of(path), new)
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 def test_dead_options_are_caught(
