@@ -189,4 +189,5 @@ def _round_ticks(low: float, high: float) -> list[float]:
 def _legend(figure: "Figure", axes: Any) -> None:
     """One legend for all panels, of every label once."""
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+    columns = max(1, min(5, len(handles), int(figure.get_figwidth() / 1.8)))  # as many as fit beside each other
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
