@@ -97,7 +97,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         def watched(self: Any, name: str) -> Any:
             if name in names:
                 asker = sys._getframe(1).f_globals["__name__"]
-                if asker.startswith("adaptsft") and asker not in ("adaptsft.config", "adaptsft.strict"):
+                if asker.startswith("adaptsft") and asker not in ("adaptsft.config", "adaptsft.validate", "adaptsft.strict"):
                     found.add(prefix + name)
             return plain(self, name)
 

@@ -235,7 +235,7 @@ class Template:
     def _plain_prompt(self, messages: list[Message]) -> str:
         if [message["role"] for message in messages] not in PLAIN_PROMPTS:
             raise DataError(
-                "the plain template takes a single user message, after a system message if there is one; use a tokenizer with a chat template"
+                "the plain template takes a single user message, which a system message may precede; use a tokenizer with a chat template"
             )
         # not str.format: prompts about code and mathematics are full of braces
         return self.prompt_template.replace("{prompt}", "\n\n".join(message["content"] for message in messages))

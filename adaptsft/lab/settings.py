@@ -13,6 +13,7 @@ from adaptsft import config as configuration
 from adaptsft.config import require
 from adaptsft.errors import ConfigError
 from adaptsft.lab.regimes import FAMILIES, find
+from adaptsft.validate import validate
 
 Settings = TypeVar("Settings")
 
@@ -102,7 +103,7 @@ def trainer_keys(name: str, finetune: dict[str, Any], method: dict[str, Any]) ->
     stand_ins = {"run_dir": "x", "model": {"path": "x"}, "data": {"path": "x"}}
     try:
         config = OmegaConf.merge(OmegaConf.structured(configuration.Config), keys, stand_ins)
-        configuration.validate(cast(configuration.Config, OmegaConf.to_object(config)))
+        validate(cast(configuration.Config, OmegaConf.to_object(config)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"finetune, or method {name}: {str(error).splitlines()[0]}") from None
     except ConfigError as error:
