@@ -280,24 +280,30 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reproduce_stages, "command", run)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "table4" else pytest.mark.nightly) for name in reproduce_table.names()]
-)
-def test_reproduce_in_small(name: str, here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """All stages of a table's first Qwen; the same command again finds everything done."""
-    assert reproduce.main([name, "--small", "--out", str(tmp_path / "out")]) == 0, capfd.readouterr().err
+def in_small() -> list[Any]:
+    """Every table with each of its models, so that each recipe is trained and its model evaluated; in every test run, one."""
+    pairs = [(name, model) for name in reproduce_table.names() for model in read(name).models]
+    few = ("table4", "qwen2.5-1.5b")
+    return [pytest.param(*pair, id="-".join(pair), marks=[] if pair == few else pytest.mark.nightly) for pair in pairs]
+
+
+@pytest.mark.parametrize(("name", "model"), in_small())
+def test_reproduce_in_small(name: str, model: str, here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All stages of a table's model, with recorded answers replayed; the same command again finds everything done."""
+    command = [name, "--small", "--model", model, "--out", str(tmp_path / "out")]
+    assert reproduce.main(command) == 0, capfd.readouterr().err
     rows, table = json.loads((tmp_path / "out" / "rows.json").read_text()), read(name)
     ours = [row for row in rows if row["origin"] == "ours"]
     wanted = {"auto", "neg_p", "nll"} if name == "fig3" else {"auto", "nll"}
     assert {row["objective"] for row in ours} >= (wanted - {"nll"} if table.against else wanted)
     assert all(0 <= row["value"] <= 100 for row in ours)
-    headers = {header for header, column in table.columns.items() if not column.models or rows[0]["model"] in column.models}
+    headers = {header for header, column in table.columns.items() if not column.models or model in column.models}
     assert {row["column"] for row in ours} - {table.average} == headers - {"LC WR"}, "fitted with a file of the leaderboard"
     if table.likelihood:
         assert all(0 < row["mean_p"] < 1 for row in ours)
     (text, _), markdown = capfd.readouterr(), (tmp_path / "out" / "table.md").read_text()
     assert "0 of " in text and "these numbers mean nothing" in markdown
-    assert reproduce.main([name, "--small", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert reproduce.main([*command, "--dry-run"]) == 0
     stages = text.split(" stages finished")[0].rsplit(" of ", 1)[1]
     assert f"{stages} of {stages} stages finished" in capfd.readouterr()[0]
 
