@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## pretrain a tiny model and fine-tune it with three objectives (under 6 minutes on 2 cores, no GPU, no data)
+demo: $(INSTALLED)  ## pretrain a tiny model and fine-tune it with three objectives (minutes on 2 cores, no GPU, no data)
 	$(BIN)/python -m adaptsft.quickstart configs/quickstart.yaml
 
 test: $(INSTALLED)  ## run the tests
