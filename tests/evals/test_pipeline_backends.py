@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptsft.config import DataConfig
+from adaptsft.config import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.backends import Request, Sampling, open_backend
 from adaptsft.evals.backends.decode import choose
-from adaptsft.evals.backends.hf import HuggingFace
+from adaptsft.evals.backends.hf import HuggingFace, label_of
 from adaptsft.evals.backends.http import HTTP
 from adaptsft.evals.prompts import Renderer, fill
 from adaptsft.tiny import make_tiny_model
@@ -42,6 +42,16 @@ def requests(backend, prompts=PROMPTS, seed=0):
         Request(str(i), 0, seed + i, [{"role": "user", "content": p}], backend.render([{"role": "user", "content": p}]))
         for i, p in enumerate(prompts)
     ]
+
+
+def test_runs_of_different_objectives_have_different_names():
+    fixed, auto = ControllerConfig(), ControllerConfig(name="auto")
+    assert label_of(ObjectiveConfig(name="nll"), fixed) == "nll"
+    assert label_of(ObjectiveConfig(name="alpha", alpha=0.3), fixed) == "alpha alpha 0.3"
+    assert label_of(ObjectiveConfig(name="threshold", lower=0.2, params={"width": 2.0}), fixed) == "threshold lower 0.2 width 2"
+    assert label_of(ObjectiveConfig(name="concentration"), auto) == "concentration auto"
+    pieces = ControllerConfig(name="piecewise", points=[[0.0, 0.0], [0.5, 1.0]])
+    assert label_of(ObjectiveConfig(name="alpha"), pieces) == "alpha alpha 0: 0, 0.5: 1"
 
 
 def test_greedy_is_the_argmax_of_the_model(backend, loud_model):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from adaptsft import config as configuration
-from adaptsft.config import DataConfig
+from adaptsft.config import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.backends.decode import decode
@@ -30,10 +30,23 @@ def locate(name: str) -> tuple[str, DataConfig, str]:
     if not (folder / "final").is_dir():
         fix = f"let the run finish, or write one with python -m adaptsft.export {folder} OUT"
         raise CheckpointError(f"--model {folder}: the run has no final/ model yet: {fix}")
-    controller, label = config.controller, config.objective.name
+    return str(folder / "final"), config.data, label_of(config.objective, config.controller)
+
+
+def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
+    """An objective as tables call it: `threshold lower 0.2`, `alpha alpha linear 0->1`, `concentration auto`."""
+    if controller.name in ("linear", "cosine", "lr"):
+        return f"{objective.name} {controller.parameter} {controller.name} {controller.start:g}->{controller.end:g}"
+    if controller.name == "piecewise":
+        points = ", ".join(f"{share:g}: {value:g}" for share, value in controller.points)
+        return f"{objective.name} {controller.parameter} {points}"
     if controller.name != "fixed":
-        label += f" {controller.parameter} {controller.name} {controller.start:g}->{controller.end:g}"
-    return str(folder / "final"), config.data, label
+        return f"{objective.name} {controller.name}"
+    unset, said = ObjectiveConfig(), [objective.name]
+    for key in ("alpha", "lower", "upper", "lower_quantile", "upper_quantile"):
+        value = getattr(objective, key)
+        said += [f"{key.replace('_', ' ')} {value:g}"] if value != getattr(unset, key) else []
+    return " ".join(said + [f"{key} {value:g}" for key, value in objective.params.items()])
 
 
 def fingerprint(folder: Path) -> str:
