@@ -168,7 +168,7 @@ class TrainConfig:
         "reduce gradients after every micro-batch: more communication, but no unsharded gradients (4 bytes per parameter) are held",
         changeable=True,
     )
-    loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 48 MiB of them on CPU, 512 MiB on GPU)", changeable=True)
+    loss_chunk: int = key(0, "rows of logits held at a time (0: by size, 48 MiB of them on CPU, 1.25 GiB on GPU)", changeable=True)
     loss_implementation: str = key(
         "auto",
         "of the fused head and loss; auto: triton on GPU where it is installed, else torch",

@@ -25,12 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from adaptsft.config import Config
+from adaptsft.config import Config, TrainConfig
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.attention import Documents
 from adaptsft.model.build import blocks, compute_dtype, freeze, head_of, prepare_block
-from adaptsft_kernels.linear_objective import CHUNK_BYTES
+from adaptsft_kernels.linear_objective import rows_held
 
 
 class Live(TorchDispatchMode):
@@ -209,7 +209,7 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         freeze(model, config.model.freeze)
         groups = [Group.of(members, gpus // train.replicas) for members in _groups(model)]
         head = head_of(model)
-        loss = loss_bytes(tokens, head, settings, train.loss_chunk, dtype.itemsize, gpu)
+        loss = loss_bytes(tokens, head, settings, train, dtype, gpu)
         for block in blocks(model):
             prepare_block(block, dataclasses.replace(train, compile=False))
         for parameter in model.parameters():
@@ -254,12 +254,19 @@ def _groups(model: Any) -> list[list[nn.Parameter]]:
     return [*found, top, [parameter for parameter in model.parameters() if id(parameter) not in taken]]
 
 
-def loss_bytes(tokens: int, head: nn.Linear, settings: Any, chunk: int, element: int, gpu: bool) -> int:
-    """What adaptsft_kernels.linear_objective holds at its highest, if every token is supervised: two fp32 buffers of `chunk` rows of
-    logits (three with a soft cap), the gradient of the hidden states, and the fp32 gradient of the head beside its cast result."""
+def loss_bytes(tokens: int, head: nn.Linear, settings: Any, train: TrainConfig, dtype: torch.dtype, gpu: bool) -> int:
+    """What adaptsft_kernels.linear_objective holds at its highest, if every token is supervised: on a GPU a piece of the logits and the
+    gathered gradients of several; in torch two fp32 buffers of a piece (three with a soft cap); and the gradients of the hidden states
+    and of the head, the latter in fp32 if it is a sum."""
     vocabulary, width = head.weight.shape
-    rows = min(tokens, chunk or max(1, CHUNK_BYTES["cuda" if gpu else "cpu"] // (4 * vocabulary)))
-    buffers = 4 * rows * vocabulary * (3 if getattr(settings, "final_logit_softcapping", None) else 2)
-    d_head = 4 * vocabulary * width if head.weight.requires_grad else 0
-    weight = 4 * vocabulary * width if not gpu and element < 4 else 0  # the CPU multiplies in fp32
-    return buffers + element * tokens * width + d_head + weight
+    logits = torch.bfloat16 if train.loss_logits == "bf16" else torch.float32
+    held, gathered = rows_held(tokens, vocabulary, dtype, logits, "cuda" if gpu else "cpu", train.loss_chunk)
+    triton = gpu and train.loss_implementation != "torch"
+    if triton:
+        buffers = vocabulary * (min(held, tokens) * logits.itemsize + gathered * dtype.itemsize)
+    else:
+        buffers = 4 * vocabulary * min(held, tokens) * (3 if getattr(settings, "final_logit_softcapping", None) else 2)
+    whole = triton and gathered >= tokens  # one product is all of the head's gradient
+    d_head = (dtype.itemsize if whole else 4) * vocabulary * width if head.weight.requires_grad else 0
+    weight = 4 * vocabulary * width if not gpu and dtype.itemsize < 4 else 0  # the CPU multiplies in fp32
+    return buffers + dtype.itemsize * tokens * width + d_head + weight

@@ -214,7 +214,7 @@ def main() -> int:
             print(f"\r\033[Kcase {number + 1} of {len(cases)}, {passed:.0f} s{left}: {what}", end="", file=sys.stderr, flush=True)
 
         say("data")
-        problem = make_problem(*shape, mask, device, dtype)
+        problem = make_problem(*shape, mask, RHOS[args.device], device, dtype)
         facts = {"mean": float(problem.p.mean())} | {f"above_{t:g}": float((problem.p > t).float().mean()) for t in (0.2, 0.5, 0.99)}
         rows = compare(problem, runs, args.rounds, say)
         results.append({"N,D,V": shape, "mask": mask, "valid": len(problem.valid_idx), "p": facts, "clocks": clocks(), "candidates": rows})

@@ -84,7 +84,7 @@ def label(case: Case) -> str:
 
 def rows_of(logp: Tensor, one_minus_p: Tensor, sequence: Tensor | None = None) -> Rows:
     full = torch.full_like(logp, 1.0)
-    return Rows(logp, one_minus_p, H * full, C * full, logp > -0.7, H20 * full, sequence)
+    return Rows(logp, one_minus_p, H * full, C * full, logp > -0.7, logp.clamp(min=-0.5), H20 * full, sequence)
 
 
 def rows_at(points: list[str]) -> Rows:

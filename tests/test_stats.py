@@ -21,7 +21,7 @@ def tokens(sequence_lengths: list[int], sequence_source: list[int], seed: int = 
     logit = 6 * torch.randn(n, generator=generator)
     logp, rest = torch.nn.functional.logsigmoid(logit), torch.sigmoid(-logit)
     noise = torch.rand(n, generator=generator)
-    rows = RowStatistics(logp, rest, noise, noise**2, noise > 0.4, -logp, torch.ones(n))
+    rows = RowStatistics(logp, rest, noise, noise**2, noise > 0.4, logp / 2, -logp, torch.ones(n))
     lengths, source = torch.tensor(sequence_lengths), torch.tensor(sequence_source)
     empty = torch.empty(0, dtype=torch.int64)
     per_token = source.repeat_interleave(lengths)
@@ -107,7 +107,9 @@ def test_quantiles_of_a_histogram():
 
 def test_extremes_are_counted_in_the_outermost_bins():
     n = torch.tensor
-    rows = RowStatistics(n([-1000.0, 0.0]), n([1.0, 0.0]), n([0.0, 0.0]), n([1.0, 1.0]), n([False, True]), n([1000.0, 0.0]), n([1.0, 1.0]))
+    rows = RowStatistics(
+        n([-1000.0, 0.0]), n([1.0, 0.0]), n([0.0, 0.0]), n([1.0, 1.0]), n([False, True]), n([0.0, 0.0]), n([1000.0, 0.0]), n([1.0, 1.0])
+    )
     _, batch = tokens([2], [0])
     statistics = TokenStatistics(1, CPU)
     statistics.add(rows, torch.ones_like(rows.top1), batch)

@@ -31,7 +31,7 @@ def draws(seed: int) -> torch.Generator:
 def rows_of(p: Tensor) -> Rows:
     """For objectives of p alone."""
     nothing = torch.full_like(p, math.nan)
-    return Rows(p.log(), 1 - p, nothing, nothing, nothing)
+    return Rows(p.log(), 1 - p, nothing, nothing, nothing, nothing)
 
 
 def rows_from(logits: Tensor, targets: Tensor) -> Rows:
@@ -45,6 +45,7 @@ def rows_from(logits: Tensor, targets: Tensor) -> Rows:
         entropy=-(p * logp).sum(1),
         collision=p.square().sum(1),
         top1=of_target >= logp.max(1).values,
+        top_logp=logp.max(1).values,
         top_entropy=-(top.exp() * top).sum(1),
     )
 

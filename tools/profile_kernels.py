@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from adaptsft_kernels import Rows, describe_implementation, linear_objective
-from adaptsft_kernels.linear_objective import CHUNK_BYTES
+from adaptsft_kernels.linear_objective import rows_held
 
 
 def objective_above(threshold: float) -> Any:
@@ -130,7 +130,7 @@ def main() -> None:
         share = rate / flops if flop else speed / bandwidth
         shown = (f"{rate:.1f}" if flop else "-", f"{speed:.0f}" if moved else "-", f"{share:.0%}" if flop or moved else "-")
         print(f"{kind:18}{value:10.3f}{value / total:8.1%}{shown[0]:>10}{shown[1]:>8}{shown[2]:>12}")
-    rows = args.chunk or max(1, CHUNK_BYTES[device.type] // (4 * v))
+    rows, _ = rows_held(n, v, dtype, logits, device.type, args.chunk)
     chunks = -(-n // rows)
     print(f"{'all':18}{total:10.3f}{1:8.1%}   {total / chunks:.3f} ms for each of {chunks} chunks of up to {rows} rows\n")
     print("the ten longest:")

@@ -99,14 +99,15 @@ def rows(p: Tensor, others: int) -> Rows:
     rest = ((1 - p) / others)[:, None].expand(-1, others)
     distribution = torch.cat([p[:, None], rest], dim=1)
     top = distribution.topk(min(20, others + 1), dim=1).values
-    top = top / top.sum(1, keepdim=True)
+    normalised = top / top.sum(1, keepdim=True)
     return Rows(
         logp=p.log(),
         one_minus_p=1 - p,
         entropy=-torch.special.xlogy(distribution, distribution).sum(1),
         collision=distribution.square().sum(1),
         top1=p >= rest[:, 0],
-        top_entropy=-torch.special.xlogy(top, top).sum(1),
+        top_logp=top[:, 0].log(),
+        top_entropy=-torch.special.xlogy(normalised, normalised).sum(1),
     )
 
 

@@ -11,7 +11,8 @@ The passes over [n,V] are those of `torch_rows` or `triton_rows`; the rest is th
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -22,7 +23,9 @@ from torch.autograd.function import once_differentiable
 from adaptsft_kernels.rows import Head, RowKernels, Rows, RowStatistics, Sums, product, rows_of
 from adaptsft_kernels.torch_rows import TorchRows
 
-CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}  # of fp32 logits
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1280 << 20}  # of logits: 4096 rows of most vocabularies of today in bf16
+GATHERED_BYTES = 2560 << 20  # of dz in Triton: 8192 rows. Every further addition to d weight reads and writes all of it
+MOST_ROUNDINGS = 4  # of a bf16 sum of d weight. They cost 1e-3 each, and are allowed only where bf16 logits cost 7e-3 already
 Objective = Callable[[Rows, Any], tuple[Tensor, Tensor]]
 
 
@@ -63,9 +66,10 @@ def linear_objective(
     The loss is a 0-d fp32 (fp64) tensor, differentiable once with respect to hidden, weight and bias; where no row is valid it is
     zero, with zero gradients. Two calls give the same bits.
 
-    chunk_size: rows of logits held at a time (0: 48 MiB of them on CPU, 512 MiB on CUDA, counted in fp32). Changes no result.
+    chunk_size: rows of logits held at a time (0: 48 MiB of them on CPU, 1.25 GiB on CUDA). Changes results by rounding only.
     implementation: "torch", "triton" (CUDA, fp32 and bf16), or "auto": Triton where it can run, see `choose_implementation`.
-    logits_dtype: None for fp32 logits (fp64 for fp64); torch.bfloat16, with bf16 factors, is faster and rounds p (by 1 % and more).
+    logits_dtype: None for fp32 logits (fp64 for fp64); torch.bfloat16, with bf16 factors, is faster and rounds p (by 1 % and more)
+    and, on CUDA, the sum of the weight's gradient at most four times instead of once.
     skip_zeros: rows with s = 0 take no part in the two gradient products. On CUDA that waits for the device once per chunk, for
     the number of rows that do; None therefore means: on CPU, or where the objective has `sparse = True`.
     eps: rows with |s| (1-p) <= eps are skipped too (0: exact). `dropped_share` of the statistics says how much that leaves out.
@@ -73,7 +77,7 @@ def linear_objective(
     Raises ValueError for shapes, dtypes and choices that do not fit together.
     """
     _check(hidden, weight, labels, source, sequence, valid_idx, bias)
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    dtype = _accumulator(hidden.dtype)
     if logits_dtype not in (None, dtype, hidden.dtype):
         raise ValueError(f"logits_dtype={logits_dtype} must be {dtype} or that of hidden, {hidden.dtype}")
     if eps < 0:
@@ -82,9 +86,7 @@ def linear_objective(
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     if skip_zeros is None:
         skip_zeros = hidden.device.type == "cpu" or getattr(objective, "sparse", False)
-    chunk_size = chunk_size or _default_chunk(hidden.device, len(weight), dtype)
-
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False), _unrounded_reductions():
         if valid_idx is None:
             valid_idx = (labels != ignore_index).nonzero().squeeze(1)
             labels = labels[valid_idx]
@@ -96,13 +98,20 @@ def linear_objective(
         # bf16 products are slow on most CPUs, and cannot return fp32 there
         factor = weight.detach().to(dtype) if hidden.device.type == "cpu" else weight.detach()
         head = Head(factor, bias, softcap, logit_scale)
-        gradients = _Gradients(hidden, head, wanted, weight.dtype, dtype)
-        kernels = _kernels(chosen, head, dtype, logits_dtype or dtype, chunk_size, len(labels), any(wanted))
+        logits_dtype = logits_dtype or dtype
+        chunk_size, gathered = rows_held(len(labels), len(weight), factor.dtype, logits_dtype, hidden.device.type, chunk_size)
+        kernels: RowKernels
+        if chosen == "torch":
+            kernels, gathered = TorchRows(head, dtype, logits_dtype), chunk_size
+        else:
+            from adaptsft_kernels.triton_rows import TritonRows  # here, so that triton is needed only where it is used
+
+            kernels = TritonRows(head, logits_dtype, min(chunk_size, len(labels)), gathered if any(wanted) else 0)
+        rounded = logits_dtype == factor.dtype and len(labels) <= MOST_ROUNDINGS * gathered
+        gradients = _Gradients(hidden, head, wanted, factor.dtype if rounded else dtype)
         terms = _Terms(scale, z_loss, skip_zeros or eps > 0, eps)
         loss, statistics = _forward(hidden, kernels, gradients, labels, valid_idx, sequence, objective, control, terms, head, chunk_size)
-        del kernels  # its buffers, before the gradients are cast
-        grads = gradients.results()
-    return _Loss.apply(loss, hidden, weight, bias, *grads), statistics
+    return _Loss.apply(loss, hidden, weight, bias, *gradients.results()), statistics
 
 
 def choose_implementation(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -132,7 +141,7 @@ def describe_implementation(
     """One line for a log: what `linear_objective` would use, such as "triton 3.6.0, bf16 factors, fp32 logits"."""
     chosen = choose_implementation(implementation, device, dtype)
     names = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}
-    logits = logits_dtype or (torch.float64 if dtype == torch.float64 else torch.float32)
+    logits = logits_dtype or _accumulator(dtype)
     return f"{chosen} {version(chosen)}, {names[dtype]} factors, {names[logits]} logits"
 
 
@@ -148,6 +157,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *grads: Tensor | None) -> Tensor:
         ctx.save_for_backward(*grads)
+        ctx.dtype = hidden.dtype
         return loss.clone()
 
     @staticmethod
@@ -155,7 +165,11 @@ class _Loss(torch.autograd.Function):
     # pyrefly: ignore[bad-override]
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         # not in place: a second backward through the same graph needs the saved tensors as they are
-        return None, *(None if grad is None else grad_outputs[0] * grad for grad in ctx.saved_tensors), None, None, None
+        scaled = [None if grad is None else torch.empty_like(grad, dtype=ctx.dtype) for grad in ctx.saved_tensors]
+        for grad, out in zip(ctx.saved_tensors, scaled, strict=True):
+            if out is not None:
+                torch.mul(grad, grad_outputs[0], out=out)  # a sum in fp32 is rounded here, in the pass that reads it anyway
+        return None, *scaled, None, None, None
 
 
 class _Terms(NamedTuple):
@@ -167,15 +181,24 @@ class _Terms(NamedTuple):
     eps: float
 
 
-def _kernels(
-    chosen: str, head: Head, dtype: torch.dtype, logits_dtype: torch.dtype, chunk_size: int, rows: int, with_gradients: bool
-) -> RowKernels:
-    if chosen == "torch":
-        return TorchRows(head, dtype, logits_dtype)
-    from adaptsft_kernels.triton_rows import PACKED_CHUNKS, TritonRows  # here, so that triton is needed only where it is used
+def rows_held(
+    rows: int, vocabulary: int, factors: torch.dtype, logits: torch.dtype, device_type: str, chunk_size: int = 0
+) -> tuple[int, int]:
+    """Of `rows` supervised rows: (those whose logits are held at a time, those whose dz is gathered for one product, in Triton).
 
-    capacity = min(PACKED_CHUNKS * chunk_size, rows) if with_gradients else 0
-    return TritonRows(head, logits_dtype, min(chunk_size, rows), capacity)
+    On CUDA as few and as equal parts as the two budgets allow: a product on few rows wastes the last of its tiles.
+    """
+    cuda = device_type != "cpu"
+    most = max(1, CHUNK_BYTES["cuda" if cuda else "cpu"] // (vocabulary * logits.itemsize))
+    gathers = max(1, -(-rows * vocabulary * factors.itemsize // GATHERED_BYTES))
+    gathered = max(1, -(-rows // gathers))
+    if not chunk_size:
+        chunk_size = _whole_tiles(-(-gathered // -(-gathered // most))) if cuda else most
+    return chunk_size, min(rows, -(-gathered // chunk_size) * chunk_size)
+
+
+def _whole_tiles(rows: int) -> int:
+    return rows if rows < 128 else -(-rows // 128) * 128
 
 
 def _forward(
@@ -203,7 +226,7 @@ def _forward(
     if getattr(objective, "whole_batch", False) and spans:
         whole = _call(objective, Rows(*map(_cat, zip(*(rows_at(span)[0] for span in spans), strict=True))), control)
 
-    dtype = gradients.dtype
+    dtype = _accumulator(hidden.dtype)
     statistics, waiting, z_total = [], [], hidden.new_zeros((), dtype=dtype)
     for span in spans:
         rows, sums = rows_at(span)
@@ -211,23 +234,33 @@ def _forward(
             loss, s = whole[0][span], whole[1][span]
         else:
             loss, s = _call(objective, rows, None if control is None else type(control)(*(x[span] for x in control)))
-        statistics.append(RowStatistics(*rows[:5], loss, s))
+        statistics.append(RowStatistics(*rows[:6], loss, s))
         lse = sums.target - rows.logp
         if terms.z_loss:
             z_total += lse.square().sum()
         if not any(gradients.wanted):
             continue
         # dz_i = (s + r) p_i - s delta_iy, where r is the part of z_loss: p - 1 is never formed, and nothing is rounded to bf16 yet
-        r, m, inner = 2 * terms.z_loss * lse, rows.one_minus_p, terms.scale * head.logit_scale
+        inner = terms.scale * head.logit_scale
+        sm, q = s * rows.one_minus_p, rows.one_minus_p / sums.total  # q: of the likeliest other token
+        at_others, at_target = inner * s * q, -inner * sm
+        r = 2 * terms.z_loss * lse if terms.z_loss else None
+        if r is not None:
+            at_others, at_target = at_others + inner * r * q, at_target + inner * r * rows.logp.exp()
         active = None
         if terms.skip:
-            active = (((s * m).abs() <= terms.eps) & (r == 0)).logical_not().nonzero().squeeze(1)  # a NaN is active
+            idle = sm.abs() <= terms.eps  # a NaN is not
+            active = (idle if r is None else idle & (r == 0)).logical_not().nonzero().squeeze(1)
             active = None if len(active) == len(s) else active
-        kernels.gradient(labels[span], sums.highest, inner * (s + r) * m / sums.total, inner * (r * rows.logp.exp() - s * m), active)
-        waiting.append(valid_idx[span] if active is None else valid_idx[span][active])
-        count, left = sum(map(len, waiting)), len(labels) - span.stop
-        if count and (left == 0 or count + min(left, chunk_size) > kernels.capacity):
-            gradients.add(kernels.take(), torch.cat(waiting), last=left == 0)
+        index = valid_idx[span] if active is None else valid_idx[span][active]
+        if waiting and sum(map(len, waiting)) + len(index) > kernels.capacity:
+            gradients.add(kernels.take(), torch.cat(waiting), only=False)
+            waiting.clear()
+        kernels.gradient(labels[span], sums.highest, at_others, at_target, active)
+        waiting += [index] if len(index) else []
+        last = span is spans[-1]
+        if waiting and (last or sum(map(len, waiting)) >= kernels.capacity):
+            gradients.add(kernels.take(), torch.cat(waiting), only=last)
             waiting.clear()
 
     empty = [hidden.new_empty(0, dtype=torch.bool if name == "top1" else dtype) for name in RowStatistics._fields]
@@ -238,25 +271,24 @@ def _forward(
 class _Gradients:
     """d hidden, d weight and d bias, as far as they are wanted, summed over chunks in a fixed order."""
 
-    def __init__(self, hidden: Tensor, head: Head, wanted: list[bool], final: torch.dtype, dtype: torch.dtype):
-        """final: dtype of the returned gradients. dtype: of the sums; a bf16 sum loses small contributions (6.9e-3 over 32 chunks)."""
-        self.hidden, self.head, self.wanted, self.final, self.dtype = hidden, head, wanted, final, dtype
+    def __init__(self, hidden: Tensor, head: Head, wanted: list[bool], dtype: torch.dtype):
+        """dtype: of the weight's sum. A bf16 sum loses small contributions: 1e-3 of it over two additions, 7e-3 over 32."""
+        self.hidden, self.head, self.wanted, self.dtype = hidden, head, wanted, dtype
         self.d_hidden = torch.zeros_like(hidden) if wanted[0] else None
         self.d_weight: Tensor | None = None  # until the first rows
-        self.d_bias = torch.zeros_like(head.weight[:, 0], dtype=dtype) if wanted[2] else None
+        self.d_bias = torch.zeros_like(head.weight[:, 0], dtype=_accumulator(dtype)) if wanted[2] else None
 
-    def add(self, dz: Tensor, idx: Tensor, last: bool) -> None:
-        """Add the products of dz [k,V], gradients of the logits of rows idx [k] of hidden."""
+    def add(self, dz: Tensor, idx: Tensor, only: bool) -> None:
+        """Add the products of dz [k,V], gradients of the logits of rows idx [k] of hidden. only: no others come."""
         if self.d_bias is not None:
-            self.d_bias += dz.sum(0, dtype=self.dtype)
+            self.d_bias += dz.sum(0, dtype=self.d_bias.dtype)
         if self.d_hidden is not None:
-            rows = product(dz, self.head.weight, dz.new_empty(len(dz), self.hidden.shape[1], dtype=self.dtype))
-            self.d_hidden.index_copy_(0, idx, rows.to(self.final))
+            self.d_hidden.index_copy_(0, idx, torch.mm(dz, self.head.weight).to(self.d_hidden.dtype))
         if self.wanted[1]:
             x = self.hidden[idx].to(dz.dtype)
             if self.d_weight is None:  # if these are all rows, one product is the sum, and is rounded once
-                dtype = dz.dtype if last else self.dtype
-                self.d_weight = product(dz.t(), x, torch.empty_like(self.head.weight, dtype=dtype))
+                out = torch.empty_like(self.head.weight, dtype=dz.dtype if only else self.dtype)
+                self.d_weight = product(dz.t(), x, out)
             elif dz.dtype == self.dtype:
                 torch.addmm(self.d_weight, dz.t(), x, out=self.d_weight)
             else:
@@ -265,7 +297,23 @@ class _Gradients:
     def results(self) -> list[Tensor | None]:
         if self.wanted[1] and self.d_weight is None:
             self.d_weight = torch.zeros_like(self.head.weight)
-        return [self.d_hidden, *(None if x is None else x.to(self.final) for x in (self.d_weight, self.d_bias))]
+        return [self.d_hidden, self.d_weight, self.d_bias]
+
+
+@contextmanager
+def _unrounded_reductions() -> Iterator[None]:
+    """Where a product is cut along its inner dimension, its parts are added in fp32, whatever the caller's setting."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_bf16_reduced_precision_reduction, settings.allow_bf16_reduced_precision_reduction_split_k
+    settings.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        settings.allow_bf16_reduced_precision_reduction = before
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _cat(parts: tuple[Any, ...]) -> Any:
@@ -280,11 +328,6 @@ def _call(objective: Objective, rows: Rows, control: Any) -> tuple[Tensor, Tenso
                 f"the objective returned {name} of shape {tuple(value.shape)}: one value per row is needed, [{len(rows.logp)}]"
             )
     return loss.detach().to(rows.logp.dtype), s.detach().to(rows.logp.dtype)
-
-
-def _default_chunk(device: torch.device, vocabulary: int, dtype: torch.dtype) -> int:
-    rows = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (vocabulary * dtype.itemsize)
-    return max(1, rows - rows % 128 if device.type != "cpu" and rows >= 128 else rows)  # whole tiles of a matrix product
 
 
 def _check(

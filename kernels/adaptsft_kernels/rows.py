@@ -23,6 +23,7 @@ class Rows(NamedTuple):
     entropy: Tensor  # H = -sum_i p_i log p_i, nats
     collision: Tensor  # sum_i p_i^2
     top1: Tensor  # bool: no other token is likelier than the target
+    top_logp: Tensor  # log p of the likeliest token, nats
     top_entropy: Tensor | None = None  # entropy of the 20 likeliest tokens, renormalised; only if the objective needs "top_entropy"
     sequence: Tensor | None = None  # int64 index of the row's sequence within this call, where the caller gave it
 
@@ -35,6 +36,7 @@ class RowStatistics(NamedTuple):
     entropy: Tensor
     collision: Tensor
     top1: Tensor
+    top_logp: Tensor
     loss: Tensor  # the objective's loss of the row, before `scale`
     weight: Tensor  # s
 
@@ -77,13 +79,16 @@ class RowKernels(Protocol):
 
 
 def rows_of(sums: Sums, top_entropy: Tensor | None, sequence: Tensor | None) -> Rows:
-    u = sums.total.log() + (sums.highest - sums.target)
+    # few operations: on a GPU each takes about as long on a thousand rows as to launch, chunk after chunk
+    log_total, gap = sums.total.log(), sums.highest - sums.target
+    u = log_total + gap
     one_minus_p, logp = torch.sigmoid(u), F.logsigmoid(-u)
-    p = logp.exp()
+    p, q = logp.exp(), one_minus_p / sums.total  # q: of the likeliest other token
     # H = H2(p) + (1-p) H(others), with H(others) = log total - moment / total
-    entropy = torch.special.entr(one_minus_p) - p * logp + one_minus_p * (sums.total.log() - sums.moment / sums.total)
-    collision = p.square() + (one_minus_p / sums.total).square() * sums.square
-    return Rows(logp, one_minus_p, entropy, collision, sums.target >= sums.highest, top_entropy, sequence)
+    entropy = torch.special.entr(one_minus_p).addcmul_(one_minus_p, torch.addcdiv(log_total, sums.moment, sums.total, value=-1))
+    entropy.addcmul_(p, logp, value=-1)
+    collision = (p * p).addcmul_(q * q, sums.square)
+    return Rows(logp, one_minus_p, entropy, collision, gap <= 0, logp + gap.clamp(min=0), top_entropy, sequence)
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ A buffer holds the logits of one chunk of rows, in fp32 or bf16; a second one ga
 of several chunks, so that the gradient products run on thousands of rows however few of a chunk are active. Every program writes
 places of its own and reads none that another writes: no atomics, and any order of programs gives the same bits.
 
-Rows of both buffers begin at multiples of 64 elements and are loaded to such a multiple, whatever V is: a mask at an odd V would
-turn 16-byte loads into scalar ones. Row offsets are int64 (rows x V passes 2^31), and rows are on grid axis 0 (the others end at 65535).
+Rows of both buffers begin at multiples of 64 elements, so that loads and stores are 16 bytes wide whatever V is. The last block of
+a row reads on into the next one (the buffer has room behind the last) instead of masking its loads: what does not belong to the row
+is replaced after loading, in that block and in the target's, and no other block pays for a mask. Row offsets are int64
+(rows x V passes 2^31), and rows are on grid axis 0 (the others end at 65535).
 """
 
 import torch
@@ -16,11 +18,11 @@ from torch import Tensor
 from adaptsft_kernels.rows import LOWEST, Head, Sums, product
 from adaptsft_kernels.torch_rows import entropy_of_top, finish
 
-PACKED_CHUNKS = 4  # dz of this many chunks is gathered: every addition to an fp32 weight gradient moves 8 V D bytes
 ALIGN = 64  # elements
 SUMS = {"BLOCK": 2048, "num_warps": 8}
 GRADIENT = {"BLOCK": 4096, "num_warps": 8}
 LOW = tl.constexpr(LOWEST)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class TritonRows:
@@ -29,15 +31,17 @@ class TritonRows:
     def __init__(self, head: Head, logits_dtype: torch.dtype, rows: int, capacity: int):
         self.head = head
         self.v = len(head.weight)
-        stride = triton.cdiv(self.v, ALIGN) * ALIGN
-        self.logits = head.weight.new_empty(rows, stride, dtype=logits_dtype)
-        self.packed = head.weight.new_empty(capacity, stride)
+        self.stride = triton.cdiv(self.v, ALIGN) * ALIGN
+        beyond = max(SUMS["BLOCK"], GRADIENT["BLOCK"])
+        self.logits = head.weight.new_empty(rows * self.stride + beyond, dtype=logits_dtype)
+        self.packed = head.weight.new_empty(capacity, self.stride)
         self.capacity = capacity
         self.filled = 0
 
     def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
         n = len(x)
-        z = product(x, self.head.weight.t(), self.logits[:n, : self.v])
+        z = self.logits[: n * self.stride].view(n, self.stride)[:, : self.v]
+        product(x, self.head.weight.t(), z)
         top_entropy = None
         if top:  # by torch, on an fp32 copy of the chunk: only one objective asks for it
             copy = z.to(torch.float32, copy=True)
@@ -45,7 +49,7 @@ class TritonRows:
             top_entropy = entropy_of_top(copy)
         out = x.new_empty(len(Sums._fields), n, dtype=torch.float32)
         with torch.cuda.device_of(x):
-            row_sums[(n,)](self.logits, *self._head(), y, out, n, **self._constants(), **SUMS)
+            row_sums[(n,)](self.logits, self.head.bias, self.v, self.stride, y, out, n, **self._head(), **sums_settings(self.logits.dtype))
         return Sums(*out), top_entropy
 
     def gradient(self, y: Tensor, highest: Tensor, at_others: Tensor, at_target: Tensor, active: Tensor | None) -> None:
@@ -54,56 +58,60 @@ class TritonRows:
         self.filled += n
         if n == 0:
             return
-        grid = (n, triton.cdiv(self.packed.stride(0), GRADIENT["BLOCK"]))
+        grid = (n, triton.cdiv(self.stride, GRADIENT["BLOCK"]))
         with torch.cuda.device_of(y):
             row_gradient[grid](
-                self.logits, *self._head(), y, highest, at_others, at_target, y if active is None else active, out,
-                ALL=active is None, **self._constants(), **GRADIENT,
-            )  # fmt: skip
+                self.logits, self.head.bias, self.v, self.stride, y, highest, at_others, at_target, active, out, **self._head(), **GRADIENT
+            )
 
     def take(self) -> Tensor:
         filled, self.filled = self.filled, 0
         return self.packed[:filled, : self.v]
 
-    def _head(self) -> tuple:
-        bias = self.logits if self.head.bias is None else self.head.bias  # some pointer, which is not read
-        return bias, self.v, self.logits.stride(0), self.head.logit_scale, self.head.softcap or 1.0
+    def _head(self) -> dict[str, float]:
+        return {"LOGIT_SCALE": float(self.head.logit_scale), "CAP": float(self.head.softcap or 0.0)}
 
-    def _constants(self) -> dict[str, bool]:
-        return {"HAS_BIAS": self.head.bias is not None, "HAS_CAP": bool(self.head.softcap)}
+
+def sums_settings(logits: torch.dtype) -> dict[str, int]:
+    """A lane of `row_sums` takes the 16 bytes that a thread loads at a time."""
+    return SUMS | {"WIDE": 16 // logits.itemsize}
 
 
 @triton.jit(do_not_specialize=["n"])
 def row_sums(
-    logits, bias, V, stride, logit_scale, cap, labels, out, n,
-    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
+    logits, bias, V, stride, labels, out, n,
+    LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one row into out [5,n]. Every lane runs over its own columns with its own maximum, and the lanes are merged at the end:
-    no reduction over the block within the loop, and one exponential per logit."""
+    """Sums of one row into out [5,n]. A lane runs over WIDE neighbouring columns at a time with a maximum of its own, and the lanes are
+    merged at the end: no exchange between threads within the loop, one exponential per logit and one per WIDE of them."""
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row).to(tl.int32)
     z_row = logits + row * stride
-    highest = tl.full((BLOCK,), LOW, tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    moment = tl.zeros((BLOCK,), tl.float32)
-    square = tl.zeros((BLOCK,), tl.float32)
+    lanes: tl.constexpr = BLOCK // WIDE
+    highest = tl.full((lanes,), LOW, tl.float32)
+    total = tl.zeros((lanes,), tl.float32)
+    moment = tl.zeros((lanes,), tl.float32)
+    square = tl.zeros((lanes,), tl.float32)
+    offsets = tl.arange(0, lanes)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
     for first in range(0, V, BLOCK):
-        columns = first + tl.arange(0, BLOCK)
-        z, _ = _logit(z_row, bias, columns, V, stride, logit_scale, cap, HAS_BIAS, HAS_CAP)
-        z = tl.where((columns < V) & (columns != label), z, LOW)
-        rise = z - highest
-        e = tl.exp(-tl.abs(rise))
-        up = rise > 0  # z is the new maximum: what was summed so far shrinks by e, and z itself adds 1
-        # a lane that has seen LOW only may count it as 1 each time; its first true logit, or the merge, multiplies that by 0
-        moment = tl.where(up, e * (moment - rise * total), moment + e * rise)
-        total = tl.where(up, total * e + 1.0, total + e)
-        square = tl.where(up, square * e * e + 1.0, square + e * e)
-        highest = tl.where(up, z, highest)
+        columns = first + offsets
+        z, _ = _logit(z_row, bias, columns, V, LOGIT_SCALE, CAP)
+        if (first + BLOCK > V) | ((label >= first) & (label < first + BLOCK)):
+            z = tl.where((columns < V) & (columns != label), z, LOW)
+        new = tl.maximum(highest, tl.max(z, 1))
+        # a lane that has seen LOW only counts it as 1 each time; its first true logit, or the merge, multiplies that by 0
+        fall = highest - new
+        shrink = tl.exp2(fall * LOG2_E)
+        rise = z - new[:, None]
+        e = tl.exp2(rise * LOG2_E)
+        moment = shrink * (moment + fall * total) + tl.sum(e * rise, 1)
+        total = shrink * total + tl.sum(e, 1)
+        square = shrink * shrink * square + tl.sum(e * e, 1)
+        highest = new
     top = tl.max(highest, 0)
     fall = highest - top
-    w = tl.exp(fall)
-    own = label + tl.zeros((1,), tl.int32)
-    target, _ = _logit(z_row, bias, own, V, stride, logit_scale, cap, HAS_BIAS, HAS_CAP)
+    w = tl.exp2(fall * LOG2_E)
+    target, _ = _logit(z_row, bias, label + tl.zeros((1,), tl.int32), V, LOGIT_SCALE, CAP)
     tl.store(out + row, tl.sum(target, 0))
     tl.store(out + n + row, top)
     tl.store(out + 2 * n + row, tl.sum(w * total, 0))
@@ -113,35 +121,39 @@ def row_sums(
 
 @triton.jit
 def row_gradient(
-    logits, bias, V, stride, logit_scale, cap, labels, highest, at_others, at_target, active, out,
-    ALL: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
+    logits, bias, V, stride, labels, highest, at_others, at_target, active, out,
+    LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of dz of row active[i] (ALL: row i) into row i of out, rounded once, at the end; zero beyond V."""
+    """A block of dz of row active[i] (None: row i) into row i of out, rounded once, at the end; zero beyond V."""
     place = tl.program_id(0).to(tl.int64)
     row = place
-    if not ALL:
+    if active is not None:
         row = tl.load(active + place)
     label = tl.load(labels + row).to(tl.int32)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    z, slope = _logit(logits + row * stride, bias, columns, V, stride, logit_scale, cap, HAS_BIAS, HAS_CAP)
-    others = tl.load(at_others + row) * tl.exp(tl.minimum(z - tl.load(highest + row), 0.0))  # only the target may be above highest
-    dz = tl.where(columns == label, tl.load(at_target + row), others)
-    if HAS_CAP:
-        dz = dz * slope
-    dz = tl.where(columns < V, dz, 0.0)
+    first = tl.program_id(1) * BLOCK
+    columns = first + tl.arange(0, BLOCK)
+    z, slope = _logit(logits + row * stride, bias, columns, V, LOGIT_SCALE, CAP)
+    dz = tl.load(at_others + row) * tl.exp2((z - tl.load(highest + row)) * LOG2_E)
+    if (label >= first) & (label < first + BLOCK):  # the target may be far above highest: what is replaced may be infinite
+        dz = tl.where(columns == label, tl.load(at_target + row), dz)
+    dz = dz * slope
+    if first + BLOCK > V:
+        dz = tl.where(columns < V, dz, 0.0)
     tl.store(out + place * stride + columns, dz.to(out.dtype.element_ty), mask=columns < stride)
 
 
 @triton.jit
-def _logit(z_row, bias, columns, V, stride, logit_scale, cap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr):
-    """The logits in these columns, fp32, at least LOW, and the derivative of the soft cap; anything beyond V."""
-    z = tl.load(z_row + columns, mask=columns < stride, other=0.0).to(tl.float32)
-    if HAS_BIAS:
+def _logit(z_row, bias, columns, V, LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr):
+    """The logits in these columns, fp32, and the derivative of the soft cap; anything beyond V."""
+    z = tl.load(z_row + columns).to(tl.float32)
+    if bias is not None:
         z = z + tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)
-    z = z * logit_scale
+        z = tl.where(z < LOW, LOW, z)  # -inf rules a token out; where: a NaN stays one
+    if LOGIT_SCALE != 1.0:
+        z = z * LOGIT_SCALE
     slope = 1.0
-    if HAS_CAP:
-        t = tl.exp(-2.0 * tl.abs(z / cap))
-        z = tl.where(z < 0, -cap, cap) * (1.0 - t) / (1.0 + t)  # cap tanh(z / cap)
+    if CAP != 0.0:
+        t = tl.exp(-2.0 * tl.abs(z / CAP))
+        z = tl.where(z < 0, -CAP, CAP) * (1.0 - t) / (1.0 + t)  # CAP tanh(z / CAP)
         slope = 4.0 * t / ((1.0 + t) * (1.0 + t))  # 1 - tanh^2, accurate where tanh is near 1
-    return tl.where(z < LOW, LOW, z), slope  # where: a NaN stays one
+    return z, slope

@@ -75,13 +75,20 @@ def dense(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, o
     p = full.exp()
     # 1 - p as the sum of the others, not as a difference
     rest = p.scatter(1, labels[valid, None], 0.0).sum(1)
-    rows = Rows(logp.detach(), rest.detach(), -(p * full).sum(1).detach(), p.square().sum(1).detach(), z[valid].argmax(1) == labels[valid])
+    rows = Rows(
+        logp.detach(),
+        rest.detach(),
+        -(p * full).sum(1).detach(),
+        p.square().sum(1).detach(),
+        z[valid].argmax(1) == labels[valid],
+        full.amax(1).detach(),
+    )
     value, s = objective(rows, None)
     squares = z.logsumexp(1)[valid].square().sum()
     loss = value.sum() + head.get("z_loss", 0.0) * squares.detach()
     # the gradient is s (p_i - delta_iy), that of -s log p
     grads = torch.autograd.grad(-(s * logp).sum() + head.get("z_loss", 0.0) * squares, leaves)
-    return loss, *grads, *rows[:5], value, s
+    return loss, *grads, *rows[:6], value, s
 
 
 def fused(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, objective: Any, **options: Any) -> tuple[Tensor, ...]:
