@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -526,7 +527,7 @@ def test_cuda_against_fp64_with_several_sums(
     implementation: str, logits: torch.dtype | None, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """dz is gathered, multiplied and summed several times: in fp32, or where the logits are bf16 and the sums few, in bf16."""
-    monkeypatch.setattr("adaptsft_kernels.linear_objective.GATHERED_BYTES", 700 * 4099 * 2)
+    monkeypatch.setattr(import_module("adaptsft_kernels.linear_objective"), "GATHERED_BYTES", 700 * 4099 * 2)
     hidden, weight, _, labels = (x.cuda() for x in random_head(n=3000, d=128, v=4099, dtype=torch.bfloat16))
     # logits of a dozen, as models have: fp32 rounds larger ones by more than 1e-5
     hidden, weight = (0.1 * hidden.detach()).requires_grad_(), weight.detach().requires_grad_()

@@ -25,7 +25,7 @@ from adaptsft_kernels.torch_rows import TorchRows
 
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1280 << 20}  # of logits: 4096 rows of most vocabularies of today in bf16
 GATHERED_BYTES = 2560 << 20  # of dz in Triton: 8192 rows. Every further addition to d weight reads and writes all of it
-MOST_ROUNDINGS = 4  # of a bf16 sum of d weight. They cost 1e-3 each, and are allowed only where bf16 logits cost 7e-3 already
+MOST_ROUNDINGS = 4  # of a bf16 sum of d weight. They cost 1e-3 each, and are allowed only where bf16 logits cost 6e-3 already
 Objective = Callable[[Rows, Any], tuple[Tensor, Tensor]]
 
 

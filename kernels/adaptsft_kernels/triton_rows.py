@@ -47,10 +47,15 @@ class TritonRows:
             copy = z.to(torch.float32, copy=True)
             finish(copy, self.head)
             top_entropy = entropy_of_top(copy)
-        out = x.new_empty(len(Sums._fields), n, dtype=torch.float32)
-        with torch.cuda.device_of(x):
-            row_sums[(n,)](self.logits, self.head.bias, self.v, self.stride, y, out, n, **self._head(), **sums_settings(self.logits.dtype))
-        return Sums(*out), top_entropy
+        return self.launch_sums(y), top_entropy
+
+    def launch_sums(self, y: Tensor) -> Sums:
+        """Of the logits that the buffer holds."""
+        n, settings = len(y), sums_settings(self.logits.dtype)
+        out = torch.empty(len(Sums._fields), n, dtype=torch.float32, device=y.device)
+        with torch.cuda.device_of(y):
+            row_sums[(n,)](self.logits, self.head.bias, self.v, self.stride, y, out, n, **self._head(), **settings)
+        return Sums(*out)
 
     def gradient(self, y: Tensor, highest: Tensor, at_others: Tensor, at_target: Tensor, active: Tensor | None) -> None:
         n = len(y) if active is None else len(active)

@@ -1,0 +1,146 @@
+"""Which block sizes, warps and buffers are fastest here: the constants of adaptsft_kernels, measured over a grid, in about a minute.
+
+    python tools/tune_kernels.py --shape 16384 4096 128256
+    TRITON_INTERPRET=1 python tools/tune_kernels.py --device cpu --shape 32 16 300      # a rehearsal: its times mean nothing
+
+For the two row kernels: milliseconds and GB/s over blocks and warps. For the whole loss: milliseconds, forward and backward, and peak
+memory over the two buffers. <- marks what is set now. The constants are fixed in the source (SUMS and GRADIENT in triton_rows.py,
+CHUNK_BYTES and GATHERED_BYTES in linear_objective.py) and nothing chooses them at run time: another choice rounds differently, and two
+runs of a training must give the same bits.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from profile_kernels import ceilings, objective_above, synchronize  # pyrefly: ignore[missing-import]  # beside this file
+
+from adaptsft.run import environment
+from adaptsft_kernels import describe_implementation, linear_objective, triton_rows
+from adaptsft_kernels.rows import Head
+
+loss_module: Any = import_module("adaptsft_kernels.linear_objective")  # the package's attribute of that name is the function
+BLOCKS, WARPS = (1024, 2048, 4096, 8192), (4, 8, 16)
+MIB = (320, 640, 1280, 2560, 5120)
+
+
+def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """Median over `rounds`, after one that compiles."""
+    call()
+    times = []
+    for _ in range(rounds):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 1e3 * median(times)
+
+
+def tune_rows(
+    problem: dict[str, torch.Tensor], logits: torch.dtype, device: torch.device, rounds: int, copy: float
+) -> list[dict[str, Any]]:
+    """Both row kernels on one chunk that no cache holds."""
+    weight, labels = problem["weight"], problem["labels"][:4096]
+    n, v = len(labels), len(weight)
+    settings = {"row_sums": triton_rows.SUMS, "row_gradient": triton_rows.GRADIENT}
+    block_now = triton_rows.SUMS["BLOCK"]
+    triton_rows.SUMS["BLOCK"] = max(BLOCKS)  # the buffer gets room for what the largest block reads beyond its last row
+    kernels = triton_rows.TritonRows(Head(weight, None, None, 1.0), logits, n, n)
+    triton_rows.SUMS["BLOCK"] = block_now
+    sums, _ = kernels.sums(problem["hidden"][:n], labels, False)
+    coefficients = 1 / sums.total, -torch.ones_like(sums.total)
+
+    def gradient() -> None:
+        kernels.gradient(labels, sums.highest, *coefficients, None)
+        kernels.take()
+
+    moved = {"row_sums": n * v * logits.itemsize, "row_gradient": n * v * (logits.itemsize + weight.itemsize)}
+    calls = {"row_sums": lambda: kernels.launch_sums(labels), "row_gradient": gradient}
+    found = []
+    print(f"{'':14}{'block':>8}{'warps':>7}{'ms':>10}{'GB/s':>8}{'of copy':>9}")
+    for name, call in calls.items():
+        now = dict(settings[name])
+        for block, warps in itertools.product(BLOCKS, WARPS):
+            settings[name].update(BLOCK=block, num_warps=warps)
+            ms = milliseconds(call, device, rounds)
+            rate, is_set = moved[name] / ms / 1e6, settings[name] == now
+            found.append({"kernel": name, "block": block, "warps": warps, "ms": ms, "gb_per_s": rate, "set": is_set})
+            print(f"{name:14}{block:8}{warps:7}{ms:10.4f}{rate:8.0f}{rate / copy:9.0%}{' <-' if is_set else ''}", flush=True)
+        settings[name].update(now)
+    return found
+
+
+def tune_buffers(problem: dict[str, torch.Tensor], logits: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """The whole loss, every row active."""
+    hidden, weight = (problem[name].requires_grad_() for name in ("hidden", "weight"))
+    n, v = len(hidden), len(weight)
+    options: dict[str, Any] = {"valid_idx": torch.arange(n, device=device), "logits_dtype": logits, "implementation": "triton"}
+
+    def step() -> None:
+        loss, _ = linear_objective(hidden, weight, problem["labels"], objective_above(-torch.inf), **options)
+        torch.autograd.grad(loss, (hidden, weight))
+
+    found, seen = [], set()
+    now = loss_module.CHUNK_BYTES[device.type], loss_module.GATHERED_BYTES
+    print(f"\n{'logits, MiB':>12}{'gathered, MiB':>15}{'rows':>9}{'rows':>9}{'ms':>10}{'GB':>8}")
+    for chunk, gathered in itertools.product(MIB, MIB):
+        loss_module.CHUNK_BYTES[device.type], loss_module.GATHERED_BYTES = chunk << 20, gathered << 20
+        rows, is_set = loss_module.rows_held(n, v, weight.dtype, logits, device.type), (chunk << 20, gathered << 20) == now
+        if rows in seen and not is_set:  # this shape does not tell these budgets apart
+            continue
+        seen.add(rows)
+        peak = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            peak = (torch.cuda.max_memory_allocated() - before) / 1e9
+        ms = milliseconds(step, device, rounds)
+        found.append({"logits_mib": chunk, "gathered_mib": gathered, "rows": rows, "ms": ms, "peak_gb": peak, "set": is_set})
+        shown = "-" if peak is None else f"{peak:.2f}"
+        print(f"{chunk:12}{gathered:15}{min(rows[0], n):9}{rows[1]:9}{ms:10.3f}{shown:>8}{' <-' if is_set else ''}", flush=True)
+    loss_module.CHUNK_BYTES[device.type], loss_module.GATHERED_BYTES = now
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument(
+        "--shape", type=int, nargs=3, metavar=("N", "D", "V"), default=(16384, 4096, 128256), help="default: 16384 4096 128256"
+    )
+    parser.add_argument("--logits", choices=("fp32", "bf16"), default="bf16", help="dtype of the logits (default: bf16)")
+    parser.add_argument("--rounds", type=int, default=10, help="timed calls of each setting (default: 10)")
+    parser.add_argument("--out", type=Path, default=Path("runs/tune_kernels.json"), help="default: runs/tune_kernels.json")
+    args = parser.parse_args()
+    device, dtype = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
+    logits = torch.bfloat16 if args.logits == "bf16" and args.device == "cuda" else torch.float32
+    print(f"N, D, V = {args.shape}: {describe_implementation(device, dtype, 'triton', logits)}")
+    n, d, v = args.shape
+    problem = {
+        "hidden": torch.randn(n, d, device=device).to(dtype),
+        "weight": (2 * torch.randn(v, d, device=device) / d**0.5).to(dtype),
+        "labels": torch.randint(0, v, (n,), device=device),
+    }
+    _, copy = ceilings(device, dtype)
+    print(f"a copy here: {copy:.0f} GB/s\n")
+    result = {"environment": environment(), "N,D,V": args.shape, "logits": args.logits, "copy_gb_per_s": copy}
+    result |= {"rows": tune_rows(problem, logits, device, args.rounds, copy)}
+    result |= {"buffers": tune_buffers(problem, logits, device, args.rounds)}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\n{args.out} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
