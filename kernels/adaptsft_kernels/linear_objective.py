@@ -235,8 +235,8 @@ def _forward(
         else:
             loss, s = _call(objective, rows, None if control is None else type(control)(*(x[span] for x in control)))
         statistics.append(RowStatistics(*rows[:6], loss, s))
-        lse = sums.target - rows.logp
-        if terms.z_loss:
+        lse = sums.target - rows.logp if terms.z_loss else None
+        if lse is not None:
             z_total += lse.square().sum()
         if not any(gradients.wanted):
             continue
@@ -244,13 +244,14 @@ def _forward(
         inner = terms.scale * head.logit_scale
         sm, q = s * rows.one_minus_p, rows.one_minus_p / sums.total  # q: of the likeliest other token
         at_others, at_target = inner * s * q, -inner * sm
-        r = 2 * terms.z_loss * lse if terms.z_loss else None
-        if r is not None:
+        idle = sm.abs() <= terms.eps if terms.skip else None  # a NaN is not
+        if lse is not None:
+            r = 2 * terms.z_loss * lse
             at_others, at_target = at_others + inner * r * q, at_target + inner * r * rows.logp.exp()
+            idle = None if idle is None else idle & (r == 0)
         active = None
-        if terms.skip:
-            idle = sm.abs() <= terms.eps  # a NaN is not
-            active = (idle if r is None else idle & (r == 0)).logical_not().nonzero().squeeze(1)
+        if idle is not None:
+            active = idle.logical_not().nonzero().squeeze(1)
             active = None if len(active) == len(s) else active
         index = valid_idx[span] if active is None else valid_idx[span][active]
         if waiting and sum(map(len, waiting)) + len(index) > kernels.capacity:
