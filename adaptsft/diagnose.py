@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import sys
-import types
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,11 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import PreTrainedModel
 
 from adaptsft import config as configuration
 from adaptsft.base_statistics import SCHEMA, FineHistogram, encode, identity
@@ -35,12 +31,10 @@ from adaptsft.distributed import Watchdog, mesh, print0, process_group, rank, ra
 from adaptsft.errors import CheckpointError, ConfigError, UserError
 from adaptsft.loader import BatchLoader
 from adaptsft.model.attention import Documents
-from adaptsft.model.build import NLL, ShardedModel, build_model, compute_dtype, head_of, load_assets, token_loss, verify_head
+from adaptsft.model.build import NLL, ShardedModel, build_model, compute_dtype, load_assets, verify_head
 from adaptsft.quantiles import base_pass
 from adaptsft.run import environment
 from adaptsft.stats import TokenStatistics
-from adaptsft_kernels import RowStatistics
-from adaptsft_kernels.linear_objective import CHUNK_BYTES
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 BUCKETS = 15  # of the reliability diagram and ECE, equal steps of the likeliest token's probability (Guo et al., arXiv:1706.04599)
@@ -106,19 +100,19 @@ def diagnose(options: Options, config: Config) -> str:
     out = Path(options.out or Path(config.run_dir) / "diagnosis")
     # one forward of each example repays neither
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=False, activation_checkpointing="none"))
+    masters = config.strict_reproduction.bf16_masters
     with process_group(config.train.device) as device, ExitStack() as stack:
+        torch.use_deterministic_algorithms(config.train.deterministic)
         same_config((options, config))
         together(lambda: _make_folder(out))
         devices = mesh(device, config.train.replicas)
         assets = rank0_first(lambda: load_assets(config.model))
         data, _ = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, verify=rank() == 0))
         plan = BatchPlan(data, config, world_size())
-        model, attention = build_model(config.model, config.train, assets, devices, device)
+        model, attention = build_model(config.model, config.train, assets, devices, device, masters)
         batches = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
         stack.callback(batches.pool.shutdown)
         verify_head(model, *batches(0)[0], config.train.loss_chunk)
-        model.token_rows = types.MethodType(token_rows, model)
-        register_fsdp_forward_method(model, "token_rows")
 
         sample = data.take(drawn(data, options.sample, config.seed))
         watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))
@@ -127,7 +121,7 @@ def diagnose(options: Options, config: Config) -> str:
         dtype = str(compute_dtype(config.model, device)).removeprefix("torch.")
         content = {
             "schema": SCHEMA,
-            "model": model_identity | {"compute_dtype": dtype},
+            "model": model_identity | {"compute_dtype": dtype, "bf16_masters": masters},
             "data": data_identity,
             "sample": options.sample or "all",
             "seed": config.seed,
@@ -151,33 +145,6 @@ def drawn(data: TokenizedData, count: int | None, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(parts))
 
 
-def token_rows(self: PreTrainedModel, batch: Batch, documents: Documents, chunk: int) -> tuple[RowStatistics, Tensor]:
-    """Statistics of the supervised tokens, and log p of the likeliest token in the place of each, fp32 [n].
-
-    A method of the model, like token_loss, so that FSDP gathers the head around it. Costs one more product with the head.
-    """
-    outputs: list[Any] = []
-    hook = self.base_model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
-    _, rows = token_loss(self, batch, documents, NLL, None, torch.ones((), device=batch.ids.device), chunk)
-    hook.remove()
-    hidden, head, settings = outputs[0].last_hidden_state.flatten(0, 1), head_of(self), self.config.get_text_config()
-    scale = getattr(settings, "logit_scale", None) or 1.0 / (getattr(settings, "logits_scaling", None) or 1.0)
-    softcap = getattr(settings, "final_logit_softcapping", None)
-
-    def logit(x: Tensor, token: Tensor) -> Tensor:
-        """In fp32, of one token per row: a logit in the compute dtype would be too coarse for a difference."""
-        z = (x.float() * head.weight[token].float()).sum(1) + (0.0 if head.bias is None else head.bias[token].float())
-        return z * scale if softcap is None else softcap * torch.tanh(z * scale / softcap)
-
-    chunk = chunk or max(1, CHUNK_BYTES[hidden.device.type] // (4 * head.weight.shape[0]))
-    gaps = [torch.empty(0, device=hidden.device)]
-    for index, label in zip(batch.valid_idx.split(chunk), batch.labels.split(chunk), strict=True):
-        x = hidden[index]
-        likeliest = F.linear(x, head.weight, head.bias).argmax(1)
-        gaps.append(logit(x, likeliest) - logit(x, label))
-    return rows, torch.where(rows.top1, rows.logp, rows.logp + torch.cat(gaps)).clamp(max=0.0)
-
-
 @torch.no_grad()
 def measure(
     model: ShardedModel,
@@ -199,22 +166,23 @@ def measure(
     begins = torch.from_numpy(sample.supervised.cumsum(dtype=np.int64) - sample.supervised)
     for number, (batch, documents) in enumerate(base_pass(model, batches, tokens, "measuring p under the base model")):
         watchdog.beat(number + 1)
-        rows, top = model.token_rows(batch, documents, chunk)
+        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
         if not len(batch.labels):
             continue
         statistics.add(rows, torch.ones_like(rows.top1), dataclasses.replace(batch, base_logp=rows.logp))
         fine.add(rows, batch.source)
-        p, confidence, ones = rows.logp.exp(), top.exp(), torch.ones_like(top)
+        p, confidence, ones = rows.logp.exp(), rows.top_logp.exp().clamp(max=1.0), torch.ones_like(rows.logp)
         conflict = ~rows.top1 & (confidence > 0.5)
         figures = (ones, p, -rows.logp, rows.entropy, p < 0.2, p > 0.5, p > 0.55, rows.top1, conflict)
         table = torch.stack([figure.double() for figure in figures], dim=1)
         assert batch.examples is not None, "set by collate"
-        examples[batch.examples] = torch.segment_reduce(table, "sum", lengths=batch.sequence_lengths, unsafe=True)
+        numbers = torch.from_numpy(batch.examples)
+        examples[numbers.to(device)] = torch.segment_reduce(table, "sum", lengths=batch.sequence_lengths, unsafe=True)
         bucket = batch.source * BUCKETS + (confidence * BUCKETS).long().clamp(max=BUCKETS - 1)
         reliability.index_add_(0, bucket, torch.stack([ones, confidence, rows.top1.float()], dim=1).double())
         if per_token:
             lengths = batch.sequence_lengths.cpu()
-            shift = begins[batch.examples.cpu()] - (lengths.cumsum(0) - lengths)  # from place in the batch to place in the data
+            shift = begins[numbers] - (lengths.cumsum(0) - lengths)  # from place in the batch to place in the data
             logp[torch.arange(len(rows.logp)) + shift.repeat_interleave(lengths)] = rows.logp.float().cpu()
     statistics.all_reduce()
     for tensor in (fine.counts, reliability, examples, logp):

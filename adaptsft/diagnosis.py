@@ -27,11 +27,12 @@ def markdown(content: dict[str, Any], out: Path) -> str:
     sources: dict[str, dict[str, Any]] = content["sources"]
     quantiles = list(next(iter(sources.values()))["quantiles"])
     sampled = "every example" if content["sample"] == "all" else f"{content['sample']:,} examples of each source, drawn by seed"
+    rounded = " of weights rounded to bf16 (strict_reproduction.bf16_masters)" if content["model"]["bf16_masters"] else ""
     parts = [
         f"# Diagnosis of {content['model']['path']}",
-        f"Measured on {sampled}, in {content['model']['compute_dtype']}, before any training. Brackets: 95 % intervals for the whole data "
-        "set, from the spread between examples (not tokens: those of an example hang together); [?] where the sample shows no spread. No "
-        "brackets: every example was measured.",
+        f"Measured on {sampled}, in {content['model']['compute_dtype']}{rounded}, before any training. Brackets: 95 % intervals for the "
+        "whole data set, from the spread between examples (not tokens: those of an example hang together); [?] where the sample shows no "
+        "spread. No brackets: every example was measured.",
         _table(
             [
                 ["", *sources],

@@ -62,9 +62,12 @@ def data_of(config: Config) -> tuple[TokenizedData, Path]:
     return open_data(config.data, assets.tokenizer, config.seed, lambda line: None)[0], assets.folder
 
 
-def plain_forward(model: Path, data: TokenizedData) -> list[torch.Tensor]:
-    """fp64 log p over the vocabulary before each supervised token, [tokens, V], of every example, by transformers alone."""
+def plain_forward(model: Path, data: TokenizedData, stored: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """fp64 log p over the vocabulary before each supervised token, [tokens, V], of every example, by transformers alone. `stored`: what the
+    weights are rounded to before."""
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+    for parameter in reference.parameters():
+        parameter.data = parameter.data.to(stored).double()
     found = []
     for example in range(len(data)):
         ids, mask = data.example(example)
@@ -74,15 +77,17 @@ def plain_forward(model: Path, data: TokenizedData) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("arch", ["trained", "gemma2"])
-def test_figures_are_those_of_a_plain_forward(folder, tmp_path, tiny_model, arch):
-    """gemma2: a soft cap on the logits, far from linear for weights as large as these."""
-    model = folder / "known" / "final" if arch == "trained" else tiny_model("gemma2", initializer_range=0.5)
-    config, out = config_of(folder, model), folder / "run" / "diagnosis"
-    if arch != "trained":
-        diagnose(dataclasses.replace(ALL, out=str(out := tmp_path)), config)
+@pytest.mark.parametrize("case", ["trained", "gemma2", "bf16_masters"])
+def test_figures_are_those_of_a_plain_forward(folder, tmp_path, tiny_model, case):
+    """gemma2: a soft cap on the logits, far from linear for weights as large as these. bf16_masters: the weights that are trained."""
+    model = tiny_model("gemma2", initializer_range=0.5) if case == "gemma2" else folder / "known" / "final"
+    rounded = case == "bf16_masters"
+    config, out = config_of(folder, model, strict_reproduction__bf16_masters=rounded), folder / "run" / "diagnosis"
+    if case != "trained":
+        report = diagnose(dataclasses.replace(ALL, out=str(out := tmp_path)), config)
+        assert ("weights rounded to bf16" in report) == rounded
     data, _ = data_of(config)
-    distributions, content = plain_forward(model, data), stats_of(out)
+    distributions, content = plain_forward(model, data, torch.bfloat16 if rounded else torch.float64), stats_of(out)
     tokens = [torch.from_numpy(ids[mask]) for ids, mask in map(data.example, range(len(data)))]
     logp = [distribution.gather(1, target[:, None]).squeeze(1) for distribution, target in zip(distributions, tokens, strict=True)]
     torch.testing.assert_close(load_file(out / "base_logp.safetensors")["logp"], torch.cat(logp).float(), rtol=1e-4, atol=1e-5)
@@ -114,7 +119,7 @@ def test_figures_are_those_of_a_plain_forward(folder, tmp_path, tiny_model, arch
         assert 0.99 * below < source["quantiles"]["0.5"] < above * 1.01, "the median, to a step of the histogram"
         assert sum(source["histogram"]) == sum(source["fine_histogram"]["counts"]) == len(p)
         assert source["mean_p_interval"] == [source["mean_p"]] * 2, "every example was measured"
-    if arch == "trained":
+    if case == "trained":
         assert 0.1 < content["sources"]["sums"]["top1"] < 0.95, "the comparison should see likely and unlikely targets"
 
 

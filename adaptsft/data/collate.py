@@ -27,7 +27,7 @@ class Batch:
     sequence_lengths: Tensor  # int64 [m], supervised tokens of each sequence
     sequence_source: Tensor  # int64 [m]
     base_logp: Tensor | None = None  # fp32 [n], log p of the token under the base model, where it was measured
-    examples: Tensor | None = None  # int64 [m], their numbers in the data; collate sets it
+    examples: np.ndarray | None = None  # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The batch on a device. With non_blocking, the copy to a GPU goes through pinned memory and the host does not wait for it."""
@@ -90,7 +90,7 @@ def collate(
         sequence=torch.arange(len(supervised)).repeat_interleave(sequence_lengths),
         sequence_lengths=sequence_lengths,
         sequence_source=sequence_source,
-        examples=torch.tensor(examples, dtype=torch.int64),
+        examples=np.array(examples, dtype=np.int64),
         base_logp=torch.from_numpy(np.concatenate([empty.astype(np.float32), *map(base_logp, examples)])) if base_logp else None,
     )
 
