@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from dataclasses import replace
@@ -391,6 +392,60 @@ def test_errors_name_the_file_of_many(tmp_path, settings):
     assert (len(cut), cut.truncated, cut.dropped) == (7, [1], [0])
     assert learned(cut, tok, 4) == "too long"
     assert (cut.lengths[4], cut.supervised[4]) == (10, 8)
+
+
+def with_ids(folder: Path, *files: list) -> list[str]:
+    """A file per list, of records with these ids; None: a record without one."""
+    folder.mkdir(exist_ok=True)
+    records = [
+        [{"prompt": f"{number}", "completion": "b"} | ({} if name is None else {"id": name}) for name in names]
+        for number, names in enumerate(files)
+    ]
+    return [write(folder / f"{number}.jsonl", *records[number]) for number in range(len(files))]
+
+
+def test_an_id_of_another_file_is_an_error(tmp_path, settings, monkeypatch):
+    """Also where both files are in the cache, and in held-out files. Of the ranks of a run, one compares."""
+    settings.path = str(tmp_path / "shards")
+    paths = with_ids(tmp_path / "shards", ["x", None, "a-7"], [None, 7], ["7", "a-8", None, "a-7"])
+    said = re.escape(f"{paths[2]}:4: the id 'a-7' is that of {paths[0]}:3 too; remove one of the two, or set data.fields.id=none if ids")
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"^{said}"):
+            open_data(settings, tokenizer(), seed=0, log=quiet)
+        monkeypatch.setattr(Template, "encode", None)  # nothing is tokenised again
+    assert len(open_data(settings, tokenizer(), seed=0, log=quiet, verify=False)[0]) == 9
+    monkeypatch.undo()
+    assert len(open_data(replace(settings, fields={"id": "none"}), tokenizer(), seed=0, log=quiet)[0]) == 9
+    good = write(tmp_path / "good.jsonl", {"prompt": "a", "completion": "b", "id": "a-7"})
+    with pytest.raises(DataError, match=f"^{said}"):
+        open_data(replace(settings, path=good, validation_path=f"{settings.path}/*"), tokenizer(), seed=0, log=quiet)
+
+
+def test_ids_that_begin_anew_in_each_file_are_told_by_the_second(tmp_path, settings):
+    settings.path = str(tmp_path / "shards")
+    paths = with_ids(tmp_path / "shards", *[[0, 1, 2]] * 5)
+    with pytest.raises(DataError, match=f"^{paths[1]}:1: the id 0 is that of {paths[0]}:1 too"):
+        open_data(settings, tokenizer(), seed=0, log=quiet)
+    assert len([path for path in Path(settings.cache_dir).iterdir() if path.name != "hashes"]) == 2, "the others are not tokenised first"
+    data, _ = open_data(replace(settings, fields={"id": "none"}), tokenizer(), seed=0, log=quiet)
+    assert len(data) == 15
+
+
+def test_ids_are_those_of_a_source(tmp_path, settings):
+    paths = with_ids(tmp_path / "shards", ["a"], ["a"])
+    sources = [SourceConfig(path=path) for path in paths]
+    assert len(open_data(replace(settings, path="", sources=sources), tokenizer(), seed=0, log=quiet)[0]) == 2
+
+
+def test_ids_decide_where_their_digests_agree(tmp_path, settings, monkeypatch):
+    """All digests are the same here: an id that is another is no error, one that is the same is found."""
+    monkeypatch.setattr("adaptsft.data.tokenized.digest", lambda value: 5)
+    settings.path = str(tmp_path / "shards")
+    with_ids(tmp_path / "shards", ["a", "b"], ["c"], ["d"])
+    assert len(open_data(settings, tokenizer(), seed=0, log=quiet)[0]) == 4
+    paths = with_ids(tmp_path / "shards", ["a", "b"], ["c"], ["a"])
+    with pytest.raises(DataError, match=f"^{paths[2]}:1: the id 'a' is that of {paths[0]}:1 too"):
+        open_data(settings, tokenizer(), seed=0, log=quiet)
 
 
 def test_sources_of_many_files(tmp_path, settings):

@@ -207,6 +207,13 @@ def test_dtypes(data):
     assert batch.sequence_source.shape == batch.sequence_lengths.shape == (3,)
 
 
+def test_what_the_host_reads_stays_there(data):
+    batch = collate([[4, 1], [2]], data, pad_id=PAD)
+    moved = batch.to(torch.device("meta"))
+    assert moved.ids.is_meta and moved.sequence_lengths.is_meta
+    assert moved.examples.tolist() == [4, 1, 2]
+
+
 def test_tokens_carry_their_source(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "x", "completion": "yz"}\n')

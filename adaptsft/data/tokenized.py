@@ -1,8 +1,8 @@
 """Tokenised data: every file of a source is tokenised once, to a folder of data.cache_dir that is found again by a fingerprint.
 
 The folder holds tokens.arrow (record batches with the columns input_ids and mask, memory-mapped when read; `datasets.Dataset.from_file`
-opens it too), sizes.npy, and the checksums of both. The length limit, weights and the held-out split do not change tokens: they are
-applied on opening.
+opens it too), sizes.npy (int64 [4, examples]: tokens, learned tokens, place in the file, digest of the id), and the checksums of both.
+The length limit, weights and the held-out split do not change tokens: they are applied on opening.
 """
 
 import hashlib
@@ -26,13 +26,14 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptsft.config import DataConfig, SourceConfig
 from adaptsft.data.chat import Layout, Segment, Template
+from adaptsft.data.ids import check_id, digest, repeated, same_digests
 from adaptsft.data.parts import Part
-from adaptsft.data.remote import fetched, is_remote
+from adaptsft.data.remote import copy_of, fetched, is_remote
 from adaptsft.data.sources import Records, default_name, files_of, open_records, training_sources
 from adaptsft.errors import ConfigError, DataError
 
 CHECKSUMS = "sha256.json"
-FORMAT = 2  # of the cache; raise it when files or tokenisation change
+FORMAT = 3  # of the cache; raise it when files or tokenisation change
 BATCH = 1000  # examples per record batch, and per call of the tokenizer
 SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "mask": pa.list_(pa.bool_())})
 PROGRESS_EVERY = 5.0  # seconds
@@ -122,11 +123,11 @@ class TokenFile:
     """The tokenised examples of one file, memory-mapped."""
 
     def __init__(self, folder: Path, place: str, verify: bool) -> None:
-        self.fingerprint, self.place = folder.name, place
+        self.folder, self.fingerprint, self.place = folder, folder.name, place
         try:
             if verify and json.loads((folder / CHECKSUMS).read_text()) != _checksums(folder):
                 raise ValueError("its sha256 is not the one written")
-            lengths, supervised, self.places = np.load(folder / "sizes.npy")
+            lengths, supervised, self.places, _ = np.load(folder / "sizes.npy")
             table = pa.ipc.open_stream(pa.memory_map(str(folder / "tokens.arrow"))).read_all()
             if len(table) != len(self.places):
                 raise pa.ArrowInvalid("record batches are missing")
@@ -145,6 +146,10 @@ class TokenFile:
     def where(self, row: int) -> str:
         return f"{self.place}{self.places[row]}"
 
+    def digests(self) -> np.ndarray:
+        """int64 [rows], of the ids; not kept in memory."""
+        return np.load(self.folder / "sizes.npy", mmap_mode="r")[3]
+
 
 def open_data(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, log: Log = print, verify: bool = True, part: Part | None = None
@@ -152,7 +157,8 @@ def open_data(
     """The training data, and the held-out data if there is any. The first call tokenises, which is for one process to do; the next ones,
     of other processes or later runs, read the cache. Summaries and progress go to `log`, a line at a time.
 
-    `verify` reads the cache once to compare its checksums; of the ranks of a run one is enough. Of a stream, the training data is `part`.
+    `verify` reads the cache once to compare its checksums, and compares the ids of a source's files; of the ranks of a run one is enough.
+    Of a stream, the training data is `part`.
     Held-out examples keep the source of the training data they come from; data.validation_path is source 0, and read with the field map
     of the first source. Raises ConfigError and DataError.
     """
@@ -186,6 +192,9 @@ def _open(
             name = source.name + (f", file {number} of {len(paths)}" if len(paths) > 1 else "")
             with fetched(path, cache, log) if is_remote(path) else nullcontext():
                 files.append(_tokenised(replace(source, path=path, name=name), template, cache, progress, verify))
+            # after 2, 4, 8 … files too: ids that repeat by design are told before all is tokenised, for the price of one more sort
+            if verify and number > 1 and (number & (number - 1) == 0 or number == len(paths)):
+                _compare_ids(source, paths[:number], files[-number:], cache)
         counts.append(sum(len(file.places) for file in files) - sum(counts))
     data = TokenizedData(
         names=[source.name for source in sources],
@@ -199,6 +208,22 @@ def _open(
         truncated=[],
     )
     return _limit(data, sources, config)
+
+
+def _compare_ids(source: SourceConfig, paths: list[str], files: list[TokenFile], cache: Path) -> None:
+    """Raises DataError where records of two of the files have the same id."""
+
+    def id_at(number: int, row: int) -> Any:
+        rows = open_records(replace(source, path=paths[number]), cache).rows()
+        return next(record for place, record, _ in rows if place == files[number].places[row])[source.fields.get("id", "id")]
+
+    for first, again in same_digests([file.digests() for file in files]):
+        value = id_at(*again)
+        if value == id_at(*first):
+            for number in (first[0], again[0]):  # once mended, a remote file must be fetched again
+                if is_remote(paths[number]):
+                    copy_of(paths[number], cache).unlink(missing_ok=True)
+            raise DataError(f"{files[again[0]].where(again[1])}: {repeated(value, files[first[0]].where(first[1]))}")
 
 
 def _limit(data: TokenizedData, sources: list[SourceConfig], config: DataConfig) -> TokenizedData:
@@ -279,10 +304,13 @@ def _tokenise(source: SourceConfig, records: Records, template: Template, folder
         with pa.ipc.new_stream(file, SCHEMA) as writer:
             while batch := list(islice(rows, BATCH)):
                 conversations: list[list[Segment]] = []
+                digests: list[int] = []
                 for place, record, _ in batch:
                     try:
                         layout = layout or Layout.of(record, source.fields)
-                        _check_id(record.get(layout.names["id"]), place, seen, records.place)
+                        value = record.get(layout.names["id"])
+                        check_id(value, place, seen, records.place)
+                        digests.append(digest(value))
                         conversations.append(template.segments(*layout.conversation(record)))
                     except DataError as error:
                         raise DataError(f"{records.place}{place}: {error}") from None
@@ -290,7 +318,8 @@ def _tokenise(source: SourceConfig, records: Records, template: Template, folder
                 offsets = np.cumsum([0] + [len(ids) for ids, _ in examples], dtype=np.int32)
                 columns = [pa.ListArray.from_arrays(offsets, np.concatenate(column)) for column in zip(*examples, strict=True)]
                 writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-                sizes.append(np.array([(len(mask), mask.sum(), place) for (_, mask), (place, _, _) in zip(examples, batch, strict=True)]).T)
+                rows_of = zip(examples, batch, digests, strict=True)
+                sizes.append(np.array([(len(mask), mask.sum(), place, key) for (_, mask), (place, *_), key in rows_of]).T)
                 if not sizes[-1][1].all():
                     place = batch[int(np.argmin(sizes[-1][1]))][0]
                     raise DataError(f"{records.place}{place}: no token of the example is learned; give it an answer that follows a prompt")
@@ -301,14 +330,3 @@ def _tokenise(source: SourceConfig, records: Records, template: Template, folder
             raise DataError(f"{source.path}: holds no example")
         os.fsync(file.fileno())
     np.save(folder / "sizes.npy", np.concatenate(sizes, axis=1).astype(np.int64))
-
-
-def _check_id(value: Any, place: int, seen: dict[Any, int], prefix: str) -> None:
-    if value is None:
-        return
-    value = value if isinstance(value, str | int) else json.dumps(value, default=str)
-    if value in seen:
-        raise DataError(
-            f"the id {value!r} is that of {prefix}{seen[value]} too; remove one of the two, or set data.fields.id=none if ids may repeat"
-        )
-    seen[value] = place
