@@ -1,14 +1,21 @@
 """Files behind a URL that fsspec knows (hf://datasets/…, s3://…, https://…): listed by a pattern, copied here when their turn has come."""
 
 import hashlib
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from adaptsft.errors import DataError
+
+WAITS = (2.0, 20.0)  # seconds before a second and a third attempt: transfers break off, and servers restart
+STALLED = 60.0  # seconds without a byte after which a web server is given up
+TELL_EVERY = 5.0  # seconds
 
 
 def is_remote(path: str) -> bool:
@@ -18,8 +25,10 @@ def is_remote(path: str) -> bool:
 def list_remote(pattern: str) -> list[str]:
     """The URL of every file that the pattern matches, sorted. Raises DataError where there is none, or no access."""
     with _told(pattern):
-        system, path = url_to_fs(pattern)
-        found = system.glob(path, detail=True)
+        system, path = _system_of(pattern)
+        signs = "*[" if _is_web(pattern) else "*?["  # in a web address, ? begins the query
+        # for a name without a pattern, glob would not say why it cannot be read
+        found = system.glob(path, detail=True) if any(sign in path for sign in signs) else {path: system.info(path)}
         files = sorted(system.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
     if not files:
         raise DataError(f"{pattern}: no file matches this pattern")
@@ -28,7 +37,8 @@ def list_remote(pattern: str) -> list[str]:
 
 def copy_of(url: str, cache: Path) -> Path:
     """Where `fetched` puts the file."""
-    return cache / "files" / (hashlib.sha256(url.encode()).hexdigest()[:32] + PurePosixPath(url).suffix)
+    suffix = PurePosixPath(url.partition("?")[0]).suffix
+    return cache / "files" / (hashlib.sha256(url.encode()).hexdigest()[:32] + suffix)
 
 
 @contextmanager
@@ -37,7 +47,7 @@ def fetched(url: str, cache: Path, log: Callable[[str], None]) -> Iterator[None]
     copy = copy_of(url, cache)
     if not copy.is_file():
         log(f"fetching {url}")
-        _fetch(url, copy)
+        _fetch(url, copy, log)
     try:
         yield
     except DataError:
@@ -45,17 +55,63 @@ def fetched(url: str, cache: Path, log: Callable[[str], None]) -> Iterator[None]
         raise
 
 
-def _fetch(url: str, copy: Path) -> None:
-    """Under another name first, so that half a file is never taken for it."""
+def _fetch(url: str, copy: Path, log: Callable[[str], None]) -> None:
+    """Under another name first, so that half a file is never taken for it. What may be a passing fault is tried again."""
     partial = copy.parent.parent / f"{copy.stem}.{uuid.uuid4().hex}"  # where the leftovers of a killed process are looked for
     try:
         with _told(url):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            system, path = url_to_fs(url)
-            system.get_file(path, str(partial))
+            system, path = _system_of(url)
+            for wait in (*WAITS, None):
+                try:
+                    with _progress(url, partial, system.size(path), log):
+                        system.get_file(path, str(partial))
+                    break
+                except Exception as error:
+                    if wait is None or _is_final(error):
+                        raise
+                    log(f"fetching {url}: {_reason(error)}; again in {wait:g} s")
+                    time.sleep(wait)
             partial.rename(copy)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress(url: str, partial: Path, size: int | None, log: Callable[[str], None]) -> Iterator[None]:
+    """A line every few seconds. By the size of the file, not fsspec's callback, for which the hub's client gives up its fast way."""
+    over, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(TELL_EVERY):
+            done = partial.stat().st_size if partial.is_file() else 0
+            line = f"fetching {url}: {done / 1e6:,.0f} MB"
+            if size and done:
+                line += f", {done / size:.0%}, ETA {(time.monotonic() - started) * (size - done) / done:.0f} s"
+            log(line)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _system_of(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system, and the path in it."""
+    system, path = url_to_fs(url)
+    if _is_web(url):
+        import aiohttp  # what fsspec reads the web with; slow to import
+
+        # its own limit is five minutes for a whole file, however large
+        system.client_kwargs.setdefault("timeout", aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED))
+    return system, path
 
 
 @contextmanager
@@ -64,5 +120,22 @@ def _told(url: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{url}: cannot be read: {reason}") from None
+        raise DataError(f"{url}: cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    error = _unwrapped(error)
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another attempt would fail too: what is not there, or not for us."""
+    error = _unwrapped(error)
+    return isinstance(error, FileNotFoundError | PermissionError) or getattr(error, "status", None) in (401, 403, 404, 410)
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """fsspec's web client says FileNotFoundError whatever happened, with what happened as its cause."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
