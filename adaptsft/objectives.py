@@ -5,7 +5,7 @@ of the gradient on the target's logit is W = s (1 - p). A new objective is one f
 function receives Rows (l = log p, 1 - p, entropy, sum p_i^2; each [n]) and Control (its fields gathered per row, [n]), and its
 keyword-only arguments are what `objective.params` may set. The weights named w are under stop-gradient: loss -w log p, s = w.
 
-The first lines of each docstring (loss, s, W) are printed by `describe`. s is computed from log p and 1 - p so that it keeps its
+The lines `loss` and `s` of each docstring are printed by `describe`. s is computed from log p and 1 - p so that it keeps its
 relative accuracy at both ends; tests/test_objectives.py holds every objective here against 50-digit arithmetic.
 """
 

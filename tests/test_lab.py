@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptsft.errors import ConfigError
-from adaptsft.lab import real, report, scoring, settings, tasks
+from adaptsft.lab import plots, real, report, scoring, settings, tasks
 from adaptsft.lab.regimes import CLEAN, FAMILIES, NOISY, REGIMES, STRUCTURED, find
 from adaptsft.lab.runs import Run, configure, train_logged
 from adaptsft.lab.tasks import Noise
@@ -157,6 +157,16 @@ def result(method: str, seed: int, greedy: float, sampled: float, regime: str = 
     parts = {"redefined": {"greedy": greedy, "sampled": sampled}}
     sources = {"all": 0.5}
     return common | {"parts": parts, "sources": sources, "train_mean_p": 0.5, "seconds": 1.0, "commit": "c"} | more
+
+
+def test_alpha_and_lower_are_drawn_of_the_first_seed():
+    curves = {"step": [1, 4], "alpha": [0.0, 0.5], "lower": [0.0, 0.1]}
+    found = plots.moves([result("linear", seed, 1.0, 1.0, curves=curves) for seed in (1, 0)] + [result("base", 0, 1.0, 1.0)])
+    assert [(curve.panel, curve.line, curve.quantity, curve.y) for curve in found] == [
+        ("linear, letters", "cw_noisy", "alpha", [0.0, 0.5]),
+        ("linear, letters", "cw_noisy", "lower", [0.0, 0.1]),
+    ]
+    assert found[0].x == [0.25, 1.0]
 
 
 def test_report_gaps_and_standard_errors(tmp_path):

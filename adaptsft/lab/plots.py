@@ -60,15 +60,16 @@ def _places(method: str) -> Iterable[dict[str, Any]]:
 
 
 def moves(results: list[dict[str, Any]]) -> list[Curve]:
-    """alpha over the share of the run: a panel per method and family, a line per regime and source; the first seed."""
+    """alpha and the lower threshold over the share of the run: a panel per method and family, a line per regime and source; the first
+    seed."""
     curves, first = [], min(result["seed"] for result in results)
-    for result in results:
+    ran = [result for result in results if result["seed"] == first and result["curves"]]
+    for quantity, result in itertools.product(("alpha", "lower"), ran):
         of = result["curves"]
-        if result["seed"] == first and of:
-            share = [step / of["step"][-1] for step in of["step"]]
-            for source, curve in of.get("sources", {"": of}).items():
-                label = result["regime"] + (f": {source}" if source else "")
-                curves.append(Curve(f"{result['method']}, {result['family']}", label, "alpha", share, curve["alpha"]))
+        share = [step / of["step"][-1] for step in of["step"]]
+        for source, curve in of.get("sources", {"": of}).items():
+            label = result["regime"] + (f": {source}" if source else "")
+            curves.append(Curve(f"{result['method']}, {result['family']}", label, quantity, share, curve[quantity]))
     return curves
 
 
