@@ -82,7 +82,8 @@ def sums_settings(logits: torch.dtype) -> dict[str, int]:
     return SUMS | {"WIDE": 16 // logits.itemsize}
 
 
-@triton.jit(do_not_specialize=["n"])
+# a count or an address that is a multiple of 16 in one step and not in the next would compile the kernel again, in the middle of a training
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["labels", "out"])
 def row_sums(
     logits, bias, V, stride, labels, out, n,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
@@ -124,7 +125,7 @@ def row_sums(
     tl.store(out + 4 * n + row, tl.sum(w * w * square, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["labels", "highest", "at_others", "at_target", "active"])
 def row_gradient(
     logits, bias, V, stride, labels, highest, at_others, at_target, active, out,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,

@@ -33,7 +33,8 @@ def compiled(function: Any, settings: dict[str, int], capability: int, logits: s
     types = POINTERS | NUMBERS | {"logits": logits, "bias": "*bf16", "out": out} | dict.fromkeys(constants, "constexpr")
     signature = {name: types[name] for name in function.arg_names}
     # what torch's allocator and ALIGN guarantee; V may be odd
-    aligned = [i for i, name in enumerate(function.arg_names) if signature[name].startswith("*") or name == "stride"]
+    wide = {"logits", "bias", "stride"} | ({"out"} if function is row_gradient else set())
+    aligned = [i for i, name in enumerate(function.arg_names) if name in wide and name not in constants]
     source = ASTSource(function, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
