@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -149,14 +150,17 @@ def environment() -> dict:
 
 
 def flops_per_token(model: PreTrainedModel, plan: BatchPlan) -> float:
-    """Forward and backward of a token: 6 per parameter that multiplies (an embedding only looks up), and attention at the mean length."""
-    config = model.config.get_text_config()
-    multiplying = sum(parameter.numel() for parameter in model.parameters())
-    if head_of(model).weight is not embedding_of(model).weight:
+    """Forward and backward of a token, on average (PaLM, arXiv:2204.02311, appendix B, but for what is not computed): 6 per parameter that
+    multiplies it (an embedding only looks up, and the head sees supervised tokens only), and attention to the tokens before it."""
+    config, data, head = model.config.get_text_config(), plan.data, head_of(model).weight
+    multiplying = sum(parameter.numel() for parameter in model.parameters()) - head.numel()
+    if head is not embedding_of(model).weight:
         multiplying -= embedding_of(model).weight.numel()
+    tokens, lengths = float(data.lengths.sum()), data.lengths.astype(np.float64)
+    multiplying += head.numel() * float(data.supervised.sum()) / tokens
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim  # per token attended to; causal: half of 12
-    return 6.0 * multiplying + attention * float(plan.data.lengths.mean())
+    return 6.0 * multiplying + attention * float((lengths**2).sum()) / tokens
 
 
 def introduce(config: Config, model: Any, attention: str, plan: BatchPlan, start: Path | None, steps: int, device: torch.device) -> None:

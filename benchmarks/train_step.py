@@ -1,242 +1,223 @@
-"""Tokens per second, memory and MFU of a whole fine-tuning step: our objectives beside each other, and TRL with Liger, in the same run.
+"""Tokens per second, MFU and memory of a whole fine-tuning step: our objectives beside each other, and TRL, in the same run.
 
     pip install trl liger-kernel
     python benchmarks/train_step.py                  # a Qwen2.5-1.5B-shaped model with random weights, packs of 8192 tokens, one GPU
-    python benchmarks/train_step.py --tiny           # seconds on a CPU: shows that everything runs, measures nothing of interest
+    python benchmarks/train_step.py --tiny           # a minute on a CPU: shows that everything runs, measures nothing of interest
 
-Every candidate trains in a process of its own (peak memory is then its own), the candidates one after another, --rounds times. Same
-model files, same examples, fp32 masters with bf16 compute, AdamW, no activation checkpointing. TRL packs by itself, attends with
-flash-attn where that is installed and with SDPA otherwise, and uses Liger's fused loss. Saving and exporting are left out.
-The first half of the steps is warm-up. MFU: 6 FLOP per parameter and token, and attention, over the peak of --peak-tflops.
-Writes benchmarks/results/train_step.json.
+Ours and TRL get the same weights, the same tokenised examples (the same 32 in every step, each packing them by itself), the same
+attention kernel, fp32 masters and AdamW moments with bf16 compute, the same learning rate, clipping and decay, and no activation
+checkpointing. Tokens are counted in the batches, without padding; a run whose steps have other counts than the data is failed.
+What is left to either: ours casts all weights to bf16 once per gathering (FSDP2) and adds up hidden states in bf16, TRL runs
+under torch.autocast, which casts weights at every product and keeps the sum of the hidden states in fp32; the head and loss are
+each one's own (TRL 1.16 turns Liger's fused loss off and has a chunked one; Liger gives it norms, rotary embeddings and SwiGLU).
+
+Runs of ours follow one another in one process, NLL and the adaptive default as neighbours in changing order (ORDER), so that a
+clock that falls hits both; their ratio comes with its standard error over those pairs. TRL and compiled layers have processes of
+their own. Timed on the device from the end of one step to the end of the next, without waiting for it: the median, of the steps after
+the first few and then of the runs. Saving and exporting are left out.
+
+MFU: the operations that the step needs, over what the data sheet promises (--peak-tflops). They are 6 per weight of the layers and
+token, 6 per weight of the head and *supervised* token, 12 x layers x width of the heads per pair of tokens of which one sees the other:
+the count of PaLM (arXiv:2204.02311, appendix B) without prompt tokens in the head, and with the pairs that there are: causal, within
+documents. `of gemm`: over what a product of two random 8192 x 8192 matrices reaches, measured after the runs in the same processes.
 """
 
 import argparse
 import importlib.util
 import json
+import math
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from itertools import pairwise
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
-from random import Random
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
+from train_step_runs import CANDIDATES, EXAMPLES, SHAPES, WARM_UP, Setting  # pyrefly: ignore[missing-import]  # beside this file
+
+from adaptsft.run import environment
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
-CANDIDATES: dict[str, list[str]] = {
-    "NLL": ["objective.name=nll", "controller.name=fixed"],
-    "-p": ["objective.name=neg_p", "controller.name=fixed"],
-    "p >= .2": ["objective.name=threshold", "objective.lower=0.2", "controller.name=fixed"],
-    "adaptive": [],  # the defaults
-}
-SHAPES: dict[bool, dict[str, Any]] = {  # of the model, keyed by --tiny; Qwen2.5-1.5B: config.json of Qwen/Qwen2.5-1.5B
-    False: {"hidden": 1536, "layers": 28, "heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151936},
-    True: {"hidden": 64, "layers": 2, "heads": 4, "vocab_size": 1024},
-}
-WORDS = ["the", "of", "and", "a", "to", "in", "is", "that", "for", "it", "question", "answer", "seven", "forty", "because", "therefore"]
+# A round: processes, and the runs in each. The first run of a process warms the machine up, hence not one of the pairs.
+ORDER = [["-p", "NLL", "adaptive", "adaptive", "NLL", "p >= .2", "NLL", "adaptive"], ["TRL"], ["adaptive, compiled"]]
 
 
-def prepare(folder: Path, tiny: bool, length: int) -> None:
-    from adaptsft.tiny import make_tiny_model
+class Progress:
+    """Starts processes, says what they have done, and ends them in time."""
 
-    make_tiny_model(folder / "model", "qwen2", tied=True, max_position_embeddings=32768, **SHAPES[tiny])
-    random = Random(0)
-    with (folder / "train.jsonl").open("w") as file:
-        for _ in range(512):
-            prompt, completion = (" ".join(random.choices(WORDS, k=random.randint(length // 64, length // 16))) for _ in range(2))
-            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+    def __init__(self, setting: Setting, runs: int, limit: float):
+        self.setting, self.runs, self.limit, self.done, self.started = setting, runs, limit, 0, time.perf_counter()
 
+    def left(self) -> float:
+        return self.limit - (time.perf_counter() - self.started)
 
-def overrides(folder: Path, args: argparse.Namespace, changes: list[str]) -> list[str]:
-    return [
-        *(f"run_dir={folder / 'run'}", f"model.path={folder / 'model'}", f"data.path={folder / 'train.jsonl'}", "log.tensorboard=false"),
-        *(f"data.cache_dir={folder / 'cache'}", f"data.max_length={args.length}", f"train.max_steps={args.steps}", "log.every=1"),
-        *("train.global_batch_size=32", "train.micro_batch_size=1", f"train.device={args.device}", "checkpoint.every=0", *changes),
-    ]
+    def run(self, names: list[str], limit: float) -> list[dict[str, Any]]:
+        """What each of these runs has given, `failed` where one has not; the process is killed after `limit` seconds."""
+        folder = self.setting.folder
+        results, log, limit, shown = folder / "results.jsonl", folder / "log", max(limit, 0.0), 0
+        results.write_text("")
+        ends = time.perf_counter() + limit
+        given = json.dumps(asdict(replace(self.setting, names=names)), default=str)
+        command = [sys.executable, Path(__file__).with_name("train_step_runs.py"), given]
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+            while process.poll() is None and time.perf_counter() < ends:
+                time.sleep(0.2)
+                shown = self.show(results, shown)
+            late = process.poll() is None
+            process.kill()
+            process.wait()
+        self.show(results, shown)
+        found = [json.loads(line) for line in results.read_text().splitlines()]
+        reason = f"no result within {limit:.0f} s" if late else f"the process ended with {process.returncode}"
+        found += [{"name": name, "failed": reason} for name in names[sum(run["name"] in names for run in found) :]]
+        if any("failed" in run for run in found):
+            last = log.read_text(errors="replace").splitlines()[-25:]
+            print(f"end of the output of {', '.join(dict.fromkeys(names))}:", *last, sep="\n  ", file=sys.stderr)
+        return found
 
-
-def run_ours(folder: Path, args: argparse.Namespace, changes: list[str]) -> dict[str, Any]:
-    from adaptsft import config as configuration, train as module
-
-    module.export = lambda *call: None  # type: ignore[assignment]  # 20 GB of files are no part of a step
-    module.Checkpointer.save = lambda *call: None  # type: ignore[method-assign]
-    config = configuration.load(overrides(folder, args, changes))
-    if not args.breakdown:
-        module.train(config)
-        parts: dict[str, float] = {}
-    else:
-        from torch.profiler import ProfilerActivity, profile
-
-        activities = [ProfilerActivity.CUDA] if args.device == "cuda" else [ProfilerActivity.CPU]
-        with profile(activities=activities) as profiler:
-            module.train(config)
-        parts = breakdown(profiler)
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [row["seconds"] for row in rows][args.steps // 2 :]
-    rate = [row["tokens_per_second_per_rank"] for row in rows][args.steps // 2 :]
-    return {"seconds": median(steps), "tokens_per_second": median(rate), "bytes": peak(args.device), "parts": parts}
-
-
-def breakdown(profiler: Any) -> dict[str, float]:
-    """Share of the kernels' time by kind."""
-    kinds = {
-        "attention": ("flash", "fmha", "attention"),
-        "loss rows": ("row_sums", "row_gradient"),
-        "products": ("gemm", "nvjet", "cutlass", "aten::mm", "aten::addmm"),
-        "optimizer": ("adam", "multi_tensor"),
-        "communication": ("nccl",),
-    }
-    found: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
-        value = event.self_device_time_total or event.self_cpu_time_total
-        name = event.key.lower()
-        found[next((kind for kind, parts in kinds.items() if any(part in name for part in parts)), "other")] += value
-    total = sum(found.values()) or 1.0
-    return {kind: round(value / total, 4) for kind, value in sorted(found.items(), key=lambda item: -item[1])}
+    def show(self, results: Path, shown: int) -> int:
+        lines = [line for line in results.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        for line in lines[shown:]:
+            run = json.loads(line)
+            if "step_seconds" in run or "failed" in run:
+                self.done += 1
+                passed = time.perf_counter() - self.started
+                figure = run["failed"] if "failed" in run else f"{1e3 * median(run['step_seconds']):.1f} ms a step"
+                rest = f"about {passed / self.done * (self.runs - self.done):.0f} s left"
+                print(f"{passed:4.0f} s  run {self.done} of {self.runs}, {rest}: {run['name']}: {figure}", file=sys.stderr, flush=True)
+        return len(lines)
 
 
-def peak(device: str) -> int | None:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else None
+def check(run: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """The run, failed where it was not trained on the tokens that it was given, or did not learn."""
+    if "failed" in run:
+        return run
+    for what in ("tokens", "supervised"):
+        if run[what] != [facts[what]]:
+            return run | {"failed": f"{what} of its steps: {run[what]}, of the data: {facts[what]}"}
+    if run["name"] in ("NLL", "TRL") and not run["nll"][-1] < run["nll"][0]:
+        return run | {"failed": f"its loss has not fallen: {run['nll'][0]:.4f} -> {run['nll'][-1]:.4f}"}
+    first = facts.setdefault("nll", run["nll"][0])  # of the first run: same weights, same tokens
+    if not math.isclose(run["nll"][0], first, rel_tol=0.01):
+        return run | {"failed": f"its loss begins at {run['nll'][0]:.4f}, that of the first run at {first:.4f}"}
+    return run
 
 
-def run_trl(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation=attention)
-    tokens, ticks = [0], []
-    model.register_forward_pre_hook(lambda _, call, options: tokens.append(options["input_ids"].numel()), with_kwargs=True)
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *call: Any, **options: Any) -> None:
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            ticks.append((time.perf_counter(), sum(tokens)))
-
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    packs = max(1, round(32 * args.mean_tokens / args.length))  # the packs of a step of 32 examples
-    settings = SFTConfig(
-        output_dir=str(folder / "trl"),
-        max_steps=args.steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=packs,
-        max_length=args.length,
-        packing=True,
-        use_liger_kernel=args.device == "cuda",
-        bf16=args.device == "cuda",
-        use_cpu=args.device == "cpu",
-        gradient_checkpointing=False,
-        optim="adamw_torch_fused",
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "model")
-    trainer = SFTTrainer(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Clock()])
-    trainer.train()
-    half = ticks[args.steps // 2 - 1 :]
-    steps = [after[0] - before[0] for before, after in pairwise(half)]
-    rates = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(half)]
-    return {"seconds": median(steps), "tokens_per_second": median(rates), "bytes": peak(args.device), "attention": attention}
-
-
-def child(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The result of a candidate, measured in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, "--folder", str(folder), "--device", args.device, "--length", str(args.length)]
-    command += ["--steps", str(args.steps), "--mean-tokens", str(args.mean_tokens)] + ["--breakdown"] * args.breakdown
-    subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        return {"failed": (result.stderr.strip() or result.stdout.strip()).splitlines()[-1][:200]}
-    return json.loads(result.stdout.splitlines()[-1])
+def ratio(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """Time of a step of the adaptive default to that of NLL, over runs that were neighbours, and the standard error of the mean."""
+    pairs = [(a, b) for a, b in zip(runs.get("adaptive", []), runs.get("NLL", []), strict=False) if "failed" not in a | b]
+    found = [median(a["step_seconds"]) / median(b["step_seconds"]) for a, b in pairs]
+    if not found:
+        return None
+    return {"mean": mean(found), "standard_error": stdev(found) / len(found) ** 0.5 if len(found) > 1 else None, "pairs": found}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model and packs of 256 tokens")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny model and packs of 256 tokens; compiled layers only where --only names them"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--length", type=int, help="tokens of a pack (default: 8192; --tiny: 256)")
-    parser.add_argument("--steps", type=int, default=12, help="steps of each run, the first half warm-up (default: 12)")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each candidate, interleaved (default: 2)")
-    parser.add_argument("--only", default="", help="comma-separated candidates (default: all)")
+    parser.add_argument("--steps", type=int, default=8, help=f"steps of each run, the first {WARM_UP} warm-up (default: 8)")
+    parser.add_argument("--rounds", type=int, default=1, help="times that everything is run (default: 1: three pairs of NLL and adaptive)")
+    parser.add_argument("--only", default="", help="semicolon-separated candidates (default: all)")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="for all of ours, such as train.loss_logits=bf16")
     parser.add_argument(
-        "--peak-tflops", type=float, default=989.0, help="dense bf16, for MFU (default: 989, NVIDIA's data sheet of the H200)"
+        "--limit", type=float, default=3600, help="seconds for everything; what is not done by then has failed (default: 3600)"
     )
-    parser.add_argument("--breakdown", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16, for MFU (default: 989, data sheet of the H200)")
+    parser.add_argument("--trace", type=Path, metavar="FILE.json.gz", help="keep the Chrome trace of two steps of the adaptive default")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file (default: benchmarks/results/train_step.json)")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # in the child
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--mean-tokens", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.length = args.length or (256 if args.tiny else 8192)
-    if args.one:
-        result = run_trl(args.folder, args) if args.one == "TRL" else run_ours(args.folder, args, CANDIDATES[args.one])
-        print(json.dumps(result))
-        return 0
-
-    from adaptsft import config as configuration
-    from adaptsft.data import open_data
-    from adaptsft.run import environment
-
-    names = [name for name in args.only.split(",") if name] or [*CANDIDATES, *(["TRL"] if importlib.util.find_spec("trl") else [])]
+    if args.steps <= WARM_UP:
+        parser.error(f"--steps {args.steps}: the first {WARM_UP} are not timed; give more")
+    everything = [*CANDIDATES, "TRL"]
+    wanted = [name for name in args.only.split(";") if name] or [name for name in everything if not (args.tiny and "compiled" in name)]
+    if unknown := [name for name in wanted if name not in everything]:
+        parser.error(f"--only {unknown[0]}: choose from {'; '.join(everything)}")
+    if "TRL" in wanted and importlib.util.find_spec("trl") is None:
+        print("TRL is left out: it is not installed (pip install trl liger-kernel)", file=sys.stderr)
+        wanted.remove("TRL")
+    processes = [[name for name in names if name in wanted] for names in ORDER]
+    processes = [names for names in processes if names] * args.rounds
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for names in ORDER for name in names if name in wanted}
+    gemms: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        setting = Setting(folder, [], args.tiny, args.device, args.length, args.steps, args.set)
+        progress = Progress(setting, sum(map(len, processes)), args.limit)
         print("writing the model and the data", file=sys.stderr)
-        prepare(folder, args.tiny, args.length)
-        from transformers import AutoTokenizer
+        facts = progress.run(["prepare"], args.limit / 2)[0]
+        if "failed" in facts:
+            print(f"model and data could not be written: {facts['failed']}", file=sys.stderr)
+            return 1
+        for number, names in enumerate(processes):
+            last = number + 1 == len(processes)
+            for run in progress.run(names, progress.left() * (1.0 if last else 0.6)):
+                if run["name"] == "gemm":
+                    gemms.append(run["tflops"])
+                else:
+                    runs[run["name"]].append(check(run, facts))
+        trace = folder / "adaptive.json.gz"
+        if args.trace and trace.is_file():
+            shutil.copy(trace, args.trace)
 
-        config = configuration.load(overrides(folder, args, []))
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder / "model")
-        data, _ = open_data(config.data, tokenizer, config.seed, log=lambda line: None)
-        args.mean_tokens = float(data.lengths.mean())
-        shape = SHAPES[args.tiny]
-        weights = sum(tensor.numel() for tensor in load(folder / "model").values())  # tied: the head counts once, as it multiplies once
-        # forward and backward: 6 per weight; attention 12 layers hidden tokens attended to, half of it by causality
-        flops = 6.0 * weights + 6.0 * shape["layers"] * shape["hidden"] * args.mean_tokens
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        started, count = time.perf_counter(), 0
-        for index in range(args.rounds):
-            for name in names:
-                passed = time.perf_counter() - started
-                left = f", about {passed / count * (args.rounds * len(names) - count) / 60:.1f} min left" if count else ""
-                print(f"round {index + 1} of {args.rounds}, {name}{left}", file=sys.stderr, flush=True)
-                runs[name].append(child(name, folder, args))
-                count += 1
-        args.breakdown = True
-        parts = child(names[0], folder, args).get("parts", {}) if names[0] in CANDIDATES else {}
-
-    print(f"\n{'':12}{'tokens/s':>12}{'ms/step':>10}{'MFU':>8}{'GB':>8}")
-    for name, found in runs.items():
-        good = [run for run in found if "failed" not in run]
-        if not good:
-            print(f"{name:12}  {found[0]['failed']}")
-            continue
-        rate, step = (median(run[key] for run in good) for key in ("tokens_per_second", "seconds"))
-        memory = f"{max(run['bytes'] for run in good) / 1e9:.1f}" if good[0]["bytes"] else "-"
-        mfu = f"{rate * flops / args.peak_tflops / 1e12:.1%}" if args.device == "cuda" else "-"
-        print(f"{name:12}{rate:12,.0f}{1e3 * step:10.1f}{mfu:>8}{memory:>8}")
-    print(f"\nwhere the time of {names[0]} goes: " + ", ".join(f"{kind} {share:.0%}" for kind, share in parts.items()))
-    result = {"environment": environment(), "model": shape, "length": args.length, "steps": args.steps, "flops_per_token": flops}
-    result |= {"peak_tflops": args.peak_tflops, "runs": runs, "breakdown": {names[0]: parts}}
-    temporary_file = args.out.with_suffix(".tmp")
-    temporary_file.write_text(json.dumps(result, indent=1) + "\n")
-    temporary_file.replace(args.out)
+    gemm = mean(gemms) if gemms else None
+    machine = environment()
+    machine["versions"] |= {name: version(name) for name in ("trl", "liger-kernel") if importlib.util.find_spec(name.replace("-", "_"))}
+    result = {"environment": machine, "model": SHAPES[args.tiny], "length": args.length, "steps": args.steps, "set": args.set}
+    result |= {"step": facts, "peak_tflops": args.peak_tflops, "gemm_tflops": gemm, "adaptive / NLL": ratio(runs), "runs": runs}
+    print(table(result))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_suffix(".tmp")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(args.out)
     print(f"{args.out} written")
     return 1 if any("failed" in run for found in runs.values() for run in found) else 0
 
 
-def load(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+def table(result: dict[str, Any]) -> str:
+    facts, runs, gemm, promised = result["step"], result["runs"], result["gemm_tflops"], result["peak_tflops"]
+    lines = [
+        f"\n{facts['parameters'] / 1e6:,.1f} M parameters; every step of every run, TRL's too: {EXAMPLES} examples, "
+        f"{facts['packs']} packs, {facts['tokens']:,} tokens, {facts['supervised']:,} of them supervised",
+        f"a large product reaches {f'{gemm:.3g}' if gemm else '-'} TFLOP/s here, the data sheet says {promised:g}\n",
+        f"{'':20}{'tokens/s':>10}{'to TRL':>8}{'ms/step':>9}{'MFU':>7}{'of gemm':>9}{'GB':>7}{'kept':>6}   NLL, first to last step",
+    ]
+    good = {name: [run for run in found if "failed" not in run] for name, found in runs.items()}
+    seconds = {name: median(median(run["step_seconds"]) for run in found) for name, found in good.items() if found}
+    for name, found in runs.items():
+        lines += dict.fromkeys(f"{name:20}  {run['failed']}" for run in found if "failed" in run)
+        if name not in seconds:
+            continue
+        run, step, rate = good[name][-1], seconds[name], facts["flops"] / seconds[name] / 1e12
+        shown = [
+            f"{facts['tokens'] / step:,.0f}",
+            f"{seconds['TRL'] / step:.2f}" if "TRL" in seconds else "-",
+            f"{1e3 * step:.1f}",
+            f"{rate / promised:.1%}" if run["bytes"] else "-",  # the data sheet is of a GPU
+            f"{rate / gemm:.1%}" if gemm else "-",
+            f"{max(run['bytes'] for run in good[name]) / 1e9:.1f}" if run["bytes"] else "-",
+            f"{run['kept']:.2f}" if "kept" in run else "-",
+        ]
+        row = "".join(f"{text:>{width}}" for text, width in zip(shown, (10, 8, 9, 7, 9, 7, 6), strict=True))
+        lines.append(f"{name:20}{row}   {run['nll'][0]:.4f} to {run['nll'][-1]:.4f}")
+    if pair := result["adaptive / NLL"]:
+        error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.4f}"
+        lines.append(f"\nadaptive / NLL, time of a step: {pair['mean']:.4f}{error} over {len(pair['pairs'])} pairs of neighbouring runs")
+    lines.append("")
+    for name, found in good.items():
+        for parts in [run["breakdown"] for run in found if run["breakdown"]][-1:]:
+            lines.append(f"where the time of {name} goes: " + ", ".join(f"{kind} {share:.1%}" for kind, share in parts.items()))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
