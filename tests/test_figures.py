@@ -184,7 +184,7 @@ def test_trajectories_of_a_real_run(tmp_path, tiny_model):
     train(moving)
     still = tmp_path / "still"
     still.mkdir()
-    (still / "metrics.jsonl").write_text(json.dumps({"step": 1, "alpha": 0.0, "lower": 0.0, "upper": 1.0}))
+    (still / "metrics.jsonl").write_text(json.dumps({"step": 1, "alpha": 0.0, "lower": 0.0, "upper": 1.0}) + "\n")
     folders = [Path(moving.run_dir), still]
     figure = figures.trajectories(inputs.runs(folders))
     (axis,) = figure.axes
@@ -202,7 +202,7 @@ def test_thresholds_have_panels_of_their_own_and_runs_of_one_name_are_told_apart
         folder = tmp_path / parent / "run"
         folder.mkdir(parents=True)
         steps = [{"step": step, "alpha": 0.5 * step, "lower": 0.1 * step, "upper": 1.0} for step in (1, 2)]
-        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps) + '{"step": 3, "al')  # it is going on
     figure = figures.trajectories(inputs.runs([tmp_path / "x" / "run", tmp_path / "y" / "run"]))
     shown = [(axis.get_title(), axis.get_ylabel(), [line.get_label() for line in axis.lines]) for axis in figure.axes if axis.get_visible()]
     assert [(title, label) for title, label, _ in shown] == [

@@ -193,6 +193,27 @@ def test_unfinished_and_damaged_runs_are_reported(runs, tmp_path):
     assert "environment.json is missing" in page.text
 
 
+def test_a_finished_run_is_finished_whatever_its_last_epoch_leaves_out(tmp_path, tiny_model):
+    """20 examples in steps of 7 are two steps and .86 of one."""
+    config = small_config(tmp_path, tiny_model("llama"), train__max_steps=0, train__global_batch_size=7, checkpoint__every=0)
+    train(config)
+    page = report(tmp_path / "out", config.run_dir)
+    assert "unfinished" not in page.text and "run finished" in page.text
+
+
+def test_what_an_older_run_lacks_is_no_accident_and_no_difference(runs, tmp_path):
+    """Rows without `weight` and `kept`; and beside it a run without config.yaml."""
+    older, bare = tmp_path / "older", tmp_path / "bare"
+    for folder in (older, bare):
+        shutil.copytree(runs[0], folder, ignore=shutil.ignore_patterns("final", "checkpoints"))
+    rows = [{key: value for key, value in row.items() if key not in ("weight", "kept")} for row in lines_of(older / "metrics.jsonl")]
+    (older / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (bare / "config.yaml").unlink()
+    page = report(tmp_path / "out", older, bare)
+    assert "the gate has all but closed" not in page.text and "the threshold keeps" not in page.text
+    assert "Nowhere but in run_dir." in page.text and "config.yaml is missing" in page.text
+
+
 @pytest.mark.parametrize("keep", ["config.yaml", "metrics.jsonl"])
 def test_whatever_is_missing_is_named(runs, tmp_path, keep):
     run = tmp_path / "part"
@@ -249,7 +270,7 @@ def test_evaluations_are_shown_with_their_errors(runs, shared_data, tmp_path):
     for copy, place in zip(copies, places, strict=True):
         settings = ["--model", copy, "--tasks", "gsm8k", "--data-dir", shared_data, "--limit", 3, "--max-tokens", 8, "--workers", 1]
         assert evals(["run", *map(str, settings), "--out", str(place)]) == 0
-    page = report(tmp_path / "out", *copies, "--evals", places[1])
+    page = report(tmp_path / "out", *copies, "--evals", places[1], f"{places[0]}/../evals")  # the latter is there anyhow
     result = json.loads(next(places[0].rglob("result.json")).read_text())
     cell = result["metrics"][next(iter(result["task"]["columns"].values()))]
     assert f"{100 * cell['value']:.1f} ± {100 * cell['se']:.1f} %" in page.text

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from adaptsft.arguments import positive
 from adaptsft.errors import ConfigError, UserError
 from adaptsft.evals.openbookqa import KINDS, Noise
 from adaptsft.prepare.pipeline import prepare
@@ -39,7 +40,7 @@ def _broken(parser: argparse.ArgumentParser, chosen: TrainingSet) -> None:
 
 def _sample(parser: argparse.ArgumentParser, chosen: TrainingSet) -> None:
     (part,) = (part for part in chosen.parts if part.sample)
-    parser.add_argument("--sample", type=_positive, help=f"rows drawn for {part.file} (default: {part.sample:,})")
+    parser.add_argument("--sample", type=positive, help=f"rows drawn for {part.file} (default: {part.sample:,})")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
 
 
@@ -90,12 +91,6 @@ OPTIONS: dict[str, Callable[[argparse.ArgumentParser, TrainingSet], None]] = {
 }
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
-    return number
-
-
 def describe(chosen: TrainingSet) -> str:
     """What a set is, and what its user must know before fetching it."""
     least, most = chosen.rows
@@ -119,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         text = "\n".join([describe(chosen), *chosen.about.splitlines()[1:]])
         sub = names.add_parser(chosen.name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.add_argument("--out", type=Path, default=Path("data"), help="folder (default: data)")
-        sub.add_argument("--limit", type=_positive, help="read the first rows only: a trial, and noted as one")
+        sub.add_argument("--limit", type=positive, help="read the first rows only: a trial, and noted as one")
         sub.add_argument("--allow-count", action="store_true", help="go on though the source has not the published number of rows")
         for option in chosen.asks:
             OPTIONS[option](sub, chosen)

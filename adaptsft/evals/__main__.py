@@ -13,10 +13,12 @@ Killed and started again, `generate` goes on where it was. grade, judge and winr
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from adaptsft.arguments import positive
 from adaptsft.errors import ConfigError, UserError
 
 COMMANDS = ("run", "generate", "score", "report", "tasks", "grade", "judge", "winrate")
@@ -82,33 +84,30 @@ def _generation_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--data-dir", type=Path, help="folder of data files; default: the hub")
     one.add_argument("--temperature", type=_temperatures, help="such as 1, or 0,1 for greedy and sampled side by side; default: the task's")
     # torchrun's own parser takes --n for --nnodes or --nproc-per-node, even behind the module's name: hence the second spelling
-    one.add_argument("--n", "--samples", type=_positive, help="samples per item where the temperature is above 0; default: the task's")
-    one.add_argument("--limit", type=_positive, help="only the first LIMIT items")
-    one.add_argument("--max-tokens", type=_positive, help="longest answer; default: the task's")
+    one.add_argument("--n", "--samples", type=positive, help="samples per item where the temperature is above 0; default: the task's")
+    one.add_argument("--limit", type=positive, help="only the first LIMIT items")
+    one.add_argument("--max-tokens", type=positive, help="longest answer; default: the task's")
     one.add_argument("--seed", type=int, default=42, help="each sample has its own seed, derived from this one (default: 42)")
-    one.add_argument("--batch-size", type=_positive, help="prompts at a time: hf (default 16), or requests in flight: http (16)")
+    one.add_argument("--batch-size", type=positive, help="prompts at a time: hf (default 16), or requests in flight: http (16)")
     one.add_argument(
         "--template", default="auto", help="auto (the run's own, else the tokenizer's), chat, plain, chatml, llama3 or deepseek"
     )
     one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of hf")
     one.add_argument("--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="auto: bf16 on GPU, fp32 on CPU")
-    one.add_argument("--tensor-parallel", type=_positive, default=1, help="GPUs per model: vllm")
+    one.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs per model: vllm")
     one.add_argument("--url", help="http: such as http://localhost:8000/v1; the key is read from OPENAI_API_KEY")
     one.add_argument("--replay", help="replay: a JSON-lines file of recorded outputs")
     one.add_argument("--replay-fields", help="replay: how the file names them, id=task_id,output=completion")
 
 
 def _temperatures(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
-    if min(values) < 0:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: write a temperature, or several with commas, such as 0,1") from None
+    if not all(0 <= value < math.inf for value in values):
         raise argparse.ArgumentTypeError("temperatures are 0 (greedy) or above")
     return values
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
 
 
 def _generate(options: argparse.Namespace) -> int:

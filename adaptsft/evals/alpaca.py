@@ -237,7 +237,8 @@ def evaluate(
     if baseline and not glm_weights:
         raise ConfigError("--baseline compares two published models: it needs --glm-weights and --difficulty")
     notes, rate, error, method = [], None, None, None
-    if annotations.model == annotations.reference:
+    draws = bool((annotations.preference == 0.5).all()) and not annotations.delta_length.any()
+    if annotations.model == annotations.reference and draws:  # two runs of one objective have one name, and are not the same model
         rate, error, method = 50.0, 0.0, "the model is the reference"
     elif df_gamed:
         rate, error = fitted_length_controlled(annotations, df_gamed)

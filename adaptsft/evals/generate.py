@@ -15,7 +15,7 @@ from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals import samples
 from adaptsft.evals.backends import Backend, Request, Sampling
 from adaptsft.evals.data import Item, Items, load_items
-from adaptsft.evals.prompts import fill
+from adaptsft.evals.prompts import messages_of
 from adaptsft.evals.samples import Samples, digest
 from adaptsft.evals.tasks import Task, to_dict
 from adaptsft.run import lock
@@ -39,6 +39,9 @@ class Plan:
 def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
     """All ranks call it together. Raises UserError on all of them."""
     own = [task for task in tasks if task.runner == "generate"]
+    harness = [task.name for task in tasks if task.runner == "harness"]
+    if harness and (plan.temperatures is not None or plan.n is not None or plan.max_tokens is not None):
+        raise ConfigError(f"{', '.join(harness)}: lm-eval's task decides how it decodes: leave out --temperature, --n and --max-tokens")
     loaded = {task.name: rank0_first(lambda task=task: load_items(task, plan.data_dir)) for task in own}  # before compute is spent
     for task in tasks:
         if task.runner == "harness":
@@ -98,8 +101,7 @@ def requests_of(items: list[Item], task: Task, backend: Backend, n: int, seed: i
     """One request per item and sample, in the order of the items."""
     requests = []
     for item in items:
-        messages = [{"role": "system", "content": task.prompt.system}] if task.prompt.system else []
-        messages.append({"role": "user", "content": fill(task.prompt.user, item.fields)})
+        messages = messages_of(task.prompt, item.fields)
         text = messages[-1]["content"] if task.prompt.raw else backend.render(messages)
         if task.prompt.start:
             if text is None:

@@ -70,6 +70,7 @@ class Evaluation:
     rates: dict[str, float]
     n_items: int
     data_sha256: str
+    temperature: float | None  # of generated answers; None where likelihoods are compared
     settings: dict[str, Any]  # lm-eval's version, versions of the tasks, numbers of examples
 
 
@@ -97,6 +98,9 @@ def evaluate(
         task.set_fewshot_seed(FEWSHOT_SEED)
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
+        if len(filters := task.get_config("filter_list") or []) > 1:  # each has figures of its own, under the same names
+            listed = ", ".join(filter_["name"] for filter_ in filters)
+            raise ConfigError(f"{name}: reads its answers in several ways ({listed}): keep one of them in its filter_list")
     found = sum(len(task.eval_docs) for task in leaves.values())
     if items is not None and found != items:
         raise DataError(f"{name}: the data has {found} items, the task names {items}: another version of it?")
@@ -106,6 +110,7 @@ def evaluate(
     rows = [_row(leaf, sample) for leaf in leaves for sample in results["samples"][leaf]]
     summary = results["groups"][name] if name in results.get("groups", {}) else results["results"][next(iter(leaves))]
     n = sum(results["n-samples"][leaf]["effective"] for leaf in leaves)
+    temperatures = [_sampling(task.get_config("generation_kwargs") or {}).temperature for task in leaves.values()]
     unparsed = [row["extracted"] == ["[invalid]"] for row in rows if row["generated"]]
     return Evaluation(
         metrics=_metrics(summary, n),
@@ -113,6 +118,7 @@ def evaluate(
         rates={"unparsed": sum(unparsed) / len(unparsed)} if unparsed else {},
         n_items=n,
         data_sha256=digest([[leaf, [dict(document) for document in leaves[leaf].eval_docs]] for leaf in sorted(leaves)]),
+        temperature=temperatures[0] if unparsed else None,
         settings={
             "lm_eval": lm_eval.__version__,
             "versions": {leaf: results["versions"].get(leaf) for leaf in leaves},

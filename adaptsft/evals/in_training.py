@@ -22,7 +22,7 @@ from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.backends.hf import end_tokens
 from adaptsft.evals.data import load_items
 from adaptsft.evals.graders import GRADERS, grade_all
-from adaptsft.evals.prompts import Renderer, fill
+from adaptsft.evals.prompts import Renderer, messages_of
 from adaptsft.evals.score import metrics_of
 from adaptsft.evals.tasks import Task, load_task
 from adaptsft.model.build import ShardedModel, reshard
@@ -52,9 +52,9 @@ def prepare(names: list[str], data_dir: Path | None, limit: int, max_tokens: int
         renderer = Renderer(tokenizer, data)
         prompts = []
         for item in items:
-            messages = [{"role": "system", "content": task.prompt.system}] if task.prompt.system else []
-            messages.append({"role": "user", "content": fill(task.prompt.user, item.fields)})
-            prompts.append(renderer.ids(renderer.text(messages) + task.prompt.start))
+            messages = messages_of(task.prompt, item.fields)
+            text = messages[-1]["content"] if task.prompt.raw else renderer.text(messages)
+            prompts.append(renderer.ids(text + task.prompt.start))
         sampling = task.sampling(0.0, min(max_tokens, task.decoding.max_tokens))
         prepared.append(HeldOutTask(task, [item.fields for item in items], prompts, sampling))
     return prepared

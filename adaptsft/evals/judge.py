@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from adaptsft.arguments import positive
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals import alpaca, samples
 from adaptsft.evals.backends import Backend, Message
@@ -264,9 +265,9 @@ def main(arguments: list[str]) -> int:
     parse.add_argument("--price", type=float, help="price of a million prompt tokens, for the estimate")
     parse.add_argument("--max-cost", type=float, help="with --price: refuse to start where the estimate is higher")
     parse.add_argument("--estimate", action="store_true", help="print the estimate, and stop")
-    parse.add_argument("--limit", type=int, help="only the first pairs")
+    parse.add_argument("--limit", type=positive, help="only the first pairs")
     parse.add_argument("--unescaped", action="store_true", help='send """ in outputs as it is: the leaderboard\'s prompt to the byte')
-    parse.add_argument("--batch-size", type=int, default=16, help="requests in flight (http), or prompts at a time (hf)")
+    parse.add_argument("--batch-size", type=positive, default=16, help="requests in flight (http), or prompts at a time (hf)")
     options = parse.parse_args(arguments)
 
     pairs = pairs_of(read_outputs(options.outputs), read_outputs(options.reference), options.limit)

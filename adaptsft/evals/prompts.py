@@ -5,6 +5,7 @@ from typing import Any
 from adaptsft.config import DataConfig
 from adaptsft.data import Template
 from adaptsft.errors import ConfigError
+from adaptsft.evals.tasks import Prompt
 
 Message = dict[str, str]
 DEFAULT_SYSTEM = "You are a helpful assistant."  # Qwen's: says nothing, and is left out where a format has no place for it
@@ -21,6 +22,12 @@ def fill(template: str, fields: dict[str, Any]) -> str:
         name = rest[start + 1 : end] if end > start else ""
         parts.append(rest[:start] + (str(fields[name]) if name in fields else rest[start : end + 1 if end > start else start + 1]))
         rest = rest[(end if end > start else start) + 1 :]
+
+
+def messages_of(prompt: Prompt, fields: dict[str, Any]) -> list[Message]:
+    """What an item is asked with: a system turn where the task has one, and the user's."""
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": fill(prompt.user, fields)}]
 
 
 def _chatml(messages: list[Message]) -> str:

@@ -13,6 +13,7 @@ from adaptsft.drawing import canvas, save
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import against_best
+from adaptsft.names import distinct
 
 MARK = "~"  # beside a score that cannot be told from the best one
 
@@ -76,6 +77,10 @@ def build(runs: list[Path], compare: bool = False, labels: dict[Path, str] | Non
                 if metric not in result["metrics"]:
                     continue  # such as a length-controlled win rate without the file that it is fitted with
                 column = f"{header} ({_mode(result)})"
+                if (labels[run], column) in table.cells:
+                    raise DataError(
+                        f"{folder}: another task below {run} has the column {column!r} too: give one of them `columns` of its own"
+                    )
                 if column not in table.columns:
                     table.columns.append(column)
                 table.cells[labels[run], column] = Cell(**result["metrics"][metric], notes=notes)
@@ -105,10 +110,11 @@ def _mode(result: dict[str, Any]) -> str:
 
 
 def _labels(results: dict[Path, list[tuple[Path, dict[str, Any]]]]) -> dict[Path, str]:
-    """A run is called by its objective; with its folder where two have the same."""
+    """A run is called by its objective; with its folder where two have the same, which in the layout RUN/evals are alike at their end."""
     names = {run: found[0][1]["model"]["objective"] for run, found in results.items()}
-    repeated = {name for name in names.values() if list(names.values()).count(name) > 1}
-    return {run: f"{name} ({run.name})" if name in repeated else name for run, name in names.items()}
+    alike = {name: [run for run in names if names[run] == name] for name in names.values()}
+    folders = {run: folder for same in alike.values() for run, folder in zip(same, distinct(same), strict=True)}
+    return {run: f"{name} ({folders[run]})" if len(alike[name]) > 1 else name for run, name in names.items()}
 
 
 def markdown(tables: list[Table]) -> str:
@@ -127,8 +133,9 @@ def markdown(tables: list[Table]) -> str:
 
 
 def _legend(table: Table) -> str:
-    sizes = {column: next(cell.n for (_, name), cell in table.cells.items() if name == column) for column in table.columns}
-    text = "Percent, ± standard error clustered by item. N: " + ", ".join(f"{column} {n}" for column, n in sizes.items()) + "."
+    found = {column: sorted({cell.n for (_, name), cell in table.cells.items() if name == column}) for column in table.columns}
+    sizes = [f"{column} {n[0]}" if len(n) == 1 else f"{column} {n[0]} to {n[-1]}" for column, n in found.items()]
+    text = "Percent, ± standard error clustered by item. N: " + ", ".join(sizes) + "."
     if table.compared:
         text += f" Bold: best. {MARK}: a paired bootstrap over items cannot tell it from the best (95 %)."
     return text
@@ -157,7 +164,7 @@ def latex(tables: list[Table]) -> str:
             cells = [_escape(row)]
             for column in table.columns:
                 cell = table.cells.get((row, column))
-                text = "" if cell is None else _escape(cell.text()).replace("±", r"$\pm$")
+                text = "" if cell is None else _escape(cell.text())
                 text = rf"\textbf{{{text}}}" if cell is not None and cell.best else text
                 cells.append(text + ("" if cell is None or not cell.notes else rf"$^{{{','.join(map(str, cell.notes))}}}$"))
             parts.append(" & ".join(cells) + r" \\")
@@ -168,7 +175,7 @@ def latex(tables: list[Table]) -> str:
 
 
 def _escape(text: str) -> str:
-    replaced = {"\\": r"\textbackslash{}", "~": r"$\sim$", "^": r"\^{}", "±": "±"} | {
+    replaced = {"\\": r"\textbackslash{}", "~": r"$\sim$", "^": r"\^{}", "±": r"$\pm$"} | {
         character: f"\\{character}" for character in "&%$#_{}"
     }
     return "".join(replaced.get(character, character) for character in text)

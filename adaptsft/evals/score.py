@@ -89,6 +89,8 @@ def _by_harness(folder: Path, asked: dict[str, Any], task: Task, grading: Gradin
         "samples_path": "scored.jsonl",
     }
     result["task"]["n_items"] = found.n_items
+    if found.temperature is not None:  # answers, and no likelihoods: tables say so
+        result["gen"]["params"] = {"temperature": found.temperature}
     samples.write_json(folder / "result.json", result)
     return result
 
@@ -103,6 +105,8 @@ def grade(name: str, records: list[dict[str, Any]], task: Task, grading: Grading
         preferences = _annotations(folder).preference
         if len(preferences) != len(records):
             raise DataError(f"{folder / 'annotations.json'}: {len(preferences)} judgements of {len(records)} answers: judge again")
+        if np.isnan(preferences).all():
+            raise DataError(f"{folder / 'annotations.json'}: the judge chose in none of {len(records)} pairs: it must answer with m or M")
         return [{"win_rate": None if math.isnan(p) else float(p)} for p in preferences]
     with tqdm(total=len(records), desc=f"{task.name} {name}", unit="answer", mininterval=1.0) as bar:
         if name == "code":

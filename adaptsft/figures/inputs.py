@@ -7,6 +7,7 @@ from typing import Any
 
 from adaptsft.errors import ConfigError
 from adaptsft.figures.curves import Curve
+from adaptsft.names import distinct
 
 FIELDS = {"model": str, "objective": str, "column": str, "value": (int, float)}
 NUMBERS = ("value", "se", "n", "alpha", "percentile", "billions", "mean_p")
@@ -57,25 +58,16 @@ def lab_curves(place: Path) -> list[Curve]:
 
 def runs(folders: list[Path]) -> list[Curve]:
     """alpha, lower and upper at every step of the runs' metrics.jsonl, per source. Raises ConfigError."""
-    return [curve for folder, name in zip(folders, _names(folders), strict=True) for curve in _run(folder, name)]
-
-
-def _names(folders: list[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for count in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError(f"{', '.join(map(str, folders))}: the same folder twice")
+    return [curve for folder, name in zip(folders, distinct(folders), strict=True) for curve in _run(folder, name)]
 
 
 def _run(folder: Path, name: str) -> list[Curve]:
     path = folder / "metrics.jsonl"
     try:
-        lines = path.read_text().splitlines()
+        text = path.read_text()
     except OSError:
         raise ConfigError(f"{folder}: no metrics.jsonl; give run folders (run_dir of adaptsft.train)") from None
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a last line without its end is being written, or was cut by a kill
     steps = [_step(path, number, line) for number, line in enumerate(lines, 1)]
     curves = []
     for source in steps[0].get("sources", {"": None}) if steps else []:

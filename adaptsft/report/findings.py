@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptsft.report.folder import Row, RunFolder, mapping, number, of_diagnosis, pooled
+from adaptsft.report.folder import Row, RunFolder, column, mapping, number, of_diagnosis, pooled
 
 FELL = 0.02  # of mean p
 ROSE = 0.05  # of NLL, nats per token
@@ -158,10 +158,10 @@ def of_run(number_: int, run: RunFolder) -> list[Finding]:
         warn(f"held-out NLL was lowest at step {best:,} ({figures(min(nlls))}) and is {figures(nlls[-1])} now: the run may be too long")
     last = run.last_rows
     if last:
-        weight, kept, tokens = (np.nansum([number(row.get(key)) for row in last]) for key in ("weight", "kept", "tokens"))
-        if weight / len(last) < COLLAPSED:
+        weight, kept, tokens = (_mean(column(last, key)) for key in ("weight", "kept", "tokens"))
+        if weight < COLLAPSED:
             warn(
-                f"the gate has all but closed: the objective's mean weight s is {figures(weight / len(last))} at the end (1 for NLL), so "
+                f"the gate has all but closed: the objective's mean weight s is {figures(weight)} at the end (1 for NLL), so "
                 "hardly anything is learned from a token. With a model this weak on the data NLL, or controller.name=auto, learns more"
             )
         if tokens > 0 and kept / tokens < COLLAPSED:
@@ -186,6 +186,12 @@ def of_run(number_: int, run: RunFolder) -> list[Finding]:
                 "repeats itself, or the limit is too low"
             )
     return found
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are known; NaN, which is below no bound, where none is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _turned(run: RunFolder) -> int | None:

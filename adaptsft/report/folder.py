@@ -17,6 +17,7 @@ import yaml
 
 from adaptsft.errors import ConfigError
 from adaptsft.metrics import BARS
+from adaptsft.names import distinct
 from adaptsft.stats import BINS
 
 Row = dict[str, Any]
@@ -47,12 +48,13 @@ class RunFolder:
 
     @property
     def planned(self) -> int | None:
-        """Steps of the whole run; from its share of an epoch where the configuration counts epochs."""
+        """Steps of the whole run; from its share of an epoch where the configuration counts epochs: whole ones, as BatchPlan.steps."""
         steps, epochs = (number(self.config.get(f"train.{key}")) for key in ("max_steps", "epochs"))
         if steps > 0:
             return int(steps)
         epoch = number(self.rows[-1].get("epoch")) if self.rows else math.nan
-        return round(epochs * self.step / epoch) if epoch > 0 and epochs > 0 else None
+        batch = number(self.config.get("train.global_batch_size"))  # half an example more, since BatchPlan.steps rounds the examples
+        return math.floor(epochs * self.step / epoch + 0.5 / batch) if epoch > 0 and epochs > 0 and batch > 0 else None
 
     @property
     def sources(self) -> list[str]:
@@ -133,17 +135,7 @@ def open_runs(paths: Sequence[Path]) -> list[RunFolder]:
             near = [str(file.parent) for file in sorted(path.glob("*/config.yaml"))[:3]] if path.is_dir() else []
             fix = f"did you mean {', '.join(near)}?" if near else "give the run_dir of a run of adaptsft.train"
             raise ConfigError(f"{path}: not a run folder: it {what}; {fix}")
-    return [_read(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
-
-
-def _labels(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell all of them apart."""
-    absolute = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, absolute)) + 1):
-        names = ["/".join(parts[-count:]) for parts in absolute]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError(f"{paths[0]}: the same run is named twice: name it once")
+    return [_read(path, label) for path, label in zip(paths, distinct(paths), strict=True)]
 
 
 def _read(path: Path, label: str) -> RunFolder:

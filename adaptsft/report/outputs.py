@@ -48,6 +48,8 @@ def read(runs: Sequence[RunFolder], given: Sequence[Path], notes: list[str]) -> 
     """RUN/evals of every run, and the folders of --evals, which belong to the run whose model they name."""
     labels: dict[Path, str] = {}
     owner: dict[str, int] = {}
+    own = {(run.path / "evals").resolve() for run in runs}
+    given = [folder for folder in given if folder.resolve() not in own]  # it is shown anyhow
     for number_, run in enumerate(runs):
         folders = [run.path / "evals"] if (run.path / "evals").is_dir() else []
         folders += [folder for folder in given if _model(folder) in (run.path.resolve(), run.path.resolve() / "final")]

@@ -5,6 +5,9 @@ const tip = document.getElementById("tip");
 const shown = (run) => run === null || (document.getElementById("show-" + run) || { checked: true }).checked;
 const figures = (value) => value === null ? "–" : String(Number(value.toPrecision(4)));
 const nearest = (xs, x) => xs.reduce((best, value, i) => (Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best), 0);
+// Runs may log other steps, and end earlier: the pointer stops at every point of any line, and a line that has ended has no value there.
+const places = (lines) => [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+const value = (line, x) => x > line.x[line.x.length - 1] ? null : line.y[nearest(line.x, x)];
 
 function row(name, value, run) {
   const line = document.createElement("div");
@@ -28,14 +31,14 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   function show(x) {
     const lines = chart.lines.filter((line) => shown(line.run) && line.x.length);
     if (!lines.length) return hide();
-    const longest = lines.reduce((a, b) => (b.x.length > a.x.length ? b : a));
-    at = longest.x[nearest(longest.x, x)];
+    const xs = places(lines);
+    at = xs[nearest(xs, x)];
     const place = left + ((at - first) / (last - first)) * (right - left);
     rule.setAttribute("d", `M${place} ${top}V${bottom}`);
     svg.append(rule);
     const p = 1 / (1 + Math.exp(24 - 0.75 * (at + 0.5))); // of the middle of a bar: 64 of them over log-odds from -24 to 24
     tip.replaceChildren(row(chart.log_odds ? "p about" : "step", chart.log_odds ? figures(p) : at.toLocaleString("en")));
-    for (const line of lines) tip.append(row(line.label, figures(line.y[nearest(line.x, at)]), line.run));
+    for (const line of lines) tip.append(row(line.label, figures(value(line, at)), line.run));
     tip.hidden = false;
     const box = svg.getBoundingClientRect();
     const across = box.left + (place / svg.viewBox.baseVal.width) * box.width + 14;
@@ -54,8 +57,8 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (event.key === "Escape") hide();
     if (!way) return;
-    const xs = chart.lines.reduce((a, b) => (b.x.length > a.x.length ? b : a)).x;
+    const xs = places(chart.lines.filter((line) => shown(line.run)));
     event.preventDefault();
-    show(xs[Math.max(0, Math.min(xs.length - 1, nearest(xs, at) + way))]);
+    if (xs.length) show(xs[Math.max(0, Math.min(xs.length - 1, nearest(xs, at) + way))]);
   });
 }

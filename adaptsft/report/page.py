@@ -163,7 +163,8 @@ def _settings(runs: Sequence[RunFolder]) -> dict[str, Any]:
     keys = list(dict.fromkeys(key for run in runs for key in run.config))  # an older run lacks keys that are newer: they had the default
     table = {key: [run.config.get(key, defaults.get(key)) if run.config else None for run in runs] for key in keys}
     shown = {key: [_setting(value) for value in values] for key, values in table.items()}
-    differ = [key for key in keys if key != "run_dir" and len(set(shown[key])) > 1]
+    known = [i for i, run in enumerate(runs) if run.config]  # one whose config.yaml is missing differs in nothing that is known
+    differ = [key for key in keys if key != "run_dir" and len({shown[key][i] for i in known}) > 1]
     chosen = [key for key in keys if key not in differ and any(value != defaults.get(key) for value in table[key] if value is not None)]
     return {"all": shown, "differ": differ, "chosen": chosen}
 

@@ -97,6 +97,14 @@ def annotation(preference: object, output: str = "yes") -> dict[str, object]:
     return record | {"annotator": "someone", "preference": preference}
 
 
+def test_two_runs_of_one_name_are_two_models(tmp_path: Path) -> None:
+    """Two seeds of an objective are both called by it; only what is drawn everywhere is compared with itself."""
+    name = {"generator_1": "nll", "generator_2": "nll"}
+    for rows, lc in (([annotation(1.9) | name] * 5, None), ([annotation(1.5, "no") | name] * 5, 50.0)):
+        (tmp_path / "a.json").write_text(json.dumps(rows))
+        assert alpaca.evaluate(alpaca.read_annotations(tmp_path / "a.json")[0])["lc_win_rate"] == lc
+
+
 def test_draws_and_missing_preferences(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps([annotation(value) for value in (2, "1.0", 0, 1.5, None)]))

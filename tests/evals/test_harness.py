@@ -106,6 +106,7 @@ def test_likelihoods_of_options(tiny_model: Callable[..., Path], openbookqa: Pat
         assert [row["scores"][metric] for row in found.rows] == [float(verdict) for verdict in verdicts]
     assert len((tmp_path / "out" / "samples.rank0.jsonl").read_text().splitlines()) == 20
     assert harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa) == found
+    assert found.temperature is None, "nothing was generated"
 
 
 def test_generated_answers(tmp_path: Path) -> None:
@@ -140,9 +141,14 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         "generation_kwargs: {until: ['.'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\n"
     )
     (tmp_path / "answers.jsonl").write_text('{"item_id": "capitals/0", "output": "Paris"}\n{"item_id": "capitals/1", "output": "Quito"}\n')
-    found = harness.evaluate(str(tmp_path / "capitals.yaml"), Replay(tmp_path / "answers.jsonl", {}, "recorded"), tmp_path / "out")
-    assert found.metrics["exact_match"]["value"] == 0.5
+    backend = Replay(tmp_path / "answers.jsonl", {}, "recorded")
+    found = harness.evaluate(str(tmp_path / "capitals.yaml"), backend, tmp_path / "out")
+    assert found.metrics["exact_match"]["value"] == 0.5 and found.temperature == 0.0
     assert [(row["output"], row["gold"]) for row in found.rows] == [("Paris", "Paris"), ("Quito", "Lima")]
+    ways = "".join(f"- {{name: {name}, filter: [{{function: take_first}}]}}\n" for name in ("strict", "lenient"))
+    (tmp_path / "ways.yaml").write_text((tmp_path / "capitals.yaml").read_text() + f"filter_list:\n{ways}")
+    with pytest.raises(ConfigError, match=r"in several ways \(strict, lenient\)"):
+        harness.evaluate(str(tmp_path / "ways.yaml"), backend, tmp_path / "ways")
 
 
 def test_data_that_changed_is_read_again(openbookqa: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from adaptsft.config import DataConfig
 from adaptsft.errors import DataError
-from adaptsft.evals import compare, samples
+from adaptsft.evals import compare, in_training, samples
 from adaptsft.evals.__main__ import main
 from adaptsft.evals.backends import Request, Sampling
 from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.data import load_items
+from adaptsft.evals.generate import requests_of
 from adaptsft.evals.score import Grading, score
 from adaptsft.evals.tasks import load_task
 from adaptsft.train import train
@@ -206,6 +209,25 @@ def test_report_marks_the_best_and_what_is_within_noise(replayed, tmp_path):
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_in_folders_of_one_name_keep_their_rows(replayed, tmp_path, capsys):
+    """Two seeds of one objective, each evaluated into RUN/evals as the guide has it; the second with other items."""
+    runs = [tmp_path / seed / "evals" for seed in ("seed0", "seed1")]
+    for run, name in zip(runs, ("good", "bad"), strict=True):
+        shutil.copytree(replayed / name, run)
+        result = samples.read_json(run / "openbookqa" / "greedy" / "result.json")
+        result["model"]["objective"] = "nll"
+        samples.write_json(run / "openbookqa" / "greedy" / "result.json", result)
+    result["metrics"]["medical-m1"]["n"] = 59
+    samples.write_json(runs[1] / "openbookqa" / "greedy" / "result.json", result)
+    assert evals("report", "--compare", *runs, "--to", tmp_path) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "| nll (seed0/evals) | **96.7" in text and "| nll (seed1/evals) | 33.3" in text
+    assert "OpenBookQA (greedy) 59 to 60." in text
+    shutil.copytree(runs[0] / "openbookqa", runs[0] / "mine")
+    assert evals("report", *runs) == 3, "one column cannot hold two tasks' figures"
+    assert "has the column 'OpenBookQA (greedy)' too" in capsys.readouterr().err
+
+
 def test_other_items_or_data_are_not_compared(replayed, tmp_path):
     good, bad = (replayed / name / "openbookqa" / "greedy" for name in ("good", "bad"))
     assert compare.compare(good, bad, "medical-m1").n == 60
@@ -231,6 +253,9 @@ def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
     samples.write_json(folder / "annotations.json", rows)
     assert evals("score", folder) == 3
     assert "3 judgements of 4 answers" in capsys.readouterr().err
+    samples.write_json(folder / "annotations.json", rows[2:] * 4)
+    assert evals("score", folder) == 3 and not (folder / "result.json").exists()
+    assert "the judge chose in none of 4 pairs" in capsys.readouterr().err
     samples.write_json(folder / "annotations.json", [*rows, rows[0] | {"preference": 1.0}])
     assert evals("score", folder) == 0
     result = json.loads((folder / "result.json").read_text())
@@ -265,7 +290,18 @@ def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, ca
     assert evals("score", out) == 0
     assert json.loads((out / "five" / "harness" / "result.json").read_text()) == result
     assert (out / "five" / "harness" / "samples.rank0.jsonl").read_bytes() == before
+    assert evals("generate", "--model", tiny_model("llama"), *settings, "--temperature", "0,1") == 2
+    assert "five: lm-eval's task decides how it decodes" in capsys.readouterr().err
     assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, "another model's answers are not mixed with these"
+
+
+def test_a_raw_prompt_is_asked_raw_in_training_too(tiny_model, shared_data, tmp_path):
+    (tmp_path / "raw.yaml").write_text("extends: openbookqa\nprompt: {user: 'Question: {question}', raw: true}\n")
+    folder = tiny_model("qwen2")
+    backend = HuggingFace(str(folder), template="chat")
+    (task,) = in_training.prepare([str(tmp_path / "raw.yaml")], shared_data, 1, 4, backend.tokenizer, DataConfig(template="chat"))
+    (request,) = requests_of(load_items(task.task, shared_data).items[:1], task.task, backend, 1, 42)
+    assert task.prompts == [backend.renderer.ids(request.text)] and request.text.startswith("Question: ")
 
 
 def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data):
@@ -283,6 +319,19 @@ def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data)
     with pytest.raises(SystemExit):
         evals("generate", "--tasks", "gsm8k", "--out", tmp_path, "--temperature", "-1")
     assert "0 (greedy) or above" in capsys.readouterr().err
+    for option, value, said in (
+        ("--temperature", "0;1", "0;1: write a temperature"),
+        ("--limit", "x", "x: must be a whole number, 1 or more"),
+    ):
+        with pytest.raises(SystemExit):
+            evals("generate", "--tasks", "gsm8k", "--out", tmp_path, option, value)
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evals("judge", tmp_path, tmp_path, "--out", tmp_path, "--limit", 0)
+    assert "--limit: 0: must be a whole number, 1 or more" in capsys.readouterr().err
+    for option, value, reader in (("--url", "http://localhost:1/v1", "http"), ("--tensor-parallel", 2, "vllm")):
+        assert evals("generate", "--tasks", "gsm8k", "--model", tiny_model("llama"), *common, option, value) == 2
+        assert f"{option} {value}: --backend hf does not read it; it is of --backend {reader}" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         evals("--help")
     assert ended.value.code == 0

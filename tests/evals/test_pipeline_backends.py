@@ -154,6 +154,8 @@ class Server(BaseHTTPRequestHandler):
         self.seen.append((self.path, body, self.headers.get("Authorization")))
         if body["model"] == "none":
             return self.reply(404, {"error": "no such model"})
+        if body["model"] == "proxied":
+            return self.reply(200, {"error": "quota"})
         if body.get("seed", 0) % 2 and body["seed"] not in self.refused:
             self.refused.add(body["seed"])
             return self.reply(503, {"error": "busy"})
@@ -209,6 +211,8 @@ def test_http(url, monkeypatch):
     assert (found.logprob, found.greedy, found.n_tokens) == (-1.5, True, 1), "the token generated after the continuation is not counted"
     with pytest.raises(DataError, match=r"404.*no such model"):
         HTTP(url, "none", "auto", 1).generate(requests(chat), params)
+    with pytest.raises(DataError, match=r'no choices in {"error": "quota"}.*is kept'):
+        HTTP(url, "proxied", "auto", 1).generate(requests(chat), params)
 
 
 def test_http_server_that_stays_away(monkeypatch):

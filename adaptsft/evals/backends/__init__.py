@@ -74,8 +74,25 @@ BACKENDS: Mapping[str, str] = {
 }
 
 
+# Option -> the backends that read it, and what it is where it is not given.
+OPTIONS: Mapping[str, tuple[tuple[str, ...], object]] = {
+    "device": (("hf",), "auto"),
+    "dtype": (("hf", "vllm"), "auto"),
+    "tensor_parallel": (("vllm",), 1),
+    "url": (("http",), None),
+    "replay": (("replay",), None),
+    "replay_fields": (("replay",), None),
+}
+
+
 def open_backend(name: str, options: argparse.Namespace) -> Backend:
-    """Raises ConfigError for a backend that is unknown, not installed, or lacks an option."""
+    """Raises ConfigError for a backend that is unknown, not installed, lacks an option, or is given one of another."""
     if name not in BACKENDS:
         raise ConfigError(f"--backend {name}: choose one of {', '.join(BACKENDS)}")
+    for option, (readers, default) in OPTIONS.items():
+        if name not in readers and getattr(options, option, default) != default:
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(
+                f"{flag} {getattr(options, option)}: --backend {name} does not read it; it is of --backend {' or '.join(readers)}"
+            )
     return importlib.import_module(BACKENDS[name]).open_backend(options)

@@ -96,7 +96,11 @@ class HTTP:
                 time.sleep(2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    return json.load(reply)
+                    answer = json.load(reply)
+                if isinstance(answer, dict) and answer.get("choices"):
+                    return answer
+                reason = f"no choices in {json.dumps(answer)[:300]}"  # a proxy's error with status 200
+                break
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.read(300).decode(errors='replace').strip()}"
                 if error.code not in PASSING:
