@@ -13,6 +13,7 @@ from adaptsft import config as configuration
 from adaptsft.config import DataConfig
 from adaptsft.data import Template
 from adaptsft.errors import CheckpointError, UserError
+from adaptsft.model.attention import has_softcap
 
 HELP = "Ctrl-D or an empty line ends the conversation, /new starts another."
 
@@ -74,6 +75,8 @@ def load(name: str) -> tuple[Any, Any, Template]:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
+    if has_softcap(model):
+        model.set_attn_implementation("eager")
     return model, tokenizer, Template(tokenizer, data)
 
 

@@ -239,10 +239,9 @@ def _attention(config: Config, settings: Any, gpu: bool, dtype: torch.dtype) -> 
         return config.model.attention
     if not gpu or dtype == torch.float32:
         return "sdpa"
-    if importlib.util.find_spec("flash_attn") is not None:
+    if importlib.util.find_spec("flash_attn") is not None and not attention.unfit("flash", settings):
         return "flash"
-    odd = getattr(settings, "attn_logit_softcapping", None) or getattr(settings, "attention_dropout", 0.0)
-    return "sdpa" if odd else "varlen"
+    return "sdpa" if attention.unfit("varlen", settings) else "varlen"
 
 
 def _groups(model: Any) -> list[list[nn.Parameter]]:

@@ -412,11 +412,13 @@ def talr(rows: Rows, control: Any, *, floor: float = 0.01, batch: float = 0.0) -
 def _median_sequence_nll(rows: Rows) -> Tensor:
     if rows.sequence is None:
         raise ValueError("talr with batch=1 needs the sequence of every row: pass `sequence` to linear_objective")
-    # as many sums as rows, so that the number of sequences stays on the device; the unused ones are 0/0, which sorts last
-    sums = torch.zeros_like(rows.logp).index_add(0, rows.sequence, -rows.logp)
-    counts = torch.zeros_like(rows.logp).index_add(0, rows.sequence, torch.ones_like(rows.logp))
+    # as many means as rows, so that the number of sequences stays on the device; the unused ones are NaN, which sorts last.
+    # index_add only counts: on a GPU its order of summation, and so the rounding of a sum, changes from call to call
+    order = rows.sequence.argsort(stable=True)
+    counts = torch.zeros_like(rows.sequence).index_add(0, rows.sequence, torch.ones_like(rows.sequence))
+    means = torch.segment_reduce(-rows.logp[order], "mean", lengths=counts, unsafe=True)
     middle = ((counts > 0).sum(0, keepdim=True) - 1) // 2  # of an even number, the lower one, like torch.median
-    return (sums / counts).sort().values.gather(0, middle)
+    return means.sort().values.gather(0, middle)
 
 
 @register("idft", bounds={"beta": (1e-3, 1e3), "low": (0.0, 10.0), "high": (0.0, 10.0), "strength": (0.0, 1.0)})

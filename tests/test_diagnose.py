@@ -65,7 +65,8 @@ def data_of(config: Config) -> tuple[TokenizedData, Path]:
 def plain_forward(model: Path, data: TokenizedData, stored: torch.dtype = torch.float64) -> list[torch.Tensor]:
     """fp64 log p over the vocabulary before each supervised token, [tokens, V], of every example, by transformers alone. `stored`: what the
     weights are rounded to before."""
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
+    # eager: transformers 5.17 gives gemma2 SDPA, which leaves the soft cap of its attention out
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64, attn_implementation="eager").eval()
     for parameter in reference.parameters():
         parameter.data = parameter.data.to(stored).double()
     found = []

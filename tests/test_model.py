@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.config import ModelConfig, TrainConfig
@@ -118,6 +118,15 @@ def test_verify_head_catches_a_head_that_the_loss_does_not_know(tiny_model, devi
     model.config.logit_scale = 0.25  # known to token_loss, unknown to the Llama that computes the logits
     with pytest.raises(ConfigError, match="linear head"):
         verify_head(model, batch, documents_of(batch))
+
+
+def test_heads_that_a_gpu_kernel_does_not_take_are_known_before_it_runs():
+    for head_dim, flash, varlen in ((64, "", ""), (36, "", "a multiple of 8"), (512, "at most 256", "at most 256")):
+        config = LlamaConfig(head_dim=head_dim)
+        for backend, reason in (("flash", flash), ("varlen", varlen)):
+            found = attention.unfit(backend, config)
+            assert reason in found and bool(reason) == bool(found), (head_dim, backend, found)
+    assert "softcap" in attention.unfit("varlen", Gemma2Config()) and not attention.unfit("flash", Gemma2Config())
 
 
 def test_attention_that_cannot_be_honoured_is_refused(device):

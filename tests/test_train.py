@@ -56,7 +56,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, model):
     assert result["held_out"]["nll"] == evaluations[-1]["nll"]
     assert list((run / "tensorboard").glob("events.*"))
     environment = json.loads((run / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["versions"]["torch"])  # torch adds +cu130, say
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000030"]
 
 

@@ -25,6 +25,7 @@ from adaptsft.evals.graders import GRADERS, grade_all
 from adaptsft.evals.prompts import Renderer, messages_of
 from adaptsft.evals.score import metrics_of
 from adaptsft.evals.tasks import Task, load_task
+from adaptsft.model.attention import has_softcap
 from adaptsft.model.build import ShardedModel, reshard
 
 SHOWN = 3  # answers of each task that are kept as text, …
@@ -123,7 +124,7 @@ def generating(model: ShardedModel) -> Iterator[None]:
     """The model in a state to generate: no dropout, attention with a cache instead of packed documents, and no compiling for its shapes."""
     attention = model.config._attn_implementation
     model.eval()
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager" if has_softcap(model) else "sdpa")
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -6,7 +6,7 @@ documents of a pack see each other silently (measured: a difference of 0.28 in t
 """
 
 import importlib.util
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,8 @@ class Documents(NamedTuple):
         buckets, inverse = (_buckets(cu_seqlens)) if with_buckets else ((), empty)
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            # from memory that is not pinned, the host may wait until the GPU has come to the copy
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
         return cls(move(cu_seqlens), max_length, tuple(move(bucket) for bucket in buckets), move(inverse))
 
@@ -65,6 +66,7 @@ def _flash(
     return flash_attn_varlen_func(
         query, key, value, cu, cu, longest, longest,
         dropout_p=dropout, softmax_scale=scale, causal=True, window_size=(left, 0 if window else -1), softcap=softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),  # torch's own kernels look there themselves
     )  # fmt: skip
 
 
@@ -152,10 +154,25 @@ for _name in _BACKENDS:
     AttentionInterface.register(SEAM[_name], _attention_function(_name))
 
 
+def has_softcap(model: nn.Module) -> bool:
+    """Whether a transformers model caps its attention logits. Outside of packs it then needs transformers' implementation "eager": SDPA
+    knows no cap, transformers 5.17 takes it all the same and leaves the cap out, 5.23 refuses it."""
+    return bool(getattr(model.config.get_text_config(), "attn_logit_softcapping", None))  # type: ignore[operator, union-attr]
+
+
+def unfit(backend: str, model_config: Any) -> str:
+    """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; empty if it can."""
+    head_dim = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
+    if head_dim > 256:
+        return f"its heads have at most 256 dimensions, those of this model {head_dim}"
+    if backend == "varlen" and head_dim % 8:  # flash-attn pads them
+        return f"the dimensions of its heads are a multiple of 8, those of this model {head_dim}"
+    odd = getattr(model_config, "attn_logit_softcapping", None) or getattr(model_config, "attention_dropout", 0.0)
+    return "it has no logit softcap and no dropout, which this model asks for" if backend == "varlen" and odd else ""
+
+
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config) -> str:
     """The backend to use: flash, varlen or sdpa. Raises ConfigError where the one asked for cannot work here."""
-    softcap = getattr(model_config, "attn_logit_softcapping", None)
-    dropout = getattr(model_config, "attention_dropout", 0.0)
     half = dtype in (torch.bfloat16, torch.float16)
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     reasons = {"flash": "", "varlen": "", "sdpa": ""}
@@ -164,8 +181,8 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config) 
             reasons[name] = "it needs a GPU of compute capability 8.0 and model.compute_dtype=bf16"
     if importlib.util.find_spec("flash_attn") is None:
         reasons["flash"] = reasons["flash"] or "flash-attn is not installed (pip install flash-attn)"
-    if softcap or dropout:
-        reasons["varlen"] = reasons["varlen"] or "it has no logit softcap and no dropout, which this model asks for"
+    for name in ("flash", "varlen"):
+        reasons[name] = reasons[name] or unfit(name, model_config)
     for name, reason in reasons.items():
         if wanted in (name, "auto") and not reason:
             return name

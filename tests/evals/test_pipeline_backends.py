@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft.config import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import ConfigError, DataError
+from adaptsft.evals import in_training
 from adaptsft.evals.backends import Request, Sampling, open_backend
 from adaptsft.evals.backends.decode import choose
 from adaptsft.evals.backends.hf import HuggingFace, label_of
@@ -128,6 +129,18 @@ def test_loglikelihood_is_the_sum_over_the_continuation(backend, loud_model):
     assert found[2].logprob == pytest.approx(found[0].logprob, abs=1e-4), "a space at the end of the context belongs to the continuation"
     greedy = backend.generate(requests(backend, ["The lazy dog"]), Sampling(max_tokens=3))[0].text
     assert backend.loglikelihood([("The lazy dog", greedy)])[0].greedy
+
+
+def test_a_soft_cap_of_the_attention_is_honoured(tiny_model):
+    path = tiny_model("gemma2", initializer_range=0.5)
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
+    ids = AutoTokenizer.from_pretrained(path)("The quick brown fox jumps", return_tensors="pt").input_ids
+    first = len(AutoTokenizer.from_pretrained(path)("The quick brown").input_ids)
+    logp = model(ids).logits[0, first - 1 : -1].log_softmax(-1).gather(1, ids[0, first:, None]).sum().item()
+    capped = HuggingFace(str(path), device="cpu", template="plain")
+    assert capped.loglikelihood([("The quick brown", " fox jumps")])[0].logprob == pytest.approx(logp, abs=1e-3)
+    with in_training.generating(model):
+        assert model.config._attn_implementation == "eager"
 
 
 def test_templates(tiny_model):

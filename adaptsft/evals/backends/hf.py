@@ -18,6 +18,7 @@ from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.prompts import Renderer
+from adaptsft.model.attention import has_softcap
 
 
 def locate(name: str) -> tuple[str, DataConfig, str]:
@@ -72,6 +73,8 @@ class HuggingFace:
             self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype).to(kind).eval()
         except (OSError, ValueError) as error:
             raise ConfigError(f"--model {name}: {str(error).strip().splitlines()[0]}") from None
+        if has_softcap(self.model):
+            self.model.set_attn_implementation("eager")
         self.renderer = Renderer(self.tokenizer, data, template)
         self.batch_size = batch_size
         self.ends = end_tokens(self.model, self.tokenizer)
