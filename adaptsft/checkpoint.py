@@ -98,11 +98,11 @@ class Checkpointer:
         return True
 
     def _prune(self) -> None:
-        leftovers = [path for path in self.folder.glob("step_*") if not (path / MANIFEST).is_file()]  # of a crash; no save is under way
-        for old in [*complete_checkpoints(self.folder)[: -self.keep_last], *leftovers]:
+        complete = complete_checkpoints(self.folder)
+        leftovers = [path for path in self.folder.glob("step_*") if path not in complete]  # of a crash; no save is under way
+        for old in [*complete[: -self.keep_last], *leftovers]:
             try:
-                (old / MANIFEST).unlink(missing_ok=True)  # first: a deletion cut short must not leave what looks complete
-                shutil.rmtree(old)
+                delete(old)
             except OSError as error:
                 print0(f"could not delete the old checkpoint {old}: {error}; training goes on")
 
@@ -130,6 +130,11 @@ def commit(temporary: Path, final: Path) -> None:
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first. A folder that a crash left unfinished has another name and is not among them."""
     return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name) and (path / MANIFEST).is_file())
+
+
+def delete(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: a deletion cut short must not leave what looks complete
+    shutil.rmtree(checkpoint)
 
 
 def verify(checkpoint: Path) -> None:

@@ -38,8 +38,9 @@ def process_group(device_kind: str):
     if cuda and not torch.cuda.is_available():
         raise ConfigError("train.device=cuda: torch sees no GPU here; use train.device=cpu or auto")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"rank {device.index} of this node has no GPU, there are {torch.cuda.device_count()}: lower --nproc-per-node")
+    wanted = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), (device.index or 0) + 1)
+    if cuda and wanted > torch.cuda.device_count():  # said by all ranks of the node, of which one is heard
+        raise ConfigError(f"{wanted} ranks on this node, which has {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"

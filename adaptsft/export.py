@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
             assets = load_assets(config.model)
             config.train.compile = False
             config.model.attention = "sdpa"
+            config.train.loss_implementation, config.train.loss_logits = "auto", "fp32"  # what the run's GPUs did; no loss is computed here
             model, _ = build_model(config.model, config.train, assets, mesh(device, 1), device, config.strict_reproduction.bf16_masters)
             checkpoint.load_model(found, model)
             export(model, assets, options.out, options.dtype)

@@ -97,7 +97,7 @@ def claim(config: Config, first: int) -> TextIO | None:
         for later in checkpoint.complete_checkpoints(run / "checkpoints"):
             if int(later.name.removeprefix("step_")) > first:
                 print0(f"deleting {later}: this run goes on from step {first}")
-                shutil.rmtree(later)
+                checkpoint.delete(later)
                 shutil.rmtree(run / "final", ignore_errors=True)  # of a run that went further
     except OSError as error:
         raise CheckpointError(f"run_dir={run}: {error}") from None

@@ -5,9 +5,10 @@
 `train` below is the whole loop, top to bottom. The loss of a step is the sum of the objective over its supervised tokens divided by
 their number over all ranks and micro-batches, so the split changes nothing. The control (alpha, thresholds) of a step depends only
 on the all-reduced statistics of earlier steps. Between two reads by `metrics.flush` (and evaluations, and checkpoints) the host never
-waits for the device's current step.
+waits for the device's current step, but for an objective with a mask: its loss asks, for every chunk, how many rows are left.
 """
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -154,13 +155,16 @@ def train(config: Config) -> dict[str, Any]:
                 result |= metrics.flush()[-1]
                 if metrics.longest_skip >= config.train.max_nonfinite_steps:
                     raise NonFiniteError(f"by step {done}, {metrics.longest_skip} steps in a row had a loss or gradient that is not finite")
-            if last or is_due(done, config.eval.every):
+            evaluating = last or is_due(done, config.eval.every)
+            if evaluating and not stopping:
                 evaluate_held_out(done)
             if saving:
                 with metrics.paused():
                     saver.save(done, model, optimizer, steering.tensors(control), plan.position(done))
             if stopping:
                 saver.wait()
+                if evaluating:  # only now: whoever asks kills after half a minute or so
+                    evaluate_held_out(done)
                 print0(f"asked to stop: saved after step {done}; resume=auto goes on from there")
                 return result | {"stopped": True}
 
@@ -222,7 +226,8 @@ def main(arguments: list[str]) -> int:
     try:
         result = train(configuration.load(arguments))
     except UserError as error:
-        print0(f"adaptsft.train: {type(error).__name__}: {error}")
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # each node has its own command line, and may be the only one with an error
+            print(f"adaptsft.train: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return PREEMPTED if result.get("stopped") else 0
 

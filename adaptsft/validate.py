@@ -120,6 +120,14 @@ def _train(config: Config) -> None:
         train.lr_schedule == "wsd" or train.decay_ratio == 0.2,
         f"train.decay_ratio={train.decay_ratio} has no effect with train.lr_schedule={train.lr_schedule}: use wsd",
     )
+    require(
+        train.lr_schedule != "constant" or train.lr_min_ratio == 0.0,
+        f"train.lr_min_ratio={train.lr_min_ratio} has no effect with train.lr_schedule=constant: use cosine, linear or wsd",
+    )
+    require(
+        train.lr_schedule != "constant" or config.controller.name != "lr",
+        "controller.name=lr follows the learning rate, which train.lr_schedule=constant never lowers: use linear or cosine for one of them",
+    )
     for pattern in config.model.freeze:
         try:
             re.compile(pattern)
@@ -145,4 +153,13 @@ def _objective(config: Config) -> None:
     require(
         config.objective.normalizer == "all" or objective.mask is not None,
         f"objective.normalizer=kept has no effect with objective.name={config.objective.name}, which masks nothing: use all",
+    )
+    require(
+        not (config.objective.unit_mass and config.objective.normalizer == "kept"),
+        "objective.unit_mass=true with objective.normalizer=kept: masked tokens have the weight 0, so both divide by the kept share, and "
+        "together by its square; use objective.normalizer=all",
+    )
+    require(
+        not config.objective.unit_mass or config.objective.name != "nll",
+        "objective.unit_mass=true has no effect with objective.name=nll, whose weights are all 1",
     )

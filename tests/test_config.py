@@ -92,6 +92,13 @@ def test_several_sources(tmp_path):
         (["train.lr=.inf"], ["train.lr=inf", "finite"]),
         (["controller.end=0.5"], ["controller.name=fixed"]),
         (["train.decay_ratio=0.5"], ["train.lr_schedule=cosine", "wsd"]),
+        (["train.lr_schedule=constant", "train.lr_min_ratio=0.1"], ["train.lr_min_ratio=0.1", "constant"]),
+        (["train.lr_schedule=constant", "controller.name=lr", "objective.name=alpha"], ["controller.name=lr", "constant"]),
+        (
+            ["objective.name=threshold", "objective.lower=0.1", "objective.normalizer=kept", "objective.unit_mass=true"],
+            ["objective.unit_mass=true", "objective.normalizer=all"],
+        ),
+        (["objective.unit_mass=true"], ["objective.unit_mass=true", "objective.name=nll"]),
         (["model.freeze=['(']"], ["regular expression"]),
         (["seed=-1"], ["seed=-1"]),
         (["run_dir=${nowhere}"], ["nowhere"]),

@@ -158,6 +158,30 @@ def test_a_step_that_was_skipped_or_held_no_token_of_a_source_does_not_steer(nam
             assert torch.equal(value[1].nan_to_num(-1.0), memory[key][1].nan_to_num(-1.0)), key
 
 
+@pytest.mark.parametrize("name", ["anchored_concentration", "half_gate", "majority"])
+def test_a_source_first_seen_after_the_window_is_measured_then(name):
+    """Not taken for one of which p = 0 or an NLL of 0 was measured. Majority: h > .5, so it starts at 1."""
+    other, late = [0.6, 0.9], [0.6, 0.9, 0.7] if name == "majority" else [0.01, 0.02]
+    absent = statistics(other, [0.5])
+    absent.table[1].zero_()
+    values = trajectory(steering(2, name=name, shrinkage=0.0), [absent] * 10 + [statistics(other, late)] * 5)
+    early = trajectory(steering(2, name=name, shrinkage=0.0), [statistics(other, late)] * 15)
+    assert values[11][1] == pytest.approx(early[11][1])
+
+
+@pytest.mark.parametrize("name", ["half_gate", "majority"])
+@pytest.mark.parametrize(("steps", "window"), [(100, 0.05), (201, 0.03), (21, 0.15)])
+def test_what_was_measured_takes_effect_whatever_becomes_of_the_step_that_ends_the_window(name, steps, window):
+    """Skipped or not, and also where (k + 1) / n - 1 / n is rounded up from k / n."""
+    seen, ends = statistics([0.9, 0.95]), math.floor(window * (steps - 1) + 1e-9) + 1  # the first step after the window
+    for skipped in (False, True):
+        steered = steering(name=name, steps=steps, params={"window": window})
+        control = steered.first
+        for done in range(1, ends + 2):
+            control = steered.advance(control, seen, torch.tensor(float(skipped and done == ends)), done)
+        assert float(control.alpha) == pytest.approx(1.0 if name == "majority" else 3.0)
+
+
 @pytest.mark.parametrize("name", CLOSED)
 def test_one_source_gets_what_two_halves_of_it_get_together(name):
     """The row of all sources together sees the same tokens however they are labelled."""
@@ -261,6 +285,13 @@ def test_auto_learns_leans_and_sharpens_at_the_same_shares_of_any_run():
         at = [round(share * (steps - 1)) for share in (0.1, 0.2, 0.35, 0.5, 0.8, 0.9, 1.0)]
         values = [float(steered.advance(steered.first, seen, KEEP, done).alpha) for done in at]
         assert values == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0, 1.5, 2.0], abs=0.05)
+
+
+def test_the_control_after_the_last_step_is_that_of_the_last():
+    """It is what the final evaluation reports the loss of, and what the last checkpoint holds."""
+    seen = statistics([0.9, 0.95])
+    values = alone(trajectory(steering(name="auto", steps=6), [seen] * 6))
+    assert values[5] == values[6] == pytest.approx(2.0)
 
 
 def test_auto_does_not_lean_on_a_source_that_the_labels_contradict():

@@ -115,7 +115,10 @@ def test_control_and_state_survive(settings, overrides):
 
 
 def test_asked_to_stop_it_saves_and_the_same_command_goes_on(settings, reference):
-    config = small_config(**settings, name="stopped", objective__name="nll_then_killed", checkpoint__every=0, train__max_steps=400)
+    evaluated = {"eval__every": 1, "data__validation_examples": 2}
+    config = small_config(
+        **settings, **evaluated, name="stopped", objective__name="nll_then_killed", checkpoint__every=0, train__max_steps=400
+    )
     process = PROCESSES.Process(target=_run, args=(config, 0))
     process.start()
     metrics = Path(config.run_dir) / "metrics.jsonl"
@@ -130,6 +133,9 @@ def test_asked_to_stop_it_saves_and_the_same_command_goes_on(settings, reference
     step = int(saved[0].name.removeprefix("step_"))
     assert 2 <= step < 400
     assert len(metrics_of(config)) == step, "metrics.jsonl ends with the step that was saved"
+    evaluations = Path(config.run_dir) / "eval.jsonl"
+    assert json.loads(evaluations.read_text().splitlines()[-1])["step"] == step
+    assert evaluations.stat().st_mtime_ns > (saved[0] / checkpoint.MANIFEST).stat().st_mtime_ns, "it saves first: who asks may not wait"
 
 
 def test_a_changed_configuration_is_refused_and_named(settings, reference):
@@ -217,8 +223,24 @@ def test_damage_is_noticed_and_named_and_an_older_checkpoint_works(settings, ref
 
 def test_only_the_newest_are_kept_and_leftovers_of_a_crash_are_ignored(settings):
     config = small_config(**settings, name="pruned", checkpoint__keep_last=2)
-    leftover = Path(config.run_dir) / "checkpoints" / "step_00000099.tmp"
-    leftover.mkdir(parents=True)
+    checkpoints = Path(config.run_dir) / "checkpoints"
+    for step in (98, 99):
+        (checkpoints / f"step_000000{step}.tmp").mkdir(parents=True)
+    (checkpoints / "step_00000099.tmp" / checkpoint.MANIFEST).write_text("{}")  # killed between the manifest and the rename
     train(config)
-    names = [path.name for path in checkpoint.complete_checkpoints(Path(config.run_dir) / "checkpoints")]
-    assert names == ["step_00000005", "step_00000006"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000005", "step_00000006"]
+
+
+def test_a_deletion_cut_short_leaves_nothing_that_looks_complete(settings, reference, monkeypatch):
+    """Going back to step 4 deletes 5 and 6: killed in the middle of it, the next start must not take what is left of them."""
+    same = settings | {"name": "cut_short", "objective__name": "nll_then_killed"}
+    run = Path(small_config(**same).run_dir)
+    shutil.copytree(reference.run_dir, run)
+
+    def killed(path: Path) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(CheckpointError, match="killed"):
+        train(small_config(**same, resume=run / "checkpoints" / "step_00000004"))
+    assert "step_00000005" not in [path.name for path in checkpoint.complete_checkpoints(run / "checkpoints")]

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft import chat, export, train as trainer
-from adaptsft.errors import NonFiniteError
+from adaptsft.errors import ConfigError, NonFiniteError
 from adaptsft.objectives import nll, register
 from adaptsft.train import main, train
 from tests.runs import metrics_of, saved_state, small_config, write_data
@@ -170,6 +170,8 @@ def test_a_step_that_is_not_finite_is_skipped_whole_and_counted(tmp_path, model)
 def test_export_of_an_earlier_step_equals_its_checkpoint(tmp_path, model, capsys):
     config = small_config(tmp_path, model)
     train(config)
+    saved = Path(config.run_dir) / "config.yaml"
+    saved.write_text(saved.read_text().replace("loss_logits: fp32", "loss_logits: bf16"))  # as a run on a GPU may have it
     out = tmp_path / "step3"
     assert export.main([config.run_dir, str(out), "--step", "3", "--dtype", "fp32"]) == 0
     state = saved_state(Path(config.run_dir) / "checkpoints" / "step_00000003")
@@ -205,6 +207,26 @@ def test_exit_codes_and_messages_of_the_command(tmp_path, model, capsys):
     assert f"{bad}:1" in capsys.readouterr().err
     assert not (tmp_path / "r").exists(), "nothing is written before everything was found to be in order"
     assert trainer.PREEMPTED not in (0, 1, 2, 3, 4, 5)
+
+
+def test_an_error_that_only_one_node_has_is_told_there(monkeypatch, capsys):
+    """A second node has a command line of its own; of its ranks one speaks."""
+    for rank, local, told in (("8", "0", True), ("9", "1", False)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local)
+        assert main(["run_dir=r", "model.path=m", "data.path=d.jsonl", "train.lrr=1"]) == 2
+        assert ("did you mean train.lr?" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("setting", "fix"),
+    [({"train__loss_implementation": "triton"}, "choose torch or auto"), ({"train__loss_logits": "bf16"}, "model.compute_dtype=bf16")],
+)
+def test_a_loss_that_cannot_run_here_is_refused_before_anything_is_written(tmp_path, model, setting, fix):
+    config = small_config(tmp_path, model, **setting, train__device="cpu")
+    with pytest.raises(ConfigError, match=fix):
+        train(config)
+    assert not Path(config.run_dir).exists()
 
 
 def test_exempt_tokens_keep_nll(tmp_path, model):

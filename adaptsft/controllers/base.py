@@ -27,8 +27,8 @@ class Moment(NamedTuple):
 
     @property
     def progress(self) -> float:
-        """0 in the first step, 1 in the last."""
-        return self.step / max(self.steps - 1, 1)
+        """0 in the first step, 1 in the last, and in the one that would follow it: the control of the last evaluation."""
+        return min(self.step / max(self.steps - 1, 1), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

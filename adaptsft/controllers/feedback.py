@@ -30,12 +30,15 @@ def ema(old: Tensor, new: Tensor, decay: float) -> Tensor:
 
 
 def calibrated(state: State, seen: Signals, value: Tensor, moment: Moment, window: float) -> State:
-    """`measured`: the mean of `value` over the tokens of the first `window` of the steps, frozen then. Where the base model's own
-    statistics were given, `tokens` is infinite and nothing is added to them."""
-    if moment.progress > window:
-        return state
+    """`measured`: the mean of `value` over the tokens of the first `window` of the steps, frozen then; of a source that had none in
+    them, over those of the first step that it has some in. Where the base model's own statistics were given, `tokens` is infinite and
+    nothing is added to them."""
     tokens = state["tokens"] + seen.tokens
-    return state | {"measured": state["measured"] + (value - state["measured"]) * seen.tokens / tokens, "tokens": tokens}
+    mean = state["measured"] + (value - state["measured"]) * seen.tokens / tokens
+    if moment.progress <= window:
+        return state | {"measured": mean, "tokens": tokens}
+    late = state["tokens"] == 0
+    return state | {"measured": torch.where(late, mean, state["measured"]), "tokens": torch.where(late, tokens, state["tokens"])}
 
 
 def uncalibrated(rows: int, device: torch.device, base: Tensor | None) -> State:
@@ -48,6 +51,12 @@ def uncalibrated(rows: int, device: torch.device, base: Tensor | None) -> State:
 def ready(state: State, moment: Moment, window: float) -> Tensor:
     """bool [rows]: is `measured` known?"""
     return state["tokens"].isinf() if moment.progress <= window else torch.ones_like(state["tokens"], dtype=torch.bool)
+
+
+def after_window(state: State) -> Tensor:
+    """bool [rows]: has the rule that follows the window been applied? `anchored` is the source's own memory of it: in the step that ends
+    the window a source may have no token, or the step may be skipped."""
+    return state["anchored"] > 0
 
 
 @register("anchored_concentration")
@@ -92,7 +101,7 @@ class HalfGate(Controller):
     def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
         state = uncalibrated(rows, device, None if base is None else base.sequence_nll)
         alpha = torch.where(state["tokens"].isinf(), self.of(state["measured"]), self.low)
-        return state | {"alpha": alpha, "running": torch.full_like(alpha, math.nan)}
+        return state | {"alpha": alpha, "running": torch.full_like(alpha, math.nan), "anchored": torch.zeros_like(alpha)}
 
     def of(self, nll: Tensor) -> Tensor:
         return (self.gate / nll.clamp(min=1e-6)).clamp(self.low, self.high)
@@ -102,11 +111,9 @@ class HalfGate(Controller):
         running = ema(state["running"], seen.sequence_nll, self.decay)
         if moment.progress <= self.window:
             return state | {"running": running, "alpha": torch.where(state["tokens"].isinf(), self.of(state["measured"]), self.low)}
-        anchor = self.of(state["measured"])
-        first = moment.progress - 1 / max(moment.steps - 1, 1) <= self.window  # the window has just ended
-        before = torch.maximum(state["alpha"], anchor) if first else state["alpha"]
+        before = torch.where(after_window(state), state["alpha"], torch.maximum(state["alpha"], self.of(state["measured"])))
         alpha = torch.minimum(self.of(running), before + self.rise * 100 / moment.steps)
-        return state | {"running": running, "alpha": alpha}
+        return state | {"running": running, "alpha": alpha, "anchored": torch.ones_like(alpha)}
 
 
 @register("retained_mass")
@@ -259,7 +266,8 @@ class Majority(Controller):
     def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
         unknown = {key: full(rows, math.nan, device) for key in ("fast", "slow")}
         state = uncalibrated(rows, device, None if base is None else base.high) | unknown
-        return state | {"alpha": torch.where(state["tokens"].isinf(), (state["measured"] > 0.5).double(), 0.0)}
+        alpha = torch.where(state["tokens"].isinf(), (state["measured"] > 0.5).double(), 0.0)
+        return state | {"alpha": alpha, "anchored": torch.zeros_like(alpha)}
 
     def update(self, state: State, seen: Signals, moment: Moment) -> State:
         state = calibrated(state, seen, seen.high, moment, self.window)
@@ -267,10 +275,8 @@ class Majority(Controller):
         state = state | {"fast": fast, "slow": slow}
         if moment.progress <= self.window:
             return state
-        before = state["alpha"]
-        if moment.progress - 1 / max(moment.steps - 1, 1) <= self.window:
-            before = (state["measured"] > 0.5).double()
+        before = torch.where(after_window(state), state["alpha"], (state["measured"] > 0.5).double())
         g = (slow - fast) / slow.clamp(min=1e-3)
         speed = torch.where(g < self.patience, 1.0, -1.0) / (self.rise * moment.steps)
         floor = min(max((moment.progress - self.floor_from) / (self.floor_to - self.floor_from), 0.0), 1.0)
-        return state | {"alpha": (before + speed).clamp(floor, 1.0)}
+        return state | {"alpha": (before + speed).clamp(floor, 1.0), "anchored": torch.ones_like(before)}

@@ -28,7 +28,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.load import load_weights
 from adaptsft.objectives import REGISTRY, Objective
-from adaptsft_kernels import RowStatistics, linear_objective
+from adaptsft_kernels import RowStatistics, choose_implementation, linear_objective
 
 NLL = REGISTRY["nll"]
 
@@ -120,10 +120,7 @@ def build_model(
     for block in blocks(model):
         prepare_block(block, train)
     model.token_loss = types.MethodType(token_loss, model)
-    model.loss_settings = {
-        "implementation": train.loss_implementation,
-        "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None,
-    }
+    model.loss_settings = together(lambda: loss_settings(train, dtype, device))
     shard(model, mesh, dtype)
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
@@ -137,6 +134,17 @@ def build_model(
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     name = config.compute_dtype if config.compute_dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def loss_settings(train: TrainConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The choices that linear_objective is called with. Raises ConfigError where they cannot run here."""
+    try:
+        choose_implementation(train.loss_implementation, device, dtype)
+    except ValueError as error:
+        raise ConfigError(f"train.loss_implementation: {error}") from None
+    if train.loss_logits == "bf16" and dtype != torch.bfloat16:
+        raise ConfigError("train.loss_logits=bf16 needs model.compute_dtype=bf16, which auto is on a GPU alone; use fp32")
+    return {"implementation": train.loss_implementation, "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None}
 
 
 def token_loss(
