@@ -26,7 +26,7 @@ from adaptsft.distributed import Stopper, Watchdog, mesh, print0, process_group,
 from adaptsft.errors import NonFiniteError, UserError
 from adaptsft.loader import BatchLoader
 from adaptsft.metrics import Metrics
-from adaptsft.model.build import ShardedModel, build_model, load_assets, reshard, verify_head
+from adaptsft.model.build import ShardedModel, build_model, check_lengths, load_assets, reshard, verify_head
 from adaptsft.model.export import export
 from adaptsft.objectives import Objective
 from adaptsft.optim import build_optimizer, guarded_step, learning_rate, scale_and_clip
@@ -50,6 +50,7 @@ def train(config: Config) -> dict[str, Any]:
         stream = stack.enter_context(Stream(config, assets.tokenizer, start)) if config.data.stream else None
         part = stream.part if stream else None
         data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, rank() == 0, part))
+        check_lengths(assets, data, held_out)
         tasks = rank0_first(lambda: held_out_tasks(config, assets.tokenizer))
         plan = BatchPlan(data, config, world_size(), part)
         steps = config.train.max_steps or plan.steps(config.train.epochs)

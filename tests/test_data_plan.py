@@ -178,7 +178,6 @@ def test_batch_is_its_documents(data, packing, multiple):
         ids, positions, bounds = batch.ids.flatten(), batch.positions.flatten(), batch.cu_seqlens.tolist()
         assert (bounds[0], bounds[-1]) == (0, count * length)
         assert set(range(0, count * length, length)) <= set(bounds)
-        assert batch.max_seqlen == max(end - begin for begin, end in itertools.pairwise(bounds))
         sequence, target = 0, 0
         for begin, end in itertools.pairwise(bounds):
             assert positions[begin:end].tolist() == list(range(end - begin))
@@ -229,7 +228,6 @@ def test_a_batch_without_rows(data):
     batch = collate([], data, pad_id=PAD, pad_multiple=8)
     assert batch.ids.tolist() == [[PAD] * 8]
     assert batch.cu_seqlens.tolist() == [0, 8]
-    assert batch.max_seqlen == 8
     assert batch.labels.shape == batch.valid_idx.shape == batch.source.shape == batch.sequence_lengths.shape == (0,)
     assert batch.labels.dtype == batch.valid_idx.dtype == batch.source.dtype == batch.sequence.dtype == torch.int64
 

@@ -42,9 +42,7 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     supervised = torch.tensor([length - 1 for length in flat])
     source = torch.zeros(len(valid), dtype=torch.int64)
     sequence = torch.arange(len(flat)).repeat_interleave(supervised)
-    return Batch(
-        ids, positions, bounds.int(), max(flat), valid, ids.flatten()[valid + 1], source, sequence, supervised, torch.zeros_like(supervised)
-    )
+    return Batch(ids, positions, bounds.int(), valid, ids.flatten()[valid + 1], source, sequence, supervised, torch.zeros_like(supervised))
 
 
 def documents_of(batch: Batch) -> Documents:

@@ -26,7 +26,7 @@ def tokens(sequence_lengths: list[int], sequence_source: list[int], seed: int = 
     empty = torch.empty(0, dtype=torch.int64)
     per_token = source.repeat_interleave(lengths)
     sequence = torch.arange(len(lengths)).repeat_interleave(lengths)
-    batch = Batch(empty, empty, empty, 0, empty, torch.zeros(n, dtype=torch.int64), per_token, sequence, lengths, source)
+    batch = Batch(empty, empty, empty, empty, torch.zeros(n, dtype=torch.int64), per_token, sequence, lengths, source)
     return rows, batch
 
 
@@ -41,7 +41,7 @@ def part(rows: RowStatistics, batch: Batch, begin: int, end: int) -> tuple[RowSt
         batch.sequence_lengths[begin:end],
         batch.sequence_source[begin:end],
     )
-    return RowStatistics(*(field[span] for field in rows)), Batch(batch.ids, batch.ids, batch.ids, 0, batch.ids, *fields)
+    return RowStatistics(*(field[span] for field in rows)), Batch(batch.ids, batch.ids, batch.ids, batch.ids, *fields)
 
 
 def test_columns_equal_a_direct_computation_per_source():

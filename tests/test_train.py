@@ -242,3 +242,15 @@ def test_exempt_tokens_keep_nll(tmp_path, model):
     assert spared["nll"] == pytest.approx(plain["nll"], rel=1e-6)
     share = spared["sequences"] / spared["tokens"]  # each example ends with one such token, of p near 0 in an untrained model
     assert spared["weight"] == pytest.approx(plain["weight"] + share, rel=0.05)
+
+
+def test_examples_longer_than_the_model_has_positions_for_are_refused(tmp_path, tiny_model):
+    config = small_config(tmp_path, tiny_model("llama", tied=False, max_position_embeddings=16))
+    with pytest.raises(ConfigError, match=r"data.max_length: an example has \d+ tokens, and the model positions for 16"):
+        train(config)
+    assert not Path(config.run_dir).exists()
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path, model):
+    with pytest.raises(ConfigError, match=r"model.revision=main: .* is a folder here"):
+        train(small_config(tmp_path, model, model__revision="main"))

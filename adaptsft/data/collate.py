@@ -19,7 +19,6 @@ class Batch:
     ids: Tensor  # int64 [B, L]
     positions: Tensor  # int64 [B, L], from 0 in each document
     cu_seqlens: Tensor  # int32 [documents + 1], where documents begin and end in the B * L tokens laid end to end
-    max_seqlen: int  # the longest document
     valid_idx: Tensor  # int64 [n], ascending: flat index of the hidden state that predicts a supervised token
     labels: Tensor  # int64 [n], that token
     source: Tensor  # int64 [n], its source
@@ -83,7 +82,6 @@ def collate(
         ids=torch.from_numpy(ids).view(count, length),
         positions=torch.from_numpy(positions).view(count, length),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
-        max_seqlen=int(np.diff(bounds).max()),
         valid_idx=torch.from_numpy(np.concatenate([empty, *valid])),
         labels=torch.from_numpy(np.concatenate([empty, *labels])),
         source=sequence_source.repeat_interleave(sequence_lengths),

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from adaptsft.config import ModelConfig, TrainConfig
 from adaptsft.control import controls
-from adaptsft.data import Batch
+from adaptsft.data import Batch, TokenizedData
 from adaptsft.distributed import together
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
@@ -78,9 +78,22 @@ def load_assets(config: ModelConfig) -> Assets:
     return Assets(folder, model_config, tokenizer, generation, list(range(known, len(tokenizer))))
 
 
+def check_lengths(assets: Assets, *data: TokenizedData | None) -> None:
+    """Raises ConfigError where an example is longer than the model has positions for."""
+    positions = getattr(assets.config.get_text_config(), "max_position_embeddings", None) or 0
+    longest = max(int(part.lengths.max()) for part in data if part is not None)
+    if 0 < positions < longest:
+        raise ConfigError(
+            f"data.max_length: an example has {longest:,} tokens, and the model positions for {positions:,} (max_position_embeddings in "
+            f"{assets.folder / 'config.json'}): lower data.max_length, or raise the positions there if the model can be stretched"
+        )
+
+
 def _local_folder(config: ModelConfig) -> Path:
     folder = Path(config.path)
     if folder.is_dir():
+        if config.revision:
+            raise ConfigError(f"model.revision={config.revision}: {config.path} is a folder here, not a model on the hub: leave it out")
         return folder
     if folder.is_absolute() or config.path.startswith(".") or (folder.parent != Path(".") and folder.parent.is_dir()):
         beside = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
