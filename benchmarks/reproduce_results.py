@@ -65,6 +65,8 @@ def facts(name: str, table: Table, job: Job, folder: Path) -> Row:
 def graded(folder: Path, job: Job, column: Column) -> dict[str, Any]:
     task = (job.objective == BASE and column.base_task) or column.task
     found = list((evaluation(folder, job) / task).glob("*/result.json"))
+    if len(found) > 1:  # a task that decodes otherwise now has left its older answers
+        raise DataError(f"{found[0].parent.parent}: results of {len(found)} ways of decoding: delete those that the table is not about")
     return samples.read_json(found[0])["metrics"] if found else {}
 
 

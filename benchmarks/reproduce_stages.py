@@ -1,6 +1,8 @@
 """The commands that make a table, in their order, each with the fingerprint by which it is found done; and what they will cost."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import shlex
 import time
@@ -8,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptsft import config as configuration
+from adaptsft.config import Config
+from adaptsft.data.sources import files_of, training_sources
+from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.tasks import load_task
 from adaptsft.lab.real import command
@@ -41,7 +46,7 @@ class Stage:
     name: str  # a path below the model's folder
     words: list[str]
     folder: Path  # of the model
-    fingerprint: str  # of the command, its configuration, and the stages before that it reads from
+    fingerprint: str  # of the command, its configuration, the data that it trains on, and the stages before that it reads from
 
     @property
     def mark(self) -> Path:
@@ -68,7 +73,8 @@ def stages(name: str, table: Table, model: str, jobs: list[Job], out: Path, choi
     folder, found = out / model, []
 
     def add(stage: str, words: list[str], reads: str = "", configured: list[str] | None = None) -> str:
-        content = None if configured is None else dataclasses.asdict(configuration.load(configured))
+        config = None if configured is None else configuration.load(configured)
+        content = [] if config is None else [dataclasses.asdict(config), contents(config)]
         found.append(Stage(stage, words, folder, digest([words, content, reads])))
         return found[-1].fingerprint
 
@@ -107,6 +113,24 @@ def stages(name: str, table: Table, model: str, jobs: list[Job], out: Path, choi
         words += ["--out", str(folder / job.name / "judge"), *(part.format(job=job.name) for part in choices.judge)]
         add(f"{job.name}/judge", words, answered[job.name] + answered[table.against])
     return found
+
+
+def contents(config: Config) -> list[str]:
+    """sha256 of every file that it trains on, as far as they are here yet."""
+    found = []
+    for source in training_sources(config.data):
+        try:
+            files = [Path(name) for name in files_of(source) if Path(name).is_file()]
+        except DataError:
+            continue
+        found += [_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return found
+
+
+@functools.cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def evaluation(folder: Path, job: Job) -> Path:

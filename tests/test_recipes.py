@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from adaptsft import config as configuration, diagnose, train as trainer
-from adaptsft.config import Config
+from adaptsft.config import Config, DataConfig
 from adaptsft.errors import UserError
 from adaptsft.evals.__main__ import main as evaluate
 from adaptsft.evals.tasks import load_task
@@ -326,6 +326,16 @@ def test_what_is_asked_before_anything_runs(tmp_path: Path, monkeypatch: pytest.
         "table2 --objectives focal": "nll, threshold",
     }.items():
         assert reproduce.main(arguments.split()) == 2 and message in capsys.readouterr().err
+
+
+def test_stages_depend_on_the_data(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("one\n")
+    config = Config(data=DataConfig(path=str(tmp_path / "data.jsonl")))
+    before = reproduce_stages.contents(config)
+    assert before == reproduce_stages.contents(config) and len(before) == 1
+    (tmp_path / "data.jsonl").write_text("another\n")
+    assert reproduce_stages.contents(config) != before
+    assert reproduce_stages.contents(Config(data=DataConfig(path=str(tmp_path / "later.jsonl")))) == []
 
 
 def test_dry_run_prints_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
