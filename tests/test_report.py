@@ -172,7 +172,7 @@ def test_hostile_content_is_shown_and_does_nothing(runs, tmp_path):
     (run / "environment.json").write_text(json.dumps({"command": HOSTILE, "versions": {HOSTILE: HOSTILE}, "machine": [HOSTILE]}))
     page = report(tmp_path / "out", run, runs[1])
 
-    assert {tag for tag, _ in page.tags}.isdisjoint({"img", "b onclick=x", "u", "iframe", "object", "base"})
+    assert {tag for tag, _ in page.tags}.isdisjoint({"img", "u", "iframe", "object", "base"})
     assert [tag for tag, _ in page.tags].count("script") == 2
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert "</script></style>--><img src=x onerror=alert(1)>" in page.text, "it can be read"
