@@ -63,7 +63,7 @@ class Head(NamedTuple):
 class RowKernels(Protocol):
     """An implementation of the two passes over a chunk's logits; `sums` first, then `gradient` of the same rows or of none."""
 
-    capacity: int  # rows of dz that may wait before `take`, beside those of a chunk
+    capacity: int  # rows of dz that may wait for `take`; 0: those of one chunk, to be taken before the next `sums`
 
     def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
         """Logits of x [n,D], targets y [n] -> their sums, and the entropy of the TOP_K likeliest tokens if `top`."""
