@@ -6,7 +6,7 @@ from torch import Tensor
 from adaptsft_kernels.rows import LOWEST, TOP_K, Head, Sums, product
 
 # On a CPU, the first call of such a function in a process may compute a thread's share to 1e-4 only, if it comes from several threads
-# (pytorch#188792: MKL finds its kernels on the first call). One element takes one thread; the second call is right, on any number of threads.
+# (pytorch#188792: MKL finds its kernels on the first call). One element takes one thread; later calls are right on any number.
 for _dtype in (torch.float32, torch.float64):
     for _first in (torch.exp, torch.log, torch.tanh, torch.sin, torch.cos, torch.sqrt, torch.expm1, torch.log1p, torch.erf):
         _first(torch.ones(1, dtype=_dtype))
