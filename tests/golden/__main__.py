@@ -1,0 +1,172 @@
+"""Losses, gradient norms, controls and final weights of small runs, kept as a file: `golden.json`.
+
+    python -m tests.golden            run them, show what differs from the file; exit code 1 if anything does
+    python -m tests.golden --write    and write the file anew
+
+A change that only moves or renames code leaves every bit as it is. One that means to change numbers writes the file anew, and
+its commit shows which runs changed. Bits depend on the processor and on torch: where these are not those of the file, figures
+are compared to a relative 5e-3 and weights are not.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("golden.json")
+REPO = FILE.parents[2]
+FIGURES = ("loss", "nll", "mean_p", "weight", "entropy", "tokens", "kept", "grad_norm", "lr")
+FIGURES += ("alpha", "lower", "upper")
+TOLERANCE = 5e-3  # relative, where bits cannot be compared; the run in bf16 is the one that needs it
+
+SHARED = {
+    "data.path": "FOLDER/data.jsonl",
+    "data.cache_dir": "FOLDER/cache",
+    "data.max_length": 96,
+    "model.path": "FOLDER/model",
+    "train.max_steps": 6,
+    "train.global_batch_size": 5,
+    "train.lr": 1e-2,
+    "train.warmup_ratio": 0.2,
+    "train.device": "cpu",
+    "checkpoint.every": 3,
+    "checkpoint.export_dtype": "fp32",
+    "log.every": 2,
+    "log.tensorboard": "false",
+}
+KEPT = {
+    "objective.name": "threshold",
+    "objective.lower_quantile": 0.3,
+    "objective.normalizer": "kept",
+}
+TWO_SOURCES = {
+    "data.path": "''",
+    "data.sources": "[{path: FOLDER/data.jsonl, name: sums}, {path: FOLDER/other.jsonl, weight: 0.5}]",
+}
+STRICT = {
+    "data.packing": "false",
+    "train.global_batch_size": 8,
+    "train.micro_batch_size": 2,
+    "strict_reproduction.summed_micro_batches": "true",
+    "strict_reproduction.bf16_masters": "true",
+}
+# name: (ranks, keys). FOLDER holds the data. `resume` is trained, loses its last checkpoint, and is trained again.
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    "packed": (1, {}),
+    "padded": (1, {"data.packing": "false", "train.micro_batch_size": 3, "objective.name": "talr"}),
+    "resume": (1, {"controller.name": "auto", "train.max_steps": 6}),
+    "stream": (1, {"data.path": "FOLDER/part-*.jsonl", "data.stream": 2}),
+    "two_ranks": (2, {"objective.name": "alpha", "objective.alpha": 0.5}),
+    "accumulation": (2, {"train.global_batch_size": 20, "train.clip_norm": 0.5}),
+    "threshold_kept": (2, KEPT),
+    "auto_two_sources": (2, TWO_SOURCES | {"controller.name": "auto", "train.max_steps": 10}),
+    "strict_reproduction": (2, KEPT | STRICT),
+}
+
+
+def write_data(folder: Path) -> None:
+    """Additions of uneven length, in one file; lines of another kind; three files for a stream."""
+    generator = random.Random(0)
+    lines = []
+    for _ in range(40):
+        terms = [generator.randrange(100) for _ in range(generator.randrange(2, 7))]
+        prompt, completion = "Add " + ", ".join(map(str, terms)), f"The sum is {sum(terms)}."
+        lines.append(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+    other = [json.dumps({"prompt": f"{i}?", "completion": "zzz " * 5}) + "\n" for i in range(20)]
+    (folder / "data.jsonl").write_text("".join(lines))
+    (folder / "other.jsonl").write_text("".join(other))
+    for part in range(3):
+        (folder / f"part-{part}.jsonl").write_text("".join(lines[part::3]))
+
+
+def arguments(name: str, folder: Path) -> list[str]:
+    """The command line of a run."""
+    settings = SHARED | {"run_dir": f"FOLDER/{name}"} | RUNS[name][1]
+    return [f"{key}={value}".replace("FOLDER", str(folder)) for key, value in settings.items()]
+
+
+def measure() -> dict[str, Any]:
+    """Train all runs, on one rank and on two, and read what they left."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment["PYTHONPATH"] = f"{REPO}{os.pathsep}{REPO / 'kernels'}"
+        for ranks in (1, 2):
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command = [*torchrun, f"--nproc-per-node={ranks}", "-m", "tests.golden.train", str(folder)]
+            done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"the runs of {ranks} ranks failed:\n{done.stderr[-4000:]}")
+        machine = json.loads((folder / "machine.json").read_text())
+        return {"machine": machine, "runs": {name: read(folder / name) for name in RUNS}}
+
+
+def read(run: Path) -> dict[str, Any]:
+    """The figures of every step, those of its sources among them, and a digest of the final weights."""
+
+    def figures(row: dict[str, Any]) -> dict[str, float]:
+        return {name: row[name] for name in FIGURES if name in row}
+
+    steps = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        steps.append(figures(row))
+        for source, values in row.get("sources", {}).items():
+            steps[-1] |= {f"{source}/{name}": value for name, value in figures(values).items()}
+    weights = hashlib.sha256()
+    for path in sorted((run / "final").glob("*.safetensors")):
+        weights.update(path.read_bytes())
+    return {"steps": steps, "weights": weights.hexdigest()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for every run that differs: the first step and figure that do, or the weights."""
+    exact, lines = old["machine"] == new["machine"], []
+    for name in sorted(old["runs"].keys() | new["runs"].keys()):
+        if name not in old["runs"] or name not in new["runs"]:
+            lines.append(f"{name}: only in {'the new' if name in new['runs'] else 'the old'} runs")
+            continue
+        was, now = old["runs"][name], new["runs"][name]
+        if len(was["steps"]) != len(now["steps"]):
+            lines.append(f"{name}: {len(was['steps'])} -> {len(now['steps'])} steps")
+            continue
+        changed = [
+            f"step {step}: {figure} {before.get(figure)} -> {after.get(figure)}"
+            for step, (before, after) in enumerate(zip(was["steps"], now["steps"], strict=True), 1)
+            for figure in sorted(before.keys() | after.keys())
+            if not same(before.get(figure), after.get(figure), exact)
+        ]
+        if changed:
+            lines.append(f"{name}: {changed[0]} ({len(changed)} figures in all)")
+        elif exact and was["weights"] != now["weights"]:
+            lines.append(f"{name}: final weights {was['weights'][:12]} -> {now['weights'][:12]}")
+    return lines
+
+
+def same(old: float | None, new: float | None, exact: bool) -> bool:
+    if old is None or new is None or exact:
+        return old == new
+    return abs(old - new) <= TOLERANCE * max(abs(old), abs(new))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write golden.json anew")
+    options = parser.parse_args()
+    new = measure()
+    lines = differences(json.loads(FILE.read_text()), new) if FILE.is_file() else ["no golden.json"]
+    print("\n".join(lines) or "all runs are as they were")
+    if options.write:
+        FILE.write_text(json.dumps(new, indent=1) + "\n")
+    return int(bool(lines) and not options.write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
