@@ -10,7 +10,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## pretrain a tiny model and fine-tune it with three objectives (minutes on 2 cores, no GPU, no data)
-	$(BIN)/python -m adaptsft.quickstart configs/quickstart.yaml
+	$(BIN)/python -m benchmarks.lab.quickstart configs/quickstart.yaml
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
@@ -19,7 +19,7 @@ faults: $(INSTALLED)  ## kill, damage and confuse runs in all ways of docs/relia
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
 nightly: $(INSTALLED)  ## train every recipe of the paper and run every table and figure in small, on tiny models
-	$(BIN)/python -m pytest tests/test_recipes.py -m nightly
+	$(BIN)/python -m pytest tests/benchmarks/test_recipes.py -m nightly
 
 check: lint audit  ## all that must hold before a merge, besides the tests: lint, then audit
 

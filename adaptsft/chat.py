@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from adaptsft import config as configuration
-from adaptsft.config import DataConfig
-from adaptsft.data import Template
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import DataConfig
+from adaptsft.data.template import Template
 from adaptsft.errors import CheckpointError, UserError
 from adaptsft.model.attention import has_softcap
 
@@ -20,12 +20,16 @@ HELP = "Ctrl-D or an empty line ends the conversation, /new starts another."
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m adaptsft.chat", description="Talk to a finished run or to any Hugging Face model.", epilog=HELP
+        prog="python -m adaptsft.chat",
+        description="Talk to a finished run or to any Hugging Face model.",
+        epilog=HELP,
     )
     parser.add_argument("model", help="run folder, Hugging Face folder, or name on the hub")
     parser.add_argument("--prompt", help="answer this one prompt and end")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: 0.7)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, help="longest answer, in tokens (default: 256)"
+    )
     parser.add_argument("--seed", type=int, help="seed of the sampling; default: another each time")
     options = parser.parse_args(arguments)
     if options.max_new_tokens < 1 or options.temperature < 0:
@@ -42,7 +46,11 @@ def main(arguments: list[str]) -> int:
         answer(model, tokenizer, template, [{"role": "user", "content": options.prompt}], options)
         return 0
     alone = template.kind == "plain"
-    note = "each message stands alone, as in its training" if alone else "it remembers the conversation"
+    note = (
+        "each message stands alone, as in its training"
+        if alone
+        else "it remembers the conversation"
+    )
     print(f"{options.model} on {model.device.type}; {note}. {HELP}", file=sys.stderr)
     messages: list[dict[str, str]] = []
     while True:
@@ -56,7 +64,9 @@ def main(arguments: list[str]) -> int:
             messages = []
             continue
         messages = ([] if alone else messages) + [{"role": "user", "content": text}]
-        messages.append({"role": "assistant", "content": answer(model, tokenizer, template, messages, options)})
+        messages.append(
+            {"role": "assistant", "content": answer(model, tokenizer, template, messages, options)}
+        )
 
 
 def load(name: str) -> tuple[Any, Any, Template]:
@@ -72,7 +82,13 @@ def load(name: str) -> tuple[Any, Any, Template]:
     try:
         source = folder / "final" if is_run else name
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
+        model = (
+            AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+            )
+            .to(device)
+            .eval()
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
     if has_softcap(model):
@@ -81,7 +97,13 @@ def load(name: str) -> tuple[Any, Any, Template]:
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, template: Template, messages: list[dict[str, str]], options: argparse.Namespace) -> str:
+def answer(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    messages: list[dict[str, str]],
+    options: argparse.Namespace,
+) -> str:
     """Print the model's answer as it is generated, and return it."""
     prompt = torch.tensor([template.prompt_ids(messages)], device=model.device)
     sampling = (
@@ -97,7 +119,9 @@ def answer(model: Any, tokenizer: Any, template: Template, messages: list[dict[s
         max_new_tokens=options.max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         eos_token_id=sorted(stops) or None,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id
+        if tokenizer.pad_token_id is not None
+        else tokenizer.eos_token_id,
     )
     return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
 

@@ -21,20 +21,39 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adaptsft import config as configuration
-from adaptsft.base_statistics import SCHEMA, FineHistogram, encode, identity
-from adaptsft.config import Config
-from adaptsft.continuum import place_of
-from adaptsft.data import Batch, BatchPlan, TokenizedData, open_data
-from adaptsft.diagnosis import markdown, plot
-from adaptsft.distributed import Watchdog, mesh, print0, process_group, rank, rank0_first, same_config, together, world_size
+from adaptsft.analysis.continuum import place_of
+from adaptsft.analysis.diagnosis import markdown, plot
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.data.cache import TokenizedData, open_data
+from adaptsft.data.collator import Batch
+from adaptsft.data.loader import BatchLoader
+from adaptsft.data.sampler import BatchSampler
+from adaptsft.distributed.ranks import (
+    Watchdog,
+    check_same_config,
+    mesh,
+    print0,
+    process_group,
+    raise_on_all_ranks,
+    rank,
+    rank0_first,
+    world_size,
+)
 from adaptsft.errors import CheckpointError, ConfigError, UserError
-from adaptsft.loader import BatchLoader
 from adaptsft.model.attention import Documents
-from adaptsft.model.build import NLL, ShardedModel, build_model, compute_dtype, load_assets, verify_head
-from adaptsft.quantiles import base_pass
-from adaptsft.run import environment
-from adaptsft.stats import TokenStatistics
+from adaptsft.model.build import (
+    NLL,
+    ShardedModel,
+    build_model,
+    check_fused_loss_matches_model,
+    compute_dtype,
+    load_pretrained,
+)
+from adaptsft.statistics.base_model import SCHEMA, FineHistogram, encode, identity
+from adaptsft.statistics.step import StepStatistics
+from adaptsft.training.quantiles import base_pass
+from adaptsft.training.run_folder import environment
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 BUCKETS = 15  # of the reliability diagram and ECE, equal steps of the likeliest token's probability (Guo et al., arXiv:1706.04599)
@@ -55,7 +74,7 @@ Give it the arguments of your training run. Example:
 Three keys of its own:
   sample     examples of each source, drawn by `seed`, or all                                              (2000)
   out        folder that receives diagnosis.md, diagnosis.png and base_stats.json                          (run_dir/diagnosis)
-  per_token  true: also write base_logp.safetensors, log p of every supervised token; needs sample=all     (false)
+  per_token  true: also write base_logp.safetensors, log p of every target token; needs sample=all     (false)
 
 base_stats.json is for training: controller.base_stats=FILE starts a controller from it, and quantile thresholds are read from it.
 base_logp.safetensors is for controller.base_logp. `python -m adaptsft.train --help` lists all other keys."""
@@ -71,22 +90,32 @@ class Options:
     def parse(cls, arguments: list[str]) -> tuple["Options", list[str]]:
         """(the options among the arguments, the other arguments). Raises ConfigError."""
         own = {field.name: "" for field in dataclasses.fields(cls)}
-        others = [argument for argument in arguments if argument.split("=", 1)[0] not in own or "=" not in argument]
+        others = [
+            argument
+            for argument in arguments
+            if argument.split("=", 1)[0] not in own or "=" not in argument
+        ]
         own |= dict(argument.split("=", 1) for argument in arguments if argument not in others)
         sample, per_token = own["sample"] or "2000", own["per_token"] or "false"
         if sample != "all" and not (sample.isdecimal() and int(sample) > 0):
-            raise ConfigError(f"sample={sample}: must be a number of examples of each source, above 0, or all")
+            raise ConfigError(
+                f"sample={sample}: must be a number of examples of each source, above 0, or all"
+            )
         if per_token not in ("true", "false"):
             raise ConfigError(f"per_token={per_token}: must be true or false")
         if per_token == "true" and sample != "all":
-            raise ConfigError(f"per_token=true needs every example, but sample={sample}: add sample=all")
-        return cls(None if sample == "all" else int(sample), own["out"], per_token == "true"), others
+            raise ConfigError(
+                f"per_token=true needs every example, but sample={sample}: add sample=all"
+            )
+        return cls(
+            None if sample == "all" else int(sample), own["out"], per_token == "true"
+        ), others
 
 
 class Measured(NamedTuple):
     """Sums over all ranks."""
 
-    statistics: TokenStatistics
+    statistics: StepStatistics
     fine: FineHistogram
     reliability: Tensor  # fp64 [sources, BUCKETS, 3]: tokens, sum of the likeliest token's probability, tokens whose target it is
     examples: Tensor  # fp64 [examples, 1 + FIGURES]: tokens, and the sum of each figure over them
@@ -96,28 +125,49 @@ class Measured(NamedTuple):
 def diagnose(options: Options, config: Config) -> str:
     """Measure, and write the results to the folder; returns the report. All ranks call it together."""
     if config.data.stream:
-        raise ConfigError(f"data.stream={config.data.stream}: only a whole set can be diagnosed; set data.stream=0 and name fewer files")
+        raise ConfigError(
+            f"data.stream={config.data.stream}: only a whole set can be diagnosed; set data.stream=0 and name fewer files"
+        )
     out = Path(options.out or Path(config.run_dir) / "diagnosis")
     # one forward of each example repays neither
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=False, activation_checkpointing="none"))
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, compile=False, activation_checkpointing="none"),
+    )
     masters = config.strict_reproduction.bf16_masters
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
-        same_config((options, config))
-        together(lambda: _make_folder(out))
+        check_same_config((options, config))
+        raise_on_all_ranks(lambda: _make_folder(out))
         devices = mesh(device, config.train.replicas)
-        assets = rank0_first(lambda: load_assets(config.model))
-        data, _ = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, verify=rank() == 0))
-        plan = BatchPlan(data, config, world_size())
-        model, attention = build_model(config.model, config.train, assets, devices, device, masters)
-        batches = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device)
+        pretrained = rank0_first(lambda: load_pretrained(config.model))
+        data, _ = rank0_first(
+            lambda: open_data(
+                config.data, pretrained.tokenizer, config.seed, print0, verify=rank() == 0
+            )
+        )
+        plan = BatchSampler(data, config, world_size())
+        model, attention = build_model(
+            config.model, config.train, pretrained, devices, device, masters
+        )
+        batches = BatchLoader(
+            plan, config, pretrained.tokenizer.pad_token_id or 0, attention == "sdpa", device
+        )
         stack.callback(batches.pool.shutdown)
-        verify_head(model, *batches(0)[0], config.train.loss_chunk)
+        check_fused_loss_matches_model(model, *batches(0)[0], config.train.loss_chunk)
 
         sample = data.take(drawn(data, options.sample, config.seed))
         watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))
-        measured = measure(model, batches.in_order(sample), sample, config.train.loss_chunk, options.per_token, device, watchdog)
-        model_identity, data_identity = identity(config.model.path, assets.folder, data)
+        measured = measure(
+            model,
+            batches.in_order(sample),
+            sample,
+            config.train.loss_chunk,
+            options.per_token,
+            device,
+            watchdog,
+        )
+        model_identity, data_identity = identity(config.model.path, pretrained.folder, data)
         dtype = str(compute_dtype(config.model, device)).removeprefix("torch.")
         content = {
             "schema": SCHEMA,
@@ -125,11 +175,16 @@ def diagnose(options: Options, config: Config) -> str:
             "data": data_identity,
             "sample": options.sample or "all",
             "seed": config.seed,
-            "sources": {name: describe(measured, data, sample, number) for number, name in enumerate(data.names)},
+            "sources": {
+                name: describe(measured, data, sample, number)
+                for number, name in enumerate(data.names)
+            },
             "environment": environment(),
         }
         report = markdown(content, out)
-        together(lambda: _save(out, content, report, measured.logp) if rank() == 0 else None)
+        raise_on_all_ranks(
+            lambda: _save(out, content, report, measured.logp) if rank() == 0 else None
+        )
         return report
 
 
@@ -156,46 +211,84 @@ def measure(
     watchdog: Watchdog,
 ) -> Measured:
     """Run this rank's `batches` of the sample through the model, and sum over ranks."""
-    tokens = int(sample.supervised.sum())
+    tokens = int(sample.target_tokens.sum())
     print0(f"measuring {tokens:,} tokens of {len(sample):,} examples under the base model")
     sources = len(sample.names)
-    statistics, fine = TokenStatistics(sources, device), FineHistogram(sources, device)
+    statistics, fine = StepStatistics(sources, device), FineHistogram(sources, device)
     reliability = torch.zeros(sources * BUCKETS, 3, dtype=torch.float64, device=device)
     examples = torch.zeros(len(sample), 1 + len(FIGURES), dtype=torch.float64, device=device)
     logp = torch.zeros(tokens if per_token else 0)
-    begins = torch.from_numpy(sample.supervised.cumsum(dtype=np.int64) - sample.supervised)
-    for number, (batch, documents) in enumerate(base_pass(model, batches, tokens, "measuring p under the base model")):
+    begins = torch.from_numpy(sample.target_tokens.cumsum(dtype=np.int64) - sample.target_tokens)
+    for number, (batch, documents) in enumerate(
+        base_pass(model, batches, tokens, "measuring p under the base model")
+    ):
         watchdog.beat(number + 1)
         _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
-        if not len(batch.labels):
+        if not len(batch.targets):
             continue
-        statistics.add(rows, torch.ones_like(rows.top1), dataclasses.replace(batch, base_logp=rows.logp))
+        statistics.add(
+            rows, torch.ones_like(rows.top1), dataclasses.replace(batch, base_logp=rows.logp)
+        )
         fine.add(rows, batch.source)
-        p, confidence, ones = rows.logp.exp(), rows.top_logp.exp().clamp(max=1.0), torch.ones_like(rows.logp)
+        p, confidence, ones = (
+            rows.logp.exp(),
+            rows.top_logp.exp().clamp(max=1.0),
+            torch.ones_like(rows.logp),
+        )
         conflict = ~rows.top1 & (confidence > 0.5)
-        figures = (ones, p, -rows.logp, rows.entropy, p < 0.2, p > 0.5, p > 0.55, rows.top1, conflict)
+        figures = (
+            ones,
+            p,
+            -rows.logp,
+            rows.entropy,
+            p < 0.2,
+            p > 0.5,
+            p > 0.55,
+            rows.top1,
+            conflict,
+        )
         table = torch.stack([figure.double() for figure in figures], dim=1)
         assert batch.examples is not None, "set by collate"
         numbers = torch.from_numpy(batch.examples)
-        examples[numbers.to(device)] = torch.segment_reduce(table, "sum", lengths=batch.sequence_lengths, unsafe=True)
+        examples[numbers.to(device)] = torch.segment_reduce(
+            table, "sum", lengths=batch.sequence_lengths, unsafe=True
+        )
         bucket = batch.source * BUCKETS + (confidence * BUCKETS).long().clamp(max=BUCKETS - 1)
-        reliability.index_add_(0, bucket, torch.stack([ones, confidence, rows.top1.float()], dim=1).double())
+        reliability.index_add_(
+            0, bucket, torch.stack([ones, confidence, rows.top1.float()], dim=1).double()
+        )
         if per_token:
             lengths = batch.sequence_lengths.cpu()
-            shift = begins[numbers] - (lengths.cumsum(0) - lengths)  # from place in the batch to place in the data
-            logp[torch.arange(len(rows.logp)) + shift.repeat_interleave(lengths)] = rows.logp.float().cpu()
+            shift = begins[numbers] - (
+                lengths.cumsum(0) - lengths
+            )  # from place in the batch to place in the data
+            logp[torch.arange(len(rows.logp)) + shift.repeat_interleave(lengths)] = (
+                rows.logp.float().cpu()
+            )
     statistics.all_reduce()
     for tensor in (fine.counts, reliability, examples, logp):
         dist.all_reduce(tensor)
-    return Measured(statistics, fine, reliability.view(sources, BUCKETS, 3).cpu(), examples.cpu(), logp if per_token else None)
+    return Measured(
+        statistics,
+        fine,
+        reliability.view(sources, BUCKETS, 3).cpu(),
+        examples.cpu(),
+        logp if per_token else None,
+    )
 
 
-def describe(measured: Measured, data: TokenizedData, sample: TokenizedData, number: int) -> dict[str, Any]:
+def describe(
+    measured: Measured, data: TokenizedData, sample: TokenizedData, number: int
+) -> dict[str, Any]:
     """The figures of a source, as in base_stats.json; NAME_interval is the 95 % interval of a mean, or None where it cannot be told."""
     of = torch.from_numpy(sample.source == number)
     population = int((data.source == number).sum())
     tokens, *sums = measured.examples[of].numpy().T
-    source: dict[str, Any] = {"examples": population, "measured": len(tokens), "tokens": int(tokens.sum())}
+    source: dict[str, Any] = {
+        "examples": population,
+        "measured": len(tokens),
+        "tokens": int(tokens.sum()),
+    }
     for name, figure in zip(FIGURES, sums, strict=True):
         source[name] = float(figure.sum() / tokens.sum())
         source[f"{name}_interval"] = interval(figure, tokens, population)
@@ -206,7 +299,11 @@ def describe(measured: Measured, data: TokenizedData, sample: TokenizedData, num
     count, confidence, right = measured.reliability[number].numpy().T
     source["ece"] = float(np.abs(confidence - right).sum() / count.sum())
     source["overconfidence"] = float((confidence - right).sum() / count.sum())
-    source["reliability"] = {"tokens": count.tolist(), "confidence": confidence.tolist(), "right": right.tolist()}
+    source["reliability"] = {
+        "tokens": count.tolist(),
+        "confidence": confidence.tolist(),
+        "right": right.tolist(),
+    }
     return source | encode(measured.statistics, measured.fine, number)
 
 
@@ -238,7 +335,9 @@ def _error(sums: np.ndarray, tokens: np.ndarray, population: int) -> float | Non
     if m == 1:
         return None
     residuals = sums - sums.sum() / tokens.sum() * tokens
-    error = float(np.sqrt((1 - m / population) / m * (residuals**2).sum() / (m - 1)) / tokens.mean())
+    error = float(
+        np.sqrt((1 - m / population) / m * (residuals**2).sum() / (m - 1)) / tokens.mean()
+    )
     return error if error > 1e-12 else None
 
 
@@ -253,10 +352,17 @@ def _make_folder(out: Path) -> None:
 
 def _save(out: Path, content: dict[str, Any], report: str, logp: Tensor | None) -> None:
     """Every file is written beside its place and then renamed: it is whole, or as it was. base_stats.json is the last."""
-    metadata = {"schema": str(SCHEMA), "model": json.dumps(content["model"]), "data": json.dumps(content["data"])}
+    metadata = {
+        "schema": str(SCHEMA),
+        "model": json.dumps(content["model"]),
+        "data": json.dumps(content["data"]),
+    }
     try:
         if logp is not None:
-            _put(out / "base_logp.safetensors", lambda path: save_file({"logp": logp}, path, metadata))
+            _put(
+                out / "base_logp.safetensors",
+                lambda path: save_file({"logp": logp}, path, metadata),
+            )
         _put(out / "diagnosis.png", lambda path: plot(path, content["sources"]))
         _put(out / "diagnosis.md", lambda path: path.write_text(report))
         _put(out / "base_stats.json", lambda path: path.write_text(json.dumps(content)))

@@ -11,15 +11,26 @@ if TYPE_CHECKING:  # matplotlib is imported only where something is drawn
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")  # 7 colours and 4 dashes: the first 28 lines differ
 MARKERS = "osD^vPX*"
-NAMES = {"nll": "-log p", "neg_p": "-p", "log1mp": "log(1-p)"}  # objectives that the paper calls by their formula
+NAMES = {
+    "nll": "-log p",
+    "neg_p": "-p",
+    "log1mp": "log(1-p)",
+}  # objectives that the paper calls by their formula
 
 
 def style(number: int) -> dict[str, Any]:
     """Colour, dashes and marker of the line of this number."""
-    return {"color": COLOURS[number % 7], "linestyle": DASHES[number % 4], "marker": MARKERS[number % 8], "markersize": 5}
+    return {
+        "color": COLOURS[number % 7],
+        "linestyle": DASHES[number % 4],
+        "marker": MARKERS[number % 8],
+        "markersize": 5,
+    }
 
 
-def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 4.0), **options: Any) -> tuple["Figure", Any]:
+def canvas(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 4.0), **options: Any
+) -> tuple["Figure", Any]:
     """(figure, its axes [rows, columns]); `size` in inches is that of one of the axes, `options` are those of Figure.subplots."""
     from matplotlib.figure import Figure
 
@@ -33,7 +44,9 @@ def save(figure: "Figure", path: Path, dpi: int = 150) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
-    with matplotlib.rc_context({"pdf.fonttype": 42}):  # fonts as outlines that can be searched and edited; journals refuse type 3
+    with matplotlib.rc_context(
+        {"pdf.fonttype": 42}
+    ):  # fonts as outlines that can be searched and edited; journals refuse type 3
         figure.savefig(partial, dpi=dpi, format=path.suffix.removeprefix("."))
     partial.rename(path)
     return path

@@ -7,19 +7,28 @@ import argparse
 import sys
 from pathlib import Path
 
-from adaptsft import checkpoint, config as configuration
-from adaptsft.distributed import mesh, print0, process_group
+from adaptsft.config import schema as configuration
+from adaptsft.distributed import checkpoint
+from adaptsft.distributed.ranks import mesh, print0, process_group
 from adaptsft.errors import CheckpointError, UserError
-from adaptsft.model.build import build_model, load_assets
+from adaptsft.model.build import build_model, load_pretrained
 from adaptsft.model.export import export
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m adaptsft.export", description="Write a checkpoint of a run as a Hugging Face folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m adaptsft.export",
+        description="Write a checkpoint of a run as a Hugging Face folder.",
+    )
     parser.add_argument("run", type=Path, help="run folder (run_dir of the training)")
     parser.add_argument("out", type=Path, help="folder to write; must not exist")
     parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="dtype of the weights (default: bf16)")
+    parser.add_argument(
+        "--dtype",
+        choices=("bf16", "fp32"),
+        default="bf16",
+        help="dtype of the weights (default: bf16)",
+    )
     options = parser.parse_args(arguments)
     try:
         with process_group("cpu") as device:
@@ -28,13 +37,23 @@ def main(arguments: list[str]) -> int:
                 raise CheckpointError(f"{options.out} exists already: name a new folder")
             checkpoint.verify(found)
             config = configuration.read(options.run / "config.yaml")
-            assets = load_assets(config.model)
+            pretrained = load_pretrained(config.model)
             config.train.compile = False
             config.model.attention = "sdpa"
-            config.train.loss_implementation, config.train.loss_logits = "auto", "fp32"  # what the run's GPUs did; no loss is computed here
-            model, _ = build_model(config.model, config.train, assets, mesh(device, 1), device, config.strict_reproduction.bf16_masters)
+            config.train.loss_implementation, config.train.loss_logits = (
+                "auto",
+                "fp32",
+            )  # what the run's GPUs did; no loss is computed here
+            model, _ = build_model(
+                config.model,
+                config.train,
+                pretrained,
+                mesh(device, 1),
+                device,
+                config.strict_reproduction.bf16_masters,
+            )
             checkpoint.load_model(found, model)
-            export(model, assets, options.out, options.dtype)
+            export(model, pretrained, options.out, options.dtype)
             print0(f"{options.out}: {found.name} as a Hugging Face model in {options.dtype}")
     except UserError as error:
         print(f"adaptsft.export: {type(error).__name__}: {error}", file=sys.stderr)
@@ -50,7 +69,9 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
         return complete[-1]
     steps = {int(path.name.removeprefix("step_")): path for path in complete}
     if step not in steps:
-        raise CheckpointError(f"{run}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        raise CheckpointError(
+            f"{run}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}"
+        )
     return steps[step]
 
 

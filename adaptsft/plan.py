@@ -2,7 +2,7 @@
 
     python -m adaptsft.plan CONFIG.yaml key=value … [--gpus N] [--gpu-memory GiB]
 
-Where the figures come from is told in adaptsft/memory.py. A plan fits where it leaves 10 % of the GPU to what is not counted there.
+Where the figures come from is told in adaptsft/analysis/memory.py. A plan fits where it leaves 10 % of the GPU to what is not counted there.
 """
 
 import argparse
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from adaptsft import config as configuration
-from adaptsft.config import Config
-from adaptsft.data import BatchPlan, open_data
-from adaptsft.data.parts import cut, list_files
+from adaptsft.analysis.memory import trace
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.data.cache import open_data
+from adaptsft.data.sampler import BatchSampler
+from adaptsft.data.shards import cut, list_files
 from adaptsft.errors import ConfigError, UserError
-from adaptsft.memory import trace
 
 GIB = 2**30
 USABLE = 0.9  # share of a GPU's memory that tensors may take
@@ -31,12 +32,21 @@ def micro_batches(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str],
         if tokenizer is None:
             raise ConfigError(f"model.path={config.model.path} has no tokenizer that can be read")
         part = cut(config, list_files(config.data), 0, 0) if config.data.stream else None
-        data, _ = open_data(config.data, tokenizer, config.seed, log=lambda line: print(line, file=sys.stderr), part=part)
-        plan = BatchPlan(data, config, gpus, part)
+        data, _ = open_data(
+            config.data,
+            tokenizer,
+            config.seed,
+            log=lambda line: print(line, file=sys.stderr),
+            part=part,
+        )
+        plan = BatchSampler(data, config, gpus, part)
         steps = train.max_steps or plan.steps(train.epochs)
     except UserError as error:
         guess = -(-train.global_batch_size // (gpus * train.micro_batch_size))
-        return [f"steps: unknown, the data cannot be opened: {error}", f"assumed: {guess} micro-batches per step (no packing)"], guess
+        return [
+            f"steps: unknown, the data cannot be opened: {error}",
+            f"assumed: {guess} micro-batches per step (no packing)",
+        ], guess
     sample = range(min(steps, 50, plan.end))
     most = max(len(plan.micro_batches(step, 0)) for step in sample)
     tokens = sum(plan.tokens(step) for step in sample) / len(sample)
@@ -46,24 +56,46 @@ def micro_batches(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str],
     ], most
 
 
-def advice(config: Config, model_config: Any, gpu: bool, gpus: int, count: int, limit: float) -> list[str]:
+def advice(
+    config: Config, model_config: Any, gpu: bool, gpus: int, count: int, limit: float
+) -> list[str]:
     """Changes that would help, with the peak each leads to on its own, and whether it fits then."""
     train, changes = config.train, []
     if train.micro_batch_size > 1:
-        changes.append(("train.micro_batch_size=1", {"micro_batch_size": 1}, gpus, count * train.micro_batch_size))
-    for mode in {"none": ("per_op", "full"), "per_op": ("full",), "full": ()}[train.activation_checkpointing]:
-        changes.append((f"train.activation_checkpointing={mode}", {"activation_checkpointing": mode}, gpus, count))
+        changes.append(
+            (
+                "train.micro_batch_size=1",
+                {"micro_batch_size": 1},
+                gpus,
+                count * train.micro_batch_size,
+            )
+        )
+    for mode in {"none": ("per_op", "full"), "per_op": ("full",), "full": ()}[
+        train.activation_checkpointing
+    ]:
+        changes.append(
+            (
+                f"train.activation_checkpointing={mode}",
+                {"activation_checkpointing": mode},
+                gpus,
+                count,
+            )
+        )
     if train.loss_chunk == 0 or train.loss_chunk > 1024:
         changes.append(("train.loss_chunk=1024", {"loss_chunk": 1024}, gpus, count))
     if train.replicas > 1:
         changes.append(("train.replicas=1", {"replicas": 1}, gpus, count))
     if count > 1 and not train.reduce_every_micro_batch:
-        changes.append(("train.reduce_every_micro_batch=true", {"reduce_every_micro_batch": True}, gpus, count))
+        changes.append(
+            ("train.reduce_every_micro_batch=true", {"reduce_every_micro_batch": True}, gpus, count)
+        )
     if count > 1:
         name = f"one micro-batch per step (train.global_batch_size={train.global_batch_size // count} or {count} times the GPUs)"
         changes.append((name, {}, gpus, 1))
     changes.append((f"--gpus {2 * gpus}", {}, 2 * gpus, max(1, count // 2)))
-    if config.strict_reproduction.summed_micro_batches:  # the number of micro-batches, and who shares one, are part of what is learned
+    if (
+        config.strict_reproduction.summed_micro_batches
+    ):  # the number of micro-batches, and who shares one, are part of what is learned
         changes = [change for change in changes if change[2:] == (gpus, count)]
     lines = []
     for name, settings, ranks, number in changes:
@@ -77,13 +109,16 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     try:
         model_config = AutoConfig.from_pretrained(
-            config.model.path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+            config.model.path,
+            revision=config.model.revision,
+            trust_remote_code=config.model.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path={config.model.path}: {str(error).strip()}") from None
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            config.model.tokenizer or config.model.path, trust_remote_code=config.model.trust_remote_code
+            config.model.tokenizer or config.model.path,
+            trust_remote_code=config.model.trust_remote_code,
         )
         tokenizer.add_tokens(config.model.add_tokens)
         settings = model_config.get_text_config()
@@ -100,7 +135,11 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
         (f"parameters, {masters}", memory.parameters, "exact"),
         (f"AdamW moments, {masters}", memory.moments, "exact"),
         (f"gradients, {masters}", memory.gradients, "exact; sharded, in the optimizer step"),
-        (f"gradients, {'sharded' if memory.reduces else 'whole'}", memory.accumulated, f"formula; while {count} micro-batches accumulate"),
+        (
+            f"gradients, {'sharded' if memory.reduces else 'whole'}",
+            memory.accumulated,
+            f"formula; while {count} micro-batches accumulate",
+        ),
         ("parameters gathered for use", memory.gathered, "formula"),
         ("activations kept", memory.kept, f"traced; {shape}"),
         ("activations, backward pass", memory.highest, "traced; with what is recomputed"),
@@ -116,16 +155,36 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     limit = USABLE * gpu_memory * GIB
     if memory.peak <= limit:
         return [*lines, f"fits: {gpu_memory:g} GiB, of which {USABLE:.0%} for tensors"], True
-    lines.append(f"does not fit {gpu_memory:g} GiB, of which {USABLE:.0%} for tensors. Each of these alone:")
+    lines.append(
+        f"does not fit {gpu_memory:g} GiB, of which {USABLE:.0%} for tensors. Each of these alone:"
+    )
     return lines + advice(config, model_config, gpu, gpus, count, limit), False
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m adaptsft.plan", description="Memory per GPU and steps of a run, before it is started.")
-    parser.add_argument("settings", nargs="+", metavar="CONFIG.yaml | key=value", help="as for adaptsft.train; the data is tokenised")
+    parser = argparse.ArgumentParser(
+        prog="python -m adaptsft.plan",
+        description="Memory per GPU and steps of a run, before it is started.",
+    )
+    parser.add_argument(
+        "settings",
+        nargs="+",
+        metavar="CONFIG.yaml | key=value",
+        help="as for adaptsft.train; the data is tokenised",
+    )
     parser.add_argument("--gpus", type=int, default=1, help="ranks of the run (1)")
-    here = torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else None
-    parser.add_argument("--gpu-memory", type=float, default=here, metavar="GIB", help="of one GPU (that of this machine's, if it has one)")
+    here = (
+        torch.cuda.get_device_properties(0).total_memory / GIB
+        if torch.cuda.is_available()
+        else None
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        default=here,
+        metavar="GIB",
+        help="of one GPU (that of this machine's, if it has one)",
+    )
     given = parser.parse_intermixed_args(arguments)
     try:
         lines, fits = report(configuration.load(given.settings), given.gpus, given.gpu_memory)

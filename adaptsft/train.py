@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 8 -m adaptsft.train CONFIG.yaml key=value …
 
-`train` below is the whole loop, top to bottom. The loss of a step is the sum of the objective over its supervised tokens divided by
+`train` below is the whole loop, top to bottom. The loss of a step is the sum of the objective over its target tokens divided by
 their number over all ranks and micro-batches, so the split changes nothing. The control (alpha, thresholds) of a step depends only
 on the all-reduced statistics of earlier steps. Between two reads by `metrics.flush` (and evaluations, and checkpoints) the host never
 waits for the device's current step, but for an objective with a mask: its loss asks, for every chunk, how many rows are left.
@@ -16,24 +16,53 @@ from typing import Any
 
 import torch
 
-from adaptsft import base_statistics, checkpoint, config as configuration, objectives
-from adaptsft.checkpoint import Checkpointer
-from adaptsft.config import Config
-from adaptsft.control import Control, controls, initial_control, per_token
-from adaptsft.controllers import Steering
-from adaptsft.data import BatchPlan, TokenizedData, open_data
-from adaptsft.distributed import Stopper, Watchdog, mesh, print0, process_group, rank, rank0_first, same_config, together, world_size
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.controllers.runtime import ControllerRuntime
+from adaptsft.data.cache import TokenizedData, open_data
+from adaptsft.data.loader import BatchLoader
+from adaptsft.data.sampler import BatchSampler
+from adaptsft.data.stream import Stream
+from adaptsft.distributed import checkpoint
+from adaptsft.distributed.checkpoint import Checkpointer
+from adaptsft.distributed.ranks import (
+    Stopper,
+    Watchdog,
+    check_same_config,
+    mesh,
+    print0,
+    process_group,
+    raise_on_all_ranks,
+    rank,
+    rank0_first,
+    world_size,
+)
 from adaptsft.errors import NonFiniteError, UserError
-from adaptsft.loader import BatchLoader
-from adaptsft.metrics import Metrics
-from adaptsft.model.build import ShardedModel, build_model, check_lengths, load_assets, reshard, verify_head
+from adaptsft.model.build import (
+    ShardedModel,
+    build_model,
+    check_fused_loss_matches_model,
+    check_lengths,
+    load_pretrained,
+    reshard,
+)
 from adaptsft.model.export import export
-from adaptsft.objectives import Objective
-from adaptsft.optim import build_optimizer, guarded_step, learning_rate, scale_and_clip
-from adaptsft.quantiles import with_quantiles
-from adaptsft.run import check_position, claim, find_start, flops_per_token, introduce, same_start
-from adaptsft.stats import TokenStatistics
-from adaptsft.stream import Stream
+from adaptsft.objectives import library as objectives
+from adaptsft.objectives.library import Objective
+from adaptsft.objectives.state import ObjectiveState, controls, initial_state, per_token
+from adaptsft.statistics import base_model as base_statistics
+from adaptsft.statistics.step import StepStatistics
+from adaptsft.training.metrics import Metrics
+from adaptsft.training.optim import build_optimizer, guarded_step, learning_rate, scale_and_clip
+from adaptsft.training.quantiles import with_quantiles
+from adaptsft.training.run_folder import (
+    check_position,
+    check_same_checkpoint,
+    find_start,
+    flops_per_token,
+    lock_run_dir,
+    log_run_header,
+)
 
 PREEMPTED = 75  # exit code of a run that saved and stopped because it was asked to
 
@@ -42,44 +71,79 @@ def train(config: Config) -> dict[str, Any]:
     """Run a configuration to its end, or resume it. Returns the figures of the last step taken here, and of held-out data as `held_out`."""
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
-        same_config(config)
+        check_same_config(config)
         start = rank0_first(lambda: find_start(config))
-        same_start(start)
+        check_same_checkpoint(start)
         devices = mesh(device, config.train.replicas)
-        assets = rank0_first(lambda: load_assets(config.model))
-        stream = stack.enter_context(Stream(config, assets.tokenizer, start)) if config.data.stream else None
+        pretrained = rank0_first(lambda: load_pretrained(config.model))
+        stream = (
+            stack.enter_context(Stream(config, pretrained.tokenizer, start))
+            if config.data.stream
+            else None
+        )
         part = stream.part if stream else None
-        data, held_out = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0, rank() == 0, part))
-        check_lengths(assets, data, held_out)
-        tasks = rank0_first(lambda: held_out_tasks(config, assets.tokenizer))
-        plan = BatchPlan(data, config, world_size(), part)
+        data, held_out = rank0_first(
+            lambda: open_data(
+                config.data, pretrained.tokenizer, config.seed, print0, rank() == 0, part
+            )
+        )
+        check_lengths(pretrained, data, held_out)
+        tasks = rank0_first(lambda: held_out_tasks(config, pretrained.tokenizer))
+        plan = BatchSampler(data, config, world_size(), part)
         steps = config.train.max_steps or plan.steps(config.train.epochs)
 
-        objective = objectives.with_exempt(objectives.build(config.objective), config.objective, assets.tokenizer, device)
+        objective = objectives.with_exempt(
+            objectives.build(config.objective), config.objective, pretrained.tokenizer, device
+        )
         strict = config.strict_reproduction
-        model, attention = build_model(config.model, config.train, assets, devices, device, strict.bf16_masters)
+        model, attention = build_model(
+            config.model, config.train, pretrained, devices, device, strict.bf16_masters
+        )
         optimizer = build_optimizer(model, config.train)
-        control = initial_control(config.objective, len(data.names), device)
-        statistics = TokenStatistics(len(data.names), device)
-        base, base_logp = together(lambda: base_statistics.read(config.controller, assets.folder, data, device))
-        load_step = BatchLoader(plan, config, assets.tokenizer.pad_token_id or 0, attention == "sdpa", device, base_logp)
+        control = initial_state(config.objective, len(data.names), device)
+        statistics = StepStatistics(len(data.names), device)
+        base, base_logp = raise_on_all_ranks(
+            lambda: base_statistics.read(config.controller, pretrained.folder, data, device)
+        )
+        load_step = BatchLoader(
+            plan,
+            config,
+            pretrained.tokenizer.pad_token_id or 0,
+            attention == "sdpa",
+            device,
+            base_logp,
+        )
         stack.callback(load_step.pool.shutdown)
-        verify_head(model, *load_step(plan.first)[0], config.train.loss_chunk)
+        check_fused_loss_matches_model(model, *load_step(plan.first)[0], config.train.loss_chunk)
         if start is None:
             first = 0
-            tokens = int(data.supervised.sum())
-            control = with_quantiles(model, config.objective, control, load_step.in_order(data), tokens, config.train.loss_chunk, base)
+            tokens = int(data.target_tokens.sum())
+            control = with_quantiles(
+                model,
+                config.objective,
+                control,
+                load_step.in_order(data),
+                tokens,
+                config.train.loss_chunk,
+                base,
+            )
         else:
             first = rank0_first(lambda: check_position(start, plan, steps))
-        steering = Steering(config.controller, config.train, steps, control, None if base is None else base.signals())
+        steering = ControllerRuntime(
+            config.controller,
+            config.train,
+            steps,
+            control,
+            None if base is None else base.signals(),
+        )
         control = steering.first
         if start is not None:
             checkpoint.load(start, model, optimizer, steering.tensors(control))
 
-        held = together(lambda: claim(config, first))
+        held = raise_on_all_ranks(lambda: lock_run_dir(config, first))
         if held is not None:
             stack.enter_context(held)
-        introduce(config, model, attention, plan, start, steps, device)
+        log_run_header(config, model, attention, plan, start, steps, device)
         kept_only = config.objective.normalizer == "kept"
         run = Path(config.run_dir)
         metrics = Metrics(
@@ -94,7 +158,12 @@ def train(config: Config) -> dict[str, Any]:
             lambda step: plan.where(step - 1),
             device,
         )
-        saver = Checkpointer(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.async_save, config.checkpoint.on_error)
+        saver = Checkpointer(
+            run / "checkpoints",
+            config.checkpoint.keep_last,
+            config.checkpoint.async_save,
+            config.checkpoint.on_error,
+        )
         stack.callback(metrics.close)
         stack.callback(saver.close)
         stopper = stack.enter_context(Stopper())
@@ -104,12 +173,16 @@ def train(config: Config) -> dict[str, Any]:
         def evaluate_held_out(step: int) -> None:
             if held_out is not None:
                 with metrics.paused():
-                    result["held_out"] = evaluate(model, held_out, objective, control, load_step, metrics, step, watchdog)
+                    result["held_out"] = evaluate(
+                        model, held_out, objective, control, load_step, metrics, step, watchdog
+                    )
             if tasks:
                 from adaptsft.evals import in_training
 
                 with metrics.paused():
-                    found = in_training.evaluate(model, assets.tokenizer, tasks, beat=lambda: watchdog.beat(step))
+                    found = in_training.evaluate(
+                        model, pretrained.tokenizer, tasks, beat=lambda: watchdog.beat(step)
+                    )
                     result["tasks"] = metrics.tasks(step, found)
 
         if first == 0 and config.eval.every > 0:
@@ -118,15 +191,26 @@ def train(config: Config) -> dict[str, Any]:
             watchdog.beat(step + 1)
             if stream is not None:
                 plan = load_step.plan = stream.plan_of(step, plan, watchdog)
-            torch.manual_seed(hash((config.seed, step, rank())))  # dropout is a function of where we are: nothing to save
+            torch.manual_seed(
+                hash((config.seed, step, rank()))
+            )  # dropout is a function of where we are: nothing to save
             statistics.buffer.zero_()
             micro_batches = load_step(step, prefetch=step + 1 < min(steps, plan.end))
             scale = 1.0 / (world_size() if strict.summed_micro_batches else plan.valid_tokens(step))
             for number, (batch, documents) in enumerate(micro_batches):
-                model.set_requires_gradient_sync(config.train.reduce_every_micro_batch or number + 1 == len(micro_batches))
-                loss, rows = model.token_loss(batch, documents, objective, control, scale, config.train.loss_chunk)
-                kept = objective.keep(rows, per_token(*controls(control, batch.source, batch.labels, objective.exempt)))
-                if strict.summed_micro_batches:  # the average over this micro-batch; its tokens are counted on the device
+                model.set_requires_gradient_sync(
+                    config.train.reduce_every_micro_batch or number + 1 == len(micro_batches)
+                )
+                loss, rows = model.token_loss(
+                    batch, documents, objective, control, scale, config.train.loss_chunk
+                )
+                kept = objective.keep(
+                    rows,
+                    per_token(*controls(control, batch.source, batch.targets, objective.exempt)),
+                )
+                if (
+                    strict.summed_micro_batches
+                ):  # the average over this micro-batch; its tokens are counted on the device
                     loss = loss / (kept if kept_only else torch.ones_like(kept)).sum().clamp(min=1)
                 loss.backward()
                 statistics.add(rows, kept, batch)
@@ -155,13 +239,17 @@ def train(config: Config) -> dict[str, Any]:
             if saving or is_due(done, config.log.every) or done == plan.end:
                 result |= metrics.flush()[-1]
                 if metrics.longest_skip >= config.train.max_nonfinite_steps:
-                    raise NonFiniteError(f"by step {done}, {metrics.longest_skip} steps in a row had a loss or gradient that is not finite")
+                    raise NonFiniteError(
+                        f"by step {done}, {metrics.longest_skip} steps in a row had a loss or gradient that is not finite"
+                    )
             evaluating = last or is_due(done, config.eval.every)
             if evaluating and not stopping:
                 evaluate_held_out(done)
             if saving:
                 with metrics.paused():
-                    saver.save(done, model, optimizer, steering.tensors(control), plan.position(done))
+                    saver.save(
+                        done, model, optimizer, steering.tensors(control), plan.position(done)
+                    )
             if stopping:
                 saver.wait()
                 if evaluating:  # only now: whoever asks kills after half a minute or so
@@ -174,8 +262,10 @@ def train(config: Config) -> dict[str, Any]:
         if first == steps and (run / "final").is_dir():
             print0(f"{run} is finished already")
             return result
-        export(model, assets, run / "final", config.checkpoint.export_dtype)
-        print0(f"{run / 'final'} is a Hugging Face model; talk to it: python -m adaptsft.chat {run}")
+        export(model, pretrained, run / "final", config.checkpoint.export_dtype)
+        print0(
+            f"{run / 'final'} is a Hugging Face model; talk to it: python -m adaptsft.chat {run}"
+        )
         return result
 
 
@@ -188,7 +278,7 @@ def evaluate(
     model: ShardedModel,
     data: TokenizedData,
     objective: Objective,
-    control: Control,
+    control: ObjectiveState,
     batches: BatchLoader,
     metrics: Metrics,
     step: int,
@@ -196,11 +286,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """NLL, mean p, the objective's loss and the other statistics of the held-out data, over all ranks."""
     model.eval()
-    statistics = TokenStatistics(len(data.names), control.alpha.device)
+    statistics = StepStatistics(len(data.names), control.alpha.device)
     for batch, documents in batches.in_order(data):
         watchdog.beat(step)
-        _, rows = model.token_loss(batch, documents, objective, control, 1.0, batches.config.train.loss_chunk)
-        kept = objective.keep(rows, per_token(*controls(control, batch.source, batch.labels, objective.exempt)))
+        _, rows = model.token_loss(
+            batch, documents, objective, control, 1.0, batches.config.train.loss_chunk
+        )
+        kept = objective.keep(
+            rows, per_token(*controls(control, batch.source, batch.targets, objective.exempt))
+        )
         statistics.add(rows, kept, batch)
     reshard(model)
     model.train()
@@ -213,10 +307,12 @@ def held_out_tasks(config: Config, tokenizer: Any) -> list[Any]:
     settings = config.eval
     if not settings.tasks:
         return []
-    from adaptsft.evals import in_training  # needs the extra `eval`
+    from adaptsft.evals import in_training
 
     folder = Path(settings.data_dir) if settings.data_dir else None
-    return in_training.prepare(settings.tasks, folder, settings.limit, settings.max_tokens, tokenizer, config.data)
+    return in_training.prepare(
+        settings.tasks, folder, settings.limit, settings.max_tokens, tokenizer, config.data
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -227,7 +323,9 @@ def main(arguments: list[str]) -> int:
     try:
         result = train(configuration.load(arguments))
     except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # each node has its own command line, and may be the only one with an error
+        if (
+            int(os.environ.get("LOCAL_RANK", 0)) == 0
+        ):  # each node has its own command line, and may be the only one with an error
             print(f"adaptsft.train: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return PREEMPTED if result.get("stopped") else 0

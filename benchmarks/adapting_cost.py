@@ -1,4 +1,4 @@
-"""What adapting costs per step: the time of `Steering.advance` under controller.name=auto, beside that under a fixed objective.
+"""What adapting costs per step: the time of `ControllerRuntime.advance` under controller.name=auto, beside that under a fixed objective.
 
     python benchmarks/adapting_cost.py            # writes benchmarks/results/adapting_cost.json
 
@@ -13,20 +13,20 @@ from pathlib import Path
 
 import torch
 
-from adaptsft.config import ControllerConfig, ObjectiveConfig, TrainConfig
-from adaptsft.control import initial_control
-from adaptsft.controllers import Steering
-from adaptsft.run import environment
-from adaptsft.stats import TokenStatistics
+from adaptsft.config.schema import ControllerConfig, ObjectiveConfig, TrainConfig
+from adaptsft.controllers.runtime import ControllerRuntime
+from adaptsft.objectives.state import initial_state
+from adaptsft.statistics.step import StepStatistics
+from adaptsft.training.run_folder import environment
 
 STEPS, ROUNDS, SOURCES = 200, 21, 4
 
 
 def milliseconds(name: str, device: torch.device) -> float:
     """Mean over STEPS of one call, the device's work included."""
-    control = initial_control(ObjectiveConfig(), SOURCES, device)
-    steering = Steering(ControllerConfig(name=name), TrainConfig(), STEPS + 1, control)
-    found, skip = TokenStatistics(SOURCES, device), torch.zeros((), device=device)
+    control = initial_state(ObjectiveConfig(), SOURCES, device)
+    steering = ControllerRuntime(ControllerConfig(name=name), TrainConfig(), STEPS + 1, control)
+    found, skip = StepStatistics(SOURCES, device), torch.zeros((), device=device)
     found.buffer.fill_(1.0)
     began = time.perf_counter()
     for done in range(1, STEPS + 1):
@@ -38,13 +38,22 @@ def milliseconds(name: str, device: torch.device) -> float:
 
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rounds = [{name: milliseconds(name, device) for name in ("fixed", "auto")} for _ in range(ROUNDS)]  # interleaved
+    rounds = [
+        {name: milliseconds(name, device) for name in ("fixed", "auto")} for _ in range(ROUNDS)
+    ]  # interleaved
     median = {name: statistics.median(one[name] for one in rounds) for name in ("fixed", "auto")}
     added = statistics.median(one["auto"] - one["fixed"] for one in rounds)
-    result = {"environment": environment(), "sources": SOURCES, "milliseconds": median, "added_milliseconds": added}
+    result = {
+        "environment": environment(),
+        "sources": SOURCES,
+        "milliseconds": median,
+        "added_milliseconds": added,
+    }
     path = Path(__file__).parent / "results" / "adapting_cost.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"a step's control costs {median['fixed']:.3f} ms fixed, {median['auto']:.3f} ms under auto: {added:.3f} ms more ({path})")
+    print(
+        f"a step's control costs {median['fixed']:.3f} ms fixed, {median['auto']:.3f} ms under auto: {added:.3f} ms more ({path})"
+    )
 
 
 if __name__ == "__main__":

@@ -31,13 +31,19 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
 
-from adaptsft import config as configuration  # noqa: E402
-from adaptsft.config import Config  # noqa: E402
-from adaptsft.data import BatchPlan, collate, open_data  # noqa: E402
-from adaptsft.model.build import load_assets  # noqa: E402
-from adaptsft.run import environment  # noqa: E402
-from adaptsft.tiny import bpe_tokenizer, make_tiny_model, texts_of  # noqa: E402
+from adaptsft.config import schema as configuration  # noqa: E402
+from adaptsft.config.schema import Config  # noqa: E402
+from adaptsft.data import collator as collate  # noqa: E402
+from adaptsft.data.cache import open_data  # noqa: E402
+from adaptsft.data.sampler import BatchSampler  # noqa: E402
+from adaptsft.model.build import load_pretrained  # noqa: E402
+from adaptsft.model.tiny import (
+    bpe_tokenizer,  # noqa: E402
+    make_tiny_model,  # noqa: E402
+    texts_of,  # noqa: E402
+)
 from adaptsft.train import train  # noqa: E402
+from adaptsft.training.run_folder import environment  # noqa: E402
 
 IMPORTED = time.perf_counter()
 RESULT = Path(__file__).parent / "results" / "data_scale.json"
@@ -48,14 +54,24 @@ STEPS = 3  # optimizer steps of the runs
 def write_examples(path: Path, examples: int) -> None:
     """Conversations of one or two turns and, with the tokenizer below, about 150 tokens, one per line, each with an id."""
     generator = random.Random(0)
-    syllables = [a + b for a in "bdfghklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "ing")]
-    words = ["".join(generator.choices(syllables, k=generator.randrange(1, 4))) for _ in range(4000)]
-    sentences = [" ".join(generator.choices(words, k=generator.randrange(5, 16))).capitalize() + "." for _ in range(20000)]
+    syllables = [
+        a + b for a in "bdfghklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "ing")
+    ]
+    words = [
+        "".join(generator.choices(syllables, k=generator.randrange(1, 4))) for _ in range(4000)
+    ]
+    sentences = [
+        " ".join(generator.choices(words, k=generator.randrange(5, 16))).capitalize() + "."
+        for _ in range(20000)
+    ]
     with path.open("w") as file:
         for number in range(examples):
             messages = []
             for _ in range(generator.randrange(1, 3)):
-                question, answer = generator.choices(sentences, k=2), generator.choices(sentences, k=generator.randrange(2, 5))
+                question, answer = (
+                    generator.choices(sentences, k=2),
+                    generator.choices(sentences, k=generator.randrange(2, 5)),
+                )
                 messages.append({"role": "user", "content": " ".join(question)})
                 messages.append({"role": "assistant", "content": " ".join(answer)})
             file.write(json.dumps({"id": f"example-{number}", "messages": messages}) + "\n")
@@ -64,9 +80,23 @@ def write_examples(path: Path, examples: int) -> None:
 def settings(folder: Path, run: str = "run") -> Config:
     return configuration.load(
         [
-            *(f"run_dir={folder / run}", f"model.path={folder / 'model'}", f"data.path={folder / 'train.jsonl'}"),
-            *(f"data.cache_dir={folder / 'cache'}", "data.max_length=1024", "train.global_batch_size=64", "train.micro_batch_size=2"),
-            *(f"train.max_steps={STEPS}", "train.device=cpu", "log.tensorboard=false", "log.every=1"),
+            *(
+                f"run_dir={folder / run}",
+                f"model.path={folder / 'model'}",
+                f"data.path={folder / 'train.jsonl'}",
+            ),
+            *(
+                f"data.cache_dir={folder / 'cache'}",
+                "data.max_length=1024",
+                "train.global_batch_size=64",
+                "train.micro_batch_size=2",
+            ),
+            *(
+                f"train.max_steps={STEPS}",
+                "train.device=cpu",
+                "log.tensorboard=false",
+                "log.every=1",
+            ),
         ]
     )
 
@@ -80,7 +110,9 @@ def anonymous_gb() -> float | None:
     """Memory of this process that is its own, without the pages of mapped files; None where the system does not say."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("RssAnon:")), None)
+    return next(
+        (int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("RssAnon:")), None
+    )
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -91,8 +123,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def tokenise(folder: Path) -> dict[str, Any]:
     config, before = settings(folder), peak_gb()
-    tokenizer = load_assets(config.model).tokenizer
-    seconds, (data, _) = timed(lambda: open_data(config.data, tokenizer, config.seed, log=lambda line: print(line, flush=True)))
+    tokenizer = load_pretrained(config.model).tokenizer
+    seconds, (data, _) = timed(
+        lambda: open_data(
+            config.data, tokenizer, config.seed, log=lambda line: print(line, flush=True)
+        )
+    )
     return {
         "tokenise_seconds": seconds,
         "examples_per_second": len(data) / seconds,
@@ -101,21 +137,40 @@ def tokenise(folder: Path) -> dict[str, Any]:
         "longest": int(data.lengths.max()),
         "imports_gb": before,
         "tokenise_peak_gb": peak_gb(),
-        "cache_gb": sum(file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file()) / 1e9,
+        "cache_gb": sum(
+            file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file()
+        )
+        / 1e9,
     }
 
 
 def plan(folder: Path) -> dict[str, Any]:
     """Opening, planning and reading with a warm cache; then every example once, in the order of the first epoch."""
     config = settings(folder)
-    tokenizer = load_assets(config.model).tokenizer
-    open_seconds, (data, _) = timed(lambda: open_data(config.data, tokenizer, config.seed, log=lambda line: None))
-    plan_seconds, batches = timed(lambda: BatchPlan(data, config, world_size=2))
-    last = (batches.epoch_size - 1) // config.train.global_batch_size  # the step in which the first epoch ends, or just before it
-    figures = {"open_seconds": open_seconds, "fingerprint_seconds": timed(lambda: data.fingerprint)[0], "plan_seconds": plan_seconds}
-    steps = {"first": 0, "second": 1, "middle": last // 2, "epoch_end": last, "next_epoch": last + 1}
+    tokenizer = load_pretrained(config.model).tokenizer
+    open_seconds, (data, _) = timed(
+        lambda: open_data(config.data, tokenizer, config.seed, log=lambda line: None)
+    )
+    plan_seconds, batches = timed(lambda: BatchSampler(data, config, world_size=2))
+    last = (
+        batches.epoch_size - 1
+    ) // config.train.global_batch_size  # the step in which the first epoch ends, or just before it
+    figures = {
+        "open_seconds": open_seconds,
+        "fingerprint_seconds": timed(lambda: data.fingerprint)[0],
+        "plan_seconds": plan_seconds,
+    }
+    steps = {
+        "first": 0,
+        "second": 1,
+        "middle": last // 2,
+        "epoch_end": last,
+        "next_epoch": last + 1,
+    }
     for name, step in steps.items():
-        figures[f"step_{name}_seconds"] = timed(lambda step=step: [collate(m, data, pad_id=0) for m in batches.micro_batches(step, 0)])[0]
+        figures[f"step_{name}_seconds"] = timed(
+            lambda step=step: [collate(m, data, pad_id=0) for m in batches.micro_batches(step, 0)]
+        )[0]
     figures |= {"plan_anonymous_gb": anonymous_gb(), "plan_peak_gb": peak_gb()}
     order = np.concatenate([batches.examples(step) for step in range(last + 1)])[: len(data)]
     seconds, tokens = timed(lambda: sum(len(data.example(int(i))[0]) for i in order))
@@ -134,13 +189,21 @@ def first_steps(folder: Path) -> None:
     handle = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
     train(settings(folder, f"run{world}"))
     handle.remove()
-    figures = {"imports_seconds": IMPORTED - STARTED, "first_step_seconds": ends[0] - IMPORTED, "peak_gb": peak_gb()}
+    figures = {
+        "imports_seconds": IMPORTED - STARTED,
+        "first_step_seconds": ends[0] - IMPORTED,
+        "peak_gb": peak_gb(),
+    }
     (folder / f"first_step_{world}_{rank}.json").write_text(json.dumps(figures))
 
 
 def stage(folder: Path, name: str, ranks: int = 0) -> str:
     """Run a stage of this script in a process, or in `ranks` processes; its last line of output."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        if ranks > 1
+        else []
+    )
     command = [sys.executable, *launcher, __file__, "--folder", str(folder), "--stage", name]
     lines = [""]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -168,22 +231,40 @@ def measure(folder: Path, examples: int) -> dict[str, Any]:
         print(f"{name} done", flush=True)
     for world in (1, 2):
         stage(folder, "first_steps", world)
-        ranks = [json.loads((folder / f"first_step_{world}_{rank}.json").read_text()) for rank in range(world)]
+        ranks = [
+            json.loads((folder / f"first_step_{world}_{rank}.json").read_text())
+            for rank in range(world)
+        ]
         for name in ranks[0]:
             figures[f"{world}_rank{'s' * (world > 1)}_{name}"] = max(rank[name] for rank in ranks)
     return figures
 
 
 def within_limits(figures: dict[str, Any]) -> bool:
-    return all(value <= limit for end, limit in LIMITS.items() for name, value in figures.items() if name.endswith(end))
+    return all(
+        value <= limit
+        for end, limit in LIMITS.items()
+        for name, value in figures.items()
+        if name.endswith(end)
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=1_000_000, help="examples (default: 1000000)")
-    parser.add_argument("--folder", type=Path, help="work in this folder and leave it; a train.jsonl and a cache in it are used again")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--examples", type=int, default=1_000_000, help="examples (default: 1000000)"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="work in this folder and leave it; a train.jsonl and a cache in it are used again",
+    )
     parser.add_argument("--out", type=Path, default=RESULT, help="file of the result")
-    parser.add_argument("--stage", choices=("tokenise", "plan", "first_steps"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--stage", choices=("tokenise", "plan", "first_steps"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.stage:
@@ -196,11 +277,23 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         figures = measure(folder, args.examples)
     ok = within_limits(figures)
-    figures = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
+    figures = {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value
+        for name, value in figures.items()
+    }
     for name, value in figures.items():
         print(f"{name:32}{value if value is None else format(value, ','):>14}")
-    print(f"{'within' if ok else 'NOT within'} the limits: " + ", ".join(f"{name} <= {limit:g}" for name, limit in LIMITS.items()))
-    result = {"environment": environment(), "examples": args.examples, "limits": LIMITS, "within_limits": ok, "figures": figures}
+    print(
+        f"{'within' if ok else 'NOT within'} the limits: "
+        + ", ".join(f"{name} <= {limit:g}" for name, limit in LIMITS.items())
+    )
+    result = {
+        "environment": environment(),
+        "examples": args.examples,
+        "limits": LIMITS,
+        "within_limits": ok,
+        "figures": figures,
+    }
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if ok else 1

@@ -26,7 +26,9 @@ TESTS = ("base", "plus")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--outputs", type=Path, required=True)
     parser.add_argument("--verdicts", type=Path)
@@ -52,7 +54,11 @@ def replay(dataset: str, options: argparse.Namespace) -> dict:
     theirs = [{"base": row["base_status"], "plus": row["plus_status"]} for row in recorded]
     scored = len(records)
     if options.verdicts:
-        cases = [case for case in json.loads(options.verdicts.read_text())["cases"] if case["dataset"] == dataset]
+        cases = [
+            case
+            for case in json.loads(options.verdicts.read_text())["cases"]
+            if case["dataset"] == dataset
+        ]
         records += cases
         theirs += [{"base": case["base"], "plus": case["plus"]} for case in cases]
     for row in theirs:
@@ -60,11 +66,20 @@ def replay(dataset: str, options: argparse.Namespace) -> dict:
     started = time.perf_counter()
     with tqdm(total=len(records), desc=version, unit="program") as bar:
         ours = evalplus.grade(
-            records, data_dir=options.data_dir, allow_code_exec=True, version=[version], workers=options.workers, progress=bar.update
+            records,
+            data_dir=options.data_dir,
+            allow_code_exec=True,
+            version=[version],
+            workers=options.workers,
+            progress=bar.update,
         )
     seconds = time.perf_counter() - started
     differ = [
-        {"task_id": record["task_id"], "model": record.get("model", "qwen2.5-coder-1.5b-base"), "published": their}
+        {
+            "task_id": record["task_id"],
+            "model": record.get("model", "qwen2.5-coder-1.5b-base"),
+            "published": their,
+        }
         | {key: our[key] for key in (*TESTS, "reason", "test")}
         for record, our, their in zip(records, ours, theirs, strict=True)
         if any(our[tests] != their[tests] for tests in TESTS)
@@ -74,18 +89,30 @@ def replay(dataset: str, options: argparse.Namespace) -> dict:
     return {
         "data": version,
         "problems": len(prompts.by_id),
-        "published pass@1": {"base": score[dataset]["pass@1"], "plus": score[f"{dataset}+"]["pass@1"]},
+        "published pass@1": {
+            "base": score[dataset]["pass@1"],
+            "plus": score[f"{dataset}+"]["pass@1"],
+        },
         "reproduced pass@1": {tests: round(100 * share[tests], 1) for tests in TESTS},
         "programs": len(records),
         "programs of the scores": scored,
-        "equal verdicts": {tests: sum(o[tests] == t[tests] for o, t in zip(ours, theirs, strict=True)) for tests in TESTS},
+        "equal verdicts": {
+            tests: sum(o[tests] == t[tests] for o, t in zip(ours, theirs, strict=True))
+            for tests in TESTS
+        },
         "out of time": sum(row["timeout"] for row in ours),
         "tests left out": sum({row["task_id"]: row["untested"] for row in ours}.values()),
         "differ": differ,
         "seconds": round(seconds, 1),
         "isolation": sandbox.isolation(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "command": " ".join(["python benchmarks/evals_code.py", "--data-dir DATA --outputs FOLDER --verdicts FILE --only", dataset]),
+        "command": " ".join(
+            [
+                "python benchmarks/evals_code.py",
+                "--data-dir DATA --outputs FOLDER --verdicts FILE --only",
+                dataset,
+            ]
+        ),
     }
 
 

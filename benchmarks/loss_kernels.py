@@ -33,7 +33,7 @@ import torch
 from loss_peers import Problem, Run, candidates, make_problem  # pyrefly: ignore[missing-import]  # beside this file
 from torch import Tensor
 
-from adaptsft.run import environment
+from adaptsft.training.run_folder import environment
 from adaptsft_kernels import describe_implementation
 
 Shape = tuple[int, int, int]  # N, D, V
@@ -79,18 +79,28 @@ def extra_memory(run: Run, problem: Problem) -> int | None:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         execute(run, problem)
-        gradients = sum(grad.numel() * grad.element_size() for grad in (problem.hidden.grad, problem.weight.grad) if grad is not None)
+        gradients = sum(
+            grad.numel() * grad.element_size()
+            for grad in (problem.hidden.grad, problem.weight.grad)
+            if grad is not None
+        )
         return torch.cuda.max_memory_allocated() - before - gradients
     if not os.path.exists("/proc/self/clear_refs"):
         return None
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from now
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # Linux: the high-water mark starts again from now
     before = resident("VmRSS")
     execute(run, problem)
     return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1]) << 10
 
 
@@ -110,11 +120,14 @@ def syncs(run: Run, problem: Problem) -> int | None:
 def reference(problem: Problem) -> tuple[Tensor, Tensor]:
     """d hidden and d weight of NLL in fp64, chunk by chunk."""
     weight = problem.weight.detach().double()
-    d_hidden, d_weight = torch.zeros_like(problem.hidden, dtype=torch.float64), torch.zeros_like(weight)
-    for rows in problem.valid_idx.split(512):
+    d_hidden, d_weight = (
+        torch.zeros_like(problem.hidden, dtype=torch.float64),
+        torch.zeros_like(weight),
+    )
+    for rows in problem.target_idx.split(512):
         x = problem.hidden.detach()[rows].double()
         z = (x @ weight.t()).softmax(1)
-        y = problem.labels[rows, None]
+        y = problem.targets[rows, None]
         z.scatter_(1, y, 0)
         z.scatter_(1, y, -z.sum(1, keepdim=True))  # p - 1 as minus the sum of the others
         d_hidden[rows] = z @ weight
@@ -131,8 +144,12 @@ def examine(name: str, run: Run, problem: Problem, truth: tuple[Tensor, Tensor])
     loss, d_hidden, d_weight = execute(run, problem)
     row: dict[str, Any] = {}
     if loss is not None and NOT_NLL not in name:
-        sure = problem.valid_idx[problem.p > 0.99]
-        row |= {"dX": relative(d_hidden, truth[0]), "dX*": relative(d_hidden[sure], truth[0][sure]), "dW": relative(d_weight, truth[1])}
+        sure = problem.target_idx[problem.p > 0.99]
+        row |= {
+            "dX": relative(d_hidden, truth[0]),
+            "dX*": relative(d_hidden[sure], truth[0][sure]),
+            "dW": relative(d_weight, truth[1]),
+        }
     first = [tensor.detach().clone() for tensor in (loss, d_hidden, d_weight) if tensor is not None]
     again = [tensor for tensor in execute(run, problem) if tensor is not None]
     row["repeat"] = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -140,7 +157,9 @@ def examine(name: str, run: Run, problem: Problem, truth: tuple[Tensor, Tensor])
     return row | {"bytes": extra_memory(run, problem), "syncs": syncs(run, problem)}
 
 
-def compare(problem: Problem, runs: dict[str, Run], rounds: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def compare(
+    problem: Problem, runs: dict[str, Run], rounds: int, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     say("fp64 reference")
     truth = reference(problem)
@@ -148,10 +167,16 @@ def compare(problem: Problem, runs: dict[str, Run], rounds: int, say: Callable[[
         say(f"checking {name}")
         try:
             rows[name] = examine(name, run, problem, truth)
-        except Exception as error:  # a peer that cannot run this shape is reported as such, and the others go on
+        except (
+            Exception
+        ) as error:  # a peer that cannot run this shape is reported as such, and the others go on
             if name.startswith("ours") and not isinstance(error, torch.OutOfMemoryError):
                 raise
-            rows[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]}
+            rows[name] = {
+                "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
+                    :200
+                ]
+            }
     del truth
     times: dict[str, list[float]] = {name: [] for name, row in rows.items() if "failed" not in row}
     for index in range(rounds):
@@ -160,25 +185,37 @@ def compare(problem: Problem, runs: dict[str, Run], rounds: int, say: Callable[[
             times[name].append(seconds(runs[name], problem))
     base = "bare products" if problem.hidden.is_cuda else "naive"
     for name, values in times.items():
-        rows[name] |= {"ms": 1e3 * median(values), "rounds_ms": [round(1e3 * value, 3) for value in values]}
+        rows[name] |= {
+            "ms": 1e3 * median(values),
+            "rounds_ms": [round(1e3 * value, 3) for value in values],
+        }
         if base in times:
             rows[name]["ratio"] = median(a / b for a, b in zip(values, times[base], strict=True))
     return rows
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    columns = {"ms": "{:.2f}", "ratio": "{:.3f}", "bytes": "{:.2f}", "syncs": "{}"} | dict.fromkeys(("dX", "dX*", "dW"), "{:.1e}")
+    columns = {"ms": "{:.2f}", "ratio": "{:.3f}", "bytes": "{:.2f}", "syncs": "{}"} | dict.fromkeys(
+        ("dX", "dX*", "dW"), "{:.1e}"
+    )
     columns["repeat"] = "{}"
     lines = [f"{'':24}" + "".join(f"{'GB' if name == 'bytes' else name:>10}" for name in columns)]
     for name, row in rows.items():
         cells = row if row.get("bytes") is None else row | {"bytes": row["bytes"] / 1e9}
-        values = "".join(f"{'-' if cells.get(key) is None else form.format(cells[key]):>10}" for key, form in columns.items())
+        values = "".join(
+            f"{'-' if cells.get(key) is None else form.format(cells[key]):>10}"
+            for key, form in columns.items()
+        )
         lines.append(f"{name:24}" + (f"  {row['failed']}" if "failed" in row else values))
     return "\n".join(lines)
 
 
 def clocks() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu", "--format=csv,noheader"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu",
+        "--format=csv,noheader",
+    ]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -186,41 +223,112 @@ def clocks() -> str | None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("N", "D", "V"), help="instead of the default shapes")
-    parser.add_argument("--full", action="store_true", help="also N = 1k, 4k, 64k and a vocabulary of 262144")
-    parser.add_argument("--mask", type=float, nargs="+", default=[0.0, 0.5], help="shares of the rows that are prompt (default: 0 and .5)")
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds, interleaved (default: 20)")
-    parser.add_argument("--only", default="", help="comma-separated beginnings of the candidates' names (default: all)")
-    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/loss_kernels_<device>.json)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        action="append",
+        metavar=("N", "D", "V"),
+        help="instead of the default shapes",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="also N = 1k, 4k, 64k and a vocabulary of 262144"
+    )
+    parser.add_argument(
+        "--mask",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.5],
+        help="shares of the rows that are prompt (default: 0 and .5)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="timed rounds, interleaved (default: 20)"
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="comma-separated beginnings of the candidates' names (default: all)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file (default: benchmarks/results/loss_kernels_<device>.json)",
+    )
     args = parser.parse_args()
 
-    device, dtype = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
+    device, dtype = (
+        torch.device(args.device),
+        torch.bfloat16 if args.device == "cuda" else torch.float32,
+    )
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
-    shapes = [tuple(shape) for shape in args.shape or SHAPES[args.device] + (MORE if args.full else [])]
+    shapes = [
+        tuple(shape) for shape in args.shape or SHAPES[args.device] + (MORE if args.full else [])
+    ]
     wanted = tuple(name for name in args.only.split(",") if name)
-    runs = {name: run for name, run in candidates(args.device, RHOS[args.device]).items() if not wanted or name.startswith(wanted)}
+    runs = {
+        name: run
+        for name, run in candidates(args.device, RHOS[args.device]).items()
+        if not wanted or name.startswith(wanted)
+    }
     out = args.out or Path(__file__).parent / "results" / f"loss_kernels_{args.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"environment": environment(), "implementation": describe_implementation(device, dtype), "rounds": args.rounds}
-    results, started, cases = [], time.perf_counter(), [(shape, mask) for shape in shapes for mask in args.mask]
+    result = {
+        "environment": environment(),
+        "implementation": describe_implementation(device, dtype),
+        "rounds": args.rounds,
+    }
+    results, started, cases = (
+        [],
+        time.perf_counter(),
+        [(shape, mask) for shape in shapes for mask in args.mask],
+    )
     for number, (shape, mask) in enumerate(cases):
 
         def say(what: str, number: int = number) -> None:
             passed = time.perf_counter() - started
-            left = f", about {passed / number * (len(cases) - number) / 60:.1f} min left" if number else ""
-            print(f"\r\033[Kcase {number + 1} of {len(cases)}, {passed:.0f} s{left}: {what}", end="", file=sys.stderr, flush=True)
+            left = (
+                f", about {passed / number * (len(cases) - number) / 60:.1f} min left"
+                if number
+                else ""
+            )
+            print(
+                f"\r\033[Kcase {number + 1} of {len(cases)}, {passed:.0f} s{left}: {what}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
         say("data")
         problem = make_problem(*shape, mask, RHOS[args.device], device, dtype)
-        facts = {"mean": float(problem.p.mean())} | {f"above_{t:g}": float((problem.p > t).float().mean()) for t in (0.2, 0.5, 0.99)}
+        facts = {"mean": float(problem.p.mean())} | {
+            f"above_{t:g}": float((problem.p > t).float().mean()) for t in (0.2, 0.5, 0.99)
+        }
         rows = compare(problem, runs, args.rounds, say)
-        results.append({"N,D,V": shape, "mask": mask, "valid": len(problem.valid_idx), "p": facts, "clocks": clocks(), "candidates": rows})
-        print(f"\r\033[K\nN, D, V = {shape}, {mask:.0%} prompt, mean p {facts['mean']:.2f}\n{table(rows)}", flush=True)
+        results.append(
+            {
+                "N,D,V": shape,
+                "mask": mask,
+                "valid": len(problem.target_idx),
+                "p": facts,
+                "clocks": clocks(),
+                "candidates": rows,
+            }
+        )
+        print(
+            f"\r\033[K\nN, D, V = {shape}, {mask:.0%} prompt, mean p {facts['mean']:.2f}\n{table(rows)}",
+            flush=True,
+        )
         del problem
-        temporary = out.with_suffix(".tmp")  # after every case: a run that is cut short keeps what it has
+        temporary = out.with_suffix(
+            ".tmp"
+        )  # after every case: a run that is cut short keeps what it has
         temporary.write_text(json.dumps(result | {"cases": results}, indent=1) + "\n")
         temporary.replace(out)
     print(f"\n{out} written")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from adaptsft_kernels import Rows, linear_objective
+from adaptsft_kernels import TokenStatistics, linear_objective
 
 IGNORED = -100
 
@@ -18,16 +18,22 @@ IGNORED = -100
 class Problem(NamedTuple):
     hidden: Tensor  # [N,D], a leaf
     weight: Tensor  # [V,D], a leaf
-    labels: Tensor  # int64 [N], IGNORED where nothing is learned
-    valid_idx: Tensor  # int64 [n_valid]: what a data loader knows
+    targets: Tensor  # int64 [N], IGNORED where nothing is learned
+    target_idx: Tensor  # int64 [n_valid]: what a data loader knows
     p: Tensor  # fp32 [n_valid], of the targets
-    thresholds: dict[float, float]  # rho -> the p above which a share rho of the valid rows lies; known before the clock starts
+    thresholds: dict[
+        float, float
+    ]  # rho -> the p above which a share rho of the valid rows lies; known before the clock starts
 
 
-Run = Callable[[Problem], Tensor | None]  # the loss, to be differentiated; None where the gradients are computed already
+Run = Callable[
+    [Problem], Tensor | None
+]  # the loss, to be differentiated; None where the gradients are computed already
 
 
-def make_problem(n: int, d: int, v: int, mask: float, rhos: list[float], device: torch.device, dtype: torch.dtype) -> Problem:
+def make_problem(
+    n: int, d: int, v: int, mask: float, rhos: list[float], device: torch.device, dtype: torch.dtype
+) -> Problem:
     """hidden = noise + a W_y, with a chosen per row so that p of the target follows Beta(.6, .2): most tokens known, some not at all.
 
     Random logits would be near uniform: every p tiny, every softmax flat, and kernels that drop small entries would drop all.
@@ -35,39 +41,48 @@ def make_problem(n: int, d: int, v: int, mask: float, rhos: list[float], device:
     """
     generator = torch.Generator(device).manual_seed(0)
     weight = torch.randn(v, d, generator=generator, device=device).mul_(d**-0.5).to(dtype)
-    labels = torch.randint(0, v, (n,), generator=generator, device=device)
+    targets = torch.randint(0, v, (n,), generator=generator, device=device)
     hidden = torch.empty(n, d, device=device, dtype=dtype)
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     grid = torch.linspace(1e-6, 1 - 1e-6, 20001, dtype=torch.float64)
     density = (grid ** (0.6 - 1) * (1 - grid) ** (0.2 - 1)).cumsum(0)
-    wanted = grid[torch.searchsorted(density / density[-1], uniform).clamp(max=20000)].logit().float().to(device)
+    wanted = (
+        grid[torch.searchsorted(density / density[-1], uniform).clamp(max=20000)]
+        .logit()
+        .float()
+        .to(device)
+    )
     p = torch.empty(n, device=device)
     for rows in torch.arange(n, device=device).split(1024):
-        target = weight[labels[rows]].float()
+        target = weight[targets[rows]].float()
         noise = 2 * torch.randn(len(rows), d, generator=generator, device=device)
         z = noise.to(dtype) @ weight.t()
-        others = z.float().scatter_(1, labels[rows, None], -torch.inf).logsumexp(1)
+        others = z.float().scatter_(1, targets[rows, None], -torch.inf).logsumexp(1)
         norm = target.square().sum(1)
         a = (wanted[rows] + others - (noise * target).sum(1)) / norm
         hidden[rows] = (noise + a[:, None] * target).to(dtype)
         z = (hidden[rows] @ weight.t()).float()
-        p[rows] = (z.gather(1, labels[rows, None]).squeeze(1) - z.logsumexp(1)).exp()
+        p[rows] = (z.gather(1, targets[rows, None]).squeeze(1) - z.logsumexp(1)).exp()
     run = torch.arange(n, device=device) // 64
-    labels[((run + 1) * mask).floor() > (run * mask).floor()] = IGNORED
-    valid_idx = (labels != IGNORED).nonzero().squeeze(1)
-    p = p[valid_idx]
-    thresholds = {rho: float(torch.quantile(p.double().cpu(), 1 - rho)) if rho else 2.0 for rho in rhos}
-    return Problem(hidden.requires_grad_(), weight.requires_grad_(), labels, valid_idx, p, thresholds)
+    targets[((run + 1) * mask).floor() > (run * mask).floor()] = IGNORED
+    target_idx = (targets != IGNORED).nonzero().squeeze(1)
+    p = p[target_idx]
+    thresholds = {
+        rho: float(torch.quantile(p.double().cpu(), 1 - rho)) if rho else 2.0 for rho in rhos
+    }
+    return Problem(
+        hidden.requires_grad_(), weight.requires_grad_(), targets, target_idx, p, thresholds
+    )
 
 
-def nll(rows: Rows, control: Any) -> tuple[Tensor, Tensor]:
+def nll(rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
     return -rows.logp, torch.ones_like(rows.logp)
 
 
 def above(threshold: float) -> Any:
     """NLL of the tokens whose p is at least the threshold."""
 
-    def objective(rows: Rows, control: Any) -> tuple[Tensor, Tensor]:
+    def objective(rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
         s = (rows.logp.exp() >= threshold).to(rows.logp.dtype)
         return -s * rows.logp, s
 
@@ -77,23 +92,34 @@ def above(threshold: float) -> Any:
 
 def ours(problem: Problem, rho: float = 1.0, **options: Any) -> Tensor:
     objective = nll if rho == 1 else above(problem.thresholds[rho])
-    labels = problem.labels[problem.valid_idx]
-    return linear_objective(problem.hidden, problem.weight, labels, objective, valid_idx=problem.valid_idx, **options)[0]
+    targets = problem.targets[problem.target_idx]
+    return linear_objective(
+        problem.hidden, problem.weight, targets, objective, target_idx=problem.target_idx, **options
+    )[0]
 
 
 def bare(problem: Problem) -> None:
     """The three matrix products of the valid rows, and nothing else: what no implementation that computes them can beat."""
     with torch.no_grad():
-        x, every = problem.hidden, len(problem.valid_idx) == len(problem.hidden)
-        x = x if every else x[problem.valid_idx]
+        x, every = problem.hidden, len(problem.target_idx) == len(problem.hidden)
+        x = x if every else x[problem.target_idx]
         z = x @ problem.weight.t()
         d_x = z @ problem.weight
-        problem.hidden.grad = d_x if every else torch.zeros_like(problem.hidden).index_copy_(0, problem.valid_idx, d_x)
+        problem.hidden.grad = (
+            d_x
+            if every
+            else torch.zeros_like(problem.hidden).index_copy_(0, problem.target_idx, d_x)
+        )
         problem.weight.grad = z.t() @ x
 
 
 def naive(problem: Problem) -> Tensor:
-    return F.cross_entropy((problem.hidden @ problem.weight.t()).float(), problem.labels, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(
+        (problem.hidden @ problem.weight.t()).float(),
+        problem.targets,
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
 
 
 def checkpointed_chunks(problem: Problem, rows: int = 256) -> Tensor:
@@ -102,8 +128,8 @@ def checkpointed_chunks(problem: Problem, rows: int = 256) -> Tensor:
     def part(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy((x @ weight.t()).float(), y, reduction="sum")
 
-    valid = problem.labels != IGNORED  # as TRL finds them: by waiting for the device
-    chunks = zip(problem.hidden[valid].split(rows), problem.labels[valid].split(rows), strict=True)
+    valid = problem.targets != IGNORED  # as TRL finds them: by waiting for the device
+    chunks = zip(problem.hidden[valid].split(rows), problem.targets[valid].split(rows), strict=True)
     loss = problem.hidden.new_zeros((), dtype=torch.float32)
     for x, y in chunks:
         loss = loss + checkpoint(part, x, problem.weight, y, use_reentrant=False)
@@ -112,19 +138,30 @@ def checkpointed_chunks(problem: Problem, rows: int = 256) -> Tensor:
 
 def of_torch(problem: Problem) -> Tensor:
     options = torch.nn.LinearCrossEntropyOptions()
-    return F.linear_cross_entropy(problem.hidden, problem.weight, problem.labels, ignore_index=IGNORED, reduction="sum", options=options)
+    return F.linear_cross_entropy(
+        problem.hidden,
+        problem.weight,
+        problem.targets,
+        ignore_index=IGNORED,
+        reduction="sum",
+        options=options,
+    )
 
 
 def liger(problem: Problem, **options: Any) -> Tensor:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    return LigerFusedLinearCrossEntropyLoss(reduction="sum", **options)(problem.weight, problem.hidden, problem.labels)
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum", **options)(
+        problem.weight, problem.hidden, problem.targets
+    )
 
 
 def cce(problem: Problem, **options: Any) -> Tensor:
     from cut_cross_entropy import linear_cross_entropy
 
-    return linear_cross_entropy(problem.hidden, problem.weight, problem.labels, reduction="sum", **options)
+    return linear_cross_entropy(
+        problem.hidden, problem.weight, problem.targets, reduction="sum", **options
+    )
 
 
 def candidates(device: str, rhos: list[float]) -> dict[str, Run]:

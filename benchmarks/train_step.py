@@ -40,18 +40,28 @@ from typing import Any
 import torch
 from train_step_runs import CANDIDATES, EXAMPLES, SHAPES, WARM_UP, Setting  # pyrefly: ignore[missing-import]  # beside this file
 
-from adaptsft.run import environment
+from adaptsft.training.run_folder import environment
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 # A round: processes, and the runs in each. The first run of a process warms the machine up, hence not one of the pairs.
-ORDER = [["-p", "NLL", "adaptive", "adaptive", "NLL", "p >= .2", "NLL", "adaptive"], ["TRL"], ["adaptive, compiled"]]
+ORDER = [
+    ["-p", "NLL", "adaptive", "adaptive", "NLL", "p >= .2", "NLL", "adaptive"],
+    ["TRL"],
+    ["adaptive, compiled"],
+]
 
 
 class Progress:
     """Starts processes, says what they have done, and ends them in time."""
 
     def __init__(self, setting: Setting, runs: int, limit: float):
-        self.setting, self.runs, self.limit, self.done, self.started = setting, runs, limit, 0, time.perf_counter()
+        self.setting, self.runs, self.limit, self.done, self.started = (
+            setting,
+            runs,
+            limit,
+            0,
+            time.perf_counter(),
+        )
 
     def left(self) -> float:
         return self.limit - (time.perf_counter() - self.started)
@@ -74,23 +84,45 @@ class Progress:
             process.wait()
         self.show(results, shown)
         found = [json.loads(line) for line in results.read_text().splitlines()]
-        reason = f"no result within {limit:.0f} s" if late else f"the process ended with {process.returncode}"
-        found += [{"name": name, "failed": reason} for name in names[sum(run["name"] in names for run in found) :]]
+        reason = (
+            f"no result within {limit:.0f} s"
+            if late
+            else f"the process ended with {process.returncode}"
+        )
+        found += [
+            {"name": name, "failed": reason}
+            for name in names[sum(run["name"] in names for run in found) :]
+        ]
         if any("failed" in run for run in found):
             last = log.read_text(errors="replace").splitlines()[-25:]
-            print(f"end of the output of {', '.join(dict.fromkeys(names))}:", *last, sep="\n  ", file=sys.stderr)
+            print(
+                f"end of the output of {', '.join(dict.fromkeys(names))}:",
+                *last,
+                sep="\n  ",
+                file=sys.stderr,
+            )
         return found
 
     def show(self, results: Path, shown: int) -> int:
-        lines = [line for line in results.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = [
+            line for line in results.read_text().splitlines(keepends=True) if line.endswith("\n")
+        ]
         for line in lines[shown:]:
             run = json.loads(line)
             if "step_seconds" in run or "failed" in run:
                 self.done += 1
                 passed = time.perf_counter() - self.started
-                figure = run["failed"] if "failed" in run else f"{1e3 * median(run['step_seconds']):.1f} ms a step"
+                figure = (
+                    run["failed"]
+                    if "failed" in run
+                    else f"{1e3 * median(run['step_seconds']):.1f} ms a step"
+                )
                 rest = f"about {passed / self.done * (self.runs - self.done):.0f} s left"
-                print(f"{passed:4.0f} s  run {self.done} of {self.runs}, {rest}: {run['name']}: {figure}", file=sys.stderr, flush=True)
+                print(
+                    f"{passed:4.0f} s  run {self.done} of {self.runs}, {rest}: {run['name']}: {figure}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         return len(lines)
 
 
@@ -102,53 +134,111 @@ def check(run: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         if run[what] != [facts[what]]:
             return run | {"failed": f"{what} of its steps: {run[what]}, of the data: {facts[what]}"}
     if run["name"] in ("NLL", "TRL") and not run["nll"][-1] < run["nll"][0]:
-        return run | {"failed": f"its loss has not fallen: {run['nll'][0]:.4f} -> {run['nll'][-1]:.4f}"}
+        return run | {
+            "failed": f"its loss has not fallen: {run['nll'][0]:.4f} -> {run['nll'][-1]:.4f}"
+        }
     first = facts.setdefault("nll", run["nll"][0])  # of the first run: same weights, same tokens
     if not math.isclose(run["nll"][0], first, rel_tol=0.01):
-        return run | {"failed": f"its loss begins at {run['nll'][0]:.4f}, that of the first run at {first:.4f}"}
+        return run | {
+            "failed": f"its loss begins at {run['nll'][0]:.4f}, that of the first run at {first:.4f}"
+        }
     return run
 
 
 def ratio(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
     """Time of a step of the adaptive default to that of NLL, over runs that were neighbours, and the standard error of the mean."""
-    pairs = [(a, b) for a, b in zip(runs.get("adaptive", []), runs.get("NLL", []), strict=False) if "failed" not in a | b]
+    pairs = [
+        (a, b)
+        for a, b in zip(runs.get("adaptive", []), runs.get("NLL", []), strict=False)
+        if "failed" not in a | b
+    ]
     found = [median(a["step_seconds"]) / median(b["step_seconds"]) for a, b in pairs]
     if not found:
         return None
-    return {"mean": mean(found), "standard_error": stdev(found) / len(found) ** 0.5 if len(found) > 1 else None, "pairs": found}
+    return {
+        "mean": mean(found),
+        "standard_error": stdev(found) / len(found) ** 0.5 if len(found) > 1 else None,
+        "pairs": found,
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--tiny", action="store_true", help="a tiny model and packs of 256 tokens; compiled layers only where --only names them"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="a tiny model and packs of 256 tokens; compiled layers only where --only names them",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--length", type=int, help="tokens of a pack (default: 8192; --tiny: 256)")
-    parser.add_argument("--steps", type=int, default=8, help=f"steps of each run, the first {WARM_UP} warm-up (default: 8)")
-    parser.add_argument("--rounds", type=int, default=1, help="times that everything is run (default: 1: three pairs of NLL and adaptive)")
-    parser.add_argument("--only", default="", help="semicolon-separated candidates (default: all)")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="for all of ours, such as train.loss_logits=bf16")
     parser.add_argument(
-        "--limit", type=float, default=3600, help="seconds for everything; what is not done by then has failed (default: 3600)"
+        "--steps",
+        type=int,
+        default=8,
+        help=f"steps of each run, the first {WARM_UP} warm-up (default: 8)",
     )
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16, for MFU (default: 989, data sheet of the H200)")
-    parser.add_argument("--trace", type=Path, metavar="FILE.json.gz", help="keep the Chrome trace of two steps of the adaptive default")
-    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file (default: benchmarks/results/train_step.json)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        help="times that everything is run (default: 1: three pairs of NLL and adaptive)",
+    )
+    parser.add_argument("--only", default="", help="semicolon-separated candidates (default: all)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="for all of ours, such as train.loss_logits=bf16",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=3600,
+        help="seconds for everything; what is not done by then has failed (default: 3600)",
+    )
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        default=989.0,
+        help="dense bf16, for MFU (default: 989, data sheet of the H200)",
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE.json.gz",
+        help="keep the Chrome trace of two steps of the adaptive default",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULT,
+        help="JSON file (default: benchmarks/results/train_step.json)",
+    )
     args = parser.parse_args()
     args.length = args.length or (256 if args.tiny else 8192)
     if args.steps <= WARM_UP:
         parser.error(f"--steps {args.steps}: the first {WARM_UP} are not timed; give more")
     everything = [*CANDIDATES, "TRL"]
-    wanted = [name for name in args.only.split(";") if name] or [name for name in everything if not (args.tiny and "compiled" in name)]
+    wanted = [name for name in args.only.split(";") if name] or [
+        name for name in everything if not (args.tiny and "compiled" in name)
+    ]
     if unknown := [name for name in wanted if name not in everything]:
         parser.error(f"--only {unknown[0]}: choose from {'; '.join(everything)}")
     if "TRL" in wanted and importlib.util.find_spec("trl") is None:
-        print("TRL is left out: it is not installed (pip install trl liger-kernel)", file=sys.stderr)
+        print(
+            "TRL is left out: it is not installed (pip install trl liger-kernel)", file=sys.stderr
+        )
         wanted.remove("TRL")
     processes = [[name for name in names if name in wanted] for names in ORDER]
     processes = [names for names in processes if names] * args.rounds
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for names in ORDER for name in names if name in wanted}
+    runs: dict[str, list[dict[str, Any]]] = {
+        name: [] for names in ORDER for name in names if name in wanted
+    }
     gemms: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -172,9 +262,25 @@ def main() -> int:
 
     gemm = mean(gemms) if gemms else None
     machine = environment()
-    machine["versions"] |= {name: version(name) for name in ("trl", "liger-kernel") if importlib.util.find_spec(name.replace("-", "_"))}
-    result = {"environment": machine, "model": SHAPES[args.tiny], "length": args.length, "steps": args.steps, "set": args.set}
-    result |= {"step": facts, "peak_tflops": args.peak_tflops, "gemm_tflops": gemm, "adaptive / NLL": ratio(runs), "runs": runs}
+    machine["versions"] |= {
+        name: version(name)
+        for name in ("trl", "liger-kernel")
+        if importlib.util.find_spec(name.replace("-", "_"))
+    }
+    result = {
+        "environment": machine,
+        "model": SHAPES[args.tiny],
+        "length": args.length,
+        "steps": args.steps,
+        "set": args.set,
+    }
+    result |= {
+        "step": facts,
+        "peak_tflops": args.peak_tflops,
+        "gemm_tflops": gemm,
+        "adaptive / NLL": ratio(runs),
+        "runs": runs,
+    }
     print(table(result))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_suffix(".tmp")
@@ -185,15 +291,24 @@ def main() -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    facts, runs, gemm, promised = result["step"], result["runs"], result["gemm_tflops"], result["peak_tflops"]
+    facts, runs, gemm, promised = (
+        result["step"],
+        result["runs"],
+        result["gemm_tflops"],
+        result["peak_tflops"],
+    )
     lines = [
         f"\n{facts['parameters'] / 1e6:,.1f} M parameters; every step of every run, TRL's too: {EXAMPLES} examples, "
-        f"{facts['packs']} packs, {facts['tokens']:,} tokens, {facts['supervised']:,} of them supervised",
+        f"{facts['packs']} packs, {facts['tokens']:,} tokens, {facts['target_tokens']:,} of them supervised",
         f"a large product reaches {f'{gemm:.3g}' if gemm else '-'} TFLOP/s here, the data sheet says {promised:g}\n",
         f"{'':20}{'tokens/s':>10}{'to TRL':>8}{'ms/step':>9}{'MFU':>7}{'of gemm':>9}{'GB':>7}{'kept':>6}   NLL, first to last step",
     ]
     good = {name: [run for run in found if "failed" not in run] for name, found in runs.items()}
-    seconds = {name: median(median(run["step_seconds"]) for run in found) for name, found in good.items() if found}
+    seconds = {
+        name: median(median(run["step_seconds"]) for run in found)
+        for name, found in good.items()
+        if found
+    }
     for name, found in runs.items():
         lines += dict.fromkeys(f"{name:20}  {run['failed']}" for run in found if "failed" in run)
         if name not in seconds:
@@ -208,15 +323,22 @@ def table(result: dict[str, Any]) -> str:
             f"{max(run['bytes'] for run in good[name]) / 1e9:.1f}" if run["bytes"] else "-",
             f"{run['kept']:.2f}" if "kept" in run else "-",
         ]
-        row = "".join(f"{text:>{width}}" for text, width in zip(shown, (10, 8, 9, 7, 9, 7, 6), strict=True))
+        row = "".join(
+            f"{text:>{width}}" for text, width in zip(shown, (10, 8, 9, 7, 9, 7, 6), strict=True)
+        )
         lines.append(f"{name:20}{row}   {run['nll'][0]:.4f} to {run['nll'][-1]:.4f}")
     if pair := result["adaptive / NLL"]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.4f}"
-        lines.append(f"\nadaptive / NLL, time of a step: {pair['mean']:.4f}{error} over {len(pair['pairs'])} pairs of neighbouring runs")
+        lines.append(
+            f"\nadaptive / NLL, time of a step: {pair['mean']:.4f}{error} over {len(pair['pairs'])} pairs of neighbouring runs"
+        )
     lines.append("")
     for name, found in good.items():
         for parts in [run["breakdown"] for run in found if run["breakdown"]][-1:]:
-            lines.append(f"where the time of {name} goes: " + ", ".join(f"{kind} {share:.1%}" for kind, share in parts.items()))
+            lines.append(
+                f"where the time of {name} goes: "
+                + ", ".join(f"{kind} {share:.1%}" for kind, share in parts.items())
+            )
     return "\n".join(lines)
 
 

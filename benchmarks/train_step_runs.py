@@ -30,7 +30,11 @@ CANDIDATES: dict[str, list[str]] = {
     "adaptive": [AUTO],
     "adaptive, compiled": [AUTO, "train.compile=true"],
 }
-PROFILED = ("adaptive", "TRL", "adaptive, compiled")  # the last run of each in a process also tells where its time goes
+PROFILED = (
+    "adaptive",
+    "TRL",
+    "adaptive, compiled",
+)  # the last run of each in a process also tells where its time goes
 SHAPES: dict[bool, dict[str, int]] = {  # of the model, keyed by --tiny; Qwen2.5-1.5B: config.json of Qwen/Qwen2.5-1.5B
     False: {
         "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
@@ -43,7 +47,25 @@ SHAPES: dict[bool, dict[str, int]] = {  # of the model, keyed by --tiny; Qwen2.5
 }  # fmt: skip
 EXAMPLES = 32  # of the data, and of a step
 WARM_UP = 2  # steps of a run that are not timed
-WORDS = ("all", "and", "as", "brown", "capital", "clips", "dog", "fox", "half", "in", "is", "lazy", "many", "of", "quick", "sold", "the")
+WORDS = (
+    "all",
+    "and",
+    "as",
+    "brown",
+    "capital",
+    "clips",
+    "dog",
+    "fox",
+    "half",
+    "in",
+    "is",
+    "lazy",
+    "many",
+    "of",
+    "quick",
+    "sold",
+    "the",
+)
 KINDS = {  # of kernels (GPU) and operators (CPU), by name; where two run at once, the time goes to the kind that comes first here
     "attention": r"flash|fmha|attention",  # before products: flash's template arguments name cutlass
     "products": r"gemm|nvjet|cutlass|xmma|splitk|gemv|aten::(addmm|mm|bmm)\b",
@@ -71,11 +93,13 @@ def prepare(setting: Setting) -> dict[str, Any]:
     """Write model (bf16, as most checkpoints) and data; returns what is known of a step."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from adaptsft.tiny import SAMPLE_TEXT, bpe_tokenizer
+    from adaptsft.model.tiny import SAMPLE_TEXT, bpe_tokenizer
 
     tokenizer, shape = bpe_tokenizer(SAMPLE_TEXT), SHAPES[setting.tiny]
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = AutoConfig.for_model("qwen2", **shape, **special, max_position_embeddings=32768, tie_word_embeddings=True)
+    config = AutoConfig.for_model(
+        "qwen2", **shape, **special, max_position_embeddings=32768, tie_word_embeddings=True
+    )
     torch.manual_seed(0)
     with torch.device(setting.device), torch.no_grad():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -96,22 +120,46 @@ def prepare(setting: Setting) -> dict[str, Any]:
         return " ".join(words)
 
     with (setting.folder / "train.jsonl").open("w") as file:
-        file.writelines(json.dumps({"prompt": text(), "completion": text()}) + "\n" for _ in range(EXAMPLES))
+        file.writelines(
+            json.dumps({"prompt": text(), "completion": text()}) + "\n" for _ in range(EXAMPLES)
+        )
     config, data = tokenised(setting)
     head = shape["vocab_size"] * shape["hidden_size"]
     body = sum(parameter.numel() for parameter in model.parameters()) - head
     pairs = float((data.lengths.astype(float) ** 2).sum() / 2)
-    tokens, supervised = int(data.lengths.sum()), int(data.supervised.sum())
-    needed = 6.0 * (body * tokens + head * supervised) + 12.0 * shape["num_hidden_layers"] * shape["hidden_size"] * pairs
-    return {"tokens": tokens, "supervised": supervised, "packs": packs(data, setting.length), "flops": needed, "parameters": head + body}
+    tokens, target_tokens = int(data.lengths.sum()), int(data.target_tokens.sum())
+    needed = (
+        6.0 * (body * tokens + head * target_tokens)
+        + 12.0 * shape["num_hidden_layers"] * shape["hidden_size"] * pairs
+    )
+    return {
+        "tokens": tokens,
+        "supervised": target_tokens,
+        "packs": packs(data, setting.length),
+        "flops": needed,
+        "parameters": head + body,
+    }
 
 
 def overrides(setting: Setting, changes: list[str]) -> list[str]:
     folder = setting.folder
     return [
-        *(f"run_dir={folder / 'run'}", f"model.path={folder / 'model'}", f"data.path={folder / 'train.jsonl'}"),
-        *(f"data.cache_dir={folder / 'cache'}", f"data.max_length={setting.length}", "log.tensorboard=false"),
-        *(f"train.global_batch_size={EXAMPLES}", "train.micro_batch_size=1", f"train.device={setting.device}", "checkpoint.every=0"),
+        *(
+            f"run_dir={folder / 'run'}",
+            f"model.path={folder / 'model'}",
+            f"data.path={folder / 'train.jsonl'}",
+        ),
+        *(
+            f"data.cache_dir={folder / 'cache'}",
+            f"data.max_length={setting.length}",
+            "log.tensorboard=false",
+        ),
+        *(
+            f"train.global_batch_size={EXAMPLES}",
+            "train.micro_batch_size=1",
+            f"train.device={setting.device}",
+            "checkpoint.every=0",
+        ),
         *("train.lr_schedule=constant", "train.warmup_ratio=0", *changes, *setting.changes),
     ]
 
@@ -120,8 +168,8 @@ def tokenised(setting: Setting) -> tuple[Any, Any]:
     """(our configuration, the examples as token ids and masks)."""
     from transformers import AutoTokenizer
 
-    from adaptsft import config as configuration
-    from adaptsft.data import open_data
+    from adaptsft.config import schema as configuration
+    from adaptsft.data.cache import open_data
 
     config = configuration.load(overrides(setting, []))
     tokenizer: Any = AutoTokenizer.from_pretrained(setting.folder / "model")
@@ -144,7 +192,9 @@ class Clock:
         if trace is not None:
             from torch.profiler import ProfilerActivity, profile
 
-            self.profiler = profile(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU])
+            self.profiler = profile(
+                activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU]
+            )
         if device == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
@@ -173,13 +223,23 @@ class Clock:
         if self.device != "cuda":
             return [after - before for before, after in pairwise(self.ticks[first : last + 1])]
         torch.cuda.synchronize()
-        return [before.elapsed_time(after) / 1e3 for before, after in pairwise(self.ticks[first : last + 1])]
+        return [
+            before.elapsed_time(after) / 1e3
+            for before, after in pairwise(self.ticks[first : last + 1])
+        ]
 
     def result(self) -> dict[str, Any]:
         """Seconds of each timed step, bytes at the highest, and the share of the time that each kind of kernel takes."""
-        found: dict[str, Any] = {"step_seconds": self.seconds(WARM_UP - 1, self.steps - 1), "bytes": None, "breakdown": None}
+        found: dict[str, Any] = {
+            "step_seconds": self.seconds(WARM_UP - 1, self.steps - 1),
+            "bytes": None,
+            "breakdown": None,
+        }
         if self.device == "cuda":
-            found |= {"bytes": torch.cuda.max_memory_allocated() - self.before, "bytes_before": self.before}
+            found |= {
+                "bytes": torch.cuda.max_memory_allocated() - self.before,
+                "bytes_before": self.before,
+            }
         if self.trace is not None:
             self.profiler.export_chrome_trace(str(self.trace))
             with gzip.open(self.trace, "rt") as file:
@@ -189,7 +249,9 @@ class Clock:
 
 def breakdown(events: list[dict[str, Any]], wall: float) -> dict[str, float]:
     """Share of `wall` seconds by kind of kernel, from a Chrome trace; `idle` is what is left. Times in it are microseconds."""
-    done = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")] or [e for e in events if e.get("cat") == "cpu_op"]
+    done = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")] or [
+        e for e in events if e.get("cat") == "cpu_op"
+    ]
     shares, spans, covered = {}, [], 0.0
     left = [(event["name"].lower(), event["ts"], event["ts"] + event["dur"]) for event in done]
     for kind, pattern in KINDS.items():
@@ -211,7 +273,8 @@ def union(spans: list[tuple[float, float]]) -> float:
 
 def run_ours(name: str, setting: Setting, trace: Path | None) -> dict[str, Any]:
     """`adaptsft.train` itself; its hook into the loop is where a step's row is recorded."""
-    from adaptsft import config as configuration, train as module
+    from adaptsft import train as module
+    from adaptsft.config import schema as configuration
 
     clock = Clock(setting.device, setting.steps, trace)
     record = module.Metrics.record
@@ -229,8 +292,14 @@ def run_ours(name: str, setting: Setting, trace: Path | None) -> dict[str, Any]:
         module.train(configuration.load(overrides(setting, changes)))
     finally:
         module.Metrics.record = record  # type: ignore[method-assign]
-    rows = [json.loads(line) for line in (setting.folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    counts = {key: sorted({int(row[column]) for row in rows}) for key, column in {"tokens": "all_tokens", "supervised": "tokens"}.items()}
+    rows = [
+        json.loads(line)
+        for line in (setting.folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    counts = {
+        key: sorted({int(row[column]) for row in rows})
+        for key, column in {"tokens": "all_tokens", "supervised": "tokens"}.items()
+    }
     kept = mean(row["kept"] / row["tokens"] for row in rows[WARM_UP:])
     return counts | {"nll": [row["nll"] for row in rows], "kept": kept} | clock.result()
 
@@ -238,7 +307,13 @@ def run_ours(name: str, setting: Setting, trace: Path | None) -> dict[str, Any]:
 def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
     """TRL's SFTTrainer as a user would set it up for the same run, but for its attention, which is ours, called with its boundaries."""
     from datasets import Dataset
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import (
+        AttentionInterface,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        TrainerCallback,
+    )
     from trl import SFTConfig, SFTTrainer
 
     from adaptsft.model import attention
@@ -248,30 +323,43 @@ def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
     config, data = tokenised(setting)
     examples = [data.example(number) for number in range(len(data))]
     rows = [
-        {"input_ids": ids.tolist(), "labels": [int(i) if m else -100 for i, m in zip(ids, mask, strict=True)]} for ids, mask in examples
+        {
+            "input_ids": ids.tolist(),
+            "labels": [int(i) if m else -100 for i, m in zip(ids, mask, strict=True)],
+        }
+        for ids, mask in examples
     ]
     gpu, device = setting.device == "cuda", torch.device(setting.device)
     dtype = compute_dtype(config.model, device)
     liger = gpu and importlib.util.find_spec("liger_kernel") is not None
-    backend = attention.choose("auto", device, dtype, AutoConfig.from_pretrained(setting.folder / "model"))
+    backend = attention.choose(
+        "auto", device, dtype, AutoConfig.from_pretrained(setting.folder / "model")
+    )
     ours = AttentionInterface()[attention.SEAM[backend]]
     clock = Clock(setting.device, setting.steps, trace)
-    batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # tokens, supervised tokens, loss
+    batches: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # tokens, target tokens, loss
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         dtype = value.dtype  # under autocast the rotary embedding leaves the others in fp32; transformers casts them for flash-attn, too
         return ours(module, query.to(dtype), key.to(dtype), value, mask, **options)
 
     def with_documents(module: Any, call: Any, options: dict[str, Any]) -> Any:
-        documents = Documents.build(options["cu_seq_lens_q"], options["input_ids"].shape[1], device, backend == "sdpa")
+        documents = Documents.build(
+            options["cu_seq_lens_q"], options["input_ids"].shape[1], device, backend == "sdpa"
+        )
         theirs = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-        return call, {name: value for name, value in options.items() if name not in theirs} | {"documents": documents}
+        return call, {name: value for name, value in options.items() if name not in theirs} | {
+            "documents": documents
+        }
 
     class Trainer(SFTTrainer):
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
-            tokens, supervised = inputs["input_ids"].numel(), (inputs["labels"] != -100).sum()  # of a pack: TRL's hold no padding
+            tokens, target_tokens = (
+                inputs["input_ids"].numel(),
+                (inputs["labels"] != -100).sum(),
+            )  # of a pack: TRL's hold no padding
             loss = super().training_step(model, inputs, *rest)
-            batches.append((tokens, supervised, loss))
+            batches.append((tokens, target_tokens, loss))
             return loss
 
     class AtStepEnd(TrainerCallback):
@@ -279,7 +367,9 @@ def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
             clock.tick()
 
     AttentionInterface.register("as_ours", attend)
-    model: Any = AutoModelForCausalLM.from_pretrained(setting.folder / "model", dtype=torch.float32, attn_implementation="as_ours")
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        setting.folder / "model", dtype=torch.float32, attn_implementation="as_ours"
+    )
     model.register_forward_pre_hook(with_documents, with_kwargs=True)
     optimizer, count = config.train, packs(data, setting.length)
     settings = SFTConfig(
@@ -308,11 +398,19 @@ def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
         disable_tqdm=True,
     )
     tokenizer: Any = AutoTokenizer.from_pretrained(setting.folder / "model")
-    Trainer(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[AtStepEnd()]).train()
+    Trainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[AtStepEnd()],
+    ).train()
     steps = [batches[i : i + count] for i in range(0, len(batches), count)]
     return {
         "tokens": sorted({sum(tokens for tokens, _, _ in step) for step in steps}),
-        "supervised": sorted({int(sum(supervised for _, supervised, _ in step)) for step in steps}),
+        "supervised": sorted(
+            {int(sum(target_tokens for _, target_tokens, _ in step)) for step in steps}
+        ),
         "nll": [float(sum(loss for _, _, loss in step)) for step in steps],
         "liger": liger,
         "attention": backend,

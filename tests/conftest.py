@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests are small, and ranks share the cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: tests are small, and ranks share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is a bug
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptsft.tiny import make_tiny_model
+from adaptsft.model.tiny import make_tiny_model
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -20,7 +22,9 @@ REPO = Path(__file__).resolve().parent.parent
 def pytest_configure(config: pytest.Config) -> None:
     """Beside a GPU, the tests for CPU stay on the CPU, in fp32 and over gloo, as do the runs that they start: `-m gpu` shows the GPU."""
     if config.option.markexpr != "gpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first asked for, which importing torch does not do
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # read when CUDA is first asked for, which importing torch does not do
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

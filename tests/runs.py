@@ -13,13 +13,14 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
-from adaptsft import checkpoint, config as configuration
-from adaptsft.config import Config
-from adaptsft.control import initial_control
-from adaptsft.distributed import mesh, process_group
-from adaptsft.model.build import build_model, load_assets
-from adaptsft.objectives import nll, register
-from adaptsft.optim import build_optimizer
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.distributed import checkpoint
+from adaptsft.distributed.ranks import mesh, process_group
+from adaptsft.model.build import build_model, load_pretrained
+from adaptsft.objectives.library import nll, register
+from adaptsft.objectives.state import initial_state
+from adaptsft.training.optim import build_optimizer
 
 # forkserver: torch and transformers are imported once, each run is still a process of its own with nothing shared
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -32,8 +33,16 @@ def write_data(path: Path, examples: int, seed: int = 0) -> Path:
     with path.open("w") as file:
         for _ in range(examples):
             terms = [generator.randrange(100) for _ in range(generator.randrange(2, 7))]
-            completion = " ".join(f"{a} + {b} = {a + b}." for a, b in itertools.pairwise(terms)) + f" The sum is {sum(terms)}."
-            file.write(json.dumps({"prompt": "Add " + ", ".join(map(str, terms)), "completion": completion}) + "\n")
+            completion = (
+                " ".join(f"{a} + {b} = {a + b}." for a, b in itertools.pairwise(terms))
+                + f" The sum is {sum(terms)}."
+            )
+            file.write(
+                json.dumps(
+                    {"prompt": "Add " + ", ".join(map(str, terms)), "completion": completion}
+                )
+                + "\n"
+            )
     return path
 
 
@@ -49,14 +58,23 @@ def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any)
     }  # fmt: skip
     settings |= {key.replace("__", "."): value for key, value in overrides.items()}
     return configuration.load(
-        [f"{key}={json.dumps(value) if isinstance(value, list | dict | bool) else value}" for key, value in settings.items()]
+        [
+            f"{key}={json.dumps(value) if isinstance(value, list | dict | bool) else value}"
+            for key, value in settings.items()
+        ]
     )
 
 
 def metrics_of(config: Config) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
-    rows = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second_per_rank")} for row in rows]
+    rows = [
+        json.loads(line)
+        for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
+    ]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second_per_rank")}
+        for row in rows
+    ]
 
 
 calls_left = 0
@@ -96,7 +114,9 @@ def flatten(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}/")
         elif isinstance(value, torch.Tensor):
-            flat[prefix + key] = value.full_tensor().clone() if isinstance(value, DTensor) else value.clone()
+            flat[prefix + key] = (
+                value.full_tensor().clone() if isinstance(value, DTensor) else value.clone()
+            )
     return flat
 
 
@@ -110,8 +130,14 @@ def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
 def loaded_state(config: Config, saved: Path) -> dict[str, torch.Tensor]:
     """What model, optimizer and control hold after loading a checkpoint on this many ranks."""
     with process_group("cpu") as device:
-        model, _ = build_model(config.model, config.train, load_assets(config.model), mesh(device, config.train.replicas), device)
+        model, _ = build_model(
+            config.model,
+            config.train,
+            load_pretrained(config.model),
+            mesh(device, config.train.replicas),
+            device,
+        )
         optimizer = build_optimizer(model, config.train)
-        control = initial_control(config.objective, 1, device)
+        control = initial_state(config.objective, 1, device)
         checkpoint.load(saved, model, optimizer, control._asdict())
         return flatten(checkpoint.full_state(model, optimizer, control._asdict()))

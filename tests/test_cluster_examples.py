@@ -18,13 +18,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from adaptsft import checkpoint, config as configuration
-from adaptsft.config import Config
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.distributed import checkpoint
 from tests.conftest import REPO
 from tests.runs import PROCESSES, metrics_of, small_config
 
 CLUSTER = REPO / "docs" / "cluster"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"}
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}",
+}
 SRUN = """#!/bin/bash
 # two tasks on this machine, as srun would start one on each of two nodes; it passes on the signals it receives, as srun does
 "$@" & first=$!
@@ -62,7 +66,12 @@ def two_ranks_config(folder: Path, model: Path, name: str) -> Config:
 def _rank(config: Config, rank: int, port: int) -> None:
     from adaptsft.train import train
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     train(config)
 
 
@@ -86,7 +95,9 @@ def reference(folder, tiny_model) -> Config:
 
 def assert_same_run(config: Config, reference: Config) -> None:
     assert metrics_of(config) == metrics_of(reference)
-    ours, theirs = (load_file(Path(c.run_dir) / "final" / "model.safetensors") for c in (config, reference))
+    ours, theirs = (
+        load_file(Path(c.run_dir) / "final" / "model.safetensors") for c in (config, reference)
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -104,10 +115,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path
 
 
 @contextlib.contextmanager
-def started(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+def started(
+    command: list[str], log: Path, environment: dict[str, str]
+) -> Iterator[subprocess.Popen]:
     """A process whose descendants do not outlive the test."""
     with log.open("a") as output:
-        process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=REPO, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         yield process
     finally:
@@ -125,8 +140,16 @@ def test_the_slurm_job_saves_when_asked_requeues_itself_and_goes_on(folder, refe
         (stubs / name).chmod(0o755)
     config = two_ranks_config(folder, tiny_model(), "slurm")
     job = free_port(20000, 29999) - 20000  # the script makes its port of the job's number
-    environment = ENVIRONMENT | {"PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}", "REQUEUED": str(requeued)}
-    environment |= {"SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1"}
+    environment = ENVIRONMENT | {
+        "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
+        "REQUEUED": str(requeued),
+    }
+    environment |= {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_JOB_NODELIST": "node[0-1]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "1",
+    }
     command = ["bash", str(CLUSTER / "train.sbatch"), *arguments(config)]
 
     with started(command, log, environment) as batch:
@@ -151,19 +174,42 @@ def test_the_slurm_job_does_not_requeue_an_error(folder):
     for name, text in (("srun", "#!/bin/bash\nexit 2\n"), ("scontrol", SCONTROL)):
         (folder / "failing" / name).write_text(text)
         (folder / "failing" / name).chmod(0o755)
-    environment = ENVIRONMENT | {"PATH": f"{folder / 'failing'}{os.pathsep}{os.environ['PATH']}", "REQUEUED": str(requeued)}
+    environment = ENVIRONMENT | {
+        "PATH": f"{folder / 'failing'}{os.pathsep}{os.environ['PATH']}",
+        "REQUEUED": str(requeued),
+    }
     environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node0", "SLURM_JOB_NUM_NODES": "1"}
-    done = subprocess.run(["bash", str(CLUSTER / "train.sbatch"), "no.yaml"], env=environment, timeout=60)
+    done = subprocess.run(
+        ["bash", str(CLUSTER / "train.sbatch"), "no.yaml"], env=environment, timeout=60
+    )
     assert done.returncode == 2 and not requeued.exists()
 
 
-def test_a_killed_rank_is_restarted_and_the_run_ends_bitwise_as_if_it_had_not_been(folder, reference, tiny_model):
+def test_a_killed_rank_is_restarted_and_the_run_ends_bitwise_as_if_it_had_not_been(
+    folder, reference, tiny_model
+):
     config, log = two_ranks_config(folder, tiny_model(), "elastic"), folder / "elastic.log"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "2",
+    ]
     environment = ENVIRONMENT | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see docs/cluster.md
-    with started([*torchrun, "-m", "adaptsft.train", *arguments(config)], log, environment) as agent:
-        wait_for(lambda: steps_recorded(config) >= 10, agent, log)  # beyond the checkpoint of step 7
-        ranks = [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+    with started(
+        [*torchrun, "-m", "adaptsft.train", *arguments(config)], log, environment
+    ) as agent:
+        wait_for(
+            lambda: steps_recorded(config) >= 10, agent, log
+        )  # beyond the checkpoint of step 7
+        ranks = [
+            int(pid)
+            for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        ]
         assert len(ranks) == 2
         os.kill(ranks[1], signal.SIGKILL)
         assert agent.wait(120) == 0, log.read_text()[-4000:]
@@ -197,15 +243,26 @@ def test_the_pytorchjob_is_what_operator_torchrun_and_adaptsft_expect(monkeypatc
     job = yaml.safe_load((CLUSTER / "pytorchjob.yaml").read_text())
     spec, worker = job["spec"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
-    found = {"spec": spec, "elasticPolicy": spec["elasticPolicy"], "runPolicy": spec["runPolicy"], "Worker": worker}
+    found = {
+        "spec": spec,
+        "elasticPolicy": spec["elasticPolicy"],
+        "runPolicy": spec["runPolicy"],
+        "Worker": worker,
+    }
     for part, known in KNOWN.items():
         assert found[part].keys() <= known, part
     pod = worker["template"]["spec"]
     (container,) = pod["containers"]
     assert container["name"] == "pytorch" and worker["restartPolicy"] == "OnFailure"
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
-    assert 30 < int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
+    assert (
+        30
+        < int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+        < pod["terminationGracePeriodSeconds"]
+    )
 
     # the command, with the variables that the operator adds, as torchrun and adaptsft read it
     policy = spec["elasticPolicy"]

@@ -13,20 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptsft import config as configuration, diagnose as command
-from adaptsft.base_statistics import BaseLogProbabilities, BaseStatistics
-from adaptsft.config import Config
-from adaptsft.continuum import REFERENCES, cautions, place_of
-from adaptsft.control import initial_control
-from adaptsft.data import BatchPlan, TokenizedData, open_data
+from adaptsft import diagnose as command
+from adaptsft.analysis.continuum import REFERENCES, cautions, place_of
+from adaptsft.analysis.diagnosis import markdown
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.data.cache import TokenizedData, open_data
+from adaptsft.data.loader import BatchLoader
+from adaptsft.data.sampler import BatchSampler
 from adaptsft.diagnose import Options, diagnose, drawn, interval, needed
-from adaptsft.diagnosis import markdown
-from adaptsft.distributed import mesh, process_group
+from adaptsft.distributed.ranks import mesh, process_group
 from adaptsft.errors import ConfigError
-from adaptsft.loader import BatchLoader
-from adaptsft.model.build import NLL, build_model, load_assets
-from adaptsft.quantiles import with_quantiles
+from adaptsft.model.build import NLL, build_model, load_pretrained
+from adaptsft.objectives.state import initial_state
+from adaptsft.statistics.base_model import BaseLogProbabilities, BaseStatistics
 from adaptsft.train import train
+from adaptsft.training.quantiles import with_quantiles
 from tests.distributed.test_two_ranks import torchrun
 from tests.runs import PROCESSES, metrics_of, small_config, write_data
 
@@ -42,13 +44,18 @@ def folder(tmp_path_factory, tiny_model) -> Path:
     write_data(folder / "sums.jsonl", 24, seed=1)
     lines = [{"prompt": f"{i}?", "completion": "Add 3, 4 " * (1 + i % 3)} for i in range(9)]
     (folder / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    train(small_config(folder, tiny_model("llama"), "known", train__max_steps=25, checkpoint__every=0))
+    train(
+        small_config(folder, tiny_model("llama"), "known", train__max_steps=25, checkpoint__every=0)
+    )
     diagnose(ALL, config_of(folder))
     return folder
 
 
 def config_of(folder: Path, model: Path | None = None, **overrides) -> Config:
-    sources = [{"path": str(folder / "sums.jsonl")}, {"path": str(folder / "b.jsonl"), "weight": 0.5}]
+    sources = [
+        {"path": str(folder / "sums.jsonl")},
+        {"path": str(folder / "b.jsonl"), "weight": 0.5},
+    ]
     settings = {"data__path": '""', "data__sources": sources} | overrides
     return small_config(folder, model or folder / "known" / "final", "run", **settings)
 
@@ -58,15 +65,21 @@ def stats_of(out: Path) -> dict:
 
 
 def data_of(config: Config) -> tuple[TokenizedData, Path]:
-    assets = load_assets(config.model)
-    return open_data(config.data, assets.tokenizer, config.seed, lambda line: None)[0], assets.folder
+    pretrained = load_pretrained(config.model)
+    return open_data(config.data, pretrained.tokenizer, config.seed, lambda line: None)[
+        0
+    ], pretrained.folder
 
 
-def plain_forward(model: Path, data: TokenizedData, stored: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """fp64 log p over the vocabulary before each supervised token, [tokens, V], of every example, by transformers alone. `stored`: what the
+def plain_forward(
+    model: Path, data: TokenizedData, stored: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
+    """fp64 log p over the vocabulary before each target token, [tokens, V], of every example, by transformers alone. `stored`: what the
     weights are rounded to before."""
     # eager: transformers 5.17 gives gemma2 SDPA, which leaves the soft cap of its attention out
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64, attn_implementation="eager").eval()
+    reference = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
     for parameter in reference.parameters():
         parameter.data = parameter.data.to(stored).double()
     found = []
@@ -81,20 +94,41 @@ def plain_forward(model: Path, data: TokenizedData, stored: torch.dtype = torch.
 @pytest.mark.parametrize("case", ["trained", "gemma2", "bf16_masters"])
 def test_figures_are_those_of_a_plain_forward(folder, tmp_path, tiny_model, case):
     """gemma2: a soft cap on the logits, far from linear for weights as large as these. bf16_masters: the weights that are trained."""
-    model = tiny_model("gemma2", initializer_range=0.5) if case == "gemma2" else folder / "known" / "final"
+    model = (
+        tiny_model("gemma2", initializer_range=0.5)
+        if case == "gemma2"
+        else folder / "known" / "final"
+    )
     rounded = case == "bf16_masters"
-    config, out = config_of(folder, model, strict_reproduction__bf16_masters=rounded), folder / "run" / "diagnosis"
+    config, out = (
+        config_of(folder, model, strict_reproduction__bf16_masters=rounded),
+        folder / "run" / "diagnosis",
+    )
     if case != "trained":
         report = diagnose(dataclasses.replace(ALL, out=str(out := tmp_path)), config)
         assert ("weights rounded to bf16" in report) == rounded
     data, _ = data_of(config)
-    distributions, content = plain_forward(model, data, torch.bfloat16 if rounded else torch.float64), stats_of(out)
+    distributions, content = (
+        plain_forward(model, data, torch.bfloat16 if rounded else torch.float64),
+        stats_of(out),
+    )
     tokens = [torch.from_numpy(ids[mask]) for ids, mask in map(data.example, range(len(data)))]
-    logp = [distribution.gather(1, target[:, None]).squeeze(1) for distribution, target in zip(distributions, tokens, strict=True)]
-    torch.testing.assert_close(load_file(out / "base_logp.safetensors")["logp"], torch.cat(logp).float(), rtol=1e-4, atol=1e-5)
+    logp = [
+        distribution.gather(1, target[:, None]).squeeze(1)
+        for distribution, target in zip(distributions, tokens, strict=True)
+    ]
+    torch.testing.assert_close(
+        load_file(out / "base_logp.safetensors")["logp"],
+        torch.cat(logp).float(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     for number, name in enumerate(data.names):
         members = np.flatnonzero(data.source == number)
-        every, target = torch.cat([distributions[i] for i in members]), torch.cat([tokens[i] for i in members])
+        every, target = (
+            torch.cat([distributions[i] for i in members]),
+            torch.cat([tokens[i] for i in members]),
+        )
         own, (top, likeliest) = every.gather(1, target[:, None]).squeeze(1), every.max(1)
         p, confidence, right = own.exp(), top.exp(), likeliest == target
         source = content["sources"][name]
@@ -117,18 +151,32 @@ def test_figures_are_those_of_a_plain_forward(folder, tmp_path, tiny_model, case
         gaps = [(confidence - right.double())[bucket == b].sum().abs() for b in range(15)]
         assert source["ece"] == pytest.approx(float(sum(gaps)) / len(p), rel=2e-5)
         below, above = p.sort().values[[(len(p) - 1) // 2, len(p) // 2]].tolist()
-        assert 0.99 * below < source["quantiles"]["0.5"] < above * 1.01, "the median, to a step of the histogram"
+        assert 0.99 * below < source["quantiles"]["0.5"] < above * 1.01, (
+            "the median, to a step of the histogram"
+        )
         assert sum(source["histogram"]) == sum(source["fine_histogram"]["counts"]) == len(p)
         assert source["mean_p_interval"] == [source["mean_p"]] * 2, "every example was measured"
     if case == "trained":
-        assert 0.1 < content["sources"]["sums"]["top1"] < 0.95, "the comparison should see likely and unlikely targets"
+        assert 0.1 < content["sources"]["sums"]["top1"] < 0.95, (
+            "the comparison should see likely and unlikely targets"
+        )
 
 
 def test_any_split_of_the_tokens_gives_the_same_files(folder, tmp_path):
     """One rank with packs, one with several padded rows at a time, two ranks."""
-    diagnose(dataclasses.replace(ALL, out=str(tmp_path / "rows")), config_of(folder, data__packing=False, train__micro_batch_size=4))
+    diagnose(
+        dataclasses.replace(ALL, out=str(tmp_path / "rows")),
+        config_of(folder, data__packing=False, train__micro_batch_size=4),
+    )
     configuration.save(config_of(folder), tmp_path / "config.yaml")
-    done = torchrun("-m", "adaptsft.diagnose", str(tmp_path / "config.yaml"), "sample=all", "per_token=true", f"out={tmp_path / 'ranks'}")
+    done = torchrun(
+        "-m",
+        "adaptsft.diagnose",
+        str(tmp_path / "config.yaml"),
+        "sample=all",
+        "per_token=true",
+        f"out={tmp_path / 'ranks'}",
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("# Diagnosis of") == 1
     whole = stats_of(folder / "run" / "diagnosis")["sources"]
@@ -138,7 +186,10 @@ def test_any_split_of_the_tokens_gives_the_same_files(folder, tmp_path):
                 assert source[key] == whole[name][key], (out, key)
             for key in ("mean_p", "nll", "entropy", "ece", "sequence_nll"):
                 assert source[key] == pytest.approx(whole[name][key], rel=1e-5), (out, key)
-        logp, expected = (load_file(at / "base_logp.safetensors")["logp"] for at in (out, folder / "run" / "diagnosis"))
+        logp, expected = (
+            load_file(at / "base_logp.safetensors")["logp"]
+            for at in (out, folder / "run" / "diagnosis")
+        )
         torch.testing.assert_close(logp, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -161,13 +212,18 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 60 < more < 500
     assert needed(sums, tokens, 500) is None
     assert interval(sums[:1], tokens[:1], 500) is None
-    assert interval(0 * sums[:60], tokens[:60], 500) is None, "60 examples without such a token do not prove that there is none"
+    assert interval(0 * sums[:60], tokens[:60], 500) is None, (
+        "60 examples without such a token do not prove that there is none"
+    )
     assert interval(sums, tokens, 500) == [truth, truth]
 
 
 def test_a_sample_is_part_of_each_source_and_says_how_far_it_may_be_off(folder, tmp_path):
     report = diagnose(Options(sample=6, out=str(tmp_path)), config_of(folder))
-    sampled, whole = stats_of(tmp_path)["sources"], stats_of(folder / "run" / "diagnosis")["sources"]
+    sampled, whole = (
+        stats_of(tmp_path)["sources"],
+        stats_of(folder / "run" / "diagnosis")["sources"],
+    )
     for name in whole:
         assert sampled[name]["measured"] == 6 < sampled[name]["examples"] == whole[name]["examples"]
         low, high = sampled[name]["mean_p_interval"]
@@ -178,36 +234,60 @@ def test_a_sample_is_part_of_each_source_and_says_how_far_it_may_be_off(folder, 
     assert not (tmp_path / "base_logp.safetensors").exists()
     data, _ = data_of(config_of(folder))
     ours = drawn(data, 6, seed=0)
-    assert data.supervised[ours].sum() == sum(source["tokens"] for source in sampled.values()), "drawn by seed and source alone"
+    assert data.target_tokens[ours].sum() == sum(source["tokens"] for source in sampled.values()), (
+        "drawn by seed and source alone"
+    )
     assert len(set(ours)) == 12 and set(ours) != set(drawn(data, 6, seed=1))
 
 
 def test_training_reads_what_was_measured(folder):
     """Controllers' signals, quantile thresholds, and log p of each token of a shuffled, packed training step."""
-    config = config_of(folder, objective__name="threshold", objective__lower_quantile=0.3, train__micro_batch_size=2)
+    config = config_of(
+        folder,
+        objective__name="threshold",
+        objective__lower_quantile=0.3,
+        train__micro_batch_size=2,
+    )
     data, weights = data_of(config)
-    base = BaseStatistics.load(folder / "run" / "diagnosis" / "base_stats.json", model=weights, data=data, device=CPU)
-    figures, signals = [stats_of(folder / "run" / "diagnosis")["sources"][name] for name in data.names], base.signals()
+    base = BaseStatistics.load(
+        folder / "run" / "diagnosis" / "base_stats.json", model=weights, data=data, device=CPU
+    )
+    figures, signals = (
+        [stats_of(folder / "run" / "diagnosis")["sources"][name] for name in data.names],
+        base.signals(),
+    )
     epoch = [figures[0]["tokens"], figures[1]["tokens"] * 0.5]  # weight 0.5
-    torch.testing.assert_close(signals.tokens, torch.tensor([*epoch, sum(epoch)], dtype=torch.float64))
-    for field, key in (("mean_p", "mean_p"), ("low", "below_0.2"), ("high", "above_0.5"), ("top1", "top1"), ("nll", "nll")):
+    torch.testing.assert_close(
+        signals.tokens, torch.tensor([*epoch, sum(epoch)], dtype=torch.float64)
+    )
+    for field, key in (
+        ("mean_p", "mean_p"),
+        ("low", "below_0.2"),
+        ("high", "above_0.5"),
+        ("top1", "top1"),
+        ("nll", "nll"),
+    ):
         both = [source[key] for source in figures]
         expected = torch.tensor([*both, np.average(both, weights=epoch)], dtype=torch.float64)
         torch.testing.assert_close(getattr(signals, field), expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(signals.histogram.sum(1), torch.ones(3, dtype=torch.float64))
     assert signals.base_low_tokens[0] / signals.tokens[0] == pytest.approx(figures[0]["below_0.2"])
 
-    logp = BaseLogProbabilities.open(folder / "run" / "diagnosis" / "base_logp.safetensors", model=weights, data=data)
+    logp = BaseLogProbabilities.open(
+        folder / "run" / "diagnosis" / "base_logp.safetensors", model=weights, data=data
+    )
     with process_group("cpu") as device:
-        model, _ = build_model(config.model, config.train, load_assets(config.model), mesh(device, 1), device)
-        loader = BatchLoader(BatchPlan(data, config, 1), config, 0, True, device, logp)
+        model, _ = build_model(
+            config.model, config.train, load_pretrained(config.model), mesh(device, 1), device
+        )
+        loader = BatchLoader(BatchSampler(data, config, 1), config, 0, True, device, logp)
         for batch, documents in loader(1):
             with torch.no_grad():
                 _, rows = model.token_loss(batch, documents, NLL, None, 1.0, 0)
             assert batch.base_logp.dtype == torch.float32
             torch.testing.assert_close(batch.base_logp, rows.logp, rtol=1e-4, atol=1e-5)
         assert all(batch.base_logp is None for batch, _ in loader.in_order(data))
-        control = initial_control(config.objective, 2, device)
+        control = initial_state(config.objective, 2, device)
         own = with_quantiles(model, config.objective, control, loader.in_order(data), 1, 0)
         read = with_quantiles(model, config.objective, control, [], 1, 0, base)
         loader.pool.shutdown()
@@ -218,9 +298,14 @@ def test_training_reads_what_was_measured(folder):
 def test_what_is_recommended_trains(folder, tmp_path):
     """In the run folder that holds the diagnosis. half_gate's first alpha is 1 / the base's median sequence NLL, read from the file."""
     out = folder / "run" / "diagnosis"
-    recommended = re.search(r"^controller\..*$", (out / "diagnosis.md").read_text(), re.MULTILINE)[0]
+    recommended = re.search(r"^controller\..*$", (out / "diagnosis.md").read_text(), re.MULTILINE)[
+        0
+    ]
     settings = dict(argument.split("=") for argument in recommended.split())
-    assert settings == {"controller.name": "auto", "controller.base_stats": str(out / "base_stats.json")}
+    assert settings == {
+        "controller.name": "auto",
+        "controller.base_stats": str(out / "base_stats.json"),
+    }
     short = {"train__max_steps": 2, "checkpoint__every": 0}
     train(config_of(folder, **short, **settings))
 
@@ -228,14 +313,22 @@ def test_what_is_recommended_trains(folder, tmp_path):
     config = config_of(folder, run_dir=str(tmp_path / "gate"), **short, **settings | gate)
     train(config)
     for name, source in stats_of(out)["sources"].items():
-        assert metrics_of(config)[0]["sources"][name]["alpha"] == pytest.approx(1 / source["sequence_nll"], rel=0.1)
+        assert metrics_of(config)[0]["sources"][name]["alpha"] == pytest.approx(
+            1 / source["sequence_nll"], rel=0.1
+        )
 
-    logp = {"controller.name": "learnability", "controller.base_logp": str(out / "base_logp.safetensors")}
+    logp = {
+        "controller.name": "learnability",
+        "controller.base_logp": str(out / "base_logp.safetensors"),
+    }
     train(config_of(folder, run_dir=str(tmp_path / "learnability"), **short, **logp))
 
 
 def test_files_of_another_model_or_data_are_refused(folder, tmp_path):
-    stats, logp = folder / "run" / "diagnosis" / "base_stats.json", folder / "run" / "diagnosis" / "base_logp.safetensors"
+    stats, logp = (
+        folder / "run" / "diagnosis" / "base_stats.json",
+        folder / "run" / "diagnosis" / "base_logp.safetensors",
+    )
     data, weights = data_of(config_of(folder))
 
     def opened(model: Path = weights, of: TokenizedData = data, path: Path = stats) -> None:
@@ -246,15 +339,33 @@ def test_files_of_another_model_or_data_are_refused(folder, tmp_path):
     AutoTokenizer.from_pretrained(weights).save_pretrained(other)
     opened(model=weights)
     tensors = load_file(other / "model.safetensors")
-    save_file({name: tensor + 1e-4 for name, tensor in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor + 1e-4 for name, tensor in tensors.items()},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
     shorter, _ = data_of(config_of(folder, data__overlong="truncate", data__max_length=40))
-    for refused in (lambda: opened(model=other), lambda: BaseLogProbabilities.open(logp, model=other, data=data)):
-        with pytest.raises(ConfigError, match=r"another model \(.*known/final\).*fingerprint is \w{12}, this run's \w{12}; run `python -m"):
+    for refused in (
+        lambda: opened(model=other),
+        lambda: BaseLogProbabilities.open(logp, model=other, data=data),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=r"another model \(.*known/final\).*fingerprint is \w{12}, this run's \w{12}; run `python -m",
+        ):
             refused()
-    for refused in (lambda: opened(of=shorter), lambda: BaseLogProbabilities.open(logp, model=weights, data=shorter)):
-        with pytest.raises(ConfigError, match=r"another data .*fingerprint is \w{12}, this run's \w{12}; run `python -m"):
+    for refused in (
+        lambda: opened(of=shorter),
+        lambda: BaseLogProbabilities.open(logp, model=weights, data=shorter),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=r"another data .*fingerprint is \w{12}, this run's \w{12}; run `python -m",
+        ):
             refused()
-    with pytest.raises(ConfigError, match="the source poems of the training data is missing; there is sums, b"):
+    with pytest.raises(
+        ConfigError, match="the source poems of the training data is missing; there is sums, b"
+    ):
         opened(of=dataclasses.replace(data, names=["sums", "poems"]))
     half = tmp_path / "base_stats.json"
     half.write_text(stats.read_text()[:1000])
@@ -285,10 +396,13 @@ def test_a_kill_leaves_whole_files(folder, tmp_path):
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert sorted(path.name for path in out.iterdir()) == ["base_logp.safetensors", "diagnosis.png.tmp"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "base_logp.safetensors",
+        "diagnosis.png.tmp",
+    ]
     data, weights = data_of(config)
     found = BaseLogProbabilities.open(out / "base_logp.safetensors", model=weights, data=data)
-    assert len(found.of(len(data) - 1)) == data.supervised[-1]
+    assert len(found.of(len(data) - 1)) == data.target_tokens[-1]
     diagnose(dataclasses.replace(ALL, out=str(out)), config)
     names = ["base_logp.safetensors", "base_stats.json", "diagnosis.md", "diagnosis.png"]
     assert sorted(path.name for path in out.iterdir()) == names
@@ -304,7 +418,13 @@ def test_the_place_is_that_of_the_papers_models_and_open_where_the_interval_leav
 
 
 def test_cautions_speak_up_where_mean_p_is_blind():
-    calm = {"conflict": 0.05, "below_0.2": 0.1, "above_0.55": 0.8, "ece": 0.03, "overconfidence": 0.01}
+    calm = {
+        "conflict": 0.05,
+        "below_0.2": 0.1,
+        "above_0.55": 0.8,
+        "ece": 0.03,
+        "overconfidence": 0.01,
+    }
     assert cautions(calm) == []
     assert "redefines" in cautions(calm | {"conflict": 0.3})[0]
     assert "two groups" in cautions(calm | {"below_0.2": 0.4, "above_0.55": 0.5})[0]

@@ -25,7 +25,9 @@ def test_attention_backends_agree_on_a_pack(backend, window):
         attention.choose(backend, device, torch.bfloat16, LlamaConfig(head_dim=64))
     except ConfigError as error:
         pytest.skip(str(error))
-    documents = Documents.build(torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), 64, device, with_buckets=True)
+    documents = Documents.build(
+        torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), 64, device, with_buckets=True
+    )
     generator = torch.Generator(device).manual_seed(0)
     query = torch.randn(64, 4, 64, generator=generator, device=device)
     key, value = (torch.randn(64, 2, 64, generator=generator, device=device) for _ in range(2))
@@ -50,7 +52,9 @@ def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model
                 train(config)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        waits[steps] = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        waits[steps] = [
+            f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)
+        ]
     assert 0 < len(waits[30]) <= len(waits[10]), Counter(waits[30]) - Counter(waits[10])
     assert metrics_of(config)[-1]["nll"] < metrics_of(config)[0]["nll"]
 

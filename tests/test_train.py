@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft import chat, export, train as trainer
 from adaptsft.errors import ConfigError, NonFiniteError
-from adaptsft.objectives import nll, register
+from adaptsft.objectives.library import nll, register
 from adaptsft.train import main, train
 from tests.runs import metrics_of, saved_state, small_config, write_data
 
@@ -45,7 +45,9 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, model):
     result = train(config)
     run = Path(config.run_dir)
     rows = metrics_of(config)
-    assert [row["step"] for row in rows] == list(range(1, 31)), "one object per step, whatever log.every"
+    assert [row["step"] for row in rows] == list(range(1, 31)), (
+        "one object per step, whatever log.every"
+    )
     assert rows[-1]["nll"] < rows[0]["nll"] - 1
     assert rows[0]["loss"] == rows[0]["nll"], "the objective is NLL"
     assert {"step", "loss", "nll", "mean_p", "alpha", "grad_norm", "lr", "tokens"} <= rows[0].keys()
@@ -63,13 +65,23 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, model):
 def test_tensorboard_holds_the_scalars_and_the_histogram_of_p(tmp_path, model):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = small_config(tmp_path, model, log__tensorboard=True, data__validation_examples=4, eval__every=3)
-    train(config)
-    events = EventAccumulator(str(Path(config.run_dir) / "tensorboard"), size_guidance={"histograms": 0})
-    events.Reload()
-    assert {"train/loss", "train/nll", "train/mean_p", "train/alpha", "train/grad_norm", "train/lr", "eval/nll"} <= set(
-        events.Tags()["scalars"]
+    config = small_config(
+        tmp_path, model, log__tensorboard=True, data__validation_examples=4, eval__every=3
     )
+    train(config)
+    events = EventAccumulator(
+        str(Path(config.run_dir) / "tensorboard"), size_guidance={"histograms": 0}
+    )
+    events.Reload()
+    assert {
+        "train/loss",
+        "train/nll",
+        "train/mean_p",
+        "train/alpha",
+        "train/grad_norm",
+        "train/lr",
+        "eval/nll",
+    } <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/nll")] == list(range(1, 7))
     histogram = events.Histograms("p/data")[-1].histogram_value
     assert histogram.num == metrics_of(config)[-1]["tokens"]
@@ -106,7 +118,11 @@ def test_neg_p_and_alpha_one_are_one_gradient_and_two_losses(tmp_path, model):
         train(config)
         runs[name] = metrics_of(config)
     for row, dft, alpha in zip(*runs.values(), strict=True):
-        assert row["grad_norm"] == pytest.approx(dft["grad_norm"], rel=1e-5) == pytest.approx(alpha["grad_norm"], rel=1e-5)
+        assert (
+            row["grad_norm"]
+            == pytest.approx(dft["grad_norm"], rel=1e-5)
+            == pytest.approx(alpha["grad_norm"], rel=1e-5)
+        )
         assert row["loss"] == pytest.approx(-row["mean_p"], rel=1e-5)
         assert alpha["loss"] == pytest.approx(1 - alpha["mean_p"], rel=1e-5)
         assert dft["loss"] > 0
@@ -114,20 +130,33 @@ def test_neg_p_and_alpha_one_are_one_gradient_and_two_losses(tmp_path, model):
 
 
 def test_schedules_reach_the_metrics(tmp_path, model):
-    config = small_config(tmp_path, model, objective__name="alpha", controller__name="linear", controller__end=0.5)
+    config = small_config(
+        tmp_path, model, objective__name="alpha", controller__name="linear", controller__end=0.5
+    )
     train(config)
-    assert [row["alpha"] for row in metrics_of(config)] == pytest.approx([i * 0.1 for i in range(6)])
+    assert [row["alpha"] for row in metrics_of(config)] == pytest.approx(
+        [i * 0.1 for i in range(6)]
+    )
 
 
 def test_kept_normaliser_divides_by_the_tokens_above_the_threshold(tmp_path, model):
-    shared = {"objective__name": "threshold", "objective__lower_quantile": 0.5, "train__max_steps": 1, "train__clip_norm": 0.0}
+    shared = {
+        "objective__name": "threshold",
+        "objective__lower_quantile": 0.5,
+        "train__max_steps": 1,
+        "train__clip_norm": 0.0,
+    }
     rows = {}
     for normalizer in ("all", "kept"):
-        config = small_config(tmp_path, model, normalizer, objective__normalizer=normalizer, **shared)
+        config = small_config(
+            tmp_path, model, normalizer, objective__normalizer=normalizer, **shared
+        )
         train(config)
         rows[normalizer] = metrics_of(config)[0]
     share = rows["kept"]["kept"] / rows["kept"]["tokens"]
-    assert share == pytest.approx(0.5, abs=0.1), "the step's tokens are a fifth of those the quantile was measured on"
+    assert share == pytest.approx(0.5, abs=0.1), (
+        "the step's tokens are a fifth of those the quantile was measured on"
+    )
     assert rows["kept"]["loss"] == pytest.approx(rows["all"]["loss"] / share, rel=1e-9)
     assert rows["kept"]["grad_norm"] == pytest.approx(rows["all"]["grad_norm"] / share, rel=1e-5)
     assert rows["kept"]["lower"] == rows["all"]["lower"] > 0
@@ -135,10 +164,23 @@ def test_kept_normaliser_divides_by_the_tokens_above_the_threshold(tmp_path, mod
 
 def test_sources_are_told_apart_and_have_their_own_quantiles(tmp_path, model):
     write_data(tmp_path / "a.jsonl", 12, seed=1)
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?", "completion": "zzz zzz zzz zzz"}) + "\n" for i in range(8)))
-    sources = [{"path": str(tmp_path / "a.jsonl"), "name": "sums"}, {"path": str(tmp_path / "b.jsonl"), "weight": 0.5}]
+    (tmp_path / "b.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"{i}?", "completion": "zzz zzz zzz zzz"}) + "\n"
+            for i in range(8)
+        )
+    )
+    sources = [
+        {"path": str(tmp_path / "a.jsonl"), "name": "sums"},
+        {"path": str(tmp_path / "b.jsonl"), "weight": 0.5},
+    ]
     config = small_config(
-        tmp_path, model, data__path='""', data__sources=sources, objective__name="threshold", objective__lower_quantile=0.3
+        tmp_path,
+        model,
+        data__path='""',
+        data__sources=sources,
+        objective__name="threshold",
+        objective__lower_quantile=0.3,
     )
     train(config)
     for row in metrics_of(config):
@@ -149,21 +191,33 @@ def test_sources_are_told_apart_and_have_their_own_quantiles(tmp_path, model):
 
 def test_a_step_that_is_not_finite_is_skipped_whole_and_counted(tmp_path, model):
     global calls
-    config = small_config(tmp_path, model, objective__name="nll_with_accidents", data__packing=False, train__micro_batch_size=5)
+    config = small_config(
+        tmp_path,
+        model,
+        objective__name="nll_with_accidents",
+        data__packing=False,
+        train__micro_batch_size=5,
+    )
     calls = 0
     nan_at.clear()
     nan_at.add(3)  # one micro-batch per step: the third step
     train(config)
     rows = metrics_of(config)
     assert [row["skipped"] for row in rows] == [False, False, True, False, False, False]
-    before, after = (saved_state(Path(config.run_dir) / "checkpoints" / f"step_0000000{step}") for step in (2, 3))
+    before, after = (
+        saved_state(Path(config.run_dir) / "checkpoints" / f"step_0000000{step}") for step in (2, 3)
+    )
     for name, tensor in after.items():
         assert torch.equal(tensor, before[name]), name
     assert rows[2]["grad_norm"] is None, "JSON has no NaN"
     assert rows[5]["nll"] < rows[0]["nll"]
     nan_at.update(range(calls + 1, calls + 100))
     with pytest.raises(NonFiniteError, match="5 steps in a row"):
-        train(small_config(tmp_path, model, "abort", objective__name="nll_with_accidents", train__max_steps=40))
+        train(
+            small_config(
+                tmp_path, model, "abort", objective__name="nll_with_accidents", train__max_steps=40
+            )
+        )
     nan_at.clear()
 
 
@@ -171,7 +225,9 @@ def test_export_of_an_earlier_step_equals_its_checkpoint(tmp_path, model, capsys
     config = small_config(tmp_path, model)
     train(config)
     saved = Path(config.run_dir) / "config.yaml"
-    saved.write_text(saved.read_text().replace("loss_logits: fp32", "loss_logits: bf16"))  # as a run on a GPU may have it
+    saved.write_text(
+        saved.read_text().replace("loss_logits: fp32", "loss_logits: bf16")
+    )  # as a run on a GPU may have it
     out = tmp_path / "step3"
     assert export.main([config.run_dir, str(out), "--step", "3", "--dtype", "fp32"]) == 0
     state = saved_state(Path(config.run_dir) / "checkpoints" / "step_00000003")
@@ -185,12 +241,21 @@ def test_export_of_an_earlier_step_equals_its_checkpoint(tmp_path, model, capsys
 def test_chat_answers_from_a_run_with_the_ids_of_its_training(tmp_path, model, capsys):
     config = small_config(tmp_path, model, data__template="plain")
     train(config)
-    assert chat.main([config.run_dir, "--prompt", "Add 1, 2", "--max-new-tokens", "8", "--temperature", "0"]) == 0
+    assert (
+        chat.main(
+            [config.run_dir, "--prompt", "Add 1, 2", "--max-new-tokens", "8", "--temperature", "0"]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
-    final = AutoModelForCausalLM.from_pretrained(Path(config.run_dir) / "final", dtype=torch.float32)
+    final = AutoModelForCausalLM.from_pretrained(
+        Path(config.run_dir) / "final", dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(Path(config.run_dir) / "final")
     ids = tokenizer("Add 1, 2\n", return_tensors="pt").input_ids
-    expected = final.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id)[0, ids.shape[1] :]
+    expected = final.generate(
+        ids, max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id
+    )[0, ids.shape[1] :]
     assert printed.strip() == tokenizer.decode(expected, skip_special_tokens=True).strip()
     assert chat.main([str(tmp_path / "nothing")]) != 0
 
@@ -198,14 +263,26 @@ def test_chat_answers_from_a_run_with_the_ids_of_its_training(tmp_path, model, c
 def test_exit_codes_and_messages_of_the_command(tmp_path, model, capsys):
     assert main(["--help"]) == 0
     assert "train.global_batch_size" in capsys.readouterr().out
-    assert main([f"run_dir={tmp_path / 'r'}", f"model.path={model}", "data.path=x.jsonl", "train.lrr=1"]) == 2
+    assert (
+        main(
+            [f"run_dir={tmp_path / 'r'}", f"model.path={model}", "data.path=x.jsonl", "train.lrr=1"]
+        )
+        == 2
+    )
     assert "did you mean train.lr?" in capsys.readouterr().err
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": ""}\n')
-    arguments = [f"run_dir={tmp_path / 'r'}", f"model.path={model}", f"data.path={bad}", f"data.cache_dir={tmp_path / 'cache'}"]
+    arguments = [
+        f"run_dir={tmp_path / 'r'}",
+        f"model.path={model}",
+        f"data.path={bad}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    ]
     assert main(arguments) == 3
     assert f"{bad}:1" in capsys.readouterr().err
-    assert not (tmp_path / "r").exists(), "nothing is written before everything was found to be in order"
+    assert not (tmp_path / "r").exists(), (
+        "nothing is written before everything was found to be in order"
+    )
     assert trainer.PREEMPTED not in (0, 1, 2, 3, 4, 5)
 
 
@@ -220,9 +297,14 @@ def test_an_error_that_only_one_node_has_is_told_there(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("setting", "fix"),
-    [({"train__loss_implementation": "triton"}, "choose torch or auto"), ({"train__loss_logits": "bf16"}, "model.compute_dtype=bf16")],
+    [
+        ({"train__loss_implementation": "triton"}, "choose torch or auto"),
+        ({"train__loss_logits": "bf16"}, "model.compute_dtype=bf16"),
+    ],
 )
-def test_a_loss_that_cannot_run_here_is_refused_before_anything_is_written(tmp_path, model, setting, fix):
+def test_a_loss_that_cannot_run_here_is_refused_before_anything_is_written(
+    tmp_path, model, setting, fix
+):
     config = small_config(tmp_path, model, **setting, train__device="cpu")
     with pytest.raises(ConfigError, match=fix):
         train(config)
@@ -234,19 +316,30 @@ def test_exempt_tokens_keep_nll(tmp_path, model):
     runs = {}
     for exempt in ("none", "eos"):
         (tmp_path / exempt).mkdir()
-        config = small_config(tmp_path / exempt, model, objective__name="neg_p", objective__exempt=exempt, train__max_steps=1)
+        config = small_config(
+            tmp_path / exempt,
+            model,
+            objective__name="neg_p",
+            objective__exempt=exempt,
+            train__max_steps=1,
+        )
         train(config)
         runs[exempt] = metrics_of(config)[0]
     plain, spared = runs["none"], runs["eos"]
     assert plain["weight"] == pytest.approx(plain["mean_p"], rel=1e-4)
     assert spared["nll"] == pytest.approx(plain["nll"], rel=1e-6)
-    share = spared["sequences"] / spared["tokens"]  # each example ends with one such token, of p near 0 in an untrained model
+    share = (
+        spared["sequences"] / spared["tokens"]
+    )  # each example ends with one such token, of p near 0 in an untrained model
     assert spared["weight"] == pytest.approx(plain["weight"] + share, rel=0.05)
 
 
 def test_examples_longer_than_the_model_has_positions_for_are_refused(tmp_path, tiny_model):
     config = small_config(tmp_path, tiny_model("llama", tied=False, max_position_embeddings=16))
-    with pytest.raises(ConfigError, match=r"data.max_length: an example has \d+ tokens, and the model positions for 16"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data.max_length: an example has \d+ tokens, and the model positions for 16",
+    ):
         train(config)
     assert not Path(config.run_dir).exists()
 

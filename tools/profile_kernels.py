@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from adaptsft_kernels import Rows, describe_implementation, linear_objective
+from adaptsft_kernels import TokenStatistics, describe_implementation, linear_objective
 from adaptsft_kernels.linear_objective import rows_held
 
 
 def objective_above(threshold: float) -> Any:
-    def objective(rows: Rows, control: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def objective(rows: TokenStatistics, control: Any) -> tuple[torch.Tensor, torch.Tensor]:
         s = (rows.logp >= threshold).to(rows.logp.dtype)
         return -s * rows.logp, s
 
@@ -59,7 +59,9 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
-    return 2 * size**3 / best(lambda: a @ b) / 1e12, 2 * bytes_ / best(lambda: target.copy_(source)) / 1e9
+    return 2 * size**3 / best(lambda: a @ b) / 1e12, 2 * bytes_ / best(
+        lambda: target.copy_(source)
+    ) / 1e9
 
 
 def synchronize(device: torch.device) -> None:
@@ -68,15 +70,47 @@ def synchronize(device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", type=int, nargs=3, metavar=("N", "D", "V"), default=(1024, 256, 32000), help="default: 1024 256 32000")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of hidden and weight (default: bf16 on CUDA, fp32 on CPU)")
-    parser.add_argument("--logits", choices=("fp32", "bf16"), default="fp32", help="dtype of the logits (default: fp32)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("N", "D", "V"),
+        default=(1024, 256, 32000),
+        help="default: 1024 256 32000",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        help="of hidden and weight (default: bf16 on CUDA, fp32 on CPU)",
+    )
+    parser.add_argument(
+        "--logits",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="dtype of the logits (default: fp32)",
+    )
     parser.add_argument("--implementation", choices=("auto", "triton", "torch"), default="auto")
-    parser.add_argument("--chunk", type=int, default=0, help="rows of logits at a time (default: by size)")
-    parser.add_argument("--rho", type=float, default=1.0, help="share of the rows with a weight that is not zero (default: 1)")
-    parser.add_argument("--trace", type=Path, default=Path("runs/loss_trace.json"), help="default: runs/loss_trace.json")
+    parser.add_argument(
+        "--chunk", type=int, default=0, help="rows of logits at a time (default: by size)"
+    )
+    parser.add_argument(
+        "--rho",
+        type=float,
+        default=1.0,
+        help="share of the rows with a weight that is not zero (default: 1)",
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        default=Path("runs/loss_trace.json"),
+        help="default: runs/loss_trace.json",
+    )
     args = parser.parse_args()
 
     device, names = torch.device(args.device), {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -85,20 +119,34 @@ def main() -> None:
     n, d, v = args.shape
     hidden = torch.randn(n, d, device=device).to(dtype).requires_grad_()
     weight = (2 * torch.randn(v, d, device=device) / d**0.5).to(dtype).requires_grad_()
-    labels, valid_idx = torch.randint(0, v, (n,), device=device), torch.arange(n, device=device)
-    options: dict[str, Any] = {"valid_idx": valid_idx, "chunk_size": args.chunk, "implementation": args.implementation}
+    targets, target_idx = torch.randint(0, v, (n,), device=device), torch.arange(n, device=device)
+    options: dict[str, Any] = {
+        "target_idx": target_idx,
+        "chunk_size": args.chunk,
+        "implementation": args.implementation,
+    }
     options["logits_dtype"] = logits
 
     def step(objective: Any) -> torch.Tensor:
-        loss, rows = linear_objective(hidden, weight, labels, objective, skip_zeros=args.rho < 1, **options)
+        loss, rows = linear_objective(
+            hidden, weight, targets, objective, skip_zeros=args.rho < 1, **options
+        )
         with record_function("backward"):
             torch.autograd.grad(loss, (hidden, weight))
         return rows.logp
 
-    threshold = float(step(objective_above(-torch.inf)).quantile(1 - args.rho)) if args.rho < 1 else -torch.inf
-    print(f"N={n} D={d} V={v}, rho={args.rho:g}: {describe_implementation(device, dtype, args.implementation, logits)}")
+    threshold = (
+        float(step(objective_above(-torch.inf)).quantile(1 - args.rho))
+        if args.rho < 1
+        else -torch.inf
+    )
+    print(
+        f"N={n} D={d} V={v}, rho={args.rho:g}: {describe_implementation(device, dtype, args.implementation, logits)}"
+    )
     flops, bandwidth = ceilings(device, dtype)
-    print(f"this machine: {flops:.3g} TFLOP/s in a product of {dtype}, {bandwidth:.4g} GB/s in a copy\n")
+    print(
+        f"this machine: {flops:.3g} TFLOP/s in a product of {dtype}, {bandwidth:.4g} GB/s in a copy\n"
+    )
 
     objective = objective_above(threshold)
     step(objective)
@@ -128,11 +176,19 @@ def main() -> None:
         flop, moved = work.get(kind, (0.0, 0.0))
         rate, speed = flop / value / 1e9, moved / value / 1e6
         share = rate / flops if flop else speed / bandwidth
-        shown = (f"{rate:.1f}" if flop else "-", f"{speed:.0f}" if moved else "-", f"{share:.0%}" if flop or moved else "-")
-        print(f"{kind:18}{value:10.3f}{value / total:8.1%}{shown[0]:>10}{shown[1]:>8}{shown[2]:>12}")
+        shown = (
+            f"{rate:.1f}" if flop else "-",
+            f"{speed:.0f}" if moved else "-",
+            f"{share:.0%}" if flop or moved else "-",
+        )
+        print(
+            f"{kind:18}{value:10.3f}{value / total:8.1%}{shown[0]:>10}{shown[1]:>8}{shown[2]:>12}"
+        )
     rows, _ = rows_held(n, v, dtype, logits, device.type, args.chunk)
     chunks = -(-n // rows)
-    print(f"{'all':18}{total:10.3f}{1:8.1%}   {total / chunks:.3f} ms for each of {chunks} chunks of up to {rows} rows\n")
+    print(
+        f"{'all':18}{total:10.3f}{1:8.1%}   {total / chunks:.3f} ms for each of {chunks} chunks of up to {rows} rows\n"
+    )
     print("the ten longest:")
     for name, value in sorted(largest.items(), key=lambda item: -item[1])[:10]:
         print(f"{value:10.3f} ms  {name[:110]}")

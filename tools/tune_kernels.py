@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from profile_kernels import ceilings, objective_above, synchronize  # pyrefly: ignore[missing-import]  # beside this file
 
-from adaptsft.run import environment
+from adaptsft.training.run_folder import environment
 from adaptsft_kernels import describe_implementation, linear_objective, triton_rows
 from adaptsft_kernels.rows import Head
 
-loss_module: Any = import_module("adaptsft_kernels.linear_objective")  # the package's attribute of that name is the function
+loss_module: Any = import_module(
+    "adaptsft_kernels.linear_objective"
+)  # the package's attribute of that name is the function
 BLOCKS, WARPS = (1024, 2048, 4096, 8192), (4, 8, 16)
 MIB = (320, 640, 1280, 2560, 5120)
 
@@ -46,25 +48,34 @@ def milliseconds(call: Callable[[], Any], device: torch.device, rounds: int) -> 
 
 
 def tune_rows(
-    problem: dict[str, torch.Tensor], logits: torch.dtype, device: torch.device, rounds: int, copy: float
+    problem: dict[str, torch.Tensor],
+    logits: torch.dtype,
+    device: torch.device,
+    rounds: int,
+    copy: float,
 ) -> list[dict[str, Any]]:
     """Both row kernels on one chunk that no cache holds."""
-    weight, labels = problem["weight"], problem["labels"][:4096]
-    n, v = len(labels), len(weight)
+    weight, targets = problem["weight"], problem["labels"][:4096]
+    n, v = len(targets), len(weight)
     settings = {"row_sums": triton_rows.SUMS, "row_gradient": triton_rows.GRADIENT}
     block_now = triton_rows.SUMS["BLOCK"]
-    triton_rows.SUMS["BLOCK"] = max(BLOCKS)  # the buffer gets room for what the largest block reads beyond its last row
+    triton_rows.SUMS["BLOCK"] = max(
+        BLOCKS
+    )  # the buffer gets room for what the largest block reads beyond its last row
     kernels = triton_rows.TritonRows(Head(weight, None, None, 1.0), logits, n, n)
     triton_rows.SUMS["BLOCK"] = block_now
-    sums, _ = kernels.sums(problem["hidden"][:n], labels, False)
+    sums, _ = kernels.sums(problem["hidden"][:n], targets, False)
     coefficients = 1 / sums.total, -torch.ones_like(sums.total)
 
     def gradient() -> None:
-        kernels.gradient(labels, sums.highest, *coefficients, None)
+        kernels.gradient(targets, sums.highest, *coefficients, None)
         kernels.take()
 
-    moved = {"row_sums": n * v * logits.itemsize, "row_gradient": n * v * (logits.itemsize + weight.itemsize)}
-    calls = {"row_sums": lambda: kernels.launch_sums(labels), "row_gradient": gradient}
+    moved = {
+        "row_sums": n * v * logits.itemsize,
+        "row_gradient": n * v * (logits.itemsize + weight.itemsize),
+    }
+    calls = {"row_sums": lambda: kernels.launch_sums(targets), "row_gradient": gradient}
     found = []
     print(f"{'':14}{'block':>8}{'warps':>7}{'ms':>10}{'GB/s':>8}{'of copy':>9}")
     for name, call in calls.items():
@@ -73,28 +84,54 @@ def tune_rows(
             settings[name].update(BLOCK=block, num_warps=warps)
             ms = milliseconds(call, device, rounds)
             rate, is_set = moved[name] / ms / 1e6, settings[name] == now
-            found.append({"kernel": name, "block": block, "warps": warps, "ms": ms, "gb_per_s": rate, "set": is_set})
-            print(f"{name:14}{block:8}{warps:7}{ms:10.4f}{rate:8.0f}{rate / copy:9.0%}{' <-' if is_set else ''}", flush=True)
+            found.append(
+                {
+                    "kernel": name,
+                    "block": block,
+                    "warps": warps,
+                    "ms": ms,
+                    "gb_per_s": rate,
+                    "set": is_set,
+                }
+            )
+            print(
+                f"{name:14}{block:8}{warps:7}{ms:10.4f}{rate:8.0f}{rate / copy:9.0%}{' <-' if is_set else ''}",
+                flush=True,
+            )
         settings[name].update(now)
     return found
 
 
-def tune_buffers(problem: dict[str, torch.Tensor], logits: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+def tune_buffers(
+    problem: dict[str, torch.Tensor], logits: torch.dtype, device: torch.device, rounds: int
+) -> list[dict[str, Any]]:
     """The whole loss, every row active."""
     hidden, weight = (problem[name].requires_grad_() for name in ("hidden", "weight"))
     n, v = len(hidden), len(weight)
-    options: dict[str, Any] = {"valid_idx": torch.arange(n, device=device), "logits_dtype": logits, "implementation": "triton"}
+    options: dict[str, Any] = {
+        "target_idx": torch.arange(n, device=device),
+        "logits_dtype": logits,
+        "implementation": "triton",
+    }
 
     def step() -> None:
-        loss, _ = linear_objective(hidden, weight, problem["labels"], objective_above(-torch.inf), **options)
+        loss, _ = linear_objective(
+            hidden, weight, problem["labels"], objective_above(-torch.inf), **options
+        )
         torch.autograd.grad(loss, (hidden, weight))
 
     found, seen = [], set()
     now = loss_module.CHUNK_BYTES[device.type], loss_module.GATHERED_BYTES
     print(f"\n{'logits, MiB':>12}{'gathered, MiB':>15}{'rows':>9}{'rows':>9}{'ms':>10}{'GB':>8}")
     for chunk, gathered in itertools.product(MIB, MIB):
-        loss_module.CHUNK_BYTES[device.type], loss_module.GATHERED_BYTES = chunk << 20, gathered << 20
-        rows, is_set = loss_module.rows_held(n, v, weight.dtype, logits, device.type), (chunk << 20, gathered << 20) == now
+        loss_module.CHUNK_BYTES[device.type], loss_module.GATHERED_BYTES = (
+            chunk << 20,
+            gathered << 20,
+        )
+        rows, is_set = (
+            loss_module.rows_held(n, v, weight.dtype, logits, device.type),
+            (chunk << 20, gathered << 20) == now,
+        )
         if rows in seen and not is_set:  # this shape does not tell these budgets apart
             continue
         seen.add(rows)
@@ -105,24 +142,58 @@ def tune_buffers(problem: dict[str, torch.Tensor], logits: torch.dtype, device: 
             step()
             peak = (torch.cuda.max_memory_allocated() - before) / 1e9
         ms = milliseconds(step, device, rounds)
-        found.append({"logits_mib": chunk, "gathered_mib": gathered, "rows": rows, "ms": ms, "peak_gb": peak, "set": is_set})
+        found.append(
+            {
+                "logits_mib": chunk,
+                "gathered_mib": gathered,
+                "rows": rows,
+                "ms": ms,
+                "peak_gb": peak,
+                "set": is_set,
+            }
+        )
         shown = "-" if peak is None else f"{peak:.2f}"
-        print(f"{chunk:12}{gathered:15}{min(rows[0], n):9}{rows[1]:9}{ms:10.3f}{shown:>8}{' <-' if is_set else ''}", flush=True)
+        print(
+            f"{chunk:12}{gathered:15}{min(rows[0], n):9}{rows[1]:9}{ms:10.3f}{shown:>8}{' <-' if is_set else ''}",
+            flush=True,
+        )
     loss_module.CHUNK_BYTES[device.type], loss_module.GATHERED_BYTES = now
     return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument(
-        "--shape", type=int, nargs=3, metavar=("N", "D", "V"), default=(16384, 4096, 128256), help="default: 16384 4096 128256"
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("N", "D", "V"),
+        default=(16384, 4096, 128256),
+        help="default: 16384 4096 128256",
     )
-    parser.add_argument("--logits", choices=("fp32", "bf16"), default="bf16", help="dtype of the logits (default: bf16)")
-    parser.add_argument("--rounds", type=int, default=10, help="timed calls of each setting (default: 10)")
-    parser.add_argument("--out", type=Path, default=Path("runs/tune_kernels.json"), help="default: runs/tune_kernels.json")
+    parser.add_argument(
+        "--logits",
+        choices=("fp32", "bf16"),
+        default="bf16",
+        help="dtype of the logits (default: bf16)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="timed calls of each setting (default: 10)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/tune_kernels.json"),
+        help="default: runs/tune_kernels.json",
+    )
     args = parser.parse_args()
-    device, dtype = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
+    device, dtype = (
+        torch.device(args.device),
+        torch.bfloat16 if args.device == "cuda" else torch.float32,
+    )
     logits = torch.bfloat16 if args.logits == "bf16" and args.device == "cuda" else torch.float32
     print(f"N, D, V = {args.shape}: {describe_implementation(device, dtype, 'triton', logits)}")
     n, d, v = args.shape
@@ -133,7 +204,12 @@ def main() -> int:
     }
     _, copy = ceilings(device, dtype)
     print(f"a copy here: {copy:.0f} GB/s\n")
-    result = {"environment": environment(), "N,D,V": args.shape, "logits": args.logits, "copy_gb_per_s": copy}
+    result = {
+        "environment": environment(),
+        "N,D,V": args.shape,
+        "logits": args.logits,
+        "copy_gb_per_s": copy,
+    }
     result |= {"rows": tune_rows(problem, logits, device, args.rounds, copy)}
     result |= {"buffers": tune_buffers(problem, logits, device, args.rounds)}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from adaptsft.control import Signals
-from adaptsft.controllers.base import Controller, Moment, State, full, register
+from adaptsft.controllers.base import Controller, Progress, State, full, register
 from adaptsft.controllers.feedback import ema, ramp
+from adaptsft.objectives.state import SourceStatistics
 
 
 @register("auto")
@@ -31,17 +31,29 @@ class Auto(Controller):
     decay: float = 0.9
 
     def check(self) -> str | None:
-        ordered = 0 <= self.learn < self.leant <= self.hold < 1 and self.low < self.high and self.end >= 1 and self.decay < 1
-        return None if ordered else "0 <= learn < leant <= hold < 1, low < high, end >= 1 and decay < 1 must hold"
+        ordered = (
+            0 <= self.learn < self.leant <= self.hold < 1
+            and self.low < self.high
+            and self.end >= 1
+            and self.decay < 1
+        )
+        return (
+            None
+            if ordered
+            else "0 <= learn < leant <= hold < 1, low < high, end >= 1 and decay < 1 must hold"
+        )
 
     def amplitude(self, progress: float) -> float:
         lean = min(max((progress - self.learn) / (self.leant - self.learn), 0.0), 1.0)
         return lean + (self.end - 1.0) * max((progress - self.hold) / (1.0 - self.hold), 0.0)
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         ratio = full(rows, math.nan, device) if base is None else base.mean_p / base.collision
         return {"ratio": ratio, "alpha": full(rows, 0.0, device)}
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         ratio = ema(state["ratio"], seen.mean_p / seen.collision, self.decay)
-        return {"ratio": ratio, "alpha": self.amplitude(moment.progress) * ramp(ratio, self.low, self.high)}
+        return {
+            "ratio": ratio,
+            "alpha": self.amplitude(moment.progress) * ramp(ratio, self.low, self.high),
+        }

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptsft.control import Signals
+from adaptsft.objectives.state import SourceStatistics
 
 State = dict[str, Tensor]  # each fp64 [sources + 1, …]
 
 
-class Moment(NamedTuple):
+class Progress(NamedTuple):
     """Where the run will be in the step that the new state is for. Numbers that the host knows."""
 
     step: int  # 0-based
@@ -39,7 +39,9 @@ class Controller:
     """
 
     name: ClassVar[str] = ""
-    objective: ClassVar[str] = "alpha"  # the objective that it acts through, where objective.name is not set
+    objective: ClassVar[str] = (
+        "alpha"  # the objective that it acts through, where objective.name is not set
+    )
     moves: ClassVar[tuple[str, ...]] = ("alpha",)
     needs_base_logp: ClassVar[bool] = False
 
@@ -47,11 +49,11 @@ class Controller:
         """What is wrong with the parameters, as `key=value: reason`, or None."""
         return None
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         """The state of the first step; `base` are the base model's statistics on the training data, where they were measured."""
         raise NotImplementedError
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         """The state of the step `moment`, from that of the step before it and that step's statistics."""
         raise NotImplementedError
 

@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from adaptsft.control import Signals
-from adaptsft.controllers.base import Controller, Moment, State, full, register
-from adaptsft.stats import BINS, LOGIT_RANGE, bin_centres, histogram_quantile
+from adaptsft.controllers.base import Controller, Progress, State, full, register
+from adaptsft.objectives.state import SourceStatistics
+from adaptsft.statistics.step import BINS, LOGIT_RANGE, bin_centres, histogram_quantile
 
 
 def ramp(x: Tensor, low: float, high: float) -> Tensor:
@@ -29,7 +29,9 @@ def ema(old: Tensor, new: Tensor, decay: float) -> Tensor:
     return torch.where(old.isnan(), new, decay * old + (1.0 - decay) * new)
 
 
-def calibrated(state: State, seen: Signals, value: Tensor, moment: Moment, window: float) -> State:
+def calibrated(
+    state: State, seen: SourceStatistics, value: Tensor, moment: Progress, window: float
+) -> State:
     """`measured`: the mean of `value` over the tokens of the first `window` of the steps, frozen then; of a source that had none in
     them, over those of the first step that it has some in. Where the base model's own statistics were given, `tokens` is infinite and
     nothing is added to them."""
@@ -38,7 +40,10 @@ def calibrated(state: State, seen: Signals, value: Tensor, moment: Moment, windo
     if moment.progress <= window:
         return state | {"measured": mean, "tokens": tokens}
     late = state["tokens"] == 0
-    return state | {"measured": torch.where(late, mean, state["measured"]), "tokens": torch.where(late, tokens, state["tokens"])}
+    return state | {
+        "measured": torch.where(late, mean, state["measured"]),
+        "tokens": torch.where(late, tokens, state["tokens"]),
+    }
 
 
 def uncalibrated(rows: int, device: torch.device, base: Tensor | None) -> State:
@@ -48,9 +53,13 @@ def uncalibrated(rows: int, device: torch.device, base: Tensor | None) -> State:
     return {"measured": full(rows, 0.0, device), "tokens": full(rows, 0.0, device)}
 
 
-def ready(state: State, moment: Moment, window: float) -> Tensor:
+def ready(state: State, moment: Progress, window: float) -> Tensor:
     """bool [rows]: is `measured` known?"""
-    return state["tokens"].isinf() if moment.progress <= window else torch.ones_like(state["tokens"], dtype=torch.bool)
+    return (
+        state["tokens"].isinf()
+        if moment.progress <= window
+        else torch.ones_like(state["tokens"], dtype=torch.bool)
+    )
 
 
 def after_window(state: State) -> Tensor:
@@ -71,16 +80,22 @@ class AnchoredConcentration(Controller):
     low: float = 0.1
     window: float = 0.05
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         state = uncalibrated(rows, device, None if base is None else base.low)
-        return state | {"alpha": torch.where(state["tokens"].isinf(), self.amplitude(state["measured"]), 1.0)}
+        return state | {
+            "alpha": torch.where(state["tokens"].isinf(), self.amplitude(state["measured"]), 1.0)
+        }
 
     def amplitude(self, share: Tensor) -> Tensor:
         return self.high + (self.low - self.high) * ramp(share, 0.3, 0.8)
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         state = calibrated(state, seen, seen.low, moment, self.window)
-        return state | {"alpha": torch.where(ready(state, moment, self.window), self.amplitude(state["measured"]), 1.0)}
+        return state | {
+            "alpha": torch.where(
+                ready(state, moment, self.window), self.amplitude(state["measured"]), 1.0
+            )
+        }
 
 
 @register("half_gate")
@@ -98,20 +113,31 @@ class HalfGate(Controller):
     decay: float = 0.9
     window: float = 0.05
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         state = uncalibrated(rows, device, None if base is None else base.sequence_nll)
         alpha = torch.where(state["tokens"].isinf(), self.of(state["measured"]), self.low)
-        return state | {"alpha": alpha, "running": torch.full_like(alpha, math.nan), "anchored": torch.zeros_like(alpha)}
+        return state | {
+            "alpha": alpha,
+            "running": torch.full_like(alpha, math.nan),
+            "anchored": torch.zeros_like(alpha),
+        }
 
     def of(self, nll: Tensor) -> Tensor:
         return (self.gate / nll.clamp(min=1e-6)).clamp(self.low, self.high)
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         state = calibrated(state, seen, seen.sequence_nll, moment, self.window)
         running = ema(state["running"], seen.sequence_nll, self.decay)
         if moment.progress <= self.window:
-            return state | {"running": running, "alpha": torch.where(state["tokens"].isinf(), self.of(state["measured"]), self.low)}
-        before = torch.where(after_window(state), state["alpha"], torch.maximum(state["alpha"], self.of(state["measured"])))
+            return state | {
+                "running": running,
+                "alpha": torch.where(state["tokens"].isinf(), self.of(state["measured"]), self.low),
+            }
+        before = torch.where(
+            after_window(state),
+            state["alpha"],
+            torch.maximum(state["alpha"], self.of(state["measured"])),
+        )
         alpha = torch.minimum(self.of(running), before + self.rise * 100 / moment.steps)
         return state | {"running": running, "alpha": alpha, "anchored": torch.ones_like(alpha)}
 
@@ -129,13 +155,19 @@ class RetainedMass(Controller):
     decay: float = 0.95
     step: float = 0.02
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         histogram = torch.full((rows, BINS), math.nan, dtype=torch.float64, device=device)
-        return {"alpha": full(rows, self.low, device), "histogram": histogram if base is None else base.histogram}
+        return {
+            "alpha": full(rows, self.low, device),
+            "histogram": histogram if base is None else base.histogram,
+        }
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         histogram = ema(state["histogram"], seen.histogram, self.decay)
-        return {"alpha": towards(state["alpha"], self.solve(histogram), self.step), "histogram": histogram}
+        return {
+            "alpha": towards(state["alpha"], self.solve(histogram), self.step),
+            "histogram": histogram,
+        }
 
     def solve(self, histogram: Tensor) -> Tensor:
         """alpha [rows] of the histogram [rows, BINS], on a grid of 128 values: the retained mass falls as alpha rises."""
@@ -143,7 +175,9 @@ class RetainedMass(Controller):
         grid = torch.linspace(self.low, self.high, 128, dtype=torch.float64, device=p.device)
         mass = histogram @ (p ** grid[:, None] * (1 - p)).T
         kept = mass / (histogram @ (1 - p)).clamp(min=1e-12)[:, None]
-        index = (kept >= self.share).sum(1).sub(1).clamp(min=0)  # the largest alpha that keeps enough
+        index = (
+            (kept >= self.share).sum(1).sub(1).clamp(min=0)
+        )  # the largest alpha that keeps enough
         return grid[index]
 
 
@@ -166,22 +200,30 @@ class Learnability(Controller):
     window: float = 0.08
     damage: float = 0.5
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
-        unknown = {key: full(rows, math.nan, device) for key in ("fast", "slow", "known", "known_first")}
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
+        unknown = {
+            key: full(rows, math.nan, device) for key in ("fast", "slow", "known", "known_first")
+        }
         return unknown | {"alpha": full(rows, self.low, device)}
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         new, known = seen.base_low_tokens > 0, seen.base_high_tokens > 0
         fast = torch.where(new, ema(state["fast"], seen.base_low_nll, self.fast), state["fast"])
         slow = torch.where(new, ema(state["slow"], seen.base_low_nll, self.slow), state["slow"])
-        first = torch.where(known & state["known_first"].isnan(), seen.base_high_nll, state["known_first"])
-        known_now = torch.where(known, ema(state["known"], seen.base_high_nll, self.fast), state["known"])
+        first = torch.where(
+            known & state["known_first"].isnan(), seen.base_high_nll, state["known_first"]
+        )
+        known_now = torch.where(
+            known, ema(state["known"], seen.base_high_nll, self.fast), state["known"]
+        )
         memory = {"fast": fast, "slow": slow, "known": known_now, "known_first": first}
         if moment.progress <= self.window:
             return memory | {"alpha": state["alpha"]}
         # a source without low tokens has nothing to learn (g = 0), one without high tokens nothing to damage
         g = ((slow - fast) / slow.clamp(min=1e-3)).nan_to_num(0.0)
-        ceiling = self.high - (self.high - self.low) * ramp((known_now - first).nan_to_num(0.0), 0.0, self.damage)
+        ceiling = self.high - (self.high - self.low) * ramp(
+            (known_now - first).nan_to_num(0.0), 0.0, self.damage
+        )
         wanted = self.low + (ceiling - self.low) * (1 - ramp(g, 0.0, self.g0))
         return memory | {"alpha": towards(state["alpha"], wanted, self.step)}
 
@@ -199,17 +241,19 @@ class QuantileTracker(Controller):
     cap: float = 0.2
     decay: float = 0.95
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         histogram = torch.full((rows, BINS), math.nan, dtype=torch.float64, device=device)
         if base is not None:
             return {"histogram": base.histogram, "lower": self.of(base.histogram)}
         return {"histogram": histogram, "lower": full(rows, 0.0, device)}
 
     def of(self, histogram: Tensor) -> Tensor:
-        median, low = (histogram_quantile(histogram, q, LOGIT_RANGE).sigmoid() for q in (0.5, self.q))
+        median, low = (
+            histogram_quantile(histogram, q, LOGIT_RANGE).sigmoid() for q in (0.5, self.q)
+        )
         return torch.where(median > 0.2, low.clamp(max=self.cap), 0.0).nan_to_num(0.0)
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         histogram = ema(state["histogram"], seen.histogram, self.decay)
         return {"histogram": histogram, "lower": self.of(histogram)}
 
@@ -229,13 +273,20 @@ class LearnThenLean(Controller):
     slow: float = 0.97
     window: float = 0.05
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         unknown = {key: full(rows, math.nan, device) for key in ("fast", "slow")}
-        return uncalibrated(rows, device, None if base is None else base.high) | unknown | {"alpha": full(rows, 0.0, device)}
+        return (
+            uncalibrated(rows, device, None if base is None else base.high)
+            | unknown
+            | {"alpha": full(rows, 0.0, device)}
+        )
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         state = calibrated(state, seen, seen.high, moment, self.window)
-        fast, slow = ema(state["fast"], seen.low, self.fast), ema(state["slow"], seen.low, self.slow)
+        fast, slow = (
+            ema(state["fast"], seen.low, self.fast),
+            ema(state["slow"], seen.low, self.slow),
+        )
         state = state | {"fast": fast, "slow": slow}
         if moment.progress <= self.window:
             return state
@@ -263,20 +314,30 @@ class Majority(Controller):
     floor_from: float = 0.4
     floor_to: float = 0.8
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
         unknown = {key: full(rows, math.nan, device) for key in ("fast", "slow")}
         state = uncalibrated(rows, device, None if base is None else base.high) | unknown
         alpha = torch.where(state["tokens"].isinf(), (state["measured"] > 0.5).double(), 0.0)
         return state | {"alpha": alpha, "anchored": torch.zeros_like(alpha)}
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         state = calibrated(state, seen, seen.high, moment, self.window)
-        fast, slow = ema(state["fast"], seen.low, self.fast), ema(state["slow"], seen.low, self.slow)
+        fast, slow = (
+            ema(state["fast"], seen.low, self.fast),
+            ema(state["slow"], seen.low, self.slow),
+        )
         state = state | {"fast": fast, "slow": slow}
         if moment.progress <= self.window:
             return state
-        before = torch.where(after_window(state), state["alpha"], (state["measured"] > 0.5).double())
+        before = torch.where(
+            after_window(state), state["alpha"], (state["measured"] > 0.5).double()
+        )
         g = (slow - fast) / slow.clamp(min=1e-3)
         speed = torch.where(g < self.patience, 1.0, -1.0) / (self.rise * moment.steps)
-        floor = min(max((moment.progress - self.floor_from) / (self.floor_to - self.floor_from), 0.0), 1.0)
-        return state | {"alpha": (before + speed).clamp(floor, 1.0), "anchored": torch.ones_like(before)}
+        floor = min(
+            max((moment.progress - self.floor_from) / (self.floor_to - self.floor_from), 0.0), 1.0
+        )
+        return state | {
+            "alpha": (before + speed).clamp(floor, 1.0),
+            "anchored": torch.ones_like(before),
+        }

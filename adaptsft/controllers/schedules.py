@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from adaptsft.control import Signals
-from adaptsft.controllers.base import Controller, Moment, State, full, register
+from adaptsft.controllers.base import Controller, Progress, State, full, register
+from adaptsft.objectives.state import SourceStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,23 +21,27 @@ class Schedule(Controller):
     finish: float = 1.0
     points: tuple[tuple[float, float], ...] = ()
 
-    def value(self, moment: Moment) -> float:
+    def value(self, moment: Progress) -> float:
         return self.start_value + (self.end_value - self.start_value) * self.shape(moment)
 
-    def shape(self, moment: Moment) -> float:
+    def shape(self, moment: Progress) -> float:
         """Share of the way from start to end, in [0, 1]."""
         raise NotImplementedError
 
-    def share(self, moment: Moment) -> float:
+    def share(self, moment: Progress) -> float:
         """Share of the time between begin and finish that is over."""
         span = self.finish - self.begin
-        return min(max((moment.progress - self.begin) / span, 0.0), 1.0) if span > 0 else float(moment.progress >= self.finish)
+        return (
+            min(max((moment.progress - self.begin) / span, 0.0), 1.0)
+            if span > 0
+            else float(moment.progress >= self.finish)
+        )
 
-    def start(self, rows: int, device: torch.device, base: Signals | None) -> State:
-        first = Moment(0, 2, 1.0, True)
+    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
+        first = Progress(0, 2, 1.0, True)
         return {self.parameter: full(rows, self.value(first), device)}
 
-    def update(self, state: State, seen: Signals, moment: Moment) -> State:
+    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
         return {self.parameter: torch.full_like(state[self.parameter], self.value(moment))}
 
 
@@ -45,7 +49,7 @@ class Schedule(Controller):
 class Linear(Schedule):
     """shape = the share of the time between begin and finish that is over."""
 
-    def shape(self, moment: Moment) -> float:
+    def shape(self, moment: Progress) -> float:
         return self.share(moment)
 
 
@@ -53,7 +57,7 @@ class Linear(Schedule):
 class Cosine(Schedule):
     """shape = (1 - cos(pi share)) / 2: slow at both ends."""
 
-    def shape(self, moment: Moment) -> float:
+    def shape(self, moment: Progress) -> float:
         return 0.5 - 0.5 * math.cos(math.pi * self.share(moment))
 
 
@@ -61,7 +65,7 @@ class Cosine(Schedule):
 class LearningRate(Schedule):
     """shape = 1 - lr / peak lr, 0 during warm-up: the objective sharpens as the learning rate falls."""
 
-    def shape(self, moment: Moment) -> float:
+    def shape(self, moment: Progress) -> float:
         return 0.0 if moment.warming else 1.0 - moment.lr
 
 
@@ -69,7 +73,7 @@ class LearningRate(Schedule):
 class Piecewise(Schedule):
     """Straight lines between controller.points = [[progress, value], …], constant before the first and after the last."""
 
-    def value(self, moment: Moment) -> float:
+    def value(self, moment: Progress) -> float:
         points = self.points
         if moment.progress <= points[0][0]:
             return points[0][1]

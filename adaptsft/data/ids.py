@@ -36,7 +36,9 @@ def check_id(value: Any, place: int, seen: dict[Any, int], prefix: str) -> None:
 
 
 def repeated(value: Any, first: str) -> DataError:
-    return DataError(f"the id {value!r} is that of {first} too; remove one of the two, or set data.fields.id=none if ids may repeat")
+    return DataError(
+        f"the id {value!r} is that of {first} too; remove one of the two, or set data.fields.id=none if ids may repeat"
+    )
 
 
 def same_digests(files: Sequence[np.ndarray]) -> Iterator[tuple[Place, Place]]:

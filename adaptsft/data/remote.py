@@ -13,7 +13,10 @@ from fsspec.core import url_to_fs
 
 from adaptsft.errors import DataError
 
-WAITS = (2.0, 20.0)  # seconds before a second and a third attempt: transfers break off, and servers restart
+WAITS = (
+    2.0,
+    20.0,
+)  # seconds before a second and a third attempt: transfers break off, and servers restart
 STALLED = 60.0  # seconds without a byte after which a web server is given up
 TELL_EVERY = 5.0  # seconds
 
@@ -28,8 +31,14 @@ def list_remote(pattern: str) -> list[str]:
         system, path = _system_of(pattern)
         signs = "*[" if _is_web(pattern) else "*?["  # in a web address, ? begins the query
         # for a name without a pattern, glob would not say why it cannot be read
-        found = system.glob(path, detail=True) if any(sign in path for sign in signs) else {path: system.info(path)}
-        files = sorted(system.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
+        found = (
+            system.glob(path, detail=True)
+            if any(sign in path for sign in signs)
+            else {path: system.info(path)}
+        )
+        files = sorted(
+            system.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file"
+        )
     if not files:
         raise DataError(f"{pattern}: no file matches this pattern")
     return files
@@ -57,7 +66,9 @@ def fetched(url: str, cache: Path, log: Callable[[str], None]) -> Iterator[None]
 
 def _fetch(url: str, copy: Path, log: Callable[[str], None]) -> None:
     """Under another name first, so that half a file is never taken for it. What may be a passing fault is tried again."""
-    partial = copy.parent.parent / f"{copy.stem}.{uuid.uuid4().hex}"  # where the leftovers of a killed process are looked for
+    partial = (
+        copy.parent.parent / f"{copy.stem}.{uuid.uuid4().hex}"
+    )  # where the leftovers of a killed process are looked for
     try:
         with _told(url):
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +89,9 @@ def _fetch(url: str, copy: Path, log: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _progress(url: str, partial: Path, size: int | None, log: Callable[[str], None]) -> Iterator[None]:
+def _progress(
+    url: str, partial: Path, size: int | None, log: Callable[[str], None]
+) -> Iterator[None]:
     """A line every few seconds. By the size of the file, not fsspec's callback, for which the hub's client gives up its fast way."""
     over, started = threading.Event(), time.monotonic()
 
@@ -110,7 +123,9 @@ def _system_of(url: str) -> tuple[AbstractFileSystem, str]:
         import aiohttp  # what fsspec reads the web with; slow to import
 
         # its own limit is five minutes for a whole file, however large
-        system.client_kwargs.setdefault("timeout", aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED))
+        system.client_kwargs.setdefault(
+            "timeout", aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
+        )
     return system, path
 
 
@@ -133,9 +148,15 @@ def _reason(error: BaseException) -> str:
 def _is_final(error: BaseException) -> bool:
     """Whether another attempt would fail too: what is not there, or not for us."""
     error = _unwrapped(error)
-    return isinstance(error, FileNotFoundError | PermissionError) or getattr(error, "status", None) in (401, 403, 404, 410)
+    return isinstance(error, FileNotFoundError | PermissionError) or getattr(
+        error, "status", None
+    ) in (401, 403, 404, 410)
 
 
 def _unwrapped(error: BaseException) -> BaseException:
     """fsspec's web client says FileNotFoundError whatever happened, with what happened as its cause."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+    return (
+        error.__cause__
+        if isinstance(error, FileNotFoundError) and error.__cause__ is not None
+        else error
+    )

@@ -26,18 +26,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
-from adaptsft.config import DataConfig, SourceConfig
+from adaptsft.config.schema import DataConfig, SourceConfig
 from adaptsft.data.remote import copy_of, is_remote
 from adaptsft.errors import ConfigError, DataError
 
-EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv")  # of files; .json in a folder is often about the data, not data
+EXTENSIONS = (
+    ".json",
+    ".jsonl",
+    ".parquet",
+    ".csv",
+)  # of files; .json in a folder is often about the data, not data
 CHUNK = 1 << 20  # characters of a JSON array read at a time
 LONGEST_ITEM = 1 << 28  # characters read in search of the end of one item
 PATTERN = re.compile(r"[*?\[]")
 SETTLED = 2.0  # seconds after its last change in which a file could change again without a change of its times, which have a granularity
-HELD_BACK = re.compile(r"(?<![a-z])(test|testing|dev|val|valid|validation|eval|evaluation)(?![a-z])", re.IGNORECASE)
+HELD_BACK = re.compile(
+    r"(?<![a-z])(test|testing|dev|val|valid|validation|eval|evaluation)(?![a-z])", re.IGNORECASE
+)
 
-Row = tuple[int, dict[str, Any], float]  # place (line, item or row, from 1), record, share of the source read so far
+Row = tuple[
+    int, dict[str, Any], float
+]  # place (line, item or row, from 1), record, share of the source read so far
 
 
 @dataclass(frozen=True)
@@ -51,18 +60,26 @@ class Records:
 
 def training_sources(config: DataConfig) -> list[SourceConfig]:
     """The configured sources, each with a name. Raises ConfigError where two have the same."""
-    sources = config.sources or [SourceConfig(path=config.path, subset=config.subset, split=config.split, fields=config.fields)]
+    sources = config.sources or [
+        SourceConfig(
+            path=config.path, subset=config.subset, split=config.split, fields=config.fields
+        )
+    ]
     named = [replace(source, name=source.name or default_name(source.path)) for source in sources]
     for number, source in enumerate(named):
         if source.name in [other.name for other in named[:number]]:
-            raise ConfigError(f"data.sources[{number}].name={source.name}: another source has this name; give each its own name")
+            raise ConfigError(
+                f"data.sources[{number}].name={source.name}: another source has this name; give each its own name"
+            )
     return named
 
 
 def default_name(path: str) -> str:
     """train.jsonl -> train, data/train-*.jsonl -> train, shards/*.jsonl -> shards."""
     if PATTERN.search(path) and not Path(path).expanduser().exists():
-        parts = [re.split(r"[*?\[]", part)[0].strip("-_. ") for part in Path(path).with_suffix("").parts]
+        parts = [
+            re.split(r"[*?\[]", part)[0].strip("-_. ") for part in Path(path).with_suffix("").parts
+        ]
         return next((part for part in reversed(parts) if part.strip("/")), path)
     return Path(path).stem if Path(path).suffix in EXTENSIONS else Path(path).name
 
@@ -71,15 +88,21 @@ def files_of(source: SourceConfig) -> list[str]:
     """The paths of the files that make up a source, sorted: those that a pattern matches, or the data files in a folder. Anything else
     stands for itself, and so does a folder in which `datasets` must tell splits apart. Raises DataError where a pattern matches nothing."""
     if is_remote(source.path):
-        raise DataError(f"{source.path}: URLs are read for training with data.stream (files per part) only; else download the files")
+        raise DataError(
+            f"{source.path}: URLs are read for training with data.stream (files per part) only; else download the files"
+        )
     path = Path(source.path).expanduser()
     if PATTERN.search(source.path) and not path.exists():
-        found = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        found = sorted(
+            name for name in glob.glob(str(path), recursive=True) if Path(name).is_file()
+        )
         if not found:
             raise DataError(f"{source.path}: no file matches this pattern")
         return found
     if path.is_dir() and source.split == "train":
-        found = sorted(str(file) for file in path.iterdir() if file.suffix in EXTENSIONS[1:] and file.is_file())
+        found = sorted(
+            str(file) for file in path.iterdir() if file.suffix in EXTENSIONS[1:] and file.is_file()
+        )
         if not any(HELD_BACK.search(Path(name).stem) for name in found):
             return found or [source.path]
     return [source.path]
@@ -91,16 +114,22 @@ def open_records(source: SourceConfig, cache: Path) -> Records:
     path = copy_of(source.path, cache) if is_remote(source.path) else Path(source.path).expanduser()
     if path.is_file():
         if path.suffix not in EXTENSIONS:
-            raise DataError(f"{source.path}: unknown extension {path.suffix!r}; data files are {', '.join(EXTENSIONS)}")
+            raise DataError(
+                f"{source.path}: unknown extension {path.suffix!r}; data files are {', '.join(EXTENSIONS)}"
+            )
         if path.stat().st_size == 0:
             raise DataError(f"{source.path}: the file is empty")
         fingerprint = _content_hash(path, cache / "hashes")
         if path.suffix == ".parquet":
-            return Records(fingerprint, f"{source.path}: row ", lambda: _parquet_rows(path, source.path))
+            return Records(
+                fingerprint, f"{source.path}: row ", lambda: _parquet_rows(path, source.path)
+            )
         if path.suffix == ".csv":
             return Records(fingerprint, f"{source.path}:", lambda: _csv_rows(path, source.path))
         if _first_byte(path) == b"[":
-            return Records(fingerprint, f"{source.path}: item ", lambda: _json_items(path, source.path))
+            return Records(
+                fingerprint, f"{source.path}: item ", lambda: _json_items(path, source.path)
+            )
         return Records(fingerprint, f"{source.path}:", lambda: _json_lines(path, source.path))
     if path.suffix in EXTENSIONS or (source.path.startswith((".", "/", "~")) and not path.is_dir()):
         raise DataError(f"{source.path}: no such file{_nearest(path)}")
@@ -120,7 +149,10 @@ def _content_hash(path: Path, notes: Path) -> str:
             return noted
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if now - max(stat.st_mtime, stat.st_ctime) > SETTLED and path.stat().st_ctime_ns == stat.st_ctime_ns:
+    if (
+        now - max(stat.st_mtime, stat.st_ctime) > SETTLED
+        and path.stat().st_ctime_ns == stat.st_ctime_ns
+    ):
         with suppress(OSError):  # a cache that cannot be written serves without notes
             notes.mkdir(parents=True, exist_ok=True)
             writing = note.with_suffix(f".{uuid.uuid4().hex}")
@@ -143,7 +175,9 @@ def _first_byte(path: Path) -> bytes:
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{place}: not a JSON object but {type(value).__name__}, {str(value)[:60]!r}; write one object per example")
+        raise DataError(
+            f"{place}: not a JSON object but {type(value).__name__}, {str(value)[:60]!r}; write one object per example"
+        )
     return value
 
 
@@ -157,7 +191,9 @@ def _json_lines(path: Path, name: str) -> Iterator[Row]:
             try:
                 value = json.loads(line.strip().decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
-                raise DataError(f"{name}:{number}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8") from None
+                raise DataError(
+                    f"{name}:{number}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8"
+                ) from None
             except json.JSONDecodeError as error:
                 reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
                 raise DataError(
@@ -182,20 +218,30 @@ def _json_items(path: Path, name: str) -> Iterator[Row]:
                     if text[end] not in ",]":
                         raise json.JSONDecodeError("',' or ']' expected after the item", text, end)
                 except (json.JSONDecodeError, IndexError) as error:
-                    more = file.read(max(CHUNK, len(text) - place))  # doubling: an item of any length costs linear time
+                    more = file.read(
+                        max(CHUNK, len(text) - place)
+                    )  # doubling: an item of any length costs linear time
                     if not more or len(text) - place > LONGEST_ITEM:
-                        reason = error.msg if isinstance(error, json.JSONDecodeError) else "the file ends within the array"
+                        reason = (
+                            error.msg
+                            if isinstance(error, json.JSONDecodeError)
+                            else "the file ends within the array"
+                        )
                         raise DataError(f"{name}: item {item}: not valid JSON: {reason}") from None
                     text, place = text[place:] + more, 0
                     continue
                 yield item, _object(value, f"{name}: item {item}"), binary.tell() / size
                 if text[end] == "]":
                     if (text[end + 1 :] + file.read()).strip():
-                        raise DataError(f"{name}: there is more after the array, which ends with item {item}; write a single array")
+                        raise DataError(
+                            f"{name}: there is more after the array, which ends with item {item}; write a single array"
+                        )
                     return
                 item, place = item + 1, end + 1
         except UnicodeDecodeError:
-            raise DataError(f"{name}: not UTF-8, at item {item} or soon after it; convert the file to UTF-8") from None
+            raise DataError(
+                f"{name}: not UTF-8, at item {item} or soon after it; convert the file to UTF-8"
+            ) from None
 
 
 def _skip_space(text: str, place: int) -> int:
@@ -208,7 +254,10 @@ def _csv_rows(path: Path, name: str) -> Iterator[Row]:
     """Every cell is text: an answer such as 72, NA or None must not turn into a number or a null, as it does in data frames."""
     size, line = path.stat().st_size, 1
     csv.field_size_limit(LONGEST_ITEM)
-    with path.open("rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+    with (
+        path.open("rb") as binary,
+        io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
+    ):
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
@@ -216,13 +265,17 @@ def _csv_rows(path: Path, name: str) -> Iterator[Row]:
             for cells in reader:
                 if cells:
                     if len(cells) != len(header):
-                        raise DataError(f"{name}:{line}: {len(cells)} cells in a table of {len(header)} columns; look for a missing quote")
+                        raise DataError(
+                            f"{name}:{line}: {len(cells)} cells in a table of {len(header)} columns; look for a missing quote"
+                        )
                     yield line, dict(zip(header, cells, strict=True)), binary.tell() / size
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(f"{name}:{line}: not valid CSV: {error}") from None
         except UnicodeDecodeError:
-            raise DataError(f"{name}: not UTF-8, at line {line} or soon after it; convert the file to UTF-8") from None
+            raise DataError(
+                f"{name}: not UTF-8, at line {line} or soon after it; convert the file to UTF-8"
+            ) from None
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
@@ -241,7 +294,9 @@ def _load_hub(source: SourceConfig) -> datasets.Dataset:
     # datasets' cache knows a local folder by its name and README alone, and would give rows that are no longer there
     mode = datasets.DownloadMode.FORCE_REDOWNLOAD if Path(source.path).is_dir() else None
     try:
-        return datasets.load_dataset(source.path, source.subset, split=source.split, download_mode=mode)
+        return datasets.load_dataset(
+            source.path, source.subset, split=source.split, download_mode=mode
+        )
     except (DatasetsError, ValueError, OSError) as error:
         raise DataError(
             f"{source.path}: neither a file here nor a data set of the hub that can be read: {error.__cause__ or error}"

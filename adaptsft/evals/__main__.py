@@ -18,15 +18,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from adaptsft.arguments import positive
 from adaptsft.errors import ConfigError, UserError
+from adaptsft.evals.arguments import positive
 
 COMMANDS = ("run", "generate", "score", "report", "tasks", "grade", "judge", "winrate")
 
 
 def main(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
-    elsewhere: dict[str, Callable[[list[str]], int]] = {"grade": _grade, "judge": _judge, "winrate": _winrate}
+    elsewhere: dict[str, Callable[[list[str]], int]] = {
+        "grade": _grade,
+        "judge": _judge,
+        "winrate": _winrate,
+    }
     try:
         if command in elsewhere:
             return elsewhere[command](arguments[1:])
@@ -36,13 +40,18 @@ def main(arguments: list[str]) -> int:
         print(f"adaptsft.evals: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nadaptsft.evals: interrupted; the same command goes on with what is missing", file=sys.stderr)
+        print(
+            "\nadaptsft.evals: interrupted; the same command goes on with what is missing",
+            file=sys.stderr,
+        )
         return 130
 
 
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
-        prog="python -m adaptsft.evals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m adaptsft.evals",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = whole.add_subparsers(metavar=f"{{{','.join(COMMANDS)}}}", required=True)
 
@@ -50,8 +59,14 @@ def parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="answer the prompts of tasks; resumable")
     for one, work in ((run, _run), (generate, _generate)):
         one.set_defaults(work=work)
-        one.add_argument("--tasks", required=True, help="names, comma-separated (see `tasks`), or paths of YAML files of your own")
-        one.add_argument("--out", required=True, type=Path, help="folder of this evaluation: OUT/TASK/MODE/…")
+        one.add_argument(
+            "--tasks",
+            required=True,
+            help="names, comma-separated (see `tasks`), or paths of YAML files of your own",
+        )
+        one.add_argument(
+            "--out", required=True, type=Path, help="folder of this evaluation: OUT/TASK/MODE/…"
+        )
         _generation_options(one)
     score = commands.add_parser("score", help="grade recorded answers")
     score.set_defaults(work=_score)
@@ -60,7 +75,12 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(work=_report)
     report.add_argument("runs", nargs="*", type=Path, help="folders of evaluations: one row each")
     report.add_argument(
-        "--compare", nargs="+", type=Path, default=[], metavar="RUN", help="the same, marking the best and what is within noise of it"
+        "--compare",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="the same, marking the best and what is within noise of it",
     )
     report.add_argument("--to", type=Path, help="folder to write to (default: the first RUN)")
     commands.add_parser("tasks", help="list the tasks").set_defaults(work=_tasks)
@@ -68,43 +88,87 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("judge", help="AlpacaEval: have answers compared with a reference's")
     commands.add_parser("winrate", help="AlpacaEval win rates from recorded judge annotations")
     for one in (run, score):
-        one.add_argument("--workers", type=int, default=0, help="processes that grade (default: all cores)")
         one.add_argument(
-            "--allow-code-exec", action="store_true", help="run the programs that a model wrote, isolated: docs/code_execution.md"
+            "--workers", type=int, default=0, help="processes that grade (default: all cores)"
         )
-    score.add_argument("--data-dir", type=Path, help="folder of the data files: the code grader reads its tests there")
+        one.add_argument(
+            "--allow-code-exec",
+            action="store_true",
+            help="run the programs that a model wrote, isolated: docs/code_execution.md",
+        )
+    score.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder of the data files: the code grader reads its tests there",
+    )
     return whole
 
 
 def _generation_options(one: argparse.ArgumentParser) -> None:
     from adaptsft.evals.backends import BACKENDS
 
-    one.add_argument("--model", help="run folder of adaptsft.train, Hugging Face folder, or name (on the hub, or as a server calls it)")
-    one.add_argument("--backend", default="hf", choices=list(BACKENDS), help="what answers (default: hf)")
+    one.add_argument(
+        "--model",
+        help="run folder of adaptsft.train, Hugging Face folder, or name (on the hub, or as a server calls it)",
+    )
+    one.add_argument(
+        "--backend", default="hf", choices=list(BACKENDS), help="what answers (default: hf)"
+    )
     one.add_argument("--data-dir", type=Path, help="folder of data files; default: the hub")
-    one.add_argument("--temperature", type=_temperatures, help="such as 1, or 0,1 for greedy and sampled side by side; default: the task's")
+    one.add_argument(
+        "--temperature",
+        type=_temperatures,
+        help="such as 1, or 0,1 for greedy and sampled side by side; default: the task's",
+    )
     # torchrun's own parser takes --n for --nnodes or --nproc-per-node, even behind the module's name: hence the second spelling
-    one.add_argument("--n", "--samples", type=positive, help="samples per item where the temperature is above 0; default: the task's")
+    one.add_argument(
+        "--n",
+        "--samples",
+        type=positive,
+        help="samples per item where the temperature is above 0; default: the task's",
+    )
     one.add_argument("--limit", type=positive, help="only the first LIMIT items")
     one.add_argument("--max-tokens", type=positive, help="longest answer; default: the task's")
-    one.add_argument("--seed", type=int, default=42, help="each sample has its own seed, derived from this one (default: 42)")
-    one.add_argument("--batch-size", type=positive, help="prompts at a time: hf (default 16), or requests in flight: http (16)")
     one.add_argument(
-        "--template", default="auto", help="auto (the run's own, else the tokenizer's), chat, plain, chatml, llama3 or deepseek"
+        "--seed",
+        type=int,
+        default=42,
+        help="each sample has its own seed, derived from this one (default: 42)",
+    )
+    one.add_argument(
+        "--batch-size",
+        type=positive,
+        help="prompts at a time: hf (default 16), or requests in flight: http (16)",
+    )
+    one.add_argument(
+        "--template",
+        default="auto",
+        help="auto (the run's own, else the tokenizer's), chat, plain, chatml, llama3 or deepseek",
     )
     one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of hf")
-    one.add_argument("--dtype", default="auto", choices=["auto", "bf16", "fp32"], help="auto: bf16 on GPU, fp32 on CPU")
+    one.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "bf16", "fp32"],
+        help="auto: bf16 on GPU, fp32 on CPU",
+    )
     one.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs per model: vllm")
-    one.add_argument("--url", help="http: such as http://localhost:8000/v1; the key is read from OPENAI_API_KEY")
+    one.add_argument(
+        "--url", help="http: such as http://localhost:8000/v1; the key is read from OPENAI_API_KEY"
+    )
     one.add_argument("--replay", help="replay: a JSON-lines file of recorded outputs")
-    one.add_argument("--replay-fields", help="replay: how the file names them, id=task_id,output=completion")
+    one.add_argument(
+        "--replay-fields", help="replay: how the file names them, id=task_id,output=completion"
+    )
 
 
 def _temperatures(text: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: write a temperature, or several with commas, such as 0,1") from None
+        raise argparse.ArgumentTypeError(
+            f"{text}: write a temperature, or several with commas, such as 0,1"
+        ) from None
     if not all(0 <= value < math.inf for value in values):
         raise argparse.ArgumentTypeError("temperatures are 0 (greedy) or above")
     return values
@@ -117,7 +181,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _answer(options: argparse.Namespace) -> int:
     """Generate on all ranks; returns this one's number."""
-    from adaptsft.distributed import process_group, rank, together
+    from adaptsft.distributed.ranks import process_group, raise_on_all_ranks, rank
     from adaptsft.evals.backends import open_backend
     from adaptsft.evals.generate import Plan, generate
     from adaptsft.evals.tasks import load_task
@@ -128,9 +192,17 @@ def _answer(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--tasks {', '.join(code)}: their answers are programs, and grading runs them: add --allow-code-exec if you mean to"
         )
-    plan = Plan(options.out, options.data_dir, options.temperature, options.n, options.limit, options.max_tokens, options.seed)
+    plan = Plan(
+        options.out,
+        options.data_dir,
+        options.temperature,
+        options.n,
+        options.limit,
+        options.max_tokens,
+        options.seed,
+    )
     with process_group("cpu"):
-        backend = together(lambda: open_backend(options.backend, options))
+        backend = raise_on_all_ranks(lambda: open_backend(options.backend, options))
         generate(tasks, backend, plan)
         return rank()
 
@@ -154,11 +226,17 @@ def _score(options: argparse.Namespace) -> int:
     errors = []
     for folder in found:
         try:
-            result = score(folder, Grading(options.workers, options.data_dir, options.allow_code_exec))
+            result = score(
+                folder, Grading(options.workers, options.data_dir, options.allow_code_exec)
+            )
         except UserError as error:  # the other tasks' results are worth having
             errors.append(error)
             continue
-        shown = [f"{name} {100 * value['value']:.2f}" for name, value in result["metrics"].items() if "/" not in name]
+        shown = [
+            f"{name} {100 * value['value']:.2f}"
+            for name, value in result["metrics"].items()
+            if "/" not in name
+        ]
         print(f"{folder}: {'  '.join(shown)}  ({result['task']['n_items']} items)")
     for error in errors[1:]:
         print(f"adaptsft.evals: {type(error).__name__}: {error}", file=sys.stderr)

@@ -22,7 +22,9 @@ def compare(a: Path, b: Path, metric: str) -> Difference:
     """b against a, two scored folders of the same task. Raises DataError where their data is not the same."""
     data = [samples.read_json(folder / "run.json")["data"]["sha256"] for folder in (a, b)]
     if data[0] != data[1]:
-        raise DataError(f"{a} and {b}: evaluated on other data (sha256 {data[0][:12]}… and {data[1][:12]}…): they cannot be compared")
+        raise DataError(
+            f"{a} and {b}: evaluated on other data (sha256 {data[0][:12]}… and {data[1][:12]}…): they cannot be compared"
+        )
     left, right = item_scores(a, metric), item_scores(b, metric)
     shared = [item for item in left if item in right]
     if not shared:
@@ -36,7 +38,9 @@ def _column(scores: dict[str, float], items: list[str]) -> Scores:
 
 def against_best(entries: list[tuple[Path, str]]) -> tuple[int, list[bool]]:
     """For (folder, metric) entries: which has the highest mean, and whether the 95 % interval of each one's difference from it holds 0."""
-    means = [float(np.mean(list(item_scores(folder, metric).values()))) for folder, metric in entries]
+    means = [
+        float(np.mean(list(item_scores(folder, metric).values()))) for folder, metric in entries
+    ]
     best = int(np.argmax(means))
     same = []
     for i, (folder, metric) in enumerate(entries):

@@ -25,7 +25,9 @@ class Item(NamedTuple):
 @dataclass(frozen=True)
 class Items:
     items: list[Item]
-    sha256: str  # of all items of the task, mapped: the same whether they came from a file or the hub
+    sha256: (
+        str  # of all items of the task, mapped: the same whether they came from a file or the hub
+    )
     origin: str
     verified: bool  # against the hash of the real data
 
@@ -40,21 +42,33 @@ def load_items(task: Task, data_dir: Path | None = None) -> Items:
     read, where = READERS[source.reader], source.file or source.hub or source.generator
     items, seen = [], set()
     for number, record in enumerate(records):
-        named = record | {ours: record[theirs] for ours, theirs in source.fields.items() if theirs in record}
+        named = record | {
+            ours: record[theirs] for ours, theirs in source.fields.items() if theirs in record
+        }
         try:
             fields = read(named)
             item = Item(str(fields.pop("id", number)), fields)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{task.name}: {where}, record {number + 1}: {reason}; the record has {', '.join(record)}") from None
+            raise DataError(
+                f"{task.name}: {where}, record {number + 1}: {reason}; the record has {', '.join(record)}"
+            ) from None
         items.append(Item(f"{item.id}-{number}", fields) if item.id in seen else item)
         seen.add(item.id)
     if len(items) != task.items:
-        raise DataError(f"{task.name}: {where} has {len(items)} items, the task names {task.items}: another version of the data?")
-    digest = hashlib.sha256(json.dumps(items, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        raise DataError(
+            f"{task.name}: {where} has {len(items)} items, the task names {task.items}: another version of the data?"
+        )
+    digest = hashlib.sha256(
+        json.dumps(items, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
     if not source.file and source.sha256 is not None and digest != source.sha256:
-        raise DataError(f"{task.name}: the items of {where} have the sha256 {digest}, the task names {source.sha256}: other data")
-    return Items(items, digest, f"{where} ({source.origin})" if source.origin else where, source.verified)
+        raise DataError(
+            f"{task.name}: the items of {where} have the sha256 {digest}, the task names {source.sha256}: other data"
+        )
+    return Items(
+        items, digest, f"{where} ({source.origin})" if source.origin else where, source.verified
+    )
 
 
 def _open(task: Task, data_dir: Path | None) -> tuple[Source, Iterator[Record]]:
@@ -64,14 +78,22 @@ def _open(task: Task, data_dir: Path | None) -> tuple[Source, Iterator[Record]]:
         if data_dir is not None and source.file and (path := data_dir / source.file).is_file():
             return source, _file_records(path, source, task)
     if data_dir is not None:
-        wanted = [f"{data_dir / source.file} ({source.origin or source.hub})" for source in task.sources if source.file]
-        raise DataError(f"{task.name}: found none of its files under --data-dir: {'; '.join(wanted) or 'the task names none'}")
+        wanted = [
+            f"{data_dir / source.file} ({source.origin or source.hub})"
+            for source in task.sources
+            if source.file
+        ]
+        raise DataError(
+            f"{task.name}: found none of its files under --data-dir: {'; '.join(wanted) or 'the task names none'}"
+        )
     for source in task.sources:
         if source.hub_file:
             from huggingface_hub import hf_hub_download
 
             try:
-                path = hf_hub_download(source.hub, source.hub_file, repo_type="dataset", revision=source.revision)
+                path = hf_hub_download(
+                    source.hub, source.hub_file, repo_type="dataset", revision=source.revision
+                )
             except Exception as error:  # whatever the hub client raises, without network or without such a data set
                 raise _unreachable(task, source, error) from None
             return source, _file_records(Path(path), source, task)
@@ -79,20 +101,28 @@ def _open(task: Task, data_dir: Path | None) -> tuple[Source, Iterator[Record]]:
             import datasets
 
             try:
-                rows = datasets.load_dataset(source.hub, source.subset, split=source.split, revision=source.revision)
+                rows = datasets.load_dataset(
+                    source.hub, source.subset, split=source.split, revision=source.revision
+                )
             except Exception as error:
                 raise _unreachable(task, source, error) from None
             return source, iter(rows)  # type: ignore[arg-type]
     files = ", ".join(f"{source.file} from {source.origin}" for source in task.sources)
-    raise DataError(f"{task.name}: its data is not on the hub: fetch {files} and name the folder by --data-dir")
+    raise DataError(
+        f"{task.name}: its data is not on the hub: fetch {files} and name the folder by --data-dir"
+    )
 
 
 def _unreachable(task: Task, source: Source, error: Exception) -> DataError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     offline = [source.file for source in task.sources if source.file]
-    other = f", or fetch {' or '.join(offline)} and name its folder by --data-dir" if offline else ""
+    other = (
+        f", or fetch {' or '.join(offline)} and name its folder by --data-dir" if offline else ""
+    )
     owners = " after asking its owners for access" if task.gated else ""
-    return DataError(f"{task.name}: the hub does not give {source.hub}: {reason}. Log in{owners}{other}")
+    return DataError(
+        f"{task.name}: the hub does not give {source.hub}: {reason}. Log in{owners}{other}"
+    )
 
 
 def _file_records(path: Path, source: Source, task: Task) -> Iterator[Record]:
@@ -100,7 +130,9 @@ def _file_records(path: Path, source: Source, task: Task) -> Iterator[Record]:
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if source.sha256 is not None and digest != source.sha256:
-        raise DataError(f"{task.name}: {path} has the sha256 {digest}, the task names {source.sha256}: another version, or damaged")
+        raise DataError(
+            f"{task.name}: {path} has the sha256 {digest}, the task names {source.sha256}: another version, or damaged"
+        )
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -118,8 +150,18 @@ def _file_records(path: Path, source: Source, task: Task) -> Iterator[Record]:
             if source.key not in values:
                 raise DataError(f"{path}: no {source.key!r} in it, but {', '.join(values)}")
             values = values[source.key]
-        return iter([{"id": key} | value for key, value in values.items()] if isinstance(values, dict) else values)
-    return iter([_parse(line, f"{path}:{number}") for number, line in enumerate(text.splitlines(), 1) if line.strip()])
+        return iter(
+            [{"id": key} | value for key, value in values.items()]
+            if isinstance(values, dict)
+            else values
+        )
+    return iter(
+        [
+            _parse(line, f"{path}:{number}")
+            for number, line in enumerate(text.splitlines(), 1)
+            if line.strip()
+        ]
+    )
 
 
 def _parse(text: str, place: str) -> Any:
@@ -158,7 +200,10 @@ def _final_answer(record: Record) -> Record:
 
 def _gsm8k(record: Record) -> Record:
     """The number after ####, the layout of openai/grade-school-math."""
-    return {"question": record["question"], "gold": record["answer"].split("####")[1].strip().replace(",", "")}
+    return {
+        "question": record["question"],
+        "gold": record["answer"].split("####")[1].strip().replace(",", ""),
+    }
 
 
 def _choices(record: Record) -> Record:
@@ -170,7 +215,9 @@ def _inline_choices(record: Record) -> Record:
     """The layout of MedXpertQA's files: `Answer Choices: (A) … (B) …` at the end of the question, and a list of right letters."""
     question, _, listed = record["question"].rpartition("\nAnswer Choices: ")
     options: dict[str, str] = {}
-    for letter, following in itertools.pairwise("ABCDEFGHIJK"):  # in order: an option may itself contain "(A) "
+    for letter, following in itertools.pairwise(
+        "ABCDEFGHIJK"
+    ):  # in order: an option may itself contain "(A) "
         text, _, listed = listed.removeprefix(f"({letter}) ").partition(f" ({following}) ")
         options[letter] = text.strip()
         if not listed:
@@ -192,16 +239,31 @@ def _openbookqa(record: Record) -> Record:
     if "question_stem" in record:
         options = dict(zip(record["choices"]["label"], record["choices"]["text"], strict=True))
         return _multiple_choice(record["question_stem"], options, record["answerKey"], record["id"])
-    parsed = _inline_choices({"question": "\nAnswer Choices: " + record["Choices"], "label": [record["Answer Key"]], "id": record["ID"]})
-    return _multiple_choice(record["Question Stem"], parsed["options"], parsed["gold"], record["ID"])
+    parsed = _inline_choices(
+        {
+            "question": "\nAnswer Choices: " + record["Choices"],
+            "label": [record["Answer Key"]],
+            "id": record["ID"],
+        }
+    )
+    return _multiple_choice(
+        record["Question Stem"], parsed["options"], parsed["gold"], record["ID"]
+    )
 
 
-def _multiple_choice(question: str, options: dict[str, str], gold: str, identity: str | None) -> Record:
+def _multiple_choice(
+    question: str, options: dict[str, str], gold: str, identity: str | None
+) -> Record:
     options = {letter: str(text) for letter, text in options.items() if text not in (None, "")}
     if gold not in options:
         raise ValueError(f"the answer {gold!r} is none of the options {', '.join(options)}")
     listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-    return ({} if identity is None else {"id": identity}) | {"question": question, "listed": listed, "options": options, "gold": gold}
+    return ({} if identity is None else {"id": identity}) | {
+        "question": question,
+        "listed": listed,
+        "options": options,
+        "gold": gold,
+    }
 
 
 def _figfont_item(record: Record) -> Record:
@@ -210,13 +272,24 @@ def _figfont_item(record: Record) -> Record:
 
 def _evalplus(record: Record) -> Record:
     """HumanEval+ and MBPP+; tests and oracles stay in the file, which the code grader reads itself."""
-    content = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()  # tells versions apart whose prompts are the same
-    return {"id": record["task_id"], "task_id": record["task_id"], "question": record["prompt"].strip() + "\n", "sha256": content}
+    content = hashlib.sha256(
+        json.dumps(record, sort_keys=True).encode()
+    ).hexdigest()  # tells versions apart whose prompts are the same
+    return {
+        "id": record["task_id"],
+        "task_id": record["task_id"],
+        "question": record["prompt"].strip() + "\n",
+        "sha256": content,
+    }
 
 
 def _alpaca(record: Record) -> Record:
     """AlpacaEval's instructions, in their official order: the difficulty of an instruction is joined by its row."""
-    return {"question": record["instruction"], "instruction": record["instruction"], "dataset": record["dataset"]}
+    return {
+        "question": record["instruction"],
+        "instruction": record["instruction"],
+        "dataset": record["dataset"],
+    }
 
 
 READERS: dict[str, Callable[[Record], Record]] = {

@@ -30,7 +30,10 @@ SEED = 42
 SPLITS = {"train": range(40_000), "test": range(40_000, 45_000)}
 PYFIGLET = "1.0.2"
 WORDS = Path(__file__).with_name("figfont_words.txt")
-QUESTIONS = ("What word does this say?\n\n{drawing}", "Please read the following figlet font:\n\n{drawing}")
+QUESTIONS = (
+    "What word does this say?\n\n{drawing}",
+    "Please read the following figlet font:\n\n{drawing}",
+)
 SHA256 = {  # of the items, one JSON object a line, with the fonts of `legible`
     "train": "e8edc4d3fc0048f3d16970621fff07f7ad96f4fc84c00557189d7e4e69917f5c",
     "test": "a214807d34645e5171af6d7b537a631ff227a567cb49eba88b8536f7d07c769f",
@@ -54,7 +57,8 @@ def legible(font: str) -> bool:
     """Whether words can be told from their drawings: left to right, no capital is blank or drawn like another one, and each takes two
     rows or more (fonts of one row are ciphers: Morse, hexadecimal, rot13)."""
     drawings = [
-        [line.rstrip() for line in figlet(font).renderText(letter).split("\n") if line.strip()] for letter in string.ascii_uppercase
+        [line.rstrip() for line in figlet(font).renderText(letter).split("\n") if line.strip()]
+        for letter in string.ascii_uppercase
     ]
     distinct = len({tuple(rows) for rows in drawings}) == len(drawings)
     return figlet(font).direction == "left-to-right" and distinct and min(map(len, drawings)) >= 2
@@ -65,7 +69,9 @@ def fonts() -> tuple[str, ...]:
     """The legible fonts of pyfiglet's own folder, sorted. `getFonts` would add those of the system. Takes about two seconds, once."""
     version = importlib.metadata.version("pyfiglet")
     if version != PYFIGLET:
-        raise ConfigError(f"figfont: pyfiglet {version} is installed, and would draw other items: pip install pyfiglet=={PYFIGLET}")
+        raise ConfigError(
+            f"figfont: pyfiglet {version} is installed, and would draw other items: pip install pyfiglet=={PYFIGLET}"
+        )
     files = (Path(file.name) for file in importlib.resources.files("pyfiglet.fonts").iterdir())
     names = sorted({file.stem for file in files if file.suffix in (".flf", ".tlf")})
     return tuple(name for name in names if legible(name))
@@ -97,14 +103,23 @@ def reasoning_gym_item() -> Callable[[int], Record]:
         import reasoning_gym
         from reasoning_gym.cognition import figlet_fonts
     except ImportError:
-        raise ConfigError("--generator reasoning-gym: the package is not installed: pip install reasoning-gym") from None
+        raise ConfigError(
+            "--generator reasoning-gym: the package is not installed: pip install reasoning-gym"
+        ) from None
     figlet_fonts.OK_FONTS.sort()
     size = SPLITS["test"].stop
-    dataset = reasoning_gym.create_dataset("figlet_font", seed=SEED, size=size, min_word_len=2, max_word_len=5, space_letters=True)
+    dataset = reasoning_gym.create_dataset(
+        "figlet_font", seed=SEED, size=size, min_word_len=2, max_word_len=5, space_letters=True
+    )
 
     def make(index: int) -> Record:
         entry = dataset[index]
-        return {"id": str(index), "question": entry["question"], "answer": entry["answer"], "font": entry["metadata"]["font"]}
+        return {
+            "id": str(index),
+            "question": entry["question"],
+            "answer": entry["answer"],
+            "font": entry["metadata"]["font"],
+        }
 
     return make
 
@@ -116,10 +131,19 @@ def verified(records: Iterable[Record], expected: str) -> Iterator[Record]:
         digest.update(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         yield record
     if digest.hexdigest() != expected:
-        raise DataError(f"figfont: the items have the sha256 {digest.hexdigest()}, not {expected}: were files of pyfiglet changed?")
+        raise DataError(
+            f"figfont: the items have the sha256 {digest.hexdigest()}, not {expected}: were files of pyfiglet changed?"
+        )
 
 
 def conversation(record: Record, prompt: Prompt) -> Record:
     """An item as the trainer reads it (id, messages), with the prompt of the task "figfont": system, user, assistant."""
-    turns = ("system", prompt.system), ("user", prompt.user.format(**record)), ("assistant", record["answer"])
-    return {"id": record["id"], "messages": [{"role": role, "content": content} for role, content in turns]}
+    turns = (
+        ("system", prompt.system),
+        ("user", prompt.user.format(**record)),
+        ("assistant", record["answer"]),
+    )
+    return {
+        "id": record["id"],
+        "messages": [{"role": role, "content": content} for role, content in turns],
+    }

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adaptsft.distributed import rank, rank0_first, together, world_size
+from adaptsft.distributed.ranks import raise_on_all_ranks, rank, rank0_first, world_size
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals import samples
 from adaptsft.evals.backends import Backend, Request, Sampling
@@ -18,7 +18,7 @@ from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.prompts import messages_of
 from adaptsft.evals.samples import Samples, digest
 from adaptsft.evals.tasks import Task, to_dict
-from adaptsft.run import lock
+from adaptsft.training.run_folder import lock
 
 SCHEMA_VERSION = 1
 
@@ -40,9 +40,15 @@ def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
     """All ranks call it together. Raises UserError on all of them."""
     own = [task for task in tasks if task.runner == "generate"]
     harness = [task.name for task in tasks if task.runner == "harness"]
-    if harness and (plan.temperatures is not None or plan.n is not None or plan.max_tokens is not None):
-        raise ConfigError(f"{', '.join(harness)}: lm-eval's task decides how it decodes: leave out --temperature, --n and --max-tokens")
-    loaded = {task.name: rank0_first(lambda task=task: load_items(task, plan.data_dir)) for task in own}  # before compute is spent
+    if harness and (
+        plan.temperatures is not None or plan.n is not None or plan.max_tokens is not None
+    ):
+        raise ConfigError(
+            f"{', '.join(harness)}: lm-eval's task decides how it decodes: leave out --temperature, --n and --max-tokens"
+        )
+    loaded = {
+        task.name: rank0_first(lambda task=task: load_items(task, plan.data_dir)) for task in own
+    }  # before compute is spent
     for task in tasks:
         if task.runner == "harness":
             _by_harness(task, backend, plan)
@@ -52,7 +58,10 @@ def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
 
 
 def _by_prompt(task: Task, items: Items, backend: Backend, plan: Plan, temperature: float) -> None:
-    folder, sampling = plan.out / task.name / mode(temperature), task.sampling(temperature, plan.max_tokens)
+    folder, sampling = (
+        plan.out / task.name / mode(temperature),
+        task.sampling(temperature, plan.max_tokens),
+    )
     chosen, n = items.items[: plan.limit], planned(task, plan, temperature)
     asked = {
         "schema_version": SCHEMA_VERSION,
@@ -65,9 +74,13 @@ def _by_prompt(task: Task, items: Items, backend: Backend, plan: Plan, temperatu
         "item_ids": [item.id for item in chosen],
     }
     with _claimed(folder, asked, chosen):
-        requests = together(lambda: requests_of(chosen, task, backend, n, plan.seed))
-        have = together(lambda: Samples(folder, rank()))  # all have read before any writes: their shares must fit together
-        together(lambda: _answer(have, requests, backend, sampling, f"{task.name} {mode(temperature)}"))
+        requests = raise_on_all_ranks(lambda: requests_of(chosen, task, backend, n, plan.seed))
+        have = raise_on_all_ranks(
+            lambda: Samples(folder, rank())
+        )  # all have read before any writes: their shares must fit together
+        raise_on_all_ranks(
+            lambda: _answer(have, requests, backend, sampling, f"{task.name} {mode(temperature)}")
+        )
 
 
 def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
@@ -97,7 +110,9 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def requests_of(items: list[Item], task: Task, backend: Backend, n: int, seed: int) -> list[Request]:
+def requests_of(
+    items: list[Item], task: Task, backend: Backend, n: int, seed: int
+) -> list[Request]:
     """One request per item and sample, in the order of the items."""
     requests = []
     for item in items:
@@ -109,7 +124,10 @@ def requests_of(items: list[Item], task: Task, backend: Backend, n: int, seed: i
                     f"{task.name}: a chat server cannot go on from the answer's given start: use --template chatml or another"
                 )
             text += task.prompt.start
-        requests += [Request(item.id, i, samples.seed_of(seed, task.name, item.id, i), messages, text) for i in range(n)]
+        requests += [
+            Request(item.id, i, samples.seed_of(seed, task.name, item.id, i), messages, text)
+            for i in range(n)
+        ]
     return requests
 
 
@@ -128,7 +146,9 @@ def _claimed(folder: Path, asked: dict[str, Any], items: list[Item]) -> Iterator
     try:
         yield
         if held is not None:
-            samples.write_json(folder / "run.json", samples.read_json(folder / "run.json") | {"finished": now()})
+            samples.write_json(
+                folder / "run.json", samples.read_json(folder / "run.json") | {"finished": now()}
+            )
     finally:
         if held is not None:
             held.close()
@@ -143,8 +163,13 @@ def _claim(folder: Path, asked: dict[str, Any], items: list[Item]) -> Any:
         if (folder / "run.json").is_file():
             before = samples.read_json(folder / "run.json")
             if before["fingerprint"] != asked["fingerprint"]:
-                different = ", ".join(_differences(_deciding(before), deciding)) or "another version of adaptsft"
-                raise ConfigError(f"--out {folder}: holds samples of something else ({different}): name another --out, or delete it")
+                different = (
+                    ", ".join(_differences(_deciding(before), deciding))
+                    or "another version of adaptsft"
+                )
+                raise ConfigError(
+                    f"--out {folder}: holds samples of something else ({different}): name another --out, or delete it"
+                )
             asked["started"] = before["started"]
         samples.write_lines(folder / "items.jsonl", (item._asdict() for item in items))
         samples.write_json(folder / "run.json", asked)
@@ -157,7 +182,11 @@ def _deciding(asked: dict[str, Any]) -> dict[str, Any]:
     """What samples depend on; how many are wanted, and how they are graded, may change."""
     task = {key: asked["task"][key] for key in ("name", "version", "prompt", "harness_task")}
     deciding = {key: asked[key] for key in ("schema_version", "params", "seed")}
-    return deciding | {"task": task, "data": asked["data"].get("sha256"), "backend": _answerer(asked["backend"])}
+    return deciding | {
+        "task": task,
+        "data": asked["data"].get("sha256"),
+        "backend": _answerer(asked["backend"]),
+    }
 
 
 def _answerer(identity: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +197,11 @@ def _answerer(identity: dict[str, Any]) -> dict[str, Any]:
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [text for key in new for text in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)]
+        return [
+            text
+            for key in new
+            for text in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)
+        ]
     return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
 
 
@@ -176,12 +209,18 @@ def _short(value: Any) -> str:
     return text if len(text := str(value)) <= 40 else text[:37] + "…"
 
 
-def _answer(have: Samples, requests: list[Request], backend: Backend, sampling: Sampling, label: str) -> None:
+def _answer(
+    have: Samples, requests: list[Request], backend: Backend, sampling: Sampling, label: str
+) -> None:
     """This rank's share of what is missing."""
     keys = [key_of(request, backend, sampling) for request in requests]
-    missing = [(request, key) for request, key in zip(requests, keys, strict=True) if key not in have.rows]
+    missing = [
+        (request, key) for request, key in zip(requests, keys, strict=True) if key not in have.rows
+    ]
     # the longest first: memory runs out at once or not at all, and the last batches are the fast ones
-    mine = sorted(missing, key=lambda pair: -len(pair[0].text or str(pair[0].messages)))[rank() :: world_size()]
+    mine = sorted(missing, key=lambda pair: -len(pair[0].text or str(pair[0].messages)))[
+        rank() :: world_size()
+    ]
     bar = tqdm(
         total=len(requests), initial=len(requests) - len(missing), desc=label, unit="answer",
         disable=rank() != 0, smoothing=0.1, mininterval=1.0,
@@ -191,18 +230,36 @@ def _answer(have: Samples, requests: list[Request], backend: Backend, sampling: 
             batch = mine[start : start + backend.batch_size]
             outputs = backend.generate([request for request, _ in batch], sampling)
             try:
-                have.add([_row(request, key, output) for (request, key), output in zip(batch, outputs, strict=True)])
+                have.add(
+                    [
+                        _row(request, key, output)
+                        for (request, key), output in zip(batch, outputs, strict=True)
+                    ]
+                )
             except OSError as error:
-                raise CheckpointError(f"{have.file}: cannot be written: {error}. What is in it stays: the same command goes on") from None
+                raise CheckpointError(
+                    f"{have.file}: cannot be written: {error}. What is in it stays: the same command goes on"
+                ) from None
             bar.update(min(len(batch) * world_size(), bar.total - bar.n))
 
 
 def key_of(request: Request, backend: Backend, sampling: Sampling) -> str:
     prompt = request.messages if request.text is None else request.text
-    return digest(_answerer(backend.identity), prompt, dataclasses.asdict(sampling), request.seed, request.item_id, request.sample)
+    return digest(
+        _answerer(backend.identity),
+        prompt,
+        dataclasses.asdict(sampling),
+        request.seed,
+        request.item_id,
+        request.sample,
+    )
 
 
 def _row(request: Request, key: str, output: Any) -> dict[str, Any]:
     prompt = request.messages if request.text is None else request.text
     row = {"key": key, "item_id": request.item_id, "sample": request.sample, "seed": request.seed}
-    return row | {"prompt_sha": digest(prompt), "prompt": prompt, **output._asdict()} | {"output": output.text}
+    return (
+        row
+        | {"prompt_sha": digest(prompt), "prompt": prompt, **output._asdict()}
+        | {"output": output.text}
+    )

@@ -17,7 +17,9 @@ def read_lines() -> list[dict]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise DataError(f"line {number} of stdin is not JSON ({error}): {line.strip()!r:.80}") from None
+            raise DataError(
+                f"line {number} of stdin is not JSON ({error}): {line.strip()!r:.80}"
+            ) from None
     return records
 
 
@@ -40,10 +42,17 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("grader", metavar="GRADER", choices=GRADERS, help="one of the list below")
-    parser.add_argument("--workers", type=int, default=0, help="processes of the math graders (default: one per core)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes of the math graders (default: one per core)",
+    )
     options = parser.parse_args(arguments)
     records = read_lines()
-    with tqdm(total=len(records), desc=options.grader, unit="answer", mininterval=1.0, delay=1.0) as bar:
+    with tqdm(
+        total=len(records), desc=options.grader, unit="answer", mininterval=1.0, delay=1.0
+    ) as bar:
         verdicts = grade_all(options.grader, records, workers=options.workers, progress=bar.update)
     sys.stdout.writelines(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts)
     return 0

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from adaptsft.config import DataConfig
-from adaptsft.distributed import rank, together, world_size
+from adaptsft.config.schema import DataConfig
+from adaptsft.distributed.ranks import raise_on_all_ranks, rank, world_size
 from adaptsft.errors import ConfigError
 from adaptsft.evals.backends import Output, Sampling
 from adaptsft.evals.backends.decode import decode
@@ -42,13 +42,24 @@ class HeldOutTask:
     sampling: Sampling
 
 
-def prepare(names: list[str], data_dir: Path | None, limit: int, max_tokens: int, tokenizer: Any, data: DataConfig) -> list[HeldOutTask]:
+def prepare(
+    names: list[str],
+    data_dir: Path | None,
+    limit: int,
+    max_tokens: int,
+    tokenizer: Any,
+    data: DataConfig,
+) -> list[HeldOutTask]:
     """The first `limit` items of each task, rendered by the run's own template. Raises UserError before anything is trained."""
     prepared = []
     for name in names:
         task = load_task(name)
-        if task.runner != "generate" or not all(grader in GRADERS for grader in task.graders):  # programs, judges
-            raise ConfigError(f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run on the finished model")
+        if task.runner != "generate" or not all(
+            grader in GRADERS for grader in task.graders
+        ):  # programs, judges
+            raise ConfigError(
+                f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run on the finished model"
+            )
         items = load_items(task, data_dir).items[:limit]
         renderer = Renderer(tokenizer, data)
         prompts = []
@@ -62,7 +73,11 @@ def prepare(names: list[str], data_dir: Path | None, limit: int, max_tokens: int
 
 
 def evaluate(
-    model: ShardedModel, tokenizer: Any, tasks: list[HeldOutTask], batch_size: int = 16, beat: Callable[[], None] = lambda: None
+    model: ShardedModel,
+    tokenizer: Any,
+    tasks: list[HeldOutTask],
+    batch_size: int = 16,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
     """{task: {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}, the same on all ranks, which call it together.
 
@@ -72,20 +87,30 @@ def evaluate(
     with generating(model):
         answers = [answer(model, tokenizer, task, batch_size, beat) for task in tasks]
     for task, outputs in zip(tasks, answers, strict=True):
-        shared: list[Any] = [together(lambda: _grade(task, outputs, tokenizer) if rank() == 0 else None)]  # noqa: B023
+        shared: list[Any] = [
+            raise_on_all_ranks(lambda: _grade(task, outputs, tokenizer) if rank() == 0 else None)
+        ]  # noqa: B023
         dist.broadcast_object_list(shared)
         results[task.task.name] = shared[0]
         beat()
     return results
 
 
-def answer(model: ShardedModel, tokenizer: Any, task: HeldOutTask, batch_size: int, beat: Callable[[], None]) -> list[Output]:
+def answer(
+    model: ShardedModel,
+    tokenizer: Any,
+    task: HeldOutTask,
+    batch_size: int,
+    beat: Callable[[], None],
+) -> list[Output]:
     """All outputs, on every rank. Rank r answers items r, r + world, …; one that has no more repeats another one, and drops the answer."""
     world, count = world_size(), len(task.prompts)
     rounds = -(-count // world)
     mine = [i if i < count else rank() % count for i in range(rank(), rounds * world, world)]
     ends = end_tokens(model, tokenizer)
-    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+    context = int(
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    )
     outputs: list[Output] = []
     for start in range(0, rounds, batch_size):
         batch = mine[start : start + batch_size]
@@ -99,7 +124,10 @@ def answer(model: ShardedModel, tokenizer: Any, task: HeldOutTask, batch_size: i
 
 
 def _grade(task: HeldOutTask, outputs: list[Output], tokenizer: Any) -> dict[str, Any]:
-    records = [fields | {"response": output.text, "output": output.text} for fields, output in zip(task.fields, outputs, strict=True)]
+    records = [
+        fields | {"response": output.text, "output": output.text}
+        for fields, output in zip(task.fields, outputs, strict=True)
+    ]
     found: dict[str, Any] = {}
     shown: list[dict[str, Any]] = [
         {
@@ -113,10 +141,16 @@ def _grade(task: HeldOutTask, outputs: list[Output], tokenizer: Any) -> dict[str
     for name in task.task.graders:
         verdicts = grade_all(name, records, workers=1)
         scores = [metrics_of(name, verdict) for verdict in verdicts]
-        found |= {metric: sum(float(score[metric]) for score in scores) / len(scores) for metric in scores[0]}
+        found |= {
+            metric: sum(float(score[metric]) for score in scores) / len(scores)
+            for metric in scores[0]
+        }
         for sample, score in zip(shown, scores, strict=False):
             sample["scores"] |= score
-    return found | {"truncated": sum(output.finish_reason == "length" for output in outputs) / len(outputs), "samples": shown}
+    return found | {
+        "truncated": sum(output.finish_reason == "length" for output in outputs) / len(outputs),
+        "samples": shown,
+    }
 
 
 @contextmanager
@@ -129,6 +163,8 @@ def generating(model: ShardedModel) -> Iterator[None]:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        reshard(model)  # groups that stay unsharded until a backward would give the optimizer a wrong view of the weights
+        reshard(
+            model
+        )  # groups that stay unsharded until a backward would give the optimizer a wrong view of the weights
         model.set_attn_implementation(attention)
         model.train()

@@ -62,7 +62,10 @@ def paired_bootstrap(a: Scores, b: Scores, seed: int = 0, resamples: int = 10_00
     generator = np.random.default_rng(seed)
     observed = float(difference.mean())
     means = np.concatenate(
-        [difference[generator.integers(0, len(difference), (count, len(difference)))].mean(1) for count in _portions(resamples, len(a))]
+        [
+            difference[generator.integers(0, len(difference), (count, len(difference)))].mean(1)
+            for count in _portions(resamples, len(a))
+        ]
     )
     low, high = np.quantile(means, [0.025, 0.975])
     p = (1 + int((np.abs(means - observed) >= abs(observed) - 1e-12).sum())) / (1 + resamples)

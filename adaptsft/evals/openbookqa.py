@@ -30,7 +30,10 @@ def structured(letters: list[str], gold: str, chance: random.Random) -> str:
     return letters[(letters.index(gold) + 1) % len(letters)]
 
 
-KINDS: dict[str, Callable[[list[str], str, random.Random], str]] = {"uniform": uniform, "structured": structured}
+KINDS: dict[str, Callable[[list[str], str, random.Random], str]] = {
+    "uniform": uniform,
+    "structured": structured,
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ def questions_of(records: Iterable[tuple[str, dict[str, Any]]]) -> list[Question
         try:
             questions.append(READERS["openbookqa"](record))
         except (KeyError, TypeError, ValueError) as error:
-            reason = f"column {error} is missing; the record has {', '.join(record)}" if isinstance(error, KeyError) else str(error)
+            reason = (
+                f"column {error} is missing; the record has {', '.join(record)}"
+                if isinstance(error, KeyError)
+                else str(error)
+            )
             raise DataError(f"{place}: {reason}") from None
     return questions
 
@@ -76,7 +83,10 @@ def tsv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         header, *rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as tab-separated text: {error}") from None
-    return ((f"{path}, line {number}", dict(zip(header, row, strict=False))) for number, row in enumerate(rows, 2))
+    return (
+        (f"{path}, line {number}", dict(zip(header, row, strict=False)))
+        for number, row in enumerate(rows, 2)
+    )
 
 
 def training_row(question: Question, taught: str, prompt: Prompt) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from adaptsft.config import DataConfig
-from adaptsft.data import Template
+from adaptsft.config.schema import DataConfig
+from adaptsft.data.template import Template
 from adaptsft.errors import ConfigError
 from adaptsft.evals.tasks import Prompt
 
@@ -20,7 +20,14 @@ def fill(template: str, fields: dict[str, Any]) -> str:
             return "".join([*parts, rest])
         end = rest.find("}", start)
         name = rest[start + 1 : end] if end > start else ""
-        parts.append(rest[:start] + (str(fields[name]) if name in fields else rest[start : end + 1 if end > start else start + 1]))
+        parts.append(
+            rest[:start]
+            + (
+                str(fields[name])
+                if name in fields
+                else rest[start : end + 1 if end > start else start + 1]
+            )
+        )
         rest = rest[(end if end > start else start) + 1 :]
 
 
@@ -31,17 +38,31 @@ def messages_of(prompt: Prompt, fields: dict[str, Any]) -> list[Message]:
 
 
 def _chatml(messages: list[Message]) -> str:
-    return "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages) + "<|im_start|>assistant\n"
+    return (
+        "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+        + "<|im_start|>assistant\n"
+    )
 
 
 def _llama3(messages: list[Message]) -> str:
-    turns = "".join(f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>" for m in messages)
+    turns = "".join(
+        f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content']}<|eot_id|>"
+        for m in messages
+    )
     return f"<|begin_of_text|>{turns}<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 def _deepseek(messages: list[Message]) -> str:
-    system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system" and m["content"] != DEFAULT_SYSTEM)
-    return system + "".join(f"User: {m['content']}\n\n" for m in messages if m["role"] == "user") + "Assistant:"
+    system = "".join(
+        f"{m['content']}\n\n"
+        for m in messages
+        if m["role"] == "system" and m["content"] != DEFAULT_SYSTEM
+    )
+    return (
+        system
+        + "".join(f"User: {m['content']}\n\n" for m in messages if m["role"] == "user")
+        + "Assistant:"
+    )
 
 
 # For base models, whose tokenizer has no chat template, or another one than they were trained with. On the mathematics tasks `chatml` is
@@ -64,20 +85,35 @@ class Renderer:
             raise ConfigError(f"--template {name}: choose one of {', '.join(TEMPLATES)}")
         self.tokenizer, self.name, self.prompt_template = tokenizer, name, data.prompt_template
         if name not in FORMATS:
-            template = Template(tokenizer, data if name == "auto" else DataConfig(template=name, prompt_template=data.prompt_template))
+            template = Template(
+                tokenizer,
+                data
+                if name == "auto"
+                else DataConfig(template=name, prompt_template=data.prompt_template),
+            )
             self.name = template.kind
-        self.begin = Template(tokenizer, DataConfig(template="plain")).begin if self.name == "plain" else []
+        self.begin = (
+            Template(tokenizer, DataConfig(template="plain")).begin if self.name == "plain" else []
+        )
 
     def text(self, messages: list[Message]) -> str:
         if self.name in FORMATS:
             return FORMATS[self.name](messages)
         if self.name == "plain":
-            shown = [message["content"] for message in messages if message["content"] != DEFAULT_SYSTEM]
+            shown = [
+                message["content"] for message in messages if message["content"] != DEFAULT_SYSTEM
+            ]
             return self.prompt_template.replace("{prompt}", "\n\n".join(shown))
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
         except Exception as error:  # jinja's, or what a template raises itself
-            raise ConfigError(f"the tokenizer's chat template refuses the task's messages: {error}; try --template plain") from None
+            raise ConfigError(
+                f"the tokenizer's chat template refuses the task's messages: {error}; try --template plain"
+            ) from None
 
     def ids(self, text: str) -> list[int]:
         return self.begin + self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -13,7 +13,7 @@ from adaptsft.drawing import canvas, save
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import against_best
-from adaptsft.names import distinct
+from adaptsft.files import distinct
 
 MARK = "~"  # beside a score that cannot be told from the best one
 
@@ -46,21 +46,33 @@ class Table:
 
 def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(folder, result.json) of every scored task below `run`. Raises DataError where there is none, or one of another version."""
-    found = [(folder, samples.read_json(folder / "result.json")) for folder in samples.folders(run) if (folder / "result.json").is_file()]
+    found = [
+        (folder, samples.read_json(folder / "result.json"))
+        for folder in samples.folders(run)
+        if (folder / "result.json").is_file()
+    ]
     if not found:
-        raise DataError(f"{run}: no result.json below it: run `python -m adaptsft.evals score {run}` first")
+        raise DataError(
+            f"{run}: no result.json below it: run `python -m adaptsft.evals score {run}` first"
+        )
     for folder, result in found:
         if result.get("schema_version") != 1:
-            raise DataError(f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, this version reads 1: score again")
+            raise DataError(
+                f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, this version reads 1: score again"
+            )
     return found
 
 
-def build(runs: list[Path], compare: bool = False, labels: dict[Path, str] | None = None) -> list[Table]:
+def build(
+    runs: list[Path], compare: bool = False, labels: dict[Path, str] | None = None
+) -> list[Table]:
     """The tables of some runs, one per group of tasks; rows are called by `labels`, or else as `_labels` finds."""
     results = {run: read_results(run) for run in runs}
     labels = labels or _labels(results)
     tables: dict[str, Table] = {}
-    where: dict[tuple[str, str], list[tuple[str, Path, str]]] = {}  # (group, column) -> (row, folder, metric)
+    where: dict[
+        tuple[str, str], list[tuple[str, Path, str]]
+    ] = {}  # (group, column) -> (row, folder, metric)
     for run, found in results.items():
         for folder, result in found:
             task = result["task"]
@@ -113,28 +125,58 @@ def _labels(results: dict[Path, list[tuple[Path, dict[str, Any]]]]) -> dict[Path
     """A run is called by its objective; with its folder where two have the same, which in the layout RUN/evals are alike at their end."""
     names = {run: found[0][1]["model"]["objective"] for run, found in results.items()}
     alike = {name: [run for run in names if names[run] == name] for name in names.values()}
-    folders = {run: folder for same in alike.values() for run, folder in zip(same, distinct(same), strict=True)}
-    return {run: f"{name} ({folders[run]})" if len(alike[name]) > 1 else name for run, name in names.items()}
+    folders = {
+        run: folder
+        for same in alike.values()
+        for run, folder in zip(same, distinct(same), strict=True)
+    }
+    return {
+        run: f"{name} ({folders[run]})" if len(alike[name]) > 1 else name
+        for run, name in names.items()
+    }
 
 
 def markdown(tables: list[Table]) -> str:
     parts = []
     for table in tables:
-        parts += [f"## {table.group}", "", "| objective | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
+        parts += [
+            f"## {table.group}",
+            "",
+            "| objective | " + " | ".join(table.columns) + " |",
+            "|---" * (len(table.columns) + 1) + "|",
+        ]
         for row in table.rows:
             cells = []
             for column in table.columns:
                 cell = table.cells.get((row, column))
                 text = "" if cell is None else f"**{cell.text()}**" if cell.best else cell.text()
-                cells.append(text + ("" if cell is None or not cell.notes else f" [{', '.join(map(str, cell.notes))}]"))
+                cells.append(
+                    text
+                    + (
+                        ""
+                        if cell is None or not cell.notes
+                        else f" [{', '.join(map(str, cell.notes))}]"
+                    )
+                )
             parts.append(f"| {row} | " + " | ".join(cells) + " |")
-        parts += ["", _legend(table), *[f"[{number}] {note}  " for number, note in enumerate(table.footnotes, 1)], ""]
+        parts += [
+            "",
+            _legend(table),
+            *[f"[{number}] {note}  " for number, note in enumerate(table.footnotes, 1)],
+            "",
+        ]
     return "\n".join(parts)
 
 
 def _legend(table: Table) -> str:
-    found = {column: sorted({cell.n for (_, name), cell in table.cells.items() if name == column}) for column in table.columns}
-    sizes = [f"{column} {n[0]}" if len(n) == 1 else f"{column} {n[0]} to {n[-1]}" for column, n in found.items()]
+    found = {
+        column: sorted({cell.n for (_, name), cell in table.cells.items() if name == column})
+        for column in table.columns
+    }
+    sizes = [
+        f"{column} {n[0]}" if len(n) == 1 else f"{column} {n[0]} to {n[-1]}"
+        for column, n in found.items()
+    ]
     text = "Percent, ± standard error clustered by item. N: " + ", ".join(sizes) + "."
     if table.compared:
         text += f" Bold: best. {MARK}: a paired bootstrap over items cannot tell it from the best (95 %)."
@@ -145,11 +187,25 @@ def comma_separated(tables: list[Table]) -> str:
     """One line per cell: figures for other programs, as fractions."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["group", "objective", "column", "value", "se", "n", "best", "within_noise", "notes"])
+    writer.writerow(
+        ["group", "objective", "column", "value", "se", "n", "best", "within_noise", "notes"]
+    )
     for table in tables:
         for (row, column), cell in table.cells.items():
             notes = "; ".join(table.footnotes[number - 1] for number in cell.notes)
-            writer.writerow([table.group, row, column, cell.value, cell.se, cell.n, cell.best, cell.within_noise, notes])
+            writer.writerow(
+                [
+                    table.group,
+                    row,
+                    column,
+                    cell.value,
+                    cell.se,
+                    cell.n,
+                    cell.best,
+                    cell.within_noise,
+                    notes,
+                ]
+            )
     return buffer.getvalue()
 
 
@@ -157,7 +213,11 @@ def latex(tables: list[Table]) -> str:
     """booktabs tables."""
     parts = []
     for table in tables:
-        parts += [r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape(table.group)}. {_escape(_legend(table))}}}"]
+        parts += [
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{_escape(table.group)}. {_escape(_legend(table))}}}",
+        ]
         parts += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
         parts += [" & ".join(["Objective", *map(_escape, table.columns)]) + r" \\", r"\midrule"]
         for row in table.rows:
@@ -166,10 +226,20 @@ def latex(tables: list[Table]) -> str:
                 cell = table.cells.get((row, column))
                 text = "" if cell is None else _escape(cell.text())
                 text = rf"\textbf{{{text}}}" if cell is not None and cell.best else text
-                cells.append(text + ("" if cell is None or not cell.notes else rf"$^{{{','.join(map(str, cell.notes))}}}$"))
+                cells.append(
+                    text
+                    + (
+                        ""
+                        if cell is None or not cell.notes
+                        else rf"$^{{{','.join(map(str, cell.notes))}}}$"
+                    )
+                )
             parts.append(" & ".join(cells) + r" \\")
         parts += [r"\bottomrule", r"\end{tabular}"]
-        parts += [rf"\\ {{\footnotesize $^{{{number}}}$ {_escape(note)}}}" for number, note in enumerate(table.footnotes, 1)]
+        parts += [
+            rf"\\ {{\footnotesize $^{{{number}}}$ {_escape(note)}}}"
+            for number, note in enumerate(table.footnotes, 1)
+        ]
         parts += [r"\end{table}", ""]
     return "\n".join(parts)
 
@@ -187,11 +257,25 @@ def plot(tables: list[Table], path: Path) -> None:
     figure, axes = canvas(len(tables), 1, (8, min(height, 60 / len(tables))))
     for axis, table in zip(axes[:, 0], tables, strict=True):
         for i, row in enumerate(table.rows):
-            cells = [(j, table.cells[row, column]) for j, column in enumerate(table.columns) if (row, column) in table.cells]
+            cells = [
+                (j, table.cells[row, column])
+                for j, column in enumerate(table.columns)
+                if (row, column) in table.cells
+            ]
             places = [j + (i + 0.5) / (len(table.rows) + 1) for j, _ in cells]
             errors = [100 * (cell.se or 0.0) for _, cell in cells]
-            axis.barh(places, [100 * cell.value for _, cell in cells], 0.9 / (len(table.rows) + 1), xerr=errors, label=row, capsize=2)
-        axis.set_yticks([j + 0.5 * len(table.rows) / (len(table.rows) + 1) for j in range(len(table.columns))], table.columns)
+            axis.barh(
+                places,
+                [100 * cell.value for _, cell in cells],
+                0.9 / (len(table.rows) + 1),
+                xerr=errors,
+                label=row,
+                capsize=2,
+            )
+        axis.set_yticks(
+            [j + 0.5 * len(table.rows) / (len(table.rows) + 1) for j in range(len(table.columns))],
+            table.columns,
+        )
         axis.invert_yaxis()
         axis.set(title=table.group, xlabel="percent")
         axis.legend(frameon=False, fontsize=8)
@@ -201,7 +285,11 @@ def plot(tables: list[Table], path: Path) -> None:
 def write(tables: list[Table], folder: Path) -> None:
     """report.md, .csv, .tex and .png."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.md", markdown(tables)), ("report.csv", comma_separated(tables)), ("report.tex", latex(tables))):
+    for name, text in (
+        ("report.md", markdown(tables)),
+        ("report.csv", comma_separated(tables)),
+        ("report.tex", latex(tables)),
+    ):
         temporary = folder / f"{name}.tmp"
         temporary.write_text(text)
         temporary.rename(folder / name)

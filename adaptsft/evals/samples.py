@@ -15,7 +15,9 @@ from adaptsft.errors import DataError
 
 
 def digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def seed_of(run_seed: int, task: str, item_id: str, sample: int) -> int:

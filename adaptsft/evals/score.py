@@ -38,17 +38,30 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     wanted = [(item_id, sample) for item_id in asked["item_ids"] for sample in range(asked["n"])]
     missing = [pair for pair in wanted if pair not in answers]
     if missing:
-        raise DataError(f"{folder}: {len(missing)} of {len(wanted)} answers are missing, item {missing[0][0]} first: run generate again")
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(wanted)} answers are missing, item {missing[0][0]} first: run generate again"
+        )
 
     rows = [answers[pair] for pair in wanted]
-    records = [items[row["item_id"]] | {"response": row["output"], "output": row["output"]} for row in rows]
+    records = [
+        items[row["item_id"]] | {"response": row["output"], "output": row["output"]} for row in rows
+    ]
     verdicts = {name: grade(name, records, task, grading, folder) for name in task.graders}
-    scored = [_scored(row, items[row["item_id"]], {name: verdicts[name][i] for name in verdicts}) for i, row in enumerate(rows)]
+    scored = [
+        _scored(row, items[row["item_id"]], {name: verdicts[name][i] for name in verdicts})
+        for i, row in enumerate(rows)
+    ]
     tables = {
-        name: np.array([row["scores"][name] for row in scored], dtype=float).reshape(len(asked["item_ids"]), asked["n"])
+        name: np.array([row["scores"][name] for row in scored], dtype=float).reshape(
+            len(asked["item_ids"]), asked["n"]
+        )
         for name in scored[0]["scores"]
     }
-    disagreements = [row for row in scored if len({row["scores"][name] for name in task.graders if name in row["scores"]}) > 1]
+    disagreements = [
+        row
+        for row in scored
+        if len({row["scores"][name] for name in task.graders if name in row["scores"]}) > 1
+    ]
     samples.write_lines(folder / "scored.jsonl", scored)
     samples.write_lines(folder / "disagreements.jsonl", disagreements)
     found = {name: value for table in tables.items() for name, value in _estimates(*table).items()}
@@ -67,7 +80,9 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     return result
 
 
-def _by_harness(folder: Path, asked: dict[str, Any], task: Task, grading: Grading) -> dict[str, Any]:
+def _by_harness(
+    folder: Path, asked: dict[str, Any], task: Task, grading: Grading
+) -> dict[str, Any]:
     """lm-eval grades what it finds in the folder; it needs the data again."""
     from adaptsft.evals import harness
 
@@ -77,13 +92,21 @@ def _by_harness(folder: Path, asked: dict[str, Any], task: Task, grading: Gradin
         task.harness_task, None, folder, data_dir=data_dir, items=task.items, limit=data["limit"], seed=asked["seed"]
     )  # fmt: skip
     samples.write_lines(folder / "scored.jsonl", found.rows)
-    asked |= {"data": data | {"sha256": found.data_sha256, "verified": False}, "item_ids": [row["item_id"] for row in found.rows]}
+    asked |= {
+        "data": data | {"sha256": found.data_sha256, "verified": False},
+        "item_ids": [row["item_id"] for row in found.rows],
+    }
     samples.write_json(folder / "run.json", asked)
     result = _header(asked, task) | {
         "grader": [{"name": "lm-eval", "version": found.settings["lm_eval"]}],
         "metrics": {name: _finite(estimate) for name, estimate in found.metrics.items()},
         "per_sample_index_acc": {},
-        "rates": {"truncated": None, "error": None, "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)}, "timeout": {}},
+        "rates": {
+            "truncated": None,
+            "error": None,
+            "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)},
+            "timeout": {},
+        },
         "disagreements": 0,
         "disagreements_path": None,
         "samples_path": "scored.jsonl",
@@ -96,19 +119,30 @@ def _by_harness(folder: Path, asked: dict[str, Any], task: Task, grading: Gradin
 
 
 def _finite(estimate: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in estimate.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in estimate.items()
+    }
 
 
-def grade(name: str, records: list[dict[str, Any]], task: Task, grading: Grading, folder: Path) -> list[dict[str, Any]]:
+def grade(
+    name: str, records: list[dict[str, Any]], task: Task, grading: Grading, folder: Path
+) -> list[dict[str, Any]]:
     """The verdicts of one grader, in order. Raises ConfigError where it needs what was not given."""
     if name == "judge":
         preferences = _annotations(folder).preference
         if len(preferences) != len(records):
-            raise DataError(f"{folder / 'annotations.json'}: {len(preferences)} judgements of {len(records)} answers: judge again")
+            raise DataError(
+                f"{folder / 'annotations.json'}: {len(preferences)} judgements of {len(records)} answers: judge again"
+            )
         if np.isnan(preferences).all():
-            raise DataError(f"{folder / 'annotations.json'}: the judge chose in none of {len(records)} pairs: it must answer with m or M")
+            raise DataError(
+                f"{folder / 'annotations.json'}: the judge chose in none of {len(records)} pairs: it must answer with m or M"
+            )
         return [{"win_rate": None if math.isnan(p) else float(p)} for p in preferences]
-    with tqdm(total=len(records), desc=f"{task.name} {name}", unit="answer", mininterval=1.0) as bar:
+    with tqdm(
+        total=len(records), desc=f"{task.name} {name}", unit="answer", mininterval=1.0
+    ) as bar:
         if name == "code":
             from adaptsft.evals.code import evalplus
 
@@ -124,7 +158,9 @@ def _annotations(folder: Path) -> Any:
 
     if not (folder / "annotations.json").is_file():
         how = f"python -m adaptsft.evals judge {folder} REFERENCE --out {folder} --judge …"
-        raise DataError(f"{folder}: its answers have not been judged: `{how}`, then score (docs/alpaca_eval.md)")
+        raise DataError(
+            f"{folder}: its answers have not been judged: `{how}`, then score (docs/alpaca_eval.md)"
+        )
     return read_annotations(folder / "annotations.json")[0]
 
 
@@ -136,22 +172,36 @@ def _length_controlled(folder: Path, grading: Grading) -> dict[str, dict[str, An
     if gamed is None or not gamed.is_file():
         return {}
     found = evaluate(_annotations(folder), df_gamed=gamed)
-    return {"lc_win_rate": {"value": found["lc_win_rate"] / 100, "se": found["lc_standard_error"] / 100, "n": found["n_total"]}}
+    return {
+        "lc_win_rate": {
+            "value": found["lc_win_rate"] / 100,
+            "se": found["lc_standard_error"] / 100,
+            "n": found["n_total"],
+        }
+    }
 
 
 def grader_version(name: str) -> str:
     """A hash of the graders' source: two results with the same one were graded by the same rules."""
     folder = Path(__file__).parent / ("code" if name == "code" else "graders")
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:16]
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    ).hexdigest()[:16]
 
 
 def metrics_of(name: str, verdict: dict[str, Any]) -> dict[str, Any]:
     """The booleans and numbers of a grader's verdict, None where it has no score; `correct` goes by the grader's name."""
-    scores = {key: value for key, value in verdict.items() if key not in NOT_A_METRIC and isinstance(value, bool | int | float | None)}
+    scores = {
+        key: value
+        for key, value in verdict.items()
+        if key not in NOT_A_METRIC and isinstance(value, bool | int | float | None)
+    }
     return {name if key == "correct" else key: value for key, value in scores.items()}
 
 
-def _scored(row: dict[str, Any], fields: dict[str, Any], verdicts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _scored(
+    row: dict[str, Any], fields: dict[str, Any], verdicts: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """The line of scored.jsonl: the sample, what each grader extracted, and its metrics by name; a grader's `correct` has its name."""
     scores, extracted = {}, {}
     for name, verdict in verdicts.items():
@@ -159,7 +209,11 @@ def _scored(row: dict[str, Any], fields: dict[str, Any], verdicts: dict[str, dic
             extracted[name] = verdict["extracted"]
         scores |= metrics_of(name, verdict)
     gold = fields.get("gold", fields.get("answer"))
-    return {key: row[key] for key in row if key != "key"} | {"extracted": extracted, "gold": gold, "scores": scores}
+    return {key: row[key] for key in row if key != "key"} | {
+        "extracted": extracted,
+        "gold": gold,
+        "scores": scores,
+    }
 
 
 def _estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:
@@ -167,7 +221,11 @@ def _estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:
     found = {name: metrics.mean(table)._asdict()}
     n = table.shape[1]
     if n > 1:
-        found[f"{name}/paper_rounding"] = {"value": metrics.paper_rounding(table), "se": None, "n": len(table)}
+        found[f"{name}/paper_rounding"] = {
+            "value": metrics.paper_rounding(table),
+            "se": None,
+            "n": len(table),
+        }
         if np.isin(table, (0.0, 1.0)).all():
             ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < n} | {n})
             found |= {f"{name}/pass@{k}": metrics.pass_at_k(table, k)._asdict() for k in ks[1:]}
@@ -181,8 +239,13 @@ def _rates(rows: list[dict[str, Any]], verdicts: dict[str, list[dict[str, Any]]]
     return {
         "truncated": share([row["finish_reason"] == "length" for row in rows]),
         "error": share([row["finish_reason"] not in ("stop", "length") for row in rows]),
-        "unparsed": {name: share([bool(v.get("unparsed")) for v in found]) for name, found in verdicts.items()},
-        "timeout": {name: share([bool(v.get("timeout")) for v in found]) for name, found in verdicts.items()},
+        "unparsed": {
+            name: share([bool(v.get("unparsed")) for v in found])
+            for name, found in verdicts.items()
+        },
+        "timeout": {
+            name: share([bool(v.get("timeout")) for v in found]) for name, found in verdicts.items()
+        },
     }
 
 

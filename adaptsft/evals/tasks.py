@@ -33,7 +33,9 @@ class Source:
     key: str = ""  # of the list wanted, in a JSON object of lists
     reader: str = "fields"  # a key of data.READERS: what turns a record into an item
     fields: dict[str, str] = field(default_factory=dict)  # field map, ours: theirs
-    sha256: str | None = None  # of the file; of the items where they come otherwise. null: nobody could fetch it to hash
+    sha256: str | None = (
+        None  # of the file; of the items where they come otherwise. null: nobody could fetch it to hash
+    )
     verified: bool = False  # sha256 and items were checked against the real data
     origin: str = ""  # where it was published
     licence: str = ""
@@ -43,7 +45,9 @@ class Source:
 class Prompt:
     system: str = ""
     user: str = "{question}"  # {name} stands for a field of the item
-    start: str = ""  # how the answer begins: put after the rendered prompt, and not part of the output
+    start: str = (
+        ""  # how the answer begins: put after the rendered prompt, and not part of the output
+    )
     raw: bool = False  # the model continues `user` itself, without any template
 
 
@@ -71,11 +75,15 @@ class Task:
     graders: list[str] = field(default_factory=list)  # names in graders.GRADERS, or "code"
     columns: dict[str, str] = field(default_factory=dict)  # header in tables: metric
     gated: bool = False  # the user must ask its owners for it
-    notes: list[str] = field(default_factory=list)  # what is unknown about the published protocol, or differs from it
+    notes: list[str] = field(
+        default_factory=list
+    )  # what is unknown about the published protocol, or differs from it
 
     def sampling(self, temperature: float, max_tokens: int | None = None) -> Sampling:
         decoding = self.decoding
-        return Sampling(temperature, decoding.top_p, max_tokens or decoding.max_tokens, tuple(decoding.stop))
+        return Sampling(
+            temperature, decoding.top_p, max_tokens or decoding.max_tokens, tuple(decoding.stop)
+        )
 
 
 def names() -> list[str]:
@@ -100,7 +108,9 @@ def from_dict(values: Any, origin: str) -> Task:
     try:
         return cast(Task, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Task), values)))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin}: {str(error).splitlines()[0]} (key {error.full_key or '?'})") from None
+        raise ConfigError(
+            f"{origin}: {str(error).splitlines()[0]} (key {error.full_key or '?'})"
+        ) from None
 
 
 def to_dict(task: Task) -> dict[str, Any]:
@@ -131,7 +141,10 @@ def _check(task: Task, origin: str) -> None:
             raise ConfigError(f"{origin}: {message}")
 
     require(task.runner in ("generate", "harness"), f"runner: {task.runner}: generate or harness")
-    require(bool(task.title and task.group and task.columns), "title, group and columns are needed: they make the tables")
+    require(
+        bool(task.title and task.group and task.columns),
+        "title, group and columns are needed: they make the tables",
+    )
     require(task.items > 0, "items: how many items the data must have")
     if task.runner == "harness":
         require(bool(task.harness_task), "harness_task: the lm-eval task that this runs")
@@ -139,13 +152,27 @@ def _check(task: Task, origin: str) -> None:
     require(bool(task.sources), "sources: where the items come from")
     require(bool(task.graders), "graders: who judges the answers")
     for grader in task.graders:
-        require(grader in (*GRADERS, "code", "judge"), f"graders: {grader}: choose from {', '.join(GRADERS)}, code, judge")
+        require(
+            grader in (*GRADERS, "code", "judge"),
+            f"graders: {grader}: choose from {', '.join(GRADERS)}, code, judge",
+        )
     for source in task.sources:
-        require(source.reader in READERS, f"reader: {source.reader}: choose one of {', '.join(READERS)}")
-        require(not source.generator or source.generator in GENERATORS, f"generator: {source.generator}: one of {', '.join(GENERATORS)}")
-        require(bool(source.file or source.hub or source.generator), "a source needs file, hub or generator")
+        require(
+            source.reader in READERS, f"reader: {source.reader}: choose one of {', '.join(READERS)}"
+        )
+        require(
+            not source.generator or source.generator in GENERATORS,
+            f"generator: {source.generator}: one of {', '.join(GENERATORS)}",
+        )
+        require(
+            bool(source.file or source.hub or source.generator),
+            "a source needs file, hub or generator",
+        )
         require(source.sha256 is not None or not source.verified, "verified: true needs a sha256")
-    require(task.decoding.n >= 1 and task.decoding.temperature >= 0, "decoding: n must be at least 1 and temperature at least 0")
+    require(
+        task.decoding.n >= 1 and task.decoding.temperature >= 0,
+        "decoding: n must be at least 1 and temperature at least 0",
+    )
 
 
 LEGEND = """verified: the sha256 in the task file is that of the real data. unverified: it could not be fetched when the file was written,
@@ -157,7 +184,13 @@ def describe() -> str:
     lines = [f"{'task':24} {'items':>6}  {'data':9} {'graders':28} title"]
     for name in names():
         task = load_task(name)
-        state = "gated" if task.gated else "verified" if any(source.verified for source in task.sources) else "unverified"
+        state = (
+            "gated"
+            if task.gated
+            else "verified"
+            if any(source.verified for source in task.sources)
+            else "unverified"
+        )
         graders = ", ".join(task.graders) or f"lm-eval {task.harness_task}"
         lines.append(f"{name:24} {task.items:6}  {state:9} {graders:28} {task.title}")
     return "\n".join([*lines, "", LEGEND])

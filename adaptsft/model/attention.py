@@ -21,20 +21,28 @@ class Documents(NamedTuple):
 
     cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B*L tokens
     max_length: int
-    buckets: tuple[Tensor, ...]  # int64 [documents, length] each: token indices of documents of similar length, padded at the end
+    buckets: tuple[
+        Tensor, ...
+    ]  # int64 [documents, length] each: token indices of documents of similar length, padded at the end
     inverse: Tensor  # int64 [B*L]: where each token lies in the concatenated buckets
 
     @classmethod
-    def build(cls, cu_seqlens: Tensor, max_length: int, device: torch.device, with_buckets: bool) -> "Documents":
+    def build(
+        cls, cu_seqlens: Tensor, max_length: int, device: torch.device, with_buckets: bool
+    ) -> "Documents":
         """From offsets on the host. Documents are grouped by length, rounded up to a power of two: few calls, little padding."""
         empty = torch.empty(0, dtype=torch.int64)
         buckets, inverse = (_buckets(cu_seqlens)) if with_buckets else ((), empty)
 
         def move(tensor: Tensor) -> Tensor:
             # from memory that is not pinned, the host may wait until the GPU has come to the copy
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(
+                device, non_blocking=True
+            )
 
-        return cls(move(cu_seqlens), max_length, tuple(move(bucket) for bucket in buckets), move(inverse))
+        return cls(
+            move(cu_seqlens), max_length, tuple(move(bucket) for bucket in buckets), move(inverse)
+        )
 
 
 def _buckets(cu_seqlens: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -57,7 +65,14 @@ def _buckets(cu_seqlens: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
@@ -71,7 +86,14 @@ def _flash(
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -79,26 +101,49 @@ def _varlen(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     left = -1 if window is None else window - 1
-    return cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, scale=scale, window_size=(left, 0)))
+    return cast(
+        Tensor,
+        varlen_attn(
+            query, key, value, cu, cu, longest, longest, scale=scale, window_size=(left, 0)
+        ),
+    )
 
 
 @torch.compiler.disable
 def _sdpa(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scale: float, window: int | None, softcap: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     outputs = []
     for index in documents.buckets:
-        q, k, v = (tensor[index].transpose(1, 2) for tensor in (query, key, value))  # [documents, heads, length, head_dim]
+        q, k, v = (
+            tensor[index].transpose(1, 2) for tensor in (query, key, value)
+        )  # [documents, heads, length, head_dim]
         length = index.shape[1]
         banded = window is not None and window < length
         if softcap is None:
             mask = _causal(length, window, query.device) if banded else None
             out = F.scaled_dot_product_attention(
-                q, k, v, mask, dropout, is_causal=not banded, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+                q,
+                k,
+                v,
+                mask,
+                dropout,
+                is_causal=not banded,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
         else:
             groups = q.shape[1] // k.shape[1]
-            scores = softcap * torch.tanh(q @ k.repeat_interleave(groups, 1).transpose(2, 3) * (scale / softcap))
+            scores = softcap * torch.tanh(
+                q @ k.repeat_interleave(groups, 1).transpose(2, 3) * (scale / softcap)
+            )
             scores = scores.masked_fill(~_causal(length, window, query.device), float("-inf"))
             probabilities = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout)
             out = probabilities @ v.repeat_interleave(groups, 1)
@@ -135,15 +180,25 @@ def _attention_function(backend: str):
         scaling: float | None = None, dropout: float = 0.0, documents: Documents | None = None, **kwargs,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """query [B, heads, L, head_dim], key and value [B, key heads, L, head_dim] -> [B, L, heads, head_dim]."""
-        assert documents is not None and attention_mask is None, "document attention needs documents= and no attention mask"
-        unknown = {name for name, given in kwargs.items() if given is not None and name not in _HONOURED}
+        assert documents is not None and attention_mask is None, (
+            "document attention needs documents= and no attention mask"
+        )
+        unknown = {
+            name for name, given in kwargs.items() if given is not None and name not in _HONOURED
+        }
         if unknown or not getattr(module, "is_causal", True):
             what = ", ".join(sorted(unknown)) or "bidirectional attention"
-            raise ConfigError(f"{type(module).__name__} asks its attention for {what}, which document attention cannot honour")
+            raise ConfigError(
+                f"{type(module).__name__} asks its attention for {what}, which document attention cannot honour"
+            )
         batch, heads, length, _ = query.shape
-        q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # [B*L, heads, head_dim]
+        q, k, v = (
+            tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)
+        )  # [B*L, heads, head_dim]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attend(q, k, v, documents, scale, kwargs.get("sliding_window"), kwargs.get("softcap"), dropout)
+        out = attend(
+            q, k, v, documents, scale, kwargs.get("sliding_window"), kwargs.get("softcap"), dropout
+        )
         return out.view(batch, length, heads, -1), None
 
     return attention
@@ -162,13 +217,22 @@ def has_softcap(model: nn.Module) -> bool:
 
 def unfit(backend: str, model_config: Any) -> str:
     """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; empty if it can."""
-    head_dim = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
+    head_dim = (
+        getattr(model_config, "head_dim", None)
+        or model_config.hidden_size // model_config.num_attention_heads
+    )
     if head_dim > 256:
         return f"its heads have at most 256 dimensions, those of this model {head_dim}"
     if backend == "varlen" and head_dim % 8:  # flash-attn pads them
         return f"the dimensions of its heads are a multiple of 8, those of this model {head_dim}"
-    odd = getattr(model_config, "attn_logit_softcapping", None) or getattr(model_config, "attention_dropout", 0.0)
-    return "it has no logit softcap and no dropout, which this model asks for" if backend == "varlen" and odd else ""
+    odd = getattr(model_config, "attn_logit_softcapping", None) or getattr(
+        model_config, "attention_dropout", 0.0
+    )
+    return (
+        "it has no logit softcap and no dropout, which this model asks for"
+        if backend == "varlen" and odd
+        else ""
+    )
 
 
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config) -> str:
@@ -180,7 +244,9 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config) 
         if not (ampere and half):
             reasons[name] = "it needs a GPU of compute capability 8.0 and model.compute_dtype=bf16"
     if importlib.util.find_spec("flash_attn") is None:
-        reasons["flash"] = reasons["flash"] or "flash-attn is not installed (pip install flash-attn)"
+        reasons["flash"] = (
+            reasons["flash"] or "flash-attn is not installed (pip install flash-attn)"
+        )
     for name in ("flash", "varlen"):
         reasons[name] = reasons[name] or unfit(name, model_config)
     for name, reason in reasons.items():

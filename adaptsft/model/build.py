@@ -16,19 +16,35 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
-from adaptsft.config import ModelConfig, TrainConfig
-from adaptsft.control import controls
-from adaptsft.data import Batch, TokenizedData
-from adaptsft.distributed import together
+from adaptsft.config.schema import ModelConfig, TrainConfig
+from adaptsft.data.cache import TokenizedData
+from adaptsft.data.collator import Batch
+from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.load import load_weights
-from adaptsft.objectives import REGISTRY, Objective
-from adaptsft_kernels import RowStatistics, choose_implementation, linear_objective
+from adaptsft.objectives.library import REGISTRY, Objective
+from adaptsft.objectives.state import controls
+from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
 
 NLL = REGISTRY["nll"]
 
@@ -38,7 +54,7 @@ ShardedModel = Any
 
 
 @dataclass
-class Assets:
+class Pretrained:
     """What surrounds the weights: kept to build the model and to write a complete folder at the end."""
 
     folder: Path
@@ -48,20 +64,32 @@ class Assets:
     new_tokens: list[int]
 
 
-def load_assets(config: ModelConfig) -> Assets:
+def load_pretrained(config: ModelConfig) -> Pretrained:
     """Config, tokenizer and generation settings of `model.path`, a folder or a name on the hub. Raises ConfigError."""
     folder = _local_folder(config)
     try:
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+        model_config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code
+        )
+        generation = (
+            GenerationConfig.from_pretrained(folder)
+            if (folder / "generation_config.json").is_file()
+            else None
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path={config.path}: {str(error).strip()}") from None
     if not list(folder.glob("*.safetensors")):
-        raise ConfigError(f"model.path={config.path}: no *.safetensors in it; load and save the model once with transformers to convert it")
+        raise ConfigError(
+            f"model.path={config.path}: no *.safetensors in it; load and save the model once with transformers to convert it"
+        )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(config.tokenizer or folder, trust_remote_code=config.trust_remote_code)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            config.tokenizer or folder, trust_remote_code=config.trust_remote_code
+        )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.tokenizer={config.tokenizer or folder}: {str(error).strip()}") from None
+        raise ConfigError(
+            f"model.tokenizer={config.tokenizer or folder}: {str(error).strip()}"
+        ) from None
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ConfigError(
             f"model.tokenizer={config.tokenizer or folder}: no tokenizer in it; set model.tokenizer to a folder or name that has one"
@@ -75,17 +103,19 @@ def load_assets(config: ModelConfig) -> Assets:
     tokenizer.add_tokens(config.add_tokens)
     text_config = model_config.get_text_config()
     text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
-    return Assets(folder, model_config, tokenizer, generation, list(range(known, len(tokenizer))))
+    return Pretrained(
+        folder, model_config, tokenizer, generation, list(range(known, len(tokenizer)))
+    )
 
 
-def check_lengths(assets: Assets, *data: TokenizedData | None) -> None:
+def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
     """Raises ConfigError where an example is longer than the model has positions for."""
-    positions = getattr(assets.config.get_text_config(), "max_position_embeddings", None) or 0
+    positions = getattr(pretrained.config.get_text_config(), "max_position_embeddings", None) or 0
     longest = max(int(part.lengths.max()) for part in data if part is not None)
     if 0 < positions < longest:
         raise ConfigError(
             f"data.max_length: an example has {longest:,} tokens, and the model positions for {positions:,} (max_position_embeddings in "
-            f"{assets.folder / 'config.json'}): lower data.max_length, or raise the positions there if the model can be stretched"
+            f"{pretrained.folder / 'config.json'}): lower data.max_length, or raise the positions there if the model can be stretched"
         )
 
 
@@ -93,37 +123,72 @@ def _local_folder(config: ModelConfig) -> Path:
     folder = Path(config.path)
     if folder.is_dir():
         if config.revision:
-            raise ConfigError(f"model.revision={config.revision}: {config.path} is a folder here, not a model on the hub: leave it out")
+            raise ConfigError(
+                f"model.revision={config.revision}: {config.path} is a folder here, not a model on the hub: leave it out"
+            )
         return folder
-    if folder.is_absolute() or config.path.startswith(".") or (folder.parent != Path(".") and folder.parent.is_dir()):
-        beside = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    if (
+        folder.is_absolute()
+        or config.path.startswith(".")
+        or (folder.parent != Path(".") and folder.parent.is_dir())
+    ):
+        beside = (
+            [str(path) for path in folder.parent.iterdir() if path.is_dir()]
+            if folder.parent.is_dir()
+            else []
+        )
         near = difflib.get_close_matches(config.path, beside, n=1)
-        raise ConfigError(f"model.path={config.path}: no such folder" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ConfigError(
+            f"model.path={config.path}: no such folder"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
-    except Exception as error:  # whatever the hub client raises, without network or without such a model
+        return Path(
+            snapshot_download(
+                config.path,
+                revision=config.revision,
+                ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"],
+            )
+        )
+    except (
+        Exception
+    ) as error:  # whatever the hub client raises, without network or without such a model
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"model.path={config.path}: no such folder here, and the hub does not give it: {reason}") from None
+        raise ConfigError(
+            f"model.path={config.path}: no such folder here, and the hub does not give it: {reason}"
+        ) from None
 
 
 def build_model(
-    config: ModelConfig, train: TrainConfig, assets: Assets, mesh: DeviceMesh, device: torch.device, bf16_masters: bool = False
+    config: ModelConfig,
+    train: TrainConfig,
+    pretrained: Pretrained,
+    mesh: DeviceMesh,
+    device: torch.device,
+    bf16_masters: bool = False,
 ) -> tuple[ShardedModel, str]:
     """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen.
 
     `bf16_masters` is that of `strict_reproduction`; gradients and AdamW's moments take the dtype of the masters.
     """
     dtype = compute_dtype(config, device)
-    backend = together(lambda: attention.choose(config.attention, device, dtype, assets.config.get_text_config()))
+    backend = raise_on_all_ranks(
+        lambda: attention.choose(
+            config.attention, device, dtype, pretrained.config.get_text_config()
+        )
+    )
     if train.compile and train.activation_checkpointing != "none" and backend == "sdpa":
         raise ConfigError(
             "train.compile=true has no effect beside train.activation_checkpointing where attention runs by sdpa: turn one off"
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            assets.config, attn_implementation=attention.SEAM[backend], dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            pretrained.config,
+            attn_implementation=attention.SEAM[backend],
+            dtype=torch.float32,
+            trust_remote_code=config.trust_remote_code,
         )
     model.config.use_cache = False
     if bf16_masters:
@@ -133,19 +198,25 @@ def build_model(
     for block in blocks(model):
         prepare_block(block, train)
     model.token_loss = types.MethodType(token_loss, model)
-    model.loss_settings = together(lambda: loss_settings(train, dtype, device))
+    model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     shard(model, mesh, dtype)
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
     restore_buffers(model)
-    together(lambda: load_weights(model, assets.folder, assets.new_tokens))
+    raise_on_all_ranks(lambda: load_weights(model, pretrained.folder, pretrained.new_tokens))
     tied = head_of(model).weight is embedding_of(model).weight
-    assert tied == bool(assets.config.get_text_config().tie_word_embeddings), "the tie of head and embeddings was lost"
+    assert tied == bool(pretrained.config.get_text_config().tie_word_embeddings), (
+        "the tie of head and embeddings was lost"
+    )
     return model.train(), backend
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    name = config.compute_dtype if config.compute_dtype != "auto" else ("bf16" if device.type == "cuda" else "fp32")
+    name = (
+        config.compute_dtype
+        if config.compute_dtype != "auto"
+        else ("bf16" if device.type == "cuda" else "fp32")
+    )
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
@@ -156,27 +227,44 @@ def loss_settings(train: TrainConfig, dtype: torch.dtype, device: torch.device) 
     except ValueError as error:
         raise ConfigError(f"train.loss_implementation: {error}") from None
     if train.loss_logits == "bf16" and dtype != torch.bfloat16:
-        raise ConfigError("train.loss_logits=bf16 needs model.compute_dtype=bf16, which auto is on a GPU alone; use fp32")
-    return {"implementation": train.loss_implementation, "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None}
+        raise ConfigError(
+            "train.loss_logits=bf16 needs model.compute_dtype=bf16, which auto is on a GPU alone; use fp32"
+        )
+    return {
+        "implementation": train.loss_implementation,
+        "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None,
+    }
 
 
 def token_loss(
-    self: PreTrainedModel, batch: Batch, documents: attention.Documents, objective: Objective, control: Any, scale: Tensor, chunk: int
-) -> tuple[Tensor, RowStatistics]:
-    """Loss of the supervised tokens of a micro-batch, times `scale`, and their statistics. Bound to the model as its method.
+    self: PreTrainedModel,
+    batch: Batch,
+    documents: attention.Documents,
+    objective: Objective,
+    control: Any,
+    scale: Tensor,
+    chunk: int,
+) -> tuple[Tensor, TokenOutputs]:
+    """Loss of the target tokens of a micro-batch, times `scale`, and their statistics. Bound to the model as its method.
 
-    Only the hidden states that predict a supervised token reach the head; the logits are never held whole.
+    Only the hidden states that predict a target token reach the head; the logits are never held whole.
     """
-    hidden = self.base_model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False).last_hidden_state
+    hidden = self.base_model(
+        input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False
+    ).last_hidden_state
     head = head_of(self)
-    head(hidden[:, :0])  # no rows: FSDP learns that its group [norm, head] has run, and does not leave it half open (torch < 2.13)
+    head(
+        hidden[:, :0]
+    )  # no rows: FSDP learns that its group [norm, head] has run, and does not leave it half open (torch < 2.13)
     settings = self.config.get_text_config()
-    # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling; verify_head catches what is not known here
-    logit_scale = getattr(settings, "logit_scale", None) or 1.0 / (getattr(settings, "logits_scaling", None) or 1.0)
-    control, source = controls(control, batch.source, batch.labels, objective.exempt)
+    # Cohere multiplies its logits by logit_scale, Granite divides by logits_scaling; check_fused_loss_matches_model catches what is not known here
+    logit_scale = getattr(settings, "logit_scale", None) or 1.0 / (
+        getattr(settings, "logits_scaling", None) or 1.0
+    )
+    control, source = controls(control, batch.source, batch.targets, objective.exempt)
     return linear_objective(
-        hidden.flatten(0, 1), head.weight, batch.labels, objective, control,
-        source=source, sequence=batch.sequence, valid_idx=batch.valid_idx, bias=head.bias,
+        hidden.flatten(0, 1), head.weight, batch.targets, objective, control,
+        source=source, sequence=batch.sequence, target_idx=batch.target_idx, bias=head.bias,
         softcap=getattr(settings, "final_logit_softcapping", None), logit_scale=logit_scale, scale=scale, chunk_size=chunk,
         **cast(dict[str, Any], self.loss_settings),
     )  # fmt: skip
@@ -195,16 +283,22 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
     names = set(model._no_split_modules or ())
     found = [module for module in model.modules() if type(module).__name__ in names]
     if not found:
-        raise ConfigError(f"{type(model).__name__} does not name its decoder layers (_no_split_modules), so it cannot be sharded")
+        raise ConfigError(
+            f"{type(model).__name__} does not name its decoder layers (_no_split_modules), so it cannot be sharded"
+        )
     return found
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:
     for pattern in patterns:
-        matched = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
+        matched = [
+            parameter for name, parameter in model.named_parameters() if re.search(pattern, name)
+        ]
         if not matched:
             example = next(iter(model.named_parameters()))[0]
-            raise ConfigError(f"model.freeze: {pattern!r} matches no parameter; names look like {example}")
+            raise ConfigError(
+                f"model.freeze: {pattern!r} matches no parameter; names look like {example}"
+            )
         for parameter in matched:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -216,7 +310,9 @@ def prepare_block(block: nn.Module, train: TrainConfig) -> None:
     if train.activation_checkpointing != "none":
         kwargs: dict[str, Any] = {"use_reentrant": False}
         if train.activation_checkpointing == "per_op":
-            kwargs["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_matrix_products)
+            kwargs["context_fn"] = functools.partial(
+                create_selective_checkpoint_contexts, _keep_matrix_products
+            )
         block.forward = functools.partial(checkpoint, block.forward, **kwargs)
     if train.compile:
         block.forward = torch.compile(block.forward)
@@ -224,7 +320,10 @@ def prepare_block(block: nn.Module, train: TrainConfig) -> None:
 
 def _keep_matrix_products(context, op, *args, **kwargs) -> CheckpointPolicy:
     name = str(op)
-    kept = any(part in name for part in ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn"))
+    kept = any(
+        part in name
+        for part in ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
+    )
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -239,14 +338,27 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     base, head, embedding = model.base_model, head_of(model), embedding_of(model)
-    norm = next((getattr(base, name) for name in ("norm", "final_layernorm", "ln_f") if hasattr(base, name)), None)
+    norm = next(
+        (
+            getattr(base, name)
+            for name in ("norm", "final_layernorm", "ln_f")
+            if hasattr(base, name)
+        ),
+        None,
+    )
     # the head's own forward is never called: its group is unsharded by the forward of the norm beside it, and stays so until backward
     top: list[nn.Module] = [norm] if norm is not None else []
     top += [embedding, head] if head.weight is embedding.weight else [head]
     if norm is not None:
         fully_shard(top, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     # the root must not cast its inputs: control and scale are fp32
-    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(policy.param_dtype, policy.reduce_dtype, cast_forward_inputs=False))
+    fully_shard(
+        model,
+        mesh=mesh,
+        mp_policy=MixedPrecisionPolicy(
+            policy.param_dtype, policy.reduce_dtype, cast_forward_inputs=False
+        ),
+    )
     for module in fsdp_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
@@ -259,12 +371,22 @@ def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
 def restore_buffers(model: PreTrainedModel) -> None:
     """Recompute the buffers that no file holds (rotary frequencies, embedding scales): `to_empty` left garbage in them."""
     for module in model.modules():
-        names = [name for name, buffer in module.named_buffers(recurse=False) if name in module._non_persistent_buffers_set]
+        names = [
+            name
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set
+        ]
         if not names:
             continue
         for parameter in module.parameters(recurse=False):
-            cast(Any, parameter)._is_hf_initialized = True  # transformers then leaves it alone; it is read from the files next
-        floating = [module.get_buffer(name) for name in names if module.get_buffer(name).is_floating_point()]
+            cast(
+                Any, parameter
+            )._is_hf_initialized = (
+                True  # transformers then leaves it alone; it is read from the files next
+            )
+        floating = [
+            module.get_buffer(name) for name in names if module.get_buffer(name).is_floating_point()
+        ]
         for buffer in floating:
             buffer.fill_(float("nan"))
         model._init_weights(module)
@@ -281,7 +403,13 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def verify_head(model: ShardedModel, batch: Batch, documents: attention.Documents, chunk: int = 0, tokens: int = 256) -> None:
+def check_fused_loss_matches_model(
+    model: ShardedModel,
+    batch: Batch,
+    documents: attention.Documents,
+    chunk: int = 0,
+    tokens: int = 256,
+) -> None:
     """Compare log p of a few targets by `token_loss` with the model's own forward: whatever its head does must be what we differentiate.
 
     Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)). All ranks call it together.
@@ -289,22 +417,35 @@ def verify_head(model: ShardedModel, batch: Batch, documents: attention.Document
     model.eval()  # no dropout: both ways must see the same hidden states
     with torch.compiler.set_stance("force_eager"):  # not worth compiling for
         _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
-        row, column = batch.valid_idx[:tokens] // batch.ids.shape[1], batch.valid_idx[:tokens] % batch.ids.shape[1]
-        columns = torch.cat([column, column.new_zeros(1)]).unique()  # logits of these only; a rank without a token takes part with one
-        output = model(input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False, logits_to_keep=columns)
+        row, column = (
+            batch.target_idx[:tokens] // batch.ids.shape[1],
+            batch.target_idx[:tokens] % batch.ids.shape[1],
+        )
+        columns = torch.cat(
+            [column, column.new_zeros(1)]
+        ).unique()  # logits of these only; a rank without a token takes part with one
+        output = model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            documents=documents,
+            use_cache=False,
+            logits_to_keep=columns,
+        )
     logits = output.logits[row, torch.searchsorted(columns, column)]
-    own = logits.float().log_softmax(-1).gather(1, batch.labels[:tokens, None]).squeeze(1)
+    own = logits.float().log_softmax(-1).gather(1, batch.targets[:tokens, None]).squeeze(1)
     model.train()
     reshard(model)
     error = float((own - rows.logp[:tokens]).abs().mean()) if len(own) else 0.0
 
     def check() -> None:
         if math.isnan(error):
-            raise ConfigError(f"{model.name_or_path}: the model gives log p = NaN on the first batch; are its weights finite?")
+            raise ConfigError(
+                f"{model.name_or_path}: the model gives log p = NaN on the first batch; are its weights finite?"
+            )
         if error > (1e-3 if logits.dtype == torch.float32 else 0.1):
             raise ConfigError(
                 f"{type(model).__name__}: its logits are not those of a linear head with an optional bias, scale and soft cap "
                 f"(mean difference of log p: {error:.3g} nats), so the fused loss cannot train it"
             )
 
-    together(check)
+    raise_on_all_ranks(check)

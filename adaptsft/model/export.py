@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from adaptsft.distributed import agree, rank
+from adaptsft.distributed.ranks import rank, sync_errors
 from adaptsft.errors import CheckpointError
-from adaptsft.model.build import Assets, embedding_of, head_of
+from adaptsft.model.build import Pretrained, embedding_of, head_of
 
 SHARD_BYTES = 5 * 1024**3
 
 
-def export(model: PreTrainedModel, assets: Assets, folder: Path, dtype_name: str) -> None:
+def export(model: PreTrainedModel, pretrained: Pretrained, folder: Path, dtype_name: str) -> None:
     """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB. The folder appears complete or not at all."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype_name]
     temporary = folder.with_name(folder.name + ".tmp")
@@ -36,9 +36,13 @@ def export(model: PreTrainedModel, assets: Assets, folder: Path, dtype_name: str
                 if number == 0:
                     shutil.rmtree(temporary, ignore_errors=True)
                     temporary.mkdir(parents=True)
-                save_file(shard, temporary / f"part-{number}.safetensors", metadata={"format": "pt"})
+                save_file(
+                    shard, temporary / f"part-{number}.safetensors", metadata={"format": "pt"}
+                )
             except (OSError, SafetensorError) as caught:
-                error = CheckpointError(f"{folder}: could not be written: {caught}. The checkpoints are intact")
+                error = CheckpointError(
+                    f"{folder}: could not be written: {caught}. The checkpoints are intact"
+                )
         shard, size, number = {}, 0, number + 1
 
     for name, tensor in model.state_dict().items():
@@ -58,29 +62,45 @@ def export(model: PreTrainedModel, assets: Assets, folder: Path, dtype_name: str
     flush()
     if rank() == 0 and error is None:
         try:
-            _finish(temporary, folder, where, number, total, assets, dtype)
+            _finish(temporary, folder, where, number, total, pretrained, dtype)
         except OSError as caught:
-            error = CheckpointError(f"{folder}: could not be written: {caught}. The checkpoints are intact")
-    agree(error)
+            error = CheckpointError(
+                f"{folder}: could not be written: {caught}. The checkpoints are intact"
+            )
+    sync_errors(error)
 
 
-def _finish(temporary: Path, folder: Path, where: dict[str, int], files: int, total: int, assets: Assets, dtype: torch.dtype) -> None:
-    names = [f"model-{i + 1:05d}-of-{files:05d}.safetensors" if files > 1 else "model.safetensors" for i in range(files)]
+def _finish(
+    temporary: Path,
+    folder: Path,
+    where: dict[str, int],
+    files: int,
+    total: int,
+    pretrained: Pretrained,
+    dtype: torch.dtype,
+) -> None:
+    names = [
+        f"model-{i + 1:05d}-of-{files:05d}.safetensors" if files > 1 else "model.safetensors"
+        for i in range(files)
+    ]
     for i, name in enumerate(names):
         (temporary / f"part-{i}.safetensors").rename(temporary / name)
     if files > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {key: names[i] for key, i in where.items()}}
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {key: names[i] for key, i in where.items()},
+        }
         (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    config = copy.deepcopy(assets.config)
+    config = copy.deepcopy(pretrained.config)
     config.dtype = dtype
     config.use_cache = True
     config._attn_implementation = None
     config.save_pretrained(temporary)
-    assets.tokenizer.save_pretrained(temporary)
-    if assets.generation is not None:
-        assets.generation.save_pretrained(temporary)
-    if getattr(assets.config, "auto_map", None):  # a model that comes with its code
-        for path in assets.folder.glob("*.py"):
+    pretrained.tokenizer.save_pretrained(temporary)
+    if pretrained.generation is not None:
+        pretrained.generation.save_pretrained(temporary)
+    if getattr(pretrained.config, "auto_map", None):  # a model that comes with its code
+        for path in pretrained.folder.glob("*.py"):
             shutil.copy(path, temporary)
     for path in temporary.iterdir():
         with path.open("rb") as file:

@@ -21,9 +21,13 @@ def load_weights(model: nn.Module, folder: Path, new_rows: list[int]) -> None:
     others. Raises ConfigError where a tensor is missing, has another shape, or where the files hold tensors that the model lacks.
     """
     files = weight_files(folder)
-    targets = dict(model.named_parameters()) | {name: b for name, b in model.named_buffers() if name in model.state_dict()}
+    targets = dict(model.named_parameters()) | {
+        name: b for name, b in model.named_buffers() if name in model.state_dict()
+    }
     missing, unread = sorted(targets.keys() - files.keys()), sorted(files.keys() - targets.keys())
-    tied = "lm_head.weight" in unread and "lm_head.weight" in model.state_dict()  # some files repeat a tied head
+    tied = (
+        "lm_head.weight" in unread and "lm_head.weight" in model.state_dict()
+    )  # some files repeat a tied head
     unread = [name for name in unread if not (tied and name == "lm_head.weight")]
     if missing or unread:
         hint = difflib.get_close_matches(missing[0], unread, n=1) if missing else []
@@ -32,13 +36,20 @@ def load_weights(model: nn.Module, folder: Path, new_rows: list[int]) -> None:
             f"{len(unread)} not used (such as {hint or unread[:1]}). Load and save the model once with transformers to bring its names "
             "up to date; models whose files transformers converts while loading (fused experts) are not supported"
         )
-    widened = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}  # type: ignore[operator]
+    widened = {
+        id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())
+    }  # type: ignore[operator]
     for file in sorted(set(files.values())):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
                     if name in targets:
-                        _copy(targets[name], tensors.get_slice(name), name, new_rows if id(targets[name]) in widened else [])
+                        _copy(
+                            targets[name],
+                            tensors.get_slice(name),
+                            name,
+                            new_rows if id(targets[name]) in widened else [],
+                        )
         except SafetensorError as error:
             raise ConfigError(f"{file}: damaged or not a safetensors file: {error}") from None
 
@@ -48,12 +59,19 @@ def weight_files(folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            found = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+            found = {
+                name: folder / file
+                for name, file in json.loads(index.read_text())["weight_map"].items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ConfigError(f"{index}: damaged: it should map tensor names to files under weight_map") from None
+            raise ConfigError(
+                f"{index}: damaged: it should map tensor names to files under weight_map"
+            ) from None
         absent = sorted({file for file in found.values() if not file.is_file()})
         if absent:
-            raise ConfigError(f"{index}: names {len(absent)} files that are not there, such as {absent[0].name}")
+            raise ConfigError(
+                f"{index}: names {len(absent)} files that are not there, such as {absent[0].name}"
+            )
         return found
     found = {}
     single = folder / "model.safetensors"
@@ -76,7 +94,9 @@ def _copy(target: Tensor, stored, name: str, new_rows: list[int]) -> None:
     local, offset = target, (0,) * len(shape)
     if isinstance(target, DTensor):
         local = target.to_local()
-        _, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+        _, offset = compute_local_shape_and_global_offset(
+            target.shape, target.device_mesh, target.placements
+        )
     if local.numel() == 0:
         return
     if not shape:
@@ -84,10 +104,17 @@ def _copy(target: Tensor, stored, name: str, new_rows: list[int]) -> None:
         return
     last = min(offset[0] + local.shape[0], file_shape[0])
     if last > offset[0]:
-        window = (slice(offset[0], last), *(slice(o, o + n) for o, n in zip(offset[1:], local.shape[1:], strict=True)))
+        window = (
+            slice(offset[0], last),
+            *(slice(o, o + n) for o, n in zip(offset[1:], local.shape[1:], strict=True)),
+        )
         local[: last - offset[0]].copy_(stored[window])
     mine = (
-        [row - offset[0] for row in range(offset[0], offset[0] + local.shape[0]) if row in new_rows or row >= file_shape[0]]
+        [
+            row - offset[0]
+            for row in range(offset[0], offset[0] + local.shape[0])
+            if row in new_rows or row >= file_shape[0]
+        ]
         if new_rows
         else []
     )

@@ -1,6 +1,18 @@
 """Fused linear + objective loss: per-token statistics and gradients without ever holding [tokens, vocabulary] logits."""
 
-from adaptsft_kernels.linear_objective import choose_implementation, describe_implementation, dropped_share, linear_objective
-from adaptsft_kernels.rows import Rows, RowStatistics
+from adaptsft_kernels.linear_objective import (
+    choose_implementation,
+    describe_implementation,
+    dropped_share,
+    linear_objective,
+)
+from adaptsft_kernels.rows import TokenOutputs, TokenStatistics
 
-__all__ = ["RowStatistics", "Rows", "choose_implementation", "describe_implementation", "dropped_share", "linear_objective"]
+__all__ = [
+    "TokenOutputs",
+    "Rows",
+    "choose_implementation",
+    "describe_implementation",
+    "dropped_share",
+    "linear_objective",
+]

@@ -20,25 +20,38 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptsft_kernels.rows import Head, RowKernels, Rows, RowStatistics, Sums, product, rows_of
+from adaptsft_kernels.rows import (
+    Head,
+    RowKernels,
+    Sums,
+    TokenOutputs,
+    TokenStatistics,
+    product,
+    rows_of,
+)
 from adaptsft_kernels.torch_rows import TorchRows
 
-CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1280 << 20}  # of logits: 4096 rows of most vocabularies of today in bf16
-GATHERED_BYTES = 2560 << 20  # of dz in Triton: 8192 rows. Every further addition to d weight reads and writes all of it
+CHUNK_BYTES = {
+    "cpu": 48 << 20,
+    "cuda": 1280 << 20,
+}  # of logits: 4096 rows of most vocabularies of today in bf16
+GATHERED_BYTES = (
+    2560 << 20
+)  # of dz in Triton: 8192 rows. Every further addition to d weight reads and writes all of it
 MOST_ROUNDINGS = 4  # of a bf16 sum of d weight. They cost 1e-3 each, and are allowed only where bf16 logits cost 6e-3 already
-Objective = Callable[[Rows, Any], tuple[Tensor, Tensor]]
+Objective = Callable[[TokenStatistics, Any], tuple[Tensor, Tensor]]
 
 
 def linear_objective(
     hidden: Tensor,
     weight: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     objective: Objective,
     control: Any = None,
     *,
     source: Tensor | None = None,
     sequence: Tensor | None = None,
-    valid_idx: Tensor | None = None,
+    target_idx: Tensor | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
     logit_scale: float = 1.0,
@@ -50,12 +63,12 @@ def linear_objective(
     logits_dtype: torch.dtype | None = None,
     skip_zeros: bool | None = None,
     eps: float = 0.0,
-) -> tuple[Tensor, RowStatistics]:
+) -> tuple[Tensor, TokenOutputs]:
     """scale * sum of the objective over the valid rows (+ scale * z_loss * sum of lse^2), and the statistics of every valid row.
 
     hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64; statistics and accumulators are fp32 (fp64 for fp64).
     labels int64 [N]; rows whose label is `ignore_index` cost nothing. Finding them waits for the device on CUDA, so a caller who
-    knows them passes `valid_idx` int64 [n_valid] (distinct rows of hidden); labels, source and sequence are then [n_valid] too.
+    knows them passes `target_idx` int64 [n_valid] (distinct rows of hidden); labels, source and sequence are then [n_valid] too.
 
     objective(rows, control) -> (loss [n], s [n]) sees one chunk of rows at a time, or all rows of the call at once if it has
     `whole_batch = True` (the logits are then computed twice). `needs = {"top_entropy"}` asks for that statistic. Both results are
@@ -76,41 +89,76 @@ def linear_objective(
 
     Raises ValueError for shapes, dtypes and choices that do not fit together.
     """
-    _check(hidden, weight, labels, source, sequence, valid_idx, bias)
+    _check(hidden, weight, targets, source, sequence, target_idx, bias)
     dtype = _accumulator(hidden.dtype)
     if logits_dtype not in (None, dtype, hidden.dtype):
-        raise ValueError(f"logits_dtype={logits_dtype} must be {dtype} or that of hidden, {hidden.dtype}")
+        raise ValueError(
+            f"logits_dtype={logits_dtype} must be {dtype} or that of hidden, {hidden.dtype}"
+        )
     if eps < 0:
         raise ValueError(f"eps={eps} must not be negative")
     chosen = choose_implementation(implementation, hidden.device, hidden.dtype)
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    wanted = [
+        torch.is_grad_enabled() and x is not None and x.requires_grad
+        for x in (hidden, weight, bias)
+    ]
     if skip_zeros is None:
         skip_zeros = hidden.device.type == "cpu" or getattr(objective, "sparse", False)
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False), _unrounded_reductions():
-        if valid_idx is None:
-            valid_idx = (labels != ignore_index).nonzero().squeeze(1)
-            labels = labels[valid_idx]
-            source, sequence = (None if x is None else x[valid_idx] for x in (source, sequence))
-        if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < weight.shape[0]:
-            raise ValueError(f"labels must be in [0, {weight.shape[0]}), found {int(labels.min())} to {int(labels.max())}")
+    with (
+        torch.no_grad(),
+        torch.autocast(hidden.device.type, enabled=False),
+        _unrounded_reductions(),
+    ):
+        if target_idx is None:
+            target_idx = (targets != ignore_index).nonzero().squeeze(1)
+            targets = targets[target_idx]
+            source, sequence = (None if x is None else x[target_idx] for x in (source, sequence))
+        if (
+            targets.device.type == "cpu"
+            and targets.numel()
+            and not 0 <= targets.min() <= targets.max() < weight.shape[0]
+        ):
+            raise ValueError(
+                f"labels must be in [0, {weight.shape[0]}), found {int(targets.min())} to {int(targets.max())}"
+            )
         if control is not None:
-            control = type(control)(*(x[:1].expand(len(labels)) if source is None else x[source] for x in control))
+            control = type(control)(
+                *(x[:1].expand(len(targets)) if source is None else x[source] for x in control)
+            )
         # bf16 products are slow on most CPUs, and cannot return fp32 there
         factor = weight.detach().to(dtype) if hidden.device.type == "cpu" else weight.detach()
         head = Head(factor, bias, softcap, logit_scale)
         logits_dtype = logits_dtype or dtype
-        chunk_size, gathered = rows_held(len(labels), len(weight), factor.dtype, logits_dtype, hidden.device.type, chunk_size)
+        chunk_size, gathered = rows_held(
+            len(targets), len(weight), factor.dtype, logits_dtype, hidden.device.type, chunk_size
+        )
         kernels: RowKernels
         if chosen == "torch":
             kernels, gathered = TorchRows(head, dtype, logits_dtype), chunk_size
         else:
-            from adaptsft_kernels.triton_rows import TritonRows  # here, so that triton is needed only where it is used
+            from adaptsft_kernels.triton_rows import (
+                TritonRows,  # here, so that triton is needed only where it is used
+            )
 
-            kernels = TritonRows(head, logits_dtype, min(chunk_size, len(labels)), gathered if any(wanted) else 0)
-        rounded = logits_dtype == factor.dtype and len(labels) <= MOST_ROUNDINGS * gathered
+            kernels = TritonRows(
+                head, logits_dtype, min(chunk_size, len(targets)), gathered if any(wanted) else 0
+            )
+        rounded = logits_dtype == factor.dtype and len(targets) <= MOST_ROUNDINGS * gathered
         gradients = _Gradients(hidden, head, wanted, factor.dtype if rounded else dtype)
         terms = _Terms(scale, z_loss, skip_zeros or eps > 0, eps)
-        loss, statistics = _forward(hidden, kernels, gradients, labels, valid_idx, sequence, objective, control, terms, head, chunk_size)
+        loss, statistics = _forward(
+            hidden,
+            kernels,
+            gradients,
+            targets,
+            target_idx,
+            sequence,
+            objective,
+            control,
+            terms,
+            head,
+            chunk_size,
+        )
     return _Loss.apply(loss, hidden, weight, bias, *gradients.results()), statistics
 
 
@@ -136,7 +184,10 @@ def choose_implementation(implementation: str, device: torch.device, dtype: torc
 
 
 def describe_implementation(
-    device: torch.device, dtype: torch.dtype, implementation: str = "auto", logits_dtype: torch.dtype | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    implementation: str = "auto",
+    logits_dtype: torch.dtype | None = None,
 ) -> str:
     """One line for a log: what `linear_objective` would use, such as "triton 3.6.0, bf16 factors, fp32 logits"."""
     chosen = choose_implementation(implementation, device, dtype)
@@ -145,7 +196,7 @@ def describe_implementation(
     return f"{chosen} {version(chosen)}, {names[dtype]} factors, {names[logits]} logits"
 
 
-def dropped_share(statistics: RowStatistics, eps: float) -> Tensor:
+def dropped_share(statistics: TokenOutputs, eps: float) -> Tensor:
     """What `eps` left out: the share of sum |s| (1-p), half the L1 norm of the logit gradients, that lies in rows below it. 0-d."""
     mass = (statistics.weight * statistics.one_minus_p).abs()
     return mass[mass <= eps].sum() / mass.sum().clamp(min=torch.finfo(mass.dtype).tiny)
@@ -155,7 +206,14 @@ class _Loss(torch.autograd.Function):
     """A loss whose gradients are known already."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *grads: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        loss: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *grads: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(*grads)
         ctx.dtype = hidden.dtype
         return loss.clone()
@@ -165,10 +223,15 @@ class _Loss(torch.autograd.Function):
     # pyrefly: ignore[bad-override]
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         # not in place: a second backward through the same graph needs the saved tensors as they are
-        scaled = [None if grad is None else torch.empty_like(grad, dtype=ctx.dtype) for grad in ctx.saved_tensors]
+        scaled = [
+            None if grad is None else torch.empty_like(grad, dtype=ctx.dtype)
+            for grad in ctx.saved_tensors
+        ]
         for grad, out in zip(ctx.saved_tensors, scaled, strict=True):
             if out is not None:
-                torch.mul(grad, grad_outputs[0], out=out)  # a sum in fp32 is rounded here, in the pass that reads it anyway
+                torch.mul(
+                    grad, grad_outputs[0], out=out
+                )  # a sum in fp32 is rounded here, in the pass that reads it anyway
         return None, *scaled, None, None, None
 
 
@@ -182,7 +245,12 @@ class _Terms(NamedTuple):
 
 
 def rows_held(
-    rows: int, vocabulary: int, factors: torch.dtype, logits: torch.dtype, device_type: str, chunk_size: int = 0
+    rows: int,
+    vocabulary: int,
+    factors: torch.dtype,
+    logits: torch.dtype,
+    device_type: str,
+    chunk_size: int = 0,
 ) -> tuple[int, int]:
     """Of `rows` supervised rows: (those whose logits are held at a time, those whose dz is gathered for one product, in Triton).
 
@@ -205,26 +273,35 @@ def _forward(
     hidden: Tensor,
     kernels: RowKernels,
     gradients: "_Gradients",
-    labels: Tensor,
-    valid_idx: Tensor,
+    targets: Tensor,
+    target_idx: Tensor,
     sequence: Tensor | None,
     objective: Objective,
     control: Any,
     terms: _Terms,
     head: Head,
     chunk_size: int,
-) -> tuple[Tensor, RowStatistics]:
+) -> tuple[Tensor, TokenOutputs]:
     """The loop over chunks: the loss and the statistics; the gradients are left in `gradients`."""
-    spans = [slice(start, min(start + chunk_size, len(labels))) for start in range(0, len(labels), chunk_size)]
+    spans = [
+        slice(start, min(start + chunk_size, len(targets)))
+        for start in range(0, len(targets), chunk_size)
+    ]
     top = "top_entropy" in getattr(objective, "needs", ())
 
-    def rows_at(span: slice) -> tuple[Rows, Sums]:
-        sums, top_entropy = kernels.sums(hidden[valid_idx[span]].to(head.weight.dtype), labels[span], top)
+    def rows_at(span: slice) -> tuple[TokenStatistics, Sums]:
+        sums, top_entropy = kernels.sums(
+            hidden[target_idx[span]].to(head.weight.dtype), targets[span], top
+        )
         return rows_of(sums, top_entropy, None if sequence is None else sequence[span]), sums
 
     whole = None
     if getattr(objective, "whole_batch", False) and spans:
-        whole = _call(objective, Rows(*map(_cat, zip(*(rows_at(span)[0] for span in spans), strict=True))), control)
+        whole = _call(
+            objective,
+            TokenStatistics(*map(_cat, zip(*(rows_at(span)[0] for span in spans), strict=True))),
+            control,
+        )
 
     dtype = _accumulator(hidden.dtype)
     statistics, waiting, z_total = [], [], hidden.new_zeros((), dtype=dtype)
@@ -233,8 +310,12 @@ def _forward(
         if whole is not None:
             loss, s = whole[0][span], whole[1][span]
         else:
-            loss, s = _call(objective, rows, None if control is None else type(control)(*(x[span] for x in control)))
-        statistics.append(RowStatistics(*rows[:6], loss, s))
+            loss, s = _call(
+                objective,
+                rows,
+                None if control is None else type(control)(*(x[span] for x in control)),
+            )
+        statistics.append(TokenOutputs(*rows[:6], loss, s))
         lse = sums.target - rows.logp if terms.z_loss else None
         if lse is not None:
             z_total += lse.square().sum()
@@ -242,30 +323,39 @@ def _forward(
             continue
         # dz_i = (s + r) p_i - s delta_iy, where r is the part of z_loss: p - 1 is never formed, and nothing is rounded to bf16 yet
         inner = terms.scale * head.logit_scale
-        sm, q = s * rows.one_minus_p, rows.one_minus_p / sums.total  # q: of the likeliest other token
+        sm, q = (
+            s * rows.one_minus_p,
+            rows.one_minus_p / sums.total,
+        )  # q: of the likeliest other token
         at_others, at_target = inner * s * q, -inner * sm
         idle = sm.abs() <= terms.eps if terms.skip else None  # a NaN is not
         if lse is not None:
             r = 2 * terms.z_loss * lse
-            at_others, at_target = at_others + inner * r * q, at_target + inner * r * rows.logp.exp()
+            at_others, at_target = (
+                at_others + inner * r * q,
+                at_target + inner * r * rows.logp.exp(),
+            )
             idle = None if idle is None else idle & (r == 0)
         active = None
         if idle is not None:
             active = idle.logical_not().nonzero().squeeze(1)
             active = None if len(active) == len(s) else active
-        index = valid_idx[span] if active is None else valid_idx[span][active]
+        index = target_idx[span] if active is None else target_idx[span][active]
         if waiting and sum(map(len, waiting)) + len(index) > kernels.capacity:
             gradients.add(kernels.take(), torch.cat(waiting), only=False)
             waiting.clear()
-        kernels.gradient(labels[span], sums.highest, at_others, at_target, active)
+        kernels.gradient(targets[span], sums.highest, at_others, at_target, active)
         waiting += [index] if len(index) else []
         last = span is spans[-1]
         if waiting and (last or sum(map(len, waiting)) >= kernels.capacity):
             gradients.add(kernels.take(), torch.cat(waiting), only=last)
             waiting.clear()
 
-    empty = [hidden.new_empty(0, dtype=torch.bool if name == "top1" else dtype) for name in RowStatistics._fields]
-    result = RowStatistics(*map(_cat, zip(empty, *statistics, strict=True)))
+    empty = [
+        hidden.new_empty(0, dtype=torch.bool if name == "top1" else dtype)
+        for name in TokenOutputs._fields
+    ]
+    result = TokenOutputs(*map(_cat, zip(empty, *statistics, strict=True)))
     return terms.scale * (result.loss.sum() + terms.z_loss * z_total), result
 
 
@@ -277,17 +367,23 @@ class _Gradients:
         self.hidden, self.head, self.wanted, self.dtype = hidden, head, wanted, dtype
         self.d_hidden = torch.zeros_like(hidden) if wanted[0] else None
         self.d_weight: Tensor | None = None  # until the first rows
-        self.d_bias = torch.zeros_like(head.weight[:, 0], dtype=_accumulator(dtype)) if wanted[2] else None
+        self.d_bias = (
+            torch.zeros_like(head.weight[:, 0], dtype=_accumulator(dtype)) if wanted[2] else None
+        )
 
     def add(self, dz: Tensor, idx: Tensor, only: bool) -> None:
         """Add the products of dz [k,V], gradients of the logits of rows idx [k] of hidden. only: no others come."""
         if self.d_bias is not None:
             self.d_bias += dz.sum(0, dtype=self.d_bias.dtype)
         if self.d_hidden is not None:
-            self.d_hidden.index_copy_(0, idx, torch.mm(dz, self.head.weight).to(self.d_hidden.dtype))
+            self.d_hidden.index_copy_(
+                0, idx, torch.mm(dz, self.head.weight).to(self.d_hidden.dtype)
+            )
         if self.wanted[1]:
             x = self.hidden[idx].to(dz.dtype)
-            if self.d_weight is None:  # if these are all rows, one product is the sum, and is rounded once
+            if (
+                self.d_weight is None
+            ):  # if these are all rows, one product is the sum, and is rounded once
                 out = torch.empty_like(self.head.weight, dtype=dz.dtype if only else self.dtype)
                 self.d_weight = product(dz.t(), x, out)
             elif dz.dtype == self.dtype:
@@ -305,7 +401,10 @@ class _Gradients:
 def _unrounded_reductions() -> Iterator[None]:
     """Where a product is cut along its inner dimension, its parts are added in fp32, whatever the caller's setting."""
     settings = torch.backends.cuda.matmul
-    before = settings.allow_bf16_reduced_precision_reduction, settings.allow_bf16_reduced_precision_reduction_split_k
+    before = (
+        settings.allow_bf16_reduced_precision_reduction,
+        settings.allow_bf16_reduced_precision_reduction_split_k,
+    )
     settings.allow_bf16_reduced_precision_reduction = False
     try:
         yield
@@ -321,7 +420,7 @@ def _cat(parts: tuple[Any, ...]) -> Any:
     return None if parts[0] is None else torch.cat(parts)
 
 
-def _call(objective: Objective, rows: Rows, control: Any) -> tuple[Tensor, Tensor]:
+def _call(objective: Objective, rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
     loss, s = objective(rows, control)
     for name, value in (("loss", loss), ("s", s)):
         if value.shape != rows.logp.shape:
@@ -334,19 +433,31 @@ def _call(objective: Objective, rows: Rows, control: Any) -> tuple[Tensor, Tenso
 def _check(
     hidden: Tensor,
     weight: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     source: Tensor | None,
     sequence: Tensor | None,
-    valid_idx: Tensor | None,
+    target_idx: Tensor | None,
     bias: Tensor | None,
 ) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden must be [N,D] and weight [V,D]; found {tuple(hidden.shape)} and {tuple(weight.shape)}")
-    if hidden.dtype != weight.dtype or hidden.dtype not in (torch.float32, torch.bfloat16, torch.float64):
-        raise ValueError(f"hidden and weight must both be fp32, bf16 or fp64; found {hidden.dtype} and {weight.dtype}")
+        raise ValueError(
+            f"hidden must be [N,D] and weight [V,D]; found {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if hidden.dtype != weight.dtype or hidden.dtype not in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float64,
+    ):
+        raise ValueError(
+            f"hidden and weight must both be fp32, bf16 or fp64; found {hidden.dtype} and {weight.dtype}"
+        )
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-        raise ValueError(f"bias must be [{len(weight)}] of {weight.dtype}, like weight; found {tuple(bias.shape)} of {bias.dtype}")
-    rows, owner = (hidden, "hidden") if valid_idx is None else (valid_idx, "valid_idx")
-    for name, value in (("labels", labels), ("source", source), ("sequence", sequence)):
+        raise ValueError(
+            f"bias must be [{len(weight)}] of {weight.dtype}, like weight; found {tuple(bias.shape)} of {bias.dtype}"
+        )
+    rows, owner = (hidden, "hidden") if target_idx is None else (target_idx, "target_idx")
+    for name, value in (("labels", targets), ("source", source), ("sequence", sequence)):
         if value is not None and value.shape != rows.shape[:1]:
-            raise ValueError(f"{name} must have one entry per row of {owner}, [{len(rows)}]; found {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must have one entry per row of {owner}, [{len(rows)}]; found {tuple(value.shape)}"
+            )

@@ -15,7 +15,7 @@ LOWEST = -1e30  # stands for -inf; finite, so that 0 * LOWEST is 0 and not NaN
 TOP_K = 20  # EAFT (arXiv:2601.02151) takes the entropy of this many likeliest tokens
 
 
-class Rows(NamedTuple):
+class TokenStatistics(NamedTuple):
     """What an objective may look at: one entry per row, detached; fp32, or fp64 for fp64 inputs."""
 
     logp: Tensor  # log p of the target, nats
@@ -24,11 +24,15 @@ class Rows(NamedTuple):
     collision: Tensor  # sum_i p_i^2
     top1: Tensor  # bool: no other token is likelier than the target
     top_logp: Tensor  # log p of the likeliest token, nats
-    top_entropy: Tensor | None = None  # entropy of the 20 likeliest tokens, renormalised; only if the objective needs "top_entropy"
-    sequence: Tensor | None = None  # int64 index of the row's sequence within this call, where the caller gave it
+    top_entropy: Tensor | None = (
+        None  # entropy of the 20 likeliest tokens, renormalised; only if the objective needs "top_entropy"
+    )
+    sequence: Tensor | None = (
+        None  # int64 index of the row's sequence within this call, where the caller gave it
+    )
 
 
-class RowStatistics(NamedTuple):
+class TokenOutputs(NamedTuple):
     """Returned for every valid row, in order, detached: [n_valid]."""
 
     logp: Tensor
@@ -69,7 +73,14 @@ class RowKernels(Protocol):
         """Logits of x [n,D], targets y [n] -> their sums, and the entropy of the TOP_K likeliest tokens if `top`."""
         ...
 
-    def gradient(self, y: Tensor, highest: Tensor, at_others: Tensor, at_target: Tensor, active: Tensor | None) -> None:
+    def gradient(
+        self,
+        y: Tensor,
+        highest: Tensor,
+        at_others: Tensor,
+        at_target: Tensor,
+        active: Tensor | None,
+    ) -> None:
         """Append dz: at_others exp(z_i - highest), and at_target at y, times the soft cap's slope, of the rows `active` (None: all)."""
         ...
 
@@ -78,17 +89,28 @@ class RowKernels(Protocol):
         ...
 
 
-def rows_of(sums: Sums, top_entropy: Tensor | None, sequence: Tensor | None) -> Rows:
+def rows_of(sums: Sums, top_entropy: Tensor | None, sequence: Tensor | None) -> TokenStatistics:
     # few operations: on a GPU each takes about as long on a thousand rows as to launch, chunk after chunk
     log_total, gap = sums.total.log(), sums.highest - sums.target
     u = log_total + gap
     one_minus_p, logp = torch.sigmoid(u), F.logsigmoid(-u)
     p, q = logp.exp(), one_minus_p / sums.total  # q: of the likeliest other token
     # H = H2(p) + (1-p) H(others), with H(others) = log total - moment / total
-    entropy = torch.special.entr(one_minus_p).addcmul_(one_minus_p, torch.addcdiv(log_total, sums.moment, sums.total, value=-1))
+    entropy = torch.special.entr(one_minus_p).addcmul_(
+        one_minus_p, torch.addcdiv(log_total, sums.moment, sums.total, value=-1)
+    )
     entropy.addcmul_(p, logp, value=-1)
     collision = (p * p).addcmul_(q * q, sums.square)
-    return Rows(logp, one_minus_p, entropy, collision, gap <= 0, logp + gap.clamp(min=0), top_entropy, sequence)
+    return TokenStatistics(
+        logp,
+        one_minus_p,
+        entropy,
+        collision,
+        gap <= 0,
+        logp + gap.clamp(min=0),
+        top_entropy,
+        sequence,
+    )
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -54,10 +54,27 @@ class TritonRows:
         n, settings = len(y), sums_settings(self.logits.dtype)
         out = torch.empty(len(Sums._fields), n, dtype=torch.float32, device=y.device)
         with torch.cuda.device_of(y):
-            row_sums[(n,)](self.logits, self.head.bias, self.v, self.stride, y, out, n, **self._head(), **settings)
+            row_sums[(n,)](
+                self.logits,
+                self.head.bias,
+                self.v,
+                self.stride,
+                y,
+                out,
+                n,
+                **self._head(),
+                **settings,
+            )
         return Sums(*out)
 
-    def gradient(self, y: Tensor, highest: Tensor, at_others: Tensor, at_target: Tensor, active: Tensor | None) -> None:
+    def gradient(
+        self,
+        y: Tensor,
+        highest: Tensor,
+        at_others: Tensor,
+        at_target: Tensor,
+        active: Tensor | None,
+    ) -> None:
         n = len(y) if active is None else len(active)
         out = self.packed[self.filled : self.filled + n]
         self.filled += n
@@ -66,7 +83,18 @@ class TritonRows:
         grid = (n, triton.cdiv(self.stride, GRADIENT["BLOCK"]))
         with torch.cuda.device_of(y):
             row_gradient[grid](
-                self.logits, self.head.bias, self.v, self.stride, y, highest, at_others, at_target, active, out, **self._head(), **GRADIENT
+                self.logits,
+                self.head.bias,
+                self.v,
+                self.stride,
+                y,
+                highest,
+                at_others,
+                at_target,
+                active,
+                out,
+                **self._head(),
+                **GRADIENT,
             )
 
     def take(self) -> Tensor:
@@ -85,13 +113,13 @@ def sums_settings(logits: torch.dtype) -> dict[str, int]:
 # a count or an address that is a multiple of 16 in one step and not in the next would compile the kernel again, in the middle of a training
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["labels", "out"])
 def row_sums(
-    logits, bias, V, stride, labels, out, n,
+    logits, bias, V, stride, targets, out, n,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Sums of one row into out [5,n]. A lane runs over WIDE neighbouring columns at a time with a maximum of its own, and the lanes are
     merged at the end: no exchange between threads within the loop, one exponential per logit and one per WIDE of them."""
     row = tl.program_id(0).to(tl.int64)
-    label = tl.load(labels + row).to(tl.int32)
+    label = tl.load(targets + row).to(tl.int32)
     z_row = logits + row * stride
     lanes: tl.constexpr = BLOCK // WIDE
     highest = tl.full((lanes,), LOW, tl.float32)
@@ -125,9 +153,11 @@ def row_sums(
     tl.store(out + 4 * n + row, tl.sum(w * w * square, 0))
 
 
-@triton.jit(do_not_specialize_on_alignment=["labels", "highest", "at_others", "at_target", "active"])
+@triton.jit(
+    do_not_specialize_on_alignment=["labels", "highest", "at_others", "at_target", "active"]
+)
 def row_gradient(
-    logits, bias, V, stride, labels, highest, at_others, at_target, active, out,
+    logits, bias, V, stride, targets, highest, at_others, at_target, active, out,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block of dz of row active[i] (None: row i) into row i of out, rounded once, at the end; zero beyond V."""
@@ -135,12 +165,14 @@ def row_gradient(
     row = place
     if active is not None:
         row = tl.load(active + place)
-    label = tl.load(labels + row).to(tl.int32)
+    label = tl.load(targets + row).to(tl.int32)
     first = tl.program_id(1) * BLOCK
     columns = first + tl.arange(0, BLOCK)
     z, slope = _logit(logits + row * stride, bias, columns, V, LOGIT_SCALE, CAP)
     dz = tl.load(at_others + row) * tl.exp2((z - tl.load(highest + row)) * LOG2_E)
-    if (label >= first) & (label < first + BLOCK):  # the target may be far above highest: what is replaced may be infinite
+    if (label >= first) & (
+        label < first + BLOCK
+    ):  # the target may be far above highest: what is replaced may be infinite
         dz = tl.where(columns == label, tl.load(at_target + row), dz)
     dz = dz * slope
     if first + BLOCK > V:

@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptsft import config as configuration
+from adaptsft.config import schema as configuration
 from adaptsft.train import train
 from tests.conftest import REPO
 from tests.runs import loaded_state, metrics_of, saved_state, small_config, write_data
-from tests.test_strict import BF16, KEPT, LOWER, SUMMED, assert_gradient, reference_gradient
+from tests.training.test_strict import (
+    BF16,
+    KEPT,
+    LOWER,
+    SUMMED,
+    assert_gradient,
+    reference_gradient,
+)
 
 # betas[0] = 0: the first moment after step 1 is the gradient itself
 GRADIENT = {
@@ -24,7 +31,12 @@ GRADIENT = {
     "train__max_steps": 2,
 }
 CASES = {
-    "untied": {"arch": "llama", "tied": False, "objective__name": "alpha", "controller__name": "linear"},
+    "untied": {
+        "arch": "llama",
+        "tied": False,
+        "objective__name": "alpha",
+        "controller__name": "linear",
+    },
     "tied": {"arch": "qwen2", "tied": True, "objective__name": "talr", "data__packing": False},
     "gemma": {
         "arch": "gemma3",
@@ -33,15 +45,32 @@ CASES = {
         "objective__normalizer": "kept",
         "train__activation_checkpointing": "full",
     },
-    "idle": {"arch": "llama", "tied": False, "train__global_batch_size": 1},  # the second rank has nothing to learn
+    "idle": {
+        "arch": "llama",
+        "tied": False,
+        "train__global_batch_size": 1,
+    },  # the second rank has nothing to learn
     "replicated": {"arch": "llama", "tied": False, "train__replicas": 2},
 }
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"}
-    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *arguments,
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}",
+    }
+    return subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +82,9 @@ def runs(tmp_path_factory, tiny_model) -> Path:
 
     def config(name: str, case: dict, **more):
         options = {key: case[key] for key in ("arch", "tied") if key in case}
-        overrides = GRADIENT | {key: value for key, value in case.items() if key not in options} | more
+        overrides = (
+            GRADIENT | {key: value for key, value in case.items() if key not in options} | more
+        )
         return small_config(folder, tiny_model(**options), name, **overrides)
 
     for name, case in CASES.items():
@@ -63,13 +94,22 @@ def runs(tmp_path_factory, tiny_model) -> Path:
         configuration.save(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
     # one micro-batch per rank and step, to compare the communication of accumulation with
     configuration.save(
-        config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512), folder / "two" / "whole.yaml"
+        config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512),
+        folder / "two" / "whole.yaml",
     )
-    strict = {"arch": "llama", "tied": False} | SUMMED | KEPT | {"train__global_batch_size": 8, "train__micro_batch_size": 2}
+    strict = (
+        {"arch": "llama", "tied": False}
+        | SUMMED
+        | KEPT
+        | {"train__global_batch_size": 8, "train__micro_batch_size": 2}
+    )
     for name, more in (("strict", {}), ("strict_bf16", BF16)):
         case = strict | more | {"train__max_steps": 1}
         configuration.save(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
-    load = {"config": "tied", "checkpoint": str(folder / "tied-1x1" / "checkpoints" / "step_00000002")}
+    load = {
+        "config": "tied",
+        "checkpoint": str(folder / "tied-1x1" / "checkpoints" / "step_00000002"),
+    }
     (folder / "two" / "load.json").write_text(json.dumps(load))
     done = torchrun("-m", "tests.distributed.two_ranks", str(folder / "two"))
     assert done.returncode == 0, done.stderr[-4000:]
@@ -93,27 +133,41 @@ def test_any_split_of_the_same_tokens_is_the_same_step(runs, name):
             assert (state[key] - whole[key]).abs().max() <= 1e-6 * max(largest, 1.0), (other, key)
         for key in (key for key in whole if key.startswith("tensors/")):
             torch.testing.assert_close(state[key], whole[key], rtol=1e-6, atol=0)
-        ours, theirs = (metrics_of(configuration.read(runs / run / "config.yaml"))[0] for run in (other, f"{name}-1x4"))
+        ours, theirs = (
+            metrics_of(configuration.read(runs / run / "config.yaml"))[0]
+            for run in (other, f"{name}-1x4")
+        )
         assert ours.keys() == theirs.keys()
         for key in ours:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-6), (other, key)
 
 
 def test_a_checkpoint_of_one_rank_loads_on_two_and_the_reverse(runs):
-    written_by_one, on_two = saved_state(runs / "tied-1x1" / "checkpoints" / "step_00000002"), torch.load(runs / "two" / "loaded.pt")
+    written_by_one, on_two = (
+        saved_state(runs / "tied-1x1" / "checkpoints" / "step_00000002"),
+        torch.load(runs / "two" / "loaded.pt"),
+    )
     by_two = runs / "tied-2ranks" / "checkpoints" / "step_00000002"
     on_one = loaded_state(configuration.read(runs / "tied-1x1" / "config.yaml"), by_two)
     for written, loaded in ((written_by_one, on_two), (saved_state(by_two), on_one)):
         compared = [key for key in loaded if key in written]
-        assert any("exp_avg_sq" in key for key in compared) and any(key.startswith("model/") for key in compared)
+        assert any("exp_avg_sq" in key for key in compared) and any(
+            key.startswith("model/") for key in compared
+        )
         assert any(key.startswith("tensors/") for key in compared) and len(compared) == len(loaded)
         for key in compared:
             assert torch.equal(loaded[key], written[key]), key
 
 
 def test_summed_micro_batches_on_two_ranks_are_the_hand_written_formula(runs):
-    expected, supervised, kept = reference_gradient(configuration.read(runs / "strict-2ranks" / "config.yaml"), 2, LOWER)
-    assert len(kept) == 4 and len(set(kept)) > 1 and all(0 < k < n for k, n in zip(kept, supervised, strict=True))
+    expected, target_tokens, kept = reference_gradient(
+        configuration.read(runs / "strict-2ranks" / "config.yaml"), 2, LOWER
+    )
+    assert (
+        len(kept) == 4
+        and len(set(kept)) > 1
+        and all(0 < k < n for k, n in zip(kept, target_tokens, strict=True))
+    )
     assert_gradient(runs / "strict-2ranks", expected)
 
 

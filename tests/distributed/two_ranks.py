@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptsft import config as configuration
-from adaptsft.distributed import rank
+from adaptsft.config import schema as configuration
+from adaptsft.distributed.ranks import rank
 from adaptsft.train import train
 from tests.runs import loaded_state
 
@@ -33,7 +33,9 @@ def main(folder: Path) -> None:
             train(configuration.read(file))
         reductions[file.stem] = counter.count
     job = json.loads((folder / "load.json").read_text())
-    state = loaded_state(configuration.read(folder / f"{job['config']}.yaml"), Path(job["checkpoint"]))
+    state = loaded_state(
+        configuration.read(folder / f"{job['config']}.yaml"), Path(job["checkpoint"])
+    )
     if rank() == 0:
         torch.save(state, folder / "loaded.pt")
         (folder / "reductions.json").write_text(json.dumps(reductions))

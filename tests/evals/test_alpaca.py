@@ -19,9 +19,21 @@ from adaptsft.evals.backends.hf import HuggingFace
 
 
 def leaderboard(folder: Path) -> dict[str, dict[str, float]]:
-    columns = ("", "win_rate", "standard_error", "discrete_win_rate", "n_total", "n_wins", "n_draws", "length_controlled_winrate")
+    columns = (
+        "",
+        "win_rate",
+        "standard_error",
+        "discrete_win_rate",
+        "n_total",
+        "n_wins",
+        "n_draws",
+        "length_controlled_winrate",
+    )
     table = alpaca._csv(folder / "leaderboard_AE2_weighted_gpt4_turbo.csv", columns)
-    return {row[0]: dict(zip(columns[1:], map(float, row[1:]), strict=True)) for row in zip(*table.values(), strict=True)}
+    return {
+        row[0]: dict(zip(columns[1:], map(float, row[1:]), strict=True))
+        for row in zip(*table.values(), strict=True)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +45,25 @@ def folder(shared_data: Path) -> Path:
 def published(folder: Path) -> list[tuple[alpaca.Annotations, dict[str, float]]]:
     board = leaderboard(folder)
     found = alpaca.read_annotations(folder / "compact_annotations.json")
-    return [(annotations, board[annotations.model]) for annotations in found if annotations.model in board]
+    return [
+        (annotations, board[annotations.model])
+        for annotations in found
+        if annotations.model in board
+    ]
 
 
 def test_win_rates_of_the_leaderboard(published) -> None:
     assert len(published) == 19
     for annotations, expected in published:
         found = alpaca.win_rate(annotations)
-        for key in ("win_rate", "standard_error", "discrete_win_rate", "n_total", "n_wins", "n_draws"):
+        for key in (
+            "win_rate",
+            "standard_error",
+            "discrete_win_rate",
+            "n_total",
+            "n_wins",
+            "n_draws",
+        ):
             assert found[key] == pytest.approx(expected[key], abs=1e-9), (annotations.model, key)
 
 
@@ -51,7 +74,9 @@ def test_length_controlled_win_rates_from_published_weights(folder: Path, publis
     models = [name for name in alpaca._csv(weights, [""])[""] if name in board]
     errors = []
     for model in models:
-        found, _ = alpaca.published_length_controlled(weights, difficulty[: annotated.get(model, 805)], model)
+        found, _ = alpaca.published_length_controlled(
+            weights, difficulty[: annotated.get(model, 805)], model
+        )
         errors.append(abs(found - board[model]["length_controlled_winrate"]))
     assert len(errors) == 199
     assert np.mean(np.array(errors) <= 1e-4) >= 0.95
@@ -71,7 +96,9 @@ def test_the_fit_takes_length_out(folder: Path, published) -> None:
     """Preferences that follow the lengths alone: the model wins where its output is the longer one, which it seldom is."""
     annotations, _ = published[0]
     longer = (annotations.delta_length < 0).astype(float)
-    biased = alpaca.Annotations("longer", annotations.reference, "unknown", longer, annotations.delta_length)
+    biased = alpaca.Annotations(
+        "longer", annotations.reference, "unknown", longer, annotations.delta_length
+    )
     found = alpaca.evaluate(biased, df_gamed=folder / "df_gamed_SURROGATE.csv")
     assert found["win_rate"] + 10 < found["lc_win_rate"] < 50
 
@@ -93,14 +120,23 @@ def test_the_published_layout(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def annotation(preference: object, output: str = "yes") -> dict[str, object]:
-    record = {"instruction": "Is it?", "output_1": "no", "output_2": output, "generator_1": "reference", "generator_2": "model"}
+    record = {
+        "instruction": "Is it?",
+        "output_1": "no",
+        "output_2": output,
+        "generator_1": "reference",
+        "generator_2": "model",
+    }
     return record | {"annotator": "someone", "preference": preference}
 
 
 def test_two_runs_of_one_name_are_two_models(tmp_path: Path) -> None:
     """Two seeds of an objective are both called by it; only what is drawn everywhere is compared with itself."""
     name = {"generator_1": "nll", "generator_2": "nll"}
-    for rows, lc in (([annotation(1.9) | name] * 5, None), ([annotation(1.5, "no") | name] * 5, 50.0)):
+    for rows, lc in (
+        ([annotation(1.9) | name] * 5, None),
+        ([annotation(1.5, "no") | name] * 5, 50.0),
+    ):
         (tmp_path / "a.json").write_text(json.dumps(rows))
         assert alpaca.evaluate(alpaca.read_annotations(tmp_path / "a.json")[0])["lc_win_rate"] == lc
 
@@ -112,7 +148,12 @@ def test_draws_and_missing_preferences(tmp_path: Path) -> None:
     scores = alpaca.win_rate(found)
     assert scores["win_rate"] == 50.0
     assert scores["standard_error"] == pytest.approx(100 * math.sqrt(0.5 / 3 / 4))
-    assert (scores["n_wins"], scores["n_losses"], scores["n_draws"], scores["n_without_preference"]) == (1, 1, 2, 1)
+    assert (
+        scores["n_wins"],
+        scores["n_losses"],
+        scores["n_draws"],
+        scores["n_without_preference"],
+    ) == (1, 1, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +192,9 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_parsing_and_order_of_recorded_judgements(shared_data: Path) -> None:
     cases = json.loads((shared_data.parent / "cases" / "alpaca_judge_parsing.json").read_text())
-    assert all(judge.switched(case["instruction"]) == case["is_switched"] for case in cases["switch_flags"])
+    assert all(
+        judge.switched(case["instruction"]) == case["is_switched"] for case in cases["switch_flags"]
+    )
     for case in cases["cases"]:
         found = judge.preference(case["top_logprobs"], judge.switched(case["instruction"]))
         assert found == pytest.approx(case["preference"], abs=1e-9), case["index"]
@@ -160,15 +203,24 @@ def test_parsing_and_order_of_recorded_judgements(shared_data: Path) -> None:
 def test_no_preference_without_m_and_M() -> None:
     assert math.isnan(judge.preference({"The": -0.1}, True))
     assert judge.preference({"m": -900.0, "x": -0.1}, False) == 1.0
-    assert judge.preference({"m": -900.0, "M": -901.0}, False) == pytest.approx(2 - 1 / (1 + math.exp(-1)))
+    assert judge.preference({"m": -900.0, "M": -901.0}, False) == pytest.approx(
+        2 - 1 / (1 + math.exp(-1))
+    )
 
 
 def test_the_prompt_is_the_published_one(folder: Path) -> None:
     template = (folder / "prompt_alpaca_eval_clf.txt").read_text()
-    assert hashlib.sha256(judge.PROMPT.read_bytes()).hexdigest() == hashlib.sha256(template.encode()).hexdigest()
+    assert (
+        hashlib.sha256(judge.PROMPT.read_bytes()).hexdigest()
+        == hashlib.sha256(template.encode()).hexdigest()
+    )
     instruction = next(text for text in ("a", "b", "c", "d") if not judge.switched(text))
     system, user = judge.messages_of(instruction, 'one """quoted"""', "two", escape=False)
-    filled = template.replace("{instruction}", instruction).replace("{output_1}", 'one """quoted"""').replace("{output_2}", "two")
+    filled = (
+        template.replace("{instruction}", instruction)
+        .replace("{output_1}", 'one """quoted"""')
+        .replace("{output_2}", "two")
+    )
     assert [system["role"], user["role"]] == ["system", "user"]
     assert [part.strip() for part in filled.split("<|im_end|>")[:2]] == [
         f"<|im_start|>system\n{system['content']}", f"<|im_start|>user\n{user['content']}"
@@ -178,14 +230,19 @@ def test_the_prompt_is_the_published_one(folder: Path) -> None:
 def test_recorded_judgements_again_and_resumed(folder: Path, tmp_path: Path) -> None:
     """Judging what was published, from its recorded log-probabilities, gives its preferences; what is judged is not asked again."""
     recorded = json.loads((folder / "annotations_alpaca-7b.json").read_text())
-    pairs = judge.pairs_of(judge.read_outputs(folder / "alpaca-7b.json"), judge.read_outputs(folder / "gpt4_1106_preview.json"))
+    pairs = judge.pairs_of(
+        judge.read_outputs(folder / "alpaca-7b.json"),
+        judge.read_outputs(folder / "gpt4_1106_preview.json"),
+    )
     halves = []
     for number, half in enumerate((recorded[:400], recorded[400:])):
         (tmp_path / f"half{number}.json").write_text(json.dumps(half))
         halves.append(judge.RecordedJudge(tmp_path / f"half{number}.json", escape=True))
     judge.annotate(pairs[:400], halves[0], tmp_path / "out")
     found = judge.annotate(pairs, halves[1], tmp_path / "out")  # knows nothing of the first half
-    assert [float(record["preference"]) for record in recorded] == pytest.approx([record["preference"] for record in found], abs=1e-9)
+    assert [float(record["preference"]) for record in recorded] == pytest.approx(
+        [record["preference"] for record in found], abs=1e-9
+    )
     with pytest.raises(DataError, match="were not judged there"):
         judge.annotate(pairs, halves[1], tmp_path / "another")
     assert judge.warnings(pairs) == []
@@ -218,7 +275,10 @@ def server(answer: Callable[[dict], dict]) -> Iterator[str]:
 
 
 def outputs_file(path: Path, generator: str, outputs: list[str]) -> str:
-    rows = [{"instruction": f"Question {i}", "output": output, "generator": generator} for i, output in enumerate(outputs)]
+    rows = [
+        {"instruction": f"Question {i}", "output": output, "generator": generator}
+        for i, output in enumerate(outputs)
+    ]
     path.write_text(json.dumps(rows))
     return str(path)
 
@@ -227,15 +287,30 @@ def test_a_server_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     """A judge that prefers "good" wherever it stands: the order is undone, the model wins what it should. Equal outputs are not sent."""
 
     def answer(body: dict) -> dict:
-        assert body["max_tokens"] == 1 and body["logprobs"] is True and body["top_logprobs"] == 5 and body["model"] == "some-judge"
+        assert (
+            body["max_tokens"] == 1
+            and body["logprobs"] is True
+            and body["top_logprobs"] == 5
+            and body["model"] == "some-judge"
+        )
         first = body["messages"][1]["content"].partition('"model_identifier": "M"')[0]
         tokens = {"m": -0.1, "M": -3.0} if '"""good"""' in first else {"m": -3.0, "M": -0.1}
-        return {"logprobs": {"content": [{"top_logprobs": [{"token": k, "logprob": v} for k, v in tokens.items()]}]}}
+        return {
+            "logprobs": {
+                "content": [
+                    {"top_logprobs": [{"token": k, "logprob": v} for k, v in tokens.items()]}
+                ]
+            }
+        }
 
     files = [outputs_file(tmp_path / "own.json", "own", ["good"] * 6 + ["bad"] * 2 + ["same"] * 2)]
-    files += [outputs_file(tmp_path / "other.json", "other", ["bad"] * 6 + ["good"] * 2 + ["same"] * 2)]
+    files += [
+        outputs_file(tmp_path / "other.json", "other", ["bad"] * 6 + ["good"] * 2 + ["same"] * 2)
+    ]
     (tmp_path / "out").mkdir()
-    answered = tmp_path / "out" / "samples.rank0.jsonl"  # --out may be the folder of the answers: `score` reads annotations.json there
+    answered = (
+        tmp_path / "out" / "samples.rank0.jsonl"
+    )  # --out may be the folder of the answers: `score` reads annotations.json there
     answered.write_text('{"key": "k", "item_id": "0"}\n')
     with server(answer) as url:
         arguments = [*files, "--out", str(tmp_path / "out"), "--url", url, "--judge", "some-judge"]
@@ -249,12 +324,18 @@ def test_a_server_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     [found] = alpaca.read_annotations(tmp_path / "out" / "annotations.json")
     assert (found.model, found.reference, found.judge) == ("own", "other", "some-judge")
     assert found.preference == pytest.approx([p] * 6 + [1 - p] * 2 + [0.5] * 2)
-    assert {record["is_switched"] for record in json.loads((tmp_path / "out" / "annotations.json").read_text())[:8]} == {True, False}
+    assert {
+        record["is_switched"]
+        for record in json.loads((tmp_path / "out" / "annotations.json").read_text())[:8]
+    } == {True, False}
 
 
 def test_a_server_without_logprobs(tmp_path: Path) -> None:
     files = [outputs_file(tmp_path / f"{name}.json", name, [name]) for name in ("own", "other")]
-    with server(lambda body: {"message": {"content": "m"}}) as url, pytest.raises(DataError, match="without logprobs"):
+    with (
+        server(lambda body: {"message": {"content": "m"}}) as url,
+        pytest.raises(DataError, match="without logprobs"),
+    ):
         judge.main([*files, "--out", str(tmp_path / "out"), "--url", url, "--judge", "some-judge"])
 
 
@@ -264,7 +345,9 @@ def test_a_local_model_judges(tiny_model: Callable[..., Path]) -> None:
     local = judge.LocalJudge(backend)
     messages = judge.messages_of("Which colour?", "red", "blue")
     [found] = local.judge([messages])
-    text = backend.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = backend.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
     with torch.no_grad():
         logits = backend.model(backend.tokenizer(text, return_tensors="pt").input_ids).logits[0, -1]
     m, big = (logits[backend.tokenizer.convert_tokens_to_ids(letter)] for letter in "mM")
@@ -279,16 +362,26 @@ def test_outputs_that_address_the_judge() -> None:
         messages = judge.messages_of(instruction, reference, attack)
         assert len(messages) == 2
         user = messages[1]["content"]
-        assert user.count('"""') == 6 and user.count(reference) == 1 and "{output_1} {output_2}" in user
+        assert (
+            user.count('"""') == 6
+            and user.count(reference) == 1
+            and "{output_1} {output_2}" in user
+        )
     pairs = [{"instruction": str(i), "output_1": "x", "output_2": f"{i} words"} for i in range(40)]
     assert judge.warnings(pairs) == []
     pairs[3]["output_2"] = attack
-    assert judge.warnings(pairs) == ["1 outputs imitate the judge's prompt, item 3 first: read them"]
+    assert judge.warnings(pairs) == [
+        "1 outputs imitate the judge's prompt, item 3 first: read them"
+    ]
 
 
 def test_outputs_of_different_instructions(tmp_path: Path) -> None:
-    one = judge.Outputs("one", [{"instruction": "a", "output": "x"}, {"instruction": "b", "output": "x"}])
-    other = judge.Outputs("other", [{"instruction": "a", "output": "x"}, {"instruction": "c", "output": "x"}])
+    one = judge.Outputs(
+        "one", [{"instruction": "a", "output": "x"}, {"instruction": "b", "output": "x"}]
+    )
+    other = judge.Outputs(
+        "other", [{"instruction": "a", "output": "x"}, {"instruction": "c", "output": "x"}]
+    )
     with pytest.raises(DataError, match="item 1: one answers 'b', other 'c'"):
         judge.pairs_of(one, other)
     with pytest.raises(DataError, match="one answers 2 instructions, short 1"):

@@ -44,14 +44,22 @@ ONLY_BASE = "def double(x): return [x + x] if x > 0 and x == int(x) else None"
 def data_dir(tmp_path: Path) -> Path:
     """A data set of one problem, in two versions, the newer of which is not the last one by name."""
     for version in ("v9.9.9", "v9.9.10"):
-        (tmp_path / f"HumanEvalPlus-{version}.jsonl.gz").write_bytes(gzip.compress(json.dumps(DOUBLE).encode()))
+        (tmp_path / f"HumanEvalPlus-{version}.jsonl.gz").write_bytes(
+            gzip.compress(json.dumps(DOUBLE).encode())
+        )
     return tmp_path
 
 
 def test_sanitizer_cases(shared_data: Path) -> None:
-    cases = json.loads((shared_data.parent / "cases" / "evalplus_sanitizer.json").read_text())["cases"]
+    cases = json.loads((shared_data.parent / "cases" / "evalplus_sanitizer.json").read_text())[
+        "cases"
+    ]
     for case in cases:
-        found = code_extract(case["code"]) if case["fn"] == "code_extract" else sanitize(case["code"], case["entrypoint"])
+        found = (
+            code_extract(case["code"])
+            if case["fn"] == "code_extract"
+            else sanitize(case["code"], case["entrypoint"])
+        )
         assert found == case["expected_output"]
 
 
@@ -97,7 +105,14 @@ def test_values_return_as_they_went() -> None:
         frozenset({2}),
         {(1, 2): {"t": "tuple"}},
     ]
-    plain += [2 + 3j, b"\x00\xff", fractions.Fraction(1, 3), decimal.Decimal("1.10"), np.float64(0.1), np.bool_(True)]
+    plain += [
+        2 + 3j,
+        b"\x00\xff",
+        fractions.Fraction(1, 3),
+        decimal.Decimal("1.10"),
+        np.float64(0.1),
+        np.bool_(True),
+    ]
     for value in plain:
         found = values.decode(json.loads(json.dumps(values.encode(value))))
         assert found == value and type(found) is type(value)
@@ -112,7 +127,13 @@ def test_values_return_as_they_went() -> None:
 
 @pytest.mark.parametrize(
     "forged",
-    ['{"t": "pickle", "v": ""}', '{"t": ["x"], "v": 0}', '{"t": "ndarray", "v": ["O", [1]]}', '{"t": "set", "v": [[1]]}', '{"a": 1}'],
+    [
+        '{"t": "pickle", "v": ""}',
+        '{"t": ["x"], "v": 0}',
+        '{"t": "ndarray", "v": ["O", [1]]}',
+        '{"t": "set", "v": [[1]]}',
+        '{"a": 1}',
+    ],
 )
 def test_forged_values_are_refused(forged: str) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -127,7 +148,15 @@ def test_forged_values_are_refused(forged: str) -> None:
         ("HumanEval/9", "f", [], 1, True, 0, True),
         ("HumanEval/9", "f", [], 1.0 + 1e-9, 1.0, 1e-6, True),
         ("HumanEval/9", "f", [], 1.0 + 1e-5, 1.0, 1e-6, False),
-        ("HumanEval/9", "f", [], np.float64(1.0 + 1e-9), 1.0, 1e-6, False),  # near, but of another type
+        (
+            "HumanEval/9",
+            "f",
+            [],
+            np.float64(1.0 + 1e-9),
+            1.0,
+            1e-6,
+            False,
+        ),  # near, but of another type
         ("HumanEval/9", "f", [], [1.0, 2.0, 3.0], [1.0, 2.0], 1e-6, False),
         ("HumanEval/9", "f", [], float("nan"), float("nan"), 1e-6, False),
         ("HumanEval/9", "f", [], values.Opaque("Any"), values.Opaque("Any"), 0, False),
@@ -146,19 +175,41 @@ def test_forged_values_are_refused(forged: str) -> None:
         ("Mbpp/581", "surface_Area", [3, 4], 35, 33, 0, True),
     ],
 )
-def test_oracle(task: str, function: str, arguments: list, out: object, expected: object, atol: float, right: bool) -> None:
-    assert oracle.is_right(Problem(task, function, "", [], [], 0), arguments, out, expected, atol) is right
+def test_oracle(
+    task: str,
+    function: str,
+    arguments: list,
+    out: object,
+    expected: object,
+    atol: float,
+    right: bool,
+) -> None:
+    assert (
+        oracle.is_right(Problem(task, function, "", [], [], 0), arguments, out, expected, atol)
+        is right
+    )
 
 
 def test_a_float_among_the_outputs_brings_a_tolerance() -> None:
-    assert [oracle.tolerance(0, value) for value in (1, 1.0, (1.0, 2.0), [1.0, 2], [])] == [0, 1e-6, 1e-6, 0, 0]
+    assert [oracle.tolerance(0, value) for value in (1, 1.0, (1.0, 2.0), [1.0, 2], [])] == [
+        0,
+        1e-6,
+        1e-6,
+        0,
+        0,
+    ]
     assert oracle.tolerance(1e-4, 1.0) == 1e-4
 
 
 def test_versions(data_dir: Path) -> None:
     assert problems.load("HumanEval", data_dir).name == "HumanEvalPlus-v9.9.10"
-    assert problems.load("HumanEval", data_dir, ["MbppPlus-v0.1.0", "v9.9.9"]).name == "HumanEvalPlus-v9.9.9"
-    with pytest.raises(ConfigError, match=r"choose one of HumanEvalPlus-v9.9.10, HumanEvalPlus-v9.9.9"):
+    assert (
+        problems.load("HumanEval", data_dir, ["MbppPlus-v0.1.0", "v9.9.9"]).name
+        == "HumanEvalPlus-v9.9.9"
+    )
+    with pytest.raises(
+        ConfigError, match=r"choose one of HumanEvalPlus-v9.9.10, HumanEvalPlus-v9.9.9"
+    ):
         problems.load("HumanEval", data_dir, ["v1.0.0"])
     with pytest.raises(ConfigError, match="evalplus/mbppplus_release"):
         problems.load("Mbpp", data_dir)
@@ -183,19 +234,39 @@ def test_mbpp_inputs_are_the_types_of_their_problems(shared_data: Path) -> None:
 @executes
 def test_verdicts(data_dir: Path) -> None:
     slow = "def double(x):\n while x == -1: pass\n return [2 * x]"
-    solutions = [RIGHT, ONLY_BASE, "def double(x): return 2 * x", "def other(x): return x", "def double(x): 1 / 0", slow, "x = = 1"]
+    solutions = [
+        RIGHT,
+        ONLY_BASE,
+        "def double(x): return 2 * x",
+        "def other(x): return x",
+        "def double(x): 1 / 0",
+        slow,
+        "x = = 1",
+    ]
     records = [{"task_id": "HumanEval/0", "solution": solution} for solution in solutions]
     ticks = []
-    found = evalplus.grade(records, data_dir=data_dir, allow_code_exec=True, workers=2, cache_dir=data_dir / "cache", progress=ticks.append)
+    found = evalplus.grade(
+        records,
+        data_dir=data_dir,
+        allow_code_exec=True,
+        workers=2,
+        cache_dir=data_dir / "cache",
+        progress=ticks.append,
+    )
     assert [(row["base"], row["plus"], row["test"]) for row in found] == [
         ("pass", "pass", None), ("pass", "fail", 2), ("fail", "fail", 0), ("fail", "fail", 0), ("fail", "fail", 0),
         ("pass", "fail", 2), ("fail", "fail", 0),
     ]  # fmt: skip
     reasons = [row["reason"] for row in found]
     assert reasons[:3] == [None, "wrong answer", "wrong answer"] and reasons[5] == "timeout"
-    assert [str(reason).split(":")[0] for reason in reasons[3:5]] == ["raised KeyError", "raised ZeroDivisionError"]
+    assert [str(reason).split(":")[0] for reason in reasons[3:5]] == [
+        "raised KeyError",
+        "raised ZeroDivisionError",
+    ]
     assert [row["timeout"] for row in found] == [False] * 5 + [True, False]
-    assert {row["data"] for row in found} == {"HumanEvalPlus-v9.9.10"} and sum(ticks) == len(records)
+    assert {row["data"] for row in found} == {"HumanEvalPlus-v9.9.10"} and sum(ticks) == len(
+        records
+    )
     assert evalplus.pass_at_1(found) == {"base": 3 / 7, "plus": 1 / 7}
 
 
@@ -204,17 +275,33 @@ def test_the_module_is_fresh_for_each_set_of_tests(tmp_path: Path) -> None:
     """As in evalplus, which runs base and plus in processes of their own."""
     counting = "calls = []\ndef f(x):\n calls.append(x)\n return len(calls)"
     problem = Problem("HumanEval/0", "f", "def f(x): return x", [[1], [2]], [[1], [2]], 0)
-    assert evalplus.judge(problem, evalplus.expected_outputs(problem, tmp_path), counting)["plus"] == "pass"
+    assert (
+        evalplus.judge(problem, evalplus.expected_outputs(problem, tmp_path), counting)["plus"]
+        == "pass"
+    )
 
 
 @executes
 def test_expected_outputs_are_kept_and_checked(tmp_path: Path) -> None:
-    problem = Problem("HumanEval/0", "f", "import time\ndef f(x): return [time.perf_counter(), {x: 1}]", [[1]], [], 0)
+    problem = Problem(
+        "HumanEval/0",
+        "f",
+        "import time\ndef f(x): return [time.perf_counter(), {x: 1}]",
+        [[1]],
+        [],
+        0,
+    )
     first = evalplus.expected_outputs(problem, tmp_path)
-    assert evalplus.expected_outputs(problem, tmp_path) == first  # from the file: the clock has moved
+    assert (
+        evalplus.expected_outputs(problem, tmp_path) == first
+    )  # from the file: the clock has moved
     (file,) = tmp_path.iterdir()
     content = gzip.decompress(file.read_bytes())
-    for damaged in (gzip.compress(content.replace(b'\\"v\\": [[', b'\\"v\\": [[[')), file.read_bytes()[:50], b"no gzip"):
+    for damaged in (
+        gzip.compress(content.replace(b'\\"v\\": [[', b'\\"v\\": [[[')),
+        file.read_bytes()[:50],
+        b"no gzip",
+    ):
         file.write_bytes(damaged)
         assert evalplus.expected_outputs(problem, tmp_path) != first
     assert list(tmp_path.iterdir()) == [file]
@@ -236,18 +323,33 @@ def command(data_dir: Path, lines: str, *options: str) -> subprocess.CompletedPr
         "try: grade_command(sys.argv[1:])\nexcept UserError as error: sys.exit(f'{type(error).__name__}: {error}')"
     )
     arguments = ["--data-dir", str(data_dir), "--cache-dir", str(data_dir / "cache"), *options]
-    return subprocess.run([sys.executable, "-c", program, *arguments], input=lines, capture_output=True, text=True, cwd=REPO)
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        input=lines,
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+    )
 
 
 @executes
 def test_command(data_dir: Path) -> None:
-    lines = "".join(json.dumps({"task_id": "HumanEval/0", "solution": solution}) + "\n" for solution in (ONLY_BASE, RIGHT))
+    lines = "".join(
+        json.dumps({"task_id": "HumanEval/0", "solution": solution}) + "\n"
+        for solution in (ONLY_BASE, RIGHT)
+    )
     run = command(data_dir, lines, "--allow-code-exec", "--version", "v9.9.9")
-    assert [(row["task_id"], row["base"], row["plus"]) for row in map(json.loads, run.stdout.splitlines())] == [
+    assert [
+        (row["task_id"], row["base"], row["plus"])
+        for row in map(json.loads, run.stdout.splitlines())
+    ] == [
         ("HumanEval/0", "pass", "fail"),
         ("HumanEval/0", "pass", "pass"),
     ]
-    assert "HumanEvalPlus-v9.9.9: base 100.0  plus 50.0  pass@1, 2 programs for 1 problems, 0 out of time" in run.stderr
+    assert (
+        "HumanEvalPlus-v9.9.9: base 100.0  plus 50.0  pass@1, 2 programs for 1 problems, 0 out of time"
+        in run.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +363,9 @@ def test_command(data_dir: Path) -> None:
     ],
 )  # fmt: skip
 @executes
-def test_what_the_command_refuses(data_dir: Path, line: str, options: list[str], message: str) -> None:
+def test_what_the_command_refuses(
+    data_dir: Path, line: str, options: list[str], message: str
+) -> None:
     run = command(data_dir, line + "\n", *options)
     assert run.returncode == 1 and run.stdout == ""
     assert re.search(message, run.stderr)
@@ -272,31 +376,67 @@ def test_published_verdicts(shared_data: Path, tmp_path: Path) -> None:
     """Some of those that benchmarks/evals_code.py compares in full: the first on each of a few problems that take little time."""
     file = shared_data.parent / "cases" / "evalplus_published_verdicts.json"
     cases = [case for case in json.loads(file.read_text())["cases"] if len(case["solution"]) < 2500]
-    wanted = {f"HumanEval/{n}" for n in (11, 13, 19, 34)} | {f"Mbpp/{n}" for n in (2, 3, 7, 9, 62, 138)}
+    wanted = {f"HumanEval/{n}" for n in (11, 13, 19, 34)} | {
+        f"Mbpp/{n}" for n in (2, 3, 7, 9, 62, 138)
+    }
     chosen = [case for case in cases if case["task_id"] in wanted]
     assert {case["plus"] for case in chosen} == {"pass", "fail"} and len(chosen) >= 8
     found = evalplus.grade(
-        chosen, data_dir=shared_data, allow_code_exec=True, version=["v0.1.9", "MbppPlus-v0.1.0"], workers=2, cache_dir=tmp_path
+        chosen,
+        data_dir=shared_data,
+        allow_code_exec=True,
+        version=["v0.1.9", "MbppPlus-v0.1.0"],
+        workers=2,
+        cache_dir=tmp_path,
     )
-    assert [(row["base"], row["plus"]) for row in found] == [(case["base"], case["plus"]) for case in chosen]
+    assert [(row["base"], row["plus"]) for row in found] == [
+        (case["base"], case["plus"]) for case in chosen
+    ]
 
 
 @executes
 def test_reference_solutions_pass(shared_data: Path, tmp_path: Path) -> None:
     version = "HumanEvalPlus-Mini-v0.1.10"
     by_id = problems.load("HumanEval", shared_data, [version]).by_id
-    records = [{"task_id": f"HumanEval/{n}", "solution": by_id[f"HumanEval/{n}"].reference} for n in (0, 2, 4, 32, 53, 111)]
-    found = evalplus.grade(records, data_dir=shared_data, allow_code_exec=True, version=[version], workers=2, cache_dir=tmp_path)
+    records = [
+        {"task_id": f"HumanEval/{n}", "solution": by_id[f"HumanEval/{n}"].reference}
+        for n in (0, 2, 4, 32, 53, 111)
+    ]
+    found = evalplus.grade(
+        records,
+        data_dir=shared_data,
+        allow_code_exec=True,
+        version=[version],
+        workers=2,
+        cache_dir=tmp_path,
+    )
     assert {row["plus"] for row in found} == {"pass"}
 
 
 @executes
-def test_in_the_pipeline_the_program_is_taken_out_of_the_answer(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_pipeline_the_program_is_taken_out_of_the_answer(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(data_dir / "cache"))
-    task = SimpleNamespace(name="t", sources=[SimpleNamespace(file="code/HumanEvalPlus-v9.9.9.jsonl.gz")], prompt=SimpleNamespace(raw=True))
+    task = SimpleNamespace(
+        name="t",
+        sources=[SimpleNamespace(file="code/HumanEvalPlus-v9.9.9.jsonl.gz")],
+        prompt=SimpleNamespace(raw=True),
+    )
     grading = SimpleNamespace(data_dir=data_dir, allow_code_exec=True, workers=1)
-    records = [{"task_id": "HumanEval/0", "question": DOUBLE["prompt"], "response": "    return [2 * x]\n\nThat is it!"}]
+    records = [
+        {
+            "task_id": "HumanEval/0",
+            "question": DOUBLE["prompt"],
+            "response": "    return [2 * x]\n\nThat is it!",
+        }
+    ]
     (verdict,) = evalplus.grade_task(records, task, grading, lambda done: None)
-    assert verdict == {"base": True, "plus": True, "timeout": False, "extracted": "def double(x):\n    return [2 * x]"}
+    assert verdict == {
+        "base": True,
+        "plus": True,
+        "timeout": False,
+        "extracted": "def double(x):\n    return [2 * x]",
+    }
     task.prompt.raw = False
     assert not evalplus.grade_task(records, task, grading, lambda done: None)[0]["base"]

@@ -20,9 +20,18 @@ from adaptsft.evals.code.problems import Problem
 from adaptsft.evals.code.sandbox import Limits, RunError
 from tests.conftest import REPO
 
-PROBLEMS = {kind: sandbox.probe(kind) for kind in ("bubblewrap", "namespaces")} if sys.platform == "linux" else {}
+PROBLEMS = (
+    {kind: sandbox.probe(kind) for kind in ("bubblewrap", "namespaces")}
+    if sys.platform == "linux"
+    else {}
+)
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(problem is not None, reason=f"{kind} does not work here: {problem}"))
+    pytest.param(
+        kind,
+        marks=pytest.mark.skipif(
+            problem is not None, reason=f"{kind} does not work here: {problem}"
+        ),
+    )
     for kind, problem in PROBLEMS.items()
 ]
 SMALL = Limits(memory=2**29, cpu=5, wall=20.0)
@@ -34,9 +43,15 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def outcome(kind: str, code: str, *arguments: object, limits: Limits = SMALL, seconds: float = 2.0) -> object:
+def outcome(
+    kind: str, code: str, *arguments: object, limits: Limits = SMALL, seconds: float = 2.0
+) -> object:
     """What f(*arguments) returned in the sandbox, or {"error"/"timeout": …}. Raises RunError."""
-    group = {"inputs": [[values.encode(argument) for argument in arguments]], "limits": [seconds], "load_limit": seconds}
+    group = {
+        "inputs": [[values.encode(argument) for argument in arguments]],
+        "limits": [seconds],
+        "load_limit": seconds,
+    }
     job = json.dumps({"code": code, "entry_point": "f", "groups": [group], "most": 10**7}).encode()
     (message,) = sandbox.run(job, [MESSAGE], limits, kind=kind)
     return values.decode(json.loads(message["value"])) if "value" in message else message
@@ -48,10 +63,14 @@ def failed(result: object, *names: str) -> bool:
 
 
 def test_an_honest_program_runs(kind: str) -> None:
-    assert outcome(kind, "import numpy, re\ndef f(x): return x + [numpy.float64(0.5), {1: (2, {3})}]", [1]) == [1, 0.5, {1: (2, {3})}]
+    assert outcome(
+        kind, "import numpy, re\ndef f(x): return x + [numpy.float64(0.5), {1: (2, {3})}]", [1]
+    ) == [1, 0.5, {1: (2, {3})}]
 
 
-def test_files_and_secrets_of_the_host_are_out_of_reach(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_secrets_of_the_host_are_out_of_reach(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "do not leak")
     secret = tmp_path / "secret"
     secret.write_text("do not leak")
@@ -59,21 +78,34 @@ def test_files_and_secrets_of_the_host_are_out_of_reach(kind: str, tmp_path: Pat
     write = "import os\ndef f(path): os.write(os.open(path, os.O_CREAT | os.O_WRONLY), os.environ.get('SECRET_TOKEN', '').encode())"
     assert failed(outcome(kind, write, str(tmp_path / "written")), "FileNotFoundError")
     assert os.listdir(tmp_path) == ["secret"]
-    assert failed(outcome(kind, "def f(path): return open(path).read()", str(secret)), "FileNotFoundError")
-    seen = outcome(kind, "import os\ndef f(): return [dict(os.environ), os.listdir('/'), os.listdir('/tmp'), os.getuid()]")
+    assert failed(
+        outcome(kind, "def f(path): return open(path).read()", str(secret)), "FileNotFoundError"
+    )
+    seen = outcome(
+        kind,
+        "import os\ndef f(): return [dict(os.environ), os.listdir('/'), os.listdir('/tmp'), os.getuid()]",
+    )
     assert isinstance(seen, list) and "do not leak" not in str(seen) and seen[3] != 0
-    here = Path(sandbox.__file__).parts  # where the checkout itself lies under /tmp, the folders that lead to the program are there
+    here = (
+        Path(sandbox.__file__).parts
+    )  # where the checkout itself lies under /tmp, the folders that lead to the program are there
     assert set(seen[2]) <= ({here[2]} if here[:2] == ("/", "tmp") else set())
     assert not {"proc", "sys", "home", "var", "mnt"} & set(seen[1])
     for place in (os.__file__, sandbox.__file__):
-        assert failed(outcome(kind, "def f(path): open(path, 'a')", place), "PermissionError", "OSError")
+        assert failed(
+            outcome(kind, "def f(path): open(path, 'a')", place), "PermissionError", "OSError"
+        )
 
 
 def test_no_network(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        code = "import socket\ndef f(port): socket.create_connection(('127.0.0.1', port), timeout=1)"
+        code = (
+            "import socket\ndef f(port): socket.create_connection(('127.0.0.1', port), timeout=1)"
+        )
         assert failed(outcome(kind, code, server.getsockname()[1]), "PermissionError")
-    assert failed(outcome(kind, "import socket\ndef f(): socket.socket(socket.AF_UNIX)"), "PermissionError")
+    assert failed(
+        outcome(kind, "import socket\ndef f(): socket.socket(socket.AF_UNIX)"), "PermissionError"
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,11 +122,19 @@ def test_no_network(kind: str) -> None:
 )
 def test_no_processes_and_no_rights(kind: str, attempt: str) -> None:
     code = f"import importlib, os, subprocess, sys\ndef f(): {attempt}"
-    assert failed(outcome(kind, code), "PermissionError", "OSError")  # EPERM; EINVAL where user 0 does not even exist
+    assert failed(
+        outcome(kind, code), "PermissionError", "OSError"
+    )  # EPERM; EINVAL where user 0 does not even exist
 
 
 @pytest.mark.parametrize(
-    "call", ["unshare(0x10000000)", "ptrace(16, 1, 0, 0)", "mount(b'none', b'/tmp', b'tmpfs', 0, 0)", "process_vm_readv(1, 0, 0, 0, 0, 0)"]
+    "call",
+    [
+        "unshare(0x10000000)",
+        "ptrace(16, 1, 0, 0)",
+        "mount(b'none', b'/tmp', b'tmpfs', 0, 0)",
+        "process_vm_readv(1, 0, 0, 0, 0, 0)",
+    ],
 )
 def test_no_system_calls_that_undo_the_isolation(kind: str, call: str) -> None:
     code = f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ndef f(): return [libc.{call}, ctypes.get_errno()]"
@@ -120,7 +160,9 @@ def f(pids):
 
 
 def test_memory_threads_and_files_are_limited(kind: str) -> None:
-    assert failed(outcome(kind, "def f():\n x = []\n while True: x.append(bytearray(2**24))"), "MemoryError")
+    assert failed(
+        outcome(kind, "def f():\n x = []\n while True: x.append(bytearray(2**24))"), "MemoryError"
+    )
     grow = "import threading, time\ndef f():\n for _ in range(10**4): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
     assert failed(outcome(kind, grow), "RuntimeError", "MemoryError")
     fill = "def f():\n for n in range(100): open(f'/tmp/{n}', 'wb', 0).write(bytes(2**24))"
@@ -128,7 +170,13 @@ def test_memory_threads_and_files_are_limited(kind: str) -> None:
 
 
 def test_output_is_limited(kind: str) -> None:
-    assert outcome(kind, "import os\ndef f():\n for _ in range(10**4): print('x' * 1000); os.write(2, b'x' * 1000)\n return 1") == 1
+    assert (
+        outcome(
+            kind,
+            "import os\ndef f():\n for _ in range(10**4): print('x' * 1000); os.write(2, b'x' * 1000)\n return 1",
+        )
+        == 1
+    )
     with pytest.raises(RunError, match="output too large"):
         outcome(kind, "def f(): return 'x' * 10**6")
     flood = "import os\ndef f():\n while True:\n  for number in range(64):\n   try: os.write(number, b'x' * 10**5)\n   except OSError: pass"
@@ -175,7 +223,9 @@ job = json.dumps({{"code": "{code}", "entry_point": "f", "groups": [group], "mos
 list(run(job, [100], Limits(memory={mark}, cpu=5, wall={60.0 if grader_dies else 1.0}), kind="{kind}"))
 """
     environment = os.environ | {"PYTHONPATH": str(REPO)}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL) as grader:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL
+    ) as grader:
         deadline = time.monotonic() + 30
         while not alive(mark) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -222,7 +272,8 @@ def tell(text):
         "import sys\nsys.exit(0)",
         "import os\nos._exit(0)",
         # writing results itself
-        TELL + "for i in range(4): tell(json.dumps({'i': i, 't': 0.0, 'value': 'true', 'pass': True}))\nos._exit(0)",
+        TELL
+        + "for i in range(4): tell(json.dumps({'i': i, 't': 0.0, 'value': 'true', 'pass': True}))\nos._exit(0)",
         TELL + 'tell(\'{"setup": "it did not start"}\')\ndef f(x): return [x + 1]',
         TELL + "tell('[' * 10**5)\ndef f(x): return [x + 1]",
         TELL + 'tell(\'{"i": 0, "t": 0, "large": true}\')\ndef f(x): return [x + 1]',
@@ -239,14 +290,27 @@ def test_looking_right_is_not_being_right(cheat: str, tmp_path: Path) -> None:
     assert not Path("/tmp/pickled").exists()
 
 
-@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root can take its own rights away with setpriv")
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("setpriv") is None,
+    reason="only root can take its own rights away with setpriv",
+)
 def test_without_isolation_nothing_is_run() -> None:
     """Root without CAP_SYS_ADMIN can neither unshare nor run bubblewrap: as in a container with default rights."""
     program = "from adaptsft.evals.code import sandbox\ntry: sandbox.isolation()\nexcept sandbox.ConfigError as error: print(error)"
     drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
     command = [*drop, sys.executable, "-c", program]
-    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=True)
-    assert "namespaces: " in result.stdout and "install bubblewrap" in result.stdout and "Operation not permitted" in result.stdout
+    result = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (
+        "namespaces: " in result.stdout
+        and "install bubblewrap" in result.stdout
+        and "Operation not permitted" in result.stdout
+    )
 
 
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,15 @@ import pytest
 import sympy
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.graders import GRADERS, figfont, grade_all, math_paper, math_robust, medical, mmlu_prox
+from adaptsft.evals.graders import (
+    GRADERS,
+    figfont,
+    grade_all,
+    math_paper,
+    math_robust,
+    medical,
+    mmlu_prox,
+)
 from adaptsft.evals.graders.latex import parse, parse_python
 
 OPTIONS = {"A": "Iron", "B": "Vitamin D", "C": "Rest", "D": "Surgery"}
@@ -36,7 +44,11 @@ def robust(gold: str, response: str) -> bool:
         ("\\frac{1}{2}", "\\frac12", True),
         ("\\frac{1}{2}", "1/2", True),
         ("(1,2)", "(1.0, \\frac{4}{2})", True),
-        ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{bmatrix} 1.0 \\\\ 4/2 \\end{bmatrix}", True),
+        (
+            "\\begin{pmatrix}1\\\\2\\end{pmatrix}",
+            "\\begin{bmatrix} 1.0 \\\\ 4/2 \\end{bmatrix}",
+            True,
+        ),
         ("p+2q=3", "-p-2q=-3", True),
         ("k=4", "4", True),
         ("five", "5", True),
@@ -116,7 +128,9 @@ def test_robust_grader_accepts_other_notations(gold: str, answer: str) -> None:
 
 def test_robust_grader_reads_prose_and_precision() -> None:
     assert robust("4.5e33", "The answer is 4.5e33")
-    assert math_robust.grade({"gold": "$\\frac13$", "prediction": "$0.33$", "precision": 2})["correct"]
+    assert math_robust.grade({"gold": "$\\frac13$", "prediction": "$0.33$", "precision": 2})[
+        "correct"
+    ]
     assert not math_robust.grade({"gold": "$\\frac13$", "prediction": "$0.33$"})["correct"]
     with pytest.raises(DataError, match=r"words.*latex, expr"):
         math_robust.grade({"gold": "1", "prediction": "1", "match_types": ["words"]})
@@ -155,8 +169,14 @@ def test_jaro_winkler_of_the_paper_differs_where_documented() -> None:
 
 
 def test_mmlu_prox_takes_the_first_sentence() -> None:
-    assert mmlu_prox.grade({"lang": "sw", "response": "Jibu ni (C). Jibu ni (D).", "gold": "C"})["correct"]
-    assert mmlu_prox.grade({"lang": "sw", "response": "C", "gold": "C"}) == {"correct": False, "extracted": "[invalid]", "unparsed": True}
+    assert mmlu_prox.grade({"lang": "sw", "response": "Jibu ni (C). Jibu ni (D).", "gold": "C"})[
+        "correct"
+    ]
+    assert mmlu_prox.grade({"lang": "sw", "response": "C", "gold": "C"}) == {
+        "correct": False,
+        "extracted": "[invalid]",
+        "unparsed": True,
+    }
     with pytest.raises(DataError, match=r"line 1: lang is 'xx'.*zu"):
         grade_all("mmlu-prox", [{"lang": "xx", "response": "", "gold": "C"}])
 
@@ -164,7 +184,17 @@ def test_mmlu_prox_takes_the_first_sentence() -> None:
 def test_parse_knows_arithmetic_only() -> None:
     assert parse("{1,2}") == parse("{2,1}")  # as Python's sets
     assert parse_python("(2*x, -1.5**2)") == (2 * sympy.Symbol("x"), sympy.Float("-2.25"))
-    for text in ("f(1)", "(open, f(1))", "[x.y, 1]", "{x for x in y}", "'a'", "x[0]", "lambda: 1", "f'{x}'", "(x := 1)"):
+    for text in (
+        "f(1)",
+        "(open, f(1))",
+        "[x.y, 1]",
+        "{x for x in y}",
+        "'a'",
+        "x[0]",
+        "lambda: 1",
+        "f'{x}'",
+        "(x := 1)",
+    ):
         with pytest.raises(ValueError, match="is not arithmetic"):
             parse_python(text)
 

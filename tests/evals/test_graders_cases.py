@@ -13,7 +13,9 @@ E_NOTATION = re.compile(r"(\d+(?:\.\d+)?)e([+-]?\d+)")
 
 @pytest.fixture(scope="module")
 def cases(shared_data: Path):
-    return lambda name: json.loads((shared_data.parent / "cases" / f"{name}.json").read_text())["cases"]
+    return lambda name: json.loads((shared_data.parent / "cases" / f"{name}.json").read_text())[
+        "cases"
+    ]
 
 
 def test_figfont(cases) -> None:
@@ -27,22 +29,33 @@ def test_figfont(cases) -> None:
 def test_mmlu_prox(cases) -> None:
     for case in cases("mmlu_prox_extraction"):
         verdict = mmlu_prox.grade(case)
-        assert (verdict["correct"], verdict["extracted"]) == (case["expected"], case["extracted"]), case
+        assert (verdict["correct"], verdict["extracted"]) == (
+            case["expected"],
+            case["extracted"],
+        ), case
 
 
 def test_medical(cases) -> None:
     for case in cases("medical_mcq_oracle"):
         verdict = medical.grade_paper(case)
-        assert (verdict["correct"], verdict["extracted"]) == (case["paper_expected"], case["paper_extracted"]), case
+        assert (verdict["correct"], verdict["extracted"]) == (
+            case["paper_expected"],
+            case["paper_extracted"],
+        ), case
         assert verdict["unparsed"] == (case["paper_match_type"] == 3), case
         verdict = medical.grade_m1(case)
-        assert (verdict["correct"], verdict["extracted"]) == (case["m1_expected"], case["m1_extracted"]), case
+        assert (verdict["correct"], verdict["extracted"]) == (
+            case["m1_expected"],
+            case["m1_extracted"],
+        ), case
 
 
 def test_math_paper_on_recorded_verdicts(cases) -> None:
     recorded = cases("math_cross_grader")
     for case, verdict in zip(recorded, grade_all("math-paper", recorded), strict=True):
-        assert (verdict["correct"], verdict["extracted"]) == (case["paper"], case["paper_pred"]), case
+        assert (verdict["correct"], verdict["extracted"]) == (case["paper"], case["paper_pred"]), (
+            case
+        )
 
 
 def test_both_math_graders_on_model_outputs(cases) -> None:
@@ -50,18 +63,27 @@ def test_both_math_graders_on_model_outputs(cases) -> None:
     recorded = cases("qwen_math_800")
     for case in recorded:
         verdict = math_paper.grade(case)
-        assert (verdict["correct"], verdict["extracted"]) == (case["expected"], case["extracted"]), case
+        assert (verdict["correct"], verdict["extracted"]) == (
+            case["expected"],
+            case["extracted"],
+        ), case
     disagree = [case for case in recorded if math_robust.grade(case)["correct"] != case["expected"]]
-    assert all("{,}" in case["gold"] for case in disagree), disagree  # 10{,}000, which the paper's grader reads as 10
+    assert all("{,}" in case["gold"] for case in disagree), (
+        disagree
+    )  # 10{,}000, which the paper's grader reads as 10
 
 
 def test_math_paper_golds(shared_data: Path) -> None:
     golds = json.loads((shared_data.parent / "cases" / "math_paper_golds.json").read_text())
-    for case in (case for name in ("math_oai", "olympiadbench", "aime24", "amc23") for case in golds[name]):
+    for case in (
+        case for name in ("math_oai", "olympiadbench", "aime24", "amc23") for case in golds[name]
+    ):
         assert math_paper.normal_form(str(case["raw"])) == case["gold"]
     items = [json.loads(line) for line in (shared_data / "math" / "minerva_math.jsonl").open()]
     for case in golds["minerva_math"]:
-        assert math_paper.extract_answer(items[case["i"]]["solution"], keep_units=True) == case["gold"]
+        assert (
+            math_paper.extract_answer(items[case["i"]]["solution"], keep_units=True) == case["gold"]
+        )
 
 
 @pytest.mark.parametrize("name", ["math_verify_tests", "lighteval_extractive_tests"])
@@ -79,7 +101,9 @@ def test_math_robust_accepts_every_power_of_ten_of_minerva(shared_data: Path) ->
     assert len(powers) == 58
     for power in powers:
         mantissa, exponent = power.groups()
-        right, wrong = (f"\\boxed{{{mantissa} \\times 10^{{{e}}}}}" for e in (exponent, int(exponent) + 1))
+        right, wrong = (
+            f"\\boxed{{{mantissa} \\times 10^{{{e}}}}}" for e in (exponent, int(exponent) + 1)
+        )
         assert math_robust.grade({"gold": power[0], "response": right})["correct"], power[0]
         assert not math_robust.grade({"gold": power[0], "response": wrong})["correct"], power[0]
 
@@ -87,4 +111,7 @@ def test_math_robust_accepts_every_power_of_ten_of_minerva(shared_data: Path) ->
 def test_gsm8k_verdicts(cases) -> None:
     """OpenAI's labels, which compare numbers literally: the robust grader gives the same."""
     for case in cases("gsm8k_labelled_5276"):
-        assert math_robust.grade({"gold": case["gold"], "response": case["response_tail"]})["correct"] == case["expected"], case
+        assert (
+            math_robust.grade({"gold": case["gold"], "response": case["response_tail"]})["correct"]
+            == case["expected"]
+        ), case

@@ -31,14 +31,24 @@ def test_endless_answers_are_stopped_and_the_others_graded_in_order(name: str) -
         records.insert(2 * i, {"gold": "(x+y)^{77}+1", "response": f"\\boxed{{{answer}}}"})
     done = []
     before = os.times()
-    verdicts = grade_isolated(replace(GRADERS[name], seconds=1.0), records, workers=2, progress=done.append)
+    verdicts = grade_isolated(
+        replace(GRADERS[name], seconds=1.0), records, workers=2, progress=done.append
+    )
     after = os.times()
     stopped = [verdict["timeout"] for verdict in verdicts]
     assert sum(done) == len(records) == len(verdicts)
-    assert [verdict["correct"] for verdict in verdicts] == ["x" not in record["gold"] for record in records]
-    assert any(stopped) and not any(stopped[i] for i, record in enumerate(records) if "x" not in record["gold"])
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    assert cpu < (1.0 + 5.0) * len(ENDLESS)  # stopped in time; the rest is for starting six processes
+    assert [verdict["correct"] for verdict in verdicts] == [
+        "x" not in record["gold"] for record in records
+    ]
+    assert any(stopped) and not any(
+        stopped[i] for i, record in enumerate(records) if "x" not in record["gold"]
+    )
+    cpu = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
+    assert cpu < (1.0 + 5.0) * len(
+        ENDLESS
+    )  # stopped in time; the rest is for starting six processes
 
 
 def payloads(path: Path) -> list[str]:
@@ -64,14 +74,20 @@ def test_payloads_are_not_run(tmp_path: Path) -> None:
     target = tmp_path / "made"
     for grade in (math_paper.grade, math_robust.grade):
         for payload in payloads(target):
-            for record in ({"response": f"\\boxed{{{payload}}}"}, {"response": f"The answer is {payload}"}, {"prediction": f"${payload}$"}):
+            for record in (
+                {"response": f"\\boxed{{{payload}}}"},
+                {"response": f"The answer is {payload}"},
+                {"prediction": f"${payload}$"},
+            ):
                 for gold in ("7", "x+1", "\\text{abc}", "(1,2)"):
                     grade(record | {"gold": gold})
                     assert not target.exists(), (grade, record, gold)
 
 
 def test_a_worker_may_not_write_or_start_anything(tmp_path: Path) -> None:
-    program = "import os, sys\nfrom adaptsft.evals.graders.pool import forbid\nsys.addaudithook(forbid)\n"
+    program = (
+        "import os, sys\nfrom adaptsft.evals.graders.pool import forbid\nsys.addaudithook(forbid)\n"
+    )
     for attempt in (
         f"open({str(tmp_path / 'a')!r}, 'w')",
         f"os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_RDWR)",
@@ -80,27 +96,47 @@ def test_a_worker_may_not_write_or_start_anything(tmp_path: Path) -> None:
         "os.fork()",
         f"os.mkdir({str(tmp_path / 'a')!r})",
     ):
-        done = subprocess.run([sys.executable, "-c", program + attempt], capture_output=True, text=True, cwd=REPO, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program + attempt],
+            capture_output=True,
+            text=True,
+            cwd=REPO,
+            check=False,
+        )
         assert "PermissionError: a grading process may not" in done.stderr, attempt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_of_a_worker_name_the_line() -> None:
     with pytest.raises(DataError, match=r"line 2: match_types holds nonsense"):
-        grade_all("math-robust", [{"gold": "1", "prediction": "1"}, {"gold": "1", "prediction": "1", "match_types": ["nonsense"]}])
+        grade_all(
+            "math-robust",
+            [
+                {"gold": "1", "prediction": "1"},
+                {"gold": "1", "prediction": "1", "match_types": ["nonsense"]},
+            ],
+        )
 
 
 def run_command(grader: str, text: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "adaptsft.evals", "grade", grader]
-    return subprocess.run(command, input=text, capture_output=True, text=True, cwd=REPO, check=False)
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, cwd=REPO, check=False
+    )
 
 
 def test_command_writes_a_line_for_a_line() -> None:
-    records = [{"output": "AB", "answer": "AB"}, {"output": "ab", "answer": "AB"}, {"output": "X", "answer": "AB"}]
+    records = [
+        {"output": "AB", "answer": "AB"},
+        {"output": "ab", "answer": "AB"},
+        {"output": "X", "answer": "AB"},
+    ]
     done = run_command("figfont", "".join(json.dumps(record) + "\n" for record in records))
     assert done.returncode == 0, done.stderr
     verdicts = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [list(verdict) for verdict in verdicts] == [["exact_match", "jw_paper", "jw_standard"]] * 3
+    assert [list(verdict) for verdict in verdicts] == [
+        ["exact_match", "jw_paper", "jw_standard"]
+    ] * 3
     assert [verdict["exact_match"] for verdict in verdicts] == [True, False, False]
 
 
@@ -125,7 +161,9 @@ process.stdin.flush()
 print(process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPO, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPO, check=False
+    )
     worker = Path("/proc") / done.stdout.strip()
     deadline = time.monotonic() + 35
     while worker.exists() and "Z" not in (worker / "stat").read_text().rsplit(")", 1)[1][:3]:

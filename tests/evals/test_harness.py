@@ -42,15 +42,24 @@ def hub_folder(folder: Path, subset: str, splits: dict[str, list[dict[str, Any]]
     """A data set as `hf download --local-dir` leaves it: a README that names files, and the files."""
     (folder / subset).mkdir(parents=True)
     listed = "".join(f"  - split: {split}\n    path: {subset}/{split}.jsonl\n" for split in splits)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {subset}\n  data_files:\n{listed}---\n")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: {subset}\n  data_files:\n{listed}---\n"
+    )
     for split, rows in splits.items():
-        (folder / subset / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / subset / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
 
 
 QUESTIONS = [
     (
         "The sun is responsible for",
-        ["puppies learning new tricks", "children growing up", "flowers wilting in a vase", "plants sprouting"],
+        [
+            "puppies learning new tricks",
+            "children growing up",
+            "flowers wilting in a vase",
+            "plants sprouting",
+        ],
         3,
     ),
     (
@@ -58,19 +67,40 @@ QUESTIONS = [
         ["is standard weight", "is the opposite", "only needs a few", "uses what it needs"],
         3,
     ),
-    ("There is most likely going to be fog around:", ["a marsh", "a tundra", "the plains", "a desert"], 0),
-    ("As a car approaches you in the night", ["the headlights become more intense", "they recede", "they remain", "they go"], 0),
-    ("When the weather changes from cool to cold", ["animals put on fat", "ice melts", "insects multiply", "the sun grows"], 0),
+    (
+        "There is most likely going to be fog around:",
+        ["a marsh", "a tundra", "the plains", "a desert"],
+        0,
+    ),
+    (
+        "As a car approaches you in the night",
+        ["the headlights become more intense", "they recede", "they remain", "they go"],
+        0,
+    ),
+    (
+        "When the weather changes from cool to cold",
+        ["animals put on fat", "ice melts", "insects multiply", "the sun grows"],
+        0,
+    ),
 ]
 
 
 @pytest.fixture
 def openbookqa(tmp_path: Path) -> Path:
     rows = [
-        {"id": str(i), "question_stem": stem, "choices": {"text": options, "label": list("ABCD")}, "answerKey": "ABCD"[gold]}
+        {
+            "id": str(i),
+            "question_stem": stem,
+            "choices": {"text": options, "label": list("ABCD")},
+            "answerKey": "ABCD"[gold],
+        }
         for i, (stem, options, gold) in enumerate(QUESTIONS)
     ]
-    hub_folder(tmp_path / "data" / "allenai" / "openbookqa", "main", {"train": rows, "validation": rows, "test": rows})
+    hub_folder(
+        tmp_path / "data" / "allenai" / "openbookqa",
+        "main",
+        {"train": rows, "validation": rows, "test": rows},
+    )
     return tmp_path / "data"
 
 
@@ -86,24 +116,33 @@ class Interrupted(HuggingFace):
     answered = False
 
 
-def test_likelihoods_of_options(tiny_model: Callable[..., Path], openbookqa: Path, tmp_path: Path) -> None:
+def test_likelihoods_of_options(
+    tiny_model: Callable[..., Path], openbookqa: Path, tmp_path: Path
+) -> None:
     """lm-eval's accuracy is that of our own likelihoods; an interrupted run goes on, and is scored without a model."""
     model = str(tiny_model("llama"))
     backend = HuggingFace(model, batch_size=6)
     with pytest.raises(KeyboardInterrupt):
-        harness.evaluate("openbookqa", Interrupted(model, batch_size=6), tmp_path / "out", data_dir=openbookqa)
+        harness.evaluate(
+            "openbookqa", Interrupted(model, batch_size=6), tmp_path / "out", data_dir=openbookqa
+        )
     with pytest.raises(DataError, match="14 of 20 answers to openbookqa are missing"):
         harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
     found = harness.evaluate("openbookqa", backend, tmp_path / "out", data_dir=openbookqa, items=5)
     right = {"acc": [], "acc_norm": []}
     for stem, options, gold in QUESTIONS:
-        logprobs = [likelihood.logprob for likelihood in backend.loglikelihood([(stem, f" {option}") for option in options])]
+        logprobs = [
+            likelihood.logprob
+            for likelihood in backend.loglikelihood([(stem, f" {option}") for option in options])
+        ]
         right["acc"].append(max(range(4), key=lambda i: logprobs[i]) == gold)
         right["acc_norm"].append(max(range(4), key=lambda i: logprobs[i] / len(options[i])) == gold)
     for metric, verdicts in right.items():
         assert found.metrics[metric]["value"] == pytest.approx(sum(verdicts) / 5)
         assert found.metrics[metric]["n"] == 5
-        assert [row["scores"][metric] for row in found.rows] == [float(verdict) for verdict in verdicts]
+        assert [row["scores"][metric] for row in found.rows] == [
+            float(verdict) for verdict in verdicts
+        ]
     assert len((tmp_path / "out" / "samples.rank0.jsonl").read_text().splitlines()) == 20
     assert harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa) == found
     assert found.temperature is None, "nothing was generated"
@@ -111,42 +150,68 @@ def test_likelihoods_of_options(tiny_model: Callable[..., Path], openbookqa: Pat
 
 def test_generated_answers(tmp_path: Path) -> None:
     """MMLU-ProX in Swahili: 5 examples by default, lm-eval's pattern, the share in which nothing was found, the mean over subjects."""
-    question = {"question": "Je, 2 + 2 ni ngapi?", "cot_content": "Jibu: Hebu tufikiri. Jibu ni (B).", "answer": "B", "answer_index": 1}
+    question = {
+        "question": "Je, 2 + 2 ni ngapi?",
+        "cot_content": "Jibu: Hebu tufikiri. Jibu ni (B).",
+        "answer": "B",
+        "answer_index": 1,
+    }
     question |= {f"option_{i}": str(3 + i) if i < 4 else None for i in range(10)}
     rows = [question | {"category": category} for category in CATEGORIES]
-    hub_folder(tmp_path / "data" / "li-lab" / "MMLU-ProX", "sw", {"test": rows, "validation": [row for row in rows for _ in range(5)]})
+    hub_folder(
+        tmp_path / "data" / "li-lab" / "MMLU-ProX",
+        "sw",
+        {"test": rows, "validation": [row for row in rows for _ in range(5)]},
+    )
     answers = ["Jibu ni (B).", "Jibu ni B", "Jibu ni (A). Jibu ni (B).", "sijui"]
     outputs = [
-        {"item_id": f"mmlu_prox_sw_{category.replace(' ', '_')}/0", "output": answers[i % 4]} for i, category in enumerate(CATEGORIES)
+        {"item_id": f"mmlu_prox_sw_{category.replace(' ', '_')}/0", "output": answers[i % 4]}
+        for i, category in enumerate(CATEGORIES)
     ]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in outputs))
     backend = Replay(tmp_path / "answers.jsonl", {}, "recorded")
-    found = harness.evaluate("mmlu_prox_sw", backend, tmp_path / "out", data_dir=tmp_path / "data", items=14)
+    found = harness.evaluate(
+        "mmlu_prox_sw", backend, tmp_path / "out", data_dir=tmp_path / "data", items=14
+    )
     assert found.metrics["exact_match"]["value"] == pytest.approx(8 / 14)
     assert found.metrics["exact_match"]["n"] == found.n_items == 14
     assert found.rates == {"unparsed": pytest.approx(3 / 14)}
     assert set(found.settings["num_fewshot"].values()) == {5}
     assert found.rows[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 6
-    zero = harness.evaluate("mmlu_prox_sw", backend, tmp_path / "zero", data_dir=tmp_path / "data", num_fewshot=0)
+    zero = harness.evaluate(
+        "mmlu_prox_sw", backend, tmp_path / "zero", data_dir=tmp_path / "data", num_fewshot=0
+    )
     assert zero.rows[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 1
     assert zero.data_sha256 == found.data_sha256
 
 
 def test_a_task_of_ones_own(tmp_path: Path) -> None:
     """An lm-eval YAML file with data beside it."""
-    (tmp_path / "capitals.jsonl").write_text('{"q": "Capital of France?", "a": "Paris"}\n{"q": "Capital of Peru?", "a": "Lima"}\n')
+    (tmp_path / "capitals.jsonl").write_text(
+        '{"q": "Capital of France?", "a": "Paris"}\n{"q": "Capital of Peru?", "a": "Lima"}\n'
+    )
     (tmp_path / "capitals.yaml").write_text(
         f"task: capitals\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'capitals.jsonl'}}}}}\ntest_split: test\n"
         "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
         "generation_kwargs: {until: ['.'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\n"
     )
-    (tmp_path / "answers.jsonl").write_text('{"item_id": "capitals/0", "output": "Paris"}\n{"item_id": "capitals/1", "output": "Quito"}\n')
+    (tmp_path / "answers.jsonl").write_text(
+        '{"item_id": "capitals/0", "output": "Paris"}\n{"item_id": "capitals/1", "output": "Quito"}\n'
+    )
     backend = Replay(tmp_path / "answers.jsonl", {}, "recorded")
     found = harness.evaluate(str(tmp_path / "capitals.yaml"), backend, tmp_path / "out")
     assert found.metrics["exact_match"]["value"] == 0.5 and found.temperature == 0.0
-    assert [(row["output"], row["gold"]) for row in found.rows] == [("Paris", "Paris"), ("Quito", "Lima")]
-    ways = "".join(f"- {{name: {name}, filter: [{{function: take_first}}]}}\n" for name in ("strict", "lenient"))
-    (tmp_path / "ways.yaml").write_text((tmp_path / "capitals.yaml").read_text() + f"filter_list:\n{ways}")
+    assert [(row["output"], row["gold"]) for row in found.rows] == [
+        ("Paris", "Paris"),
+        ("Quito", "Lima"),
+    ]
+    ways = "".join(
+        f"- {{name: {name}, filter: [{{function: take_first}}]}}\n"
+        for name in ("strict", "lenient")
+    )
+    (tmp_path / "ways.yaml").write_text(
+        (tmp_path / "capitals.yaml").read_text() + f"filter_list:\n{ways}"
+    )
     with pytest.raises(ConfigError, match=r"in several ways \(strict, lenient\)"):
         harness.evaluate(str(tmp_path / "ways.yaml"), backend, tmp_path / "ways")
 

@@ -14,7 +14,9 @@ def test_mean_and_its_error_are_clustered_by_item():
     repeated = metrics.mean(np.repeat(scores, 8, axis=1))
     assert repeated == pytest.approx(found), "more samples of the same kind are not more items"
     assert metrics.mean(np.array([[1.0]])).se is None
-    assert metrics.mean(np.array([[1.0], [np.nan], [0.0]])) == pytest.approx((0.5, 0.5, 2)), "an item without a score is none"
+    assert metrics.mean(np.array([[1.0], [np.nan], [0.0]])) == pytest.approx((0.5, 0.5, 2)), (
+        "an item without a score is none"
+    )
 
 
 def test_standard_error_covers_the_truth():
@@ -29,9 +31,13 @@ def test_standard_error_covers_the_truth():
 
 
 def test_pass_at_k_is_the_mean_over_all_choices():
-    scores = np.array([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]], dtype=float)
+    scores = np.array(
+        [[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]], dtype=float
+    )
     for k in range(1, 6):
-        by_hand = np.mean([[max(choice) for choice in itertools.combinations(row, k)] for row in scores])
+        by_hand = np.mean(
+            [[max(choice) for choice in itertools.combinations(row, k)] for row in scores]
+        )
         assert metrics.pass_at_k(scores, k).value == pytest.approx(by_hand)
     with pytest.raises(ValueError, match="pass@6"):
         metrics.pass_at_k(scores, 6)

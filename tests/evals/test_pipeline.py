@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptsft.config import DataConfig
+from adaptsft.config.schema import DataConfig
 from adaptsft.errors import DataError
 from adaptsft.evals import compare, in_training, samples
 from adaptsft.evals.__main__ import main
@@ -31,7 +31,10 @@ from tests.evals.two_ranks import GENERATE
 from tests.runs import small_config
 
 SCHEMA = json.loads((REPO / "adaptsft" / "evals" / "result.schema.json").read_text())
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"}
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}",
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +57,41 @@ def rows_of(folder: Path) -> dict[str, dict]:
 
 
 def results_of(out: Path) -> dict[str, dict]:
-    return {str(path.parent.relative_to(out)): json.loads(path.read_text()) for path in sorted(out.rglob("result.json"))}
+    return {
+        str(path.parent.relative_to(out)): json.loads(path.read_text())
+        for path in sorted(out.rglob("result.json"))
+    }
 
 
 def test_end_to_end_on_real_items(run, shared_data, tmp_path, capsys):
     """A model that the trainer has made, on GSM8K, MATH-500, figfont and OpenBookQA; greedy and temperature 1 side by side."""
     out = tmp_path / "out"
-    settings = ["--model", run, "--out", out, "--data-dir", shared_data, "--limit", 4, "--max-tokens", 12, "--workers", 1]
+    settings = [
+        "--model",
+        run,
+        "--out",
+        out,
+        "--data-dir",
+        shared_data,
+        "--limit",
+        4,
+        "--max-tokens",
+        12,
+        "--workers",
+        1,
+    ]
     assert evals("run", "--tasks", "gsm8k,math500", "--temperature", 1, "--n", 2, *settings) == 0
     assert evals("run", "--tasks", "figfont,openbookqa", "--temperature", "0,1", *settings) == 0
     printed = capsys.readouterr().out
     results = results_of(out)
-    assert list(results) == ["figfont/T1", "figfont/greedy", "gsm8k/T1", "math500/T1", "openbookqa/T1", "openbookqa/greedy"]
+    assert list(results) == [
+        "figfont/T1",
+        "figfont/greedy",
+        "gsm8k/T1",
+        "math500/T1",
+        "openbookqa/T1",
+        "openbookqa/greedy",
+    ]
     for name, result in results.items():
         jsonschema.validate(result, SCHEMA)
         n = 2 if name.startswith(("gsm8k", "math500")) else 1
@@ -80,24 +106,48 @@ def test_end_to_end_on_real_items(run, shared_data, tmp_path, capsys):
         for metric, columns in result["per_sample_index_acc"].items():
             assert np.mean(columns) == pytest.approx(result["metrics"][metric]["value"])
     assert results["figfont/greedy"]["metrics"].keys() == {"exact_match", "jw_paper", "jw_standard"}
-    assert results["gsm8k/T1"]["metrics"].keys() > {"math-paper", "math-robust", "math-paper/pass@2", "math-paper/paper_rounding"}
+    assert results["gsm8k/T1"]["metrics"].keys() > {
+        "math-paper",
+        "math-robust",
+        "math-paper/pass@2",
+        "math-paper/paper_rounding",
+    }
     assert "| alpha alpha linear 0->1 |" in printed
     assert "GSM8K (T=1, mean of 2)" in printed
     assert "Figfont EM (greedy) | Figfont JW (greedy)" in printed
     prompt = samples.read_lines(out / "gsm8k/T1" / "scored.jsonl")[0][0]["prompt"]
-    assert prompt.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nJanet")
+    assert prompt.startswith(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nJanet"
+    )
 
-    written = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("samples.*")}
+    written = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("samples.*")
+    }
     assert evals("score", out / "openbookqa") == 0
     assert results_of(out) == results
     assert evals("generate", "--tasks", "figfont", "--temperature", "0,1", *settings[:-2]) == 0
-    assert written == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("samples.*")}, "nothing is generated twice"
+    assert written == {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("samples.*")
+    }, "nothing is generated twice"
 
 
 def test_killed_and_resumed_is_the_same(tiny_model, shared_data, tmp_path):
     """SIGKILL while samples are written, a last line torn besides; then the same command, in other batches."""
     model = tiny_model("llama")
-    settings = ["--model", model, "--tasks", "gsm8k", "--data-dir", shared_data, "--limit", 24, "--temperature", 1, "--samples", 2]
+    settings = [
+        "--model",
+        model,
+        "--tasks",
+        "gsm8k",
+        "--data-dir",
+        shared_data,
+        "--limit",
+        24,
+        "--temperature",
+        1,
+        "--samples",
+        2,
+    ]
     settings += ["--max-tokens", 20, "--template", "plain"]
     assert evals("generate", *settings, "--out", tmp_path / "whole") == 0
     whole = rows_of(tmp_path / "whole" / "gsm8k" / "T1")
@@ -132,7 +182,9 @@ def test_killed_and_resumed_is_the_same(tiny_model, shared_data, tmp_path):
         file.write('{"key": "abc", "outp')
     assert evals("generate", *settings, "--batch-size", 3, "--out", tmp_path / "killed") == 0
     resumed = rows_of(killed)
-    assert {key: row["output"] for key, row in resumed.items()} == {key: row["output"] for key, row in whole.items()}
+    assert {key: row["output"] for key, row in resumed.items()} == {
+        key: row["output"] for key, row in whole.items()
+    }
     assert len(samples.read_lines(written)[0]) == 48, "nothing twice, and the torn line is gone"
 
 
@@ -143,12 +195,29 @@ def test_samples_of_something_else_are_not_mixed(tiny_model, shared_data, tmp_pa
         (["--model", tiny_model("llama"), "--max-tokens", 5], "params.max_tokens: 4 -> 5"),
         (["--model", tiny_model("qwen2"), "--max-tokens", 4], "backend.revision"),
         (["--model", tiny_model("llama"), "--max-tokens", 4, "--seed", 1], "seed: 42 -> 1"),
-        (["--model", tiny_model("llama"), "--max-tokens", 4, "--template", "deepseek"], "backend.template: chat -> deepseek"),
+        (
+            ["--model", tiny_model("llama"), "--max-tokens", 4, "--template", "deepseek"],
+            "backend.template: chat -> deepseek",
+        ),
     ):
         capsys.readouterr()
         assert evals("generate", *settings, *change) == 2
         assert named in capsys.readouterr().err
-    assert evals("generate", *settings[:-4], "--limit", 3, "--out", tmp_path, "--model", tiny_model("llama"), "--max-tokens", 4) == 0
+    assert (
+        evals(
+            "generate",
+            *settings[:-4],
+            "--limit",
+            3,
+            "--out",
+            tmp_path,
+            "--model",
+            tiny_model("llama"),
+            "--max-tokens",
+            4,
+        )
+        == 0
+    )
     assert len(rows_of(tmp_path / "gsm8k" / "greedy")) == 3, "more items of the same are welcome"
 
 
@@ -159,9 +228,18 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_seeds_are_of_the_request_alone():
-    seeds = {samples.seed_of(42, task, item, i) for task in ("a", "b") for item in ("1", "2", "11") for i in range(4)}
+    seeds = {
+        samples.seed_of(42, task, item, i)
+        for task in ("a", "b")
+        for item in ("1", "2", "11")
+        for i in range(4)
+    }
     assert len(seeds) == 24 and all(0 <= seed < 2**31 for seed in seeds)
-    assert samples.seed_of(42, "a", "1", 1) != samples.seed_of(42, "a", "11", 1) != samples.seed_of(43, "a", "11", 1)
+    assert (
+        samples.seed_of(42, "a", "1", 1)
+        != samples.seed_of(42, "a", "11", 1)
+        != samples.seed_of(43, "a", "11", 1)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +251,20 @@ def replayed(tmp_path_factory, shared_data) -> Path:
         file = out / f"{name}.jsonl"
         with file.open("w") as lines:
             for i, (item_id, fields) in enumerate(items):
-                letter = next(letter for letter in "AB" if letter != fields["gold"]) if i in wrong else fields["gold"]
-                lines.write(json.dumps({"item_id": item_id, "output": f"So it is \\boxed{{{letter}}}."}) + "\n")
+                letter = (
+                    next(letter for letter in "AB" if letter != fields["gold"])
+                    if i in wrong
+                    else fields["gold"]
+                )
+                lines.write(
+                    json.dumps({"item_id": item_id, "output": f"So it is \\boxed{{{letter}}}."})
+                    + "\n"
+                )
         settings = ["--tasks", "openbookqa", "--data-dir", shared_data, "--limit", 60]
-        assert evals("run", "--backend", "replay", "--replay", file, "--out", out / name, *settings) == 0
+        assert (
+            evals("run", "--backend", "replay", "--replay", file, "--out", out / name, *settings)
+            == 0
+        )
     return out
 
 
@@ -186,7 +274,10 @@ def test_replay_is_graded(replayed):
         jsonschema.validate(result, SCHEMA)
         for grader in ("medical-paper", "medical-m1"):
             assert result["metrics"][grader]["value"] == pytest.approx(right / 60)
-        assert result["disagreements"] == 0 and result["rates"]["unparsed"] == {"medical-paper": 0, "medical-m1": 0}
+        assert result["disagreements"] == 0 and result["rates"]["unparsed"] == {
+            "medical-paper": 0,
+            "medical-m1": 0,
+        }
 
 
 def test_report_marks_the_best_and_what_is_within_noise(replayed, tmp_path):
@@ -243,12 +334,32 @@ def test_other_items_or_data_are_not_compared(replayed, tmp_path):
 
 def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
     file, folder = tmp_path / "outputs.jsonl", tmp_path / "out" / "alpaca_eval" / "greedy"
-    file.write_text("".join(json.dumps({"item_id": str(i), "output": f"answer {i}"}) + "\n" for i in range(4)))
-    settings = ["--backend", "replay", "--replay", file, "--temperature", 0, "--data-dir", shared_data, "--limit", 4]
+    file.write_text(
+        "".join(json.dumps({"item_id": str(i), "output": f"answer {i}"}) + "\n" for i in range(4))
+    )
+    settings = [
+        "--backend",
+        "replay",
+        "--replay",
+        file,
+        "--temperature",
+        0,
+        "--data-dir",
+        shared_data,
+        "--limit",
+        4,
+    ]
     assert evals("run", "--tasks", "alpaca_eval", "--out", tmp_path / "out", *settings) == 3
     assert f"python -m adaptsft.evals judge {folder} REFERENCE" in capsys.readouterr().err
     rows = [
-        {"generator_1": "reference", "generator_2": "mine", "output_1": "a", "output_2": "bb", "preference": p} for p in (2, 1.25, None)
+        {
+            "generator_1": "reference",
+            "generator_2": "mine",
+            "output_1": "a",
+            "output_2": "bb",
+            "preference": p,
+        }
+        for p in (2, 1.25, None)
     ]
     samples.write_json(folder / "annotations.json", rows)
     assert evals("score", folder) == 3
@@ -270,14 +381,25 @@ def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
 
 
 def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, capsys):
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'")
+    pytest.importorskip(
+        "lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'"
+    )
     from tests.evals.test_harness import QUESTIONS, hub_folder
 
     rows = [
-        {"id": str(i), "question_stem": stem, "choices": {"text": options, "label": list("ABCD")}, "answerKey": "ABCD"[gold]}
+        {
+            "id": str(i),
+            "question_stem": stem,
+            "choices": {"text": options, "label": list("ABCD")},
+            "answerKey": "ABCD"[gold],
+        }
         for i, (stem, options, gold) in enumerate(QUESTIONS)
     ]
-    hub_folder(tmp_path / "data" / "allenai" / "openbookqa", "main", {"train": rows, "validation": rows, "test": rows})
+    hub_folder(
+        tmp_path / "data" / "allenai" / "openbookqa",
+        "main",
+        {"train": rows, "validation": rows, "test": rows},
+    )
     (tmp_path / "five.yaml").write_text("extends: openbookqa_likelihood\nitems: 5\n")
     out = tmp_path / "out"
     settings = ["--tasks", tmp_path / "five.yaml", "--data-dir", tmp_path / "data", "--out", out]
@@ -292,16 +414,31 @@ def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, ca
     assert (out / "five" / "harness" / "samples.rank0.jsonl").read_bytes() == before
     assert evals("generate", "--model", tiny_model("llama"), *settings, "--temperature", "0,1") == 2
     assert "five: lm-eval's task decides how it decodes" in capsys.readouterr().err
-    assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, "another model's answers are not mixed with these"
+    assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, (
+        "another model's answers are not mixed with these"
+    )
 
 
 def test_a_raw_prompt_is_asked_raw_in_training_too(tiny_model, shared_data, tmp_path):
-    (tmp_path / "raw.yaml").write_text("extends: openbookqa\nprompt: {user: 'Question: {question}', raw: true}\n")
+    (tmp_path / "raw.yaml").write_text(
+        "extends: openbookqa\nprompt: {user: 'Question: {question}', raw: true}\n"
+    )
     folder = tiny_model("qwen2")
     backend = HuggingFace(str(folder), template="chat")
-    (task,) = in_training.prepare([str(tmp_path / "raw.yaml")], shared_data, 1, 4, backend.tokenizer, DataConfig(template="chat"))
-    (request,) = requests_of(load_items(task.task, shared_data).items[:1], task.task, backend, 1, 42)
-    assert task.prompts == [backend.renderer.ids(request.text)] and request.text.startswith("Question: ")
+    (task,) = in_training.prepare(
+        [str(tmp_path / "raw.yaml")],
+        shared_data,
+        1,
+        4,
+        backend.tokenizer,
+        DataConfig(template="chat"),
+    )
+    (request,) = requests_of(
+        load_items(task.task, shared_data).items[:1], task.task, backend, 1, 42
+    )
+    assert task.prompts == [backend.renderer.ids(request.text)] and request.text.startswith(
+        "Question: "
+    )
 
 
 def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data):
@@ -329,9 +466,27 @@ def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data)
     with pytest.raises(SystemExit):
         evals("judge", tmp_path, tmp_path, "--out", tmp_path, "--limit", 0)
     assert "--limit: 0: must be a whole number, 1 or more" in capsys.readouterr().err
-    for option, value, reader in (("--url", "http://localhost:1/v1", "http"), ("--tensor-parallel", 2, "vllm")):
-        assert evals("generate", "--tasks", "gsm8k", "--model", tiny_model("llama"), *common, option, value) == 2
-        assert f"{option} {value}: --backend hf does not read it; it is of --backend {reader}" in capsys.readouterr().err
+    for option, value, reader in (
+        ("--url", "http://localhost:1/v1", "http"),
+        ("--tensor-parallel", 2, "vllm"),
+    ):
+        assert (
+            evals(
+                "generate",
+                "--tasks",
+                "gsm8k",
+                "--model",
+                tiny_model("llama"),
+                *common,
+                option,
+                value,
+            )
+            == 2
+        )
+        assert (
+            f"{option} {value}: --backend hf does not read it; it is of --backend {reader}"
+            in capsys.readouterr().err
+        )
     with pytest.raises(SystemExit) as ended:
         evals("--help")
     assert ended.value.code == 0
@@ -342,9 +497,20 @@ def test_two_ranks(tiny_model, shared_data, tmp_path):
     """Tasks evaluated between steps give what the exported weights give, and change nothing of training; `generate` splits its items."""
     model = tiny_model("gemma3")
     small_config(tmp_path, model)  # writes the data
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.evals.two_ranks"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.evals.two_ranks",
+    ]
     command += [str(tmp_path), str(model), str(shared_data)]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=REPO, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command, env=ENVIRONMENT, cwd=REPO, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     plain, evaluated = (torch.load(tmp_path / f"{name}.pt") for name in ("plain", "evaluated"))
     assert plain.keys() == evaluated.keys() and len(plain) > 20
@@ -353,15 +519,36 @@ def test_two_ranks(tiny_model, shared_data, tmp_path):
 
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["metrics"].keys() == {"openbookqa", "figfont"}
-    assert found["metrics"]["openbookqa"].keys() == {"medical-m1", "medical-paper", "truncated", "samples"}
+    assert found["metrics"]["openbookqa"].keys() == {
+        "medical-m1",
+        "medical-paper",
+        "truncated",
+        "samples",
+    }
     assert found["beats"] > 20, "the watchdog hears of every token"
     backend = HuggingFace(str(tmp_path / "exported"))
     requests = [Request(str(i), 0, 0, [], text) for i, text in enumerate(found["prompts"])]
-    assert [output.text for output in backend.generate(requests, Sampling(max_tokens=8))] == found["outputs"]
+    assert [output.text for output in backend.generate(requests, Sampling(max_tokens=8))] == found[
+        "outputs"
+    ]
 
-    assert evals("generate", "--model", model, "--data-dir", shared_data, "--out", tmp_path / "alone", *GENERATE) == 0
+    assert (
+        evals(
+            "generate",
+            "--model",
+            model,
+            "--data-dir",
+            shared_data,
+            "--out",
+            tmp_path / "alone",
+            *GENERATE,
+        )
+        == 0
+    )
     together, alone = (tmp_path / name / "openbookqa" / "T1" for name in ("out", "alone"))
     assert {path.name: len(samples.read_lines(path)[0]) for path in together.glob("samples.*")} == {
         "samples.rank0.jsonl": 9, "samples.rank1.jsonl": 9,
     }  # fmt: skip
-    assert {key: row["output"] for key, row in rows_of(together).items()} == {key: row["output"] for key, row in rows_of(alone).items()}
+    assert {key: row["output"] for key, row in rows_of(together).items()} == {
+        key: row["output"] for key, row in rows_of(alone).items()
+    }

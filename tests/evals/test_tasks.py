@@ -21,7 +21,12 @@ WANTED = {
 
 SHIPPED = {name: tasks.load_task(name) for name in tasks.names()}
 # one task per file: the variants of a task share theirs
-ON_FILE = {source.file: name for name, task in reversed(SHIPPED.items()) for source in task.sources if source.file and source.verified}
+ON_FILE = {
+    source.file: name
+    for name, task in reversed(SHIPPED.items())
+    for source in task.sources
+    if source.file and source.verified
+}
 
 
 def test_every_benchmark_has_a_task():
@@ -58,7 +63,9 @@ def test_real_data_is_what_the_task_names(shared_data, name):
     for item in found.items:
         assert item.fields["question"].strip()
         if "options" in item.fields:
-            assert item.fields["gold"] in item.fields["options"] and len(item.fields["options"]) >= 2
+            assert (
+                item.fields["gold"] in item.fields["options"] and len(item.fields["options"]) >= 2
+            )
         elif "gold" in item.fields:
             assert item.fields["gold"].strip()
 
@@ -73,15 +80,24 @@ def test_readers_on_real_records(shared_data):
     assert first("olympiadbench")["gold"] == "2"
     assert first("minerva")["gold"] == "1.6"
     medqa = first("medqa")
-    assert medqa["gold"] == "B" and medqa["options"]["D"] == "Refuse to dictate the operative report"
-    assert medqa["listed"].splitlines()[0] == "A. Disclose the error to the patient and put it in the operative report"
+    assert (
+        medqa["gold"] == "B" and medqa["options"]["D"] == "Refuse to dictate the operative report"
+    )
+    assert (
+        medqa["listed"].splitlines()[0]
+        == "A. Disclose the error to the patient and put it in the operative report"
+    )
     assert "Answer Choices" not in medqa["question"]
     assert first("openbookqa")["options"]["C"] == "buy less with monopoly money"
     assert first("pubmedqa")["options"] == {"A": "yes", "B": "no", "C": "maybe"}
 
 
 def test_options_may_contain_letters_in_brackets():
-    record = {"id": "x", "question": "Which (A) one?\nAnswer Choices: (A) vitamin (B) B12 (B) iron (C) (A) and (B)", "label": ["C"]}
+    record = {
+        "id": "x",
+        "question": "Which (A) one?\nAnswer Choices: (A) vitamin (B) B12 (B) iron (C) (A) and (B)",
+        "label": ["C"],
+    }
     fields = data.READERS["inline_choices"](record)
     # the first "(B) " is taken for the second option: the published layout cannot tell them apart
     assert fields["options"] == {"A": "vitamin", "B": "B12 (B) iron", "C": "(A) and (B)"}
@@ -109,19 +125,27 @@ def own_task(folder, records, **keys):
     return str(path)
 
 
-RECORDS = [{"id": "a", "question": "1+1", "answer": "2"}, {"id": "b", "question": "2+2", "answer": "4"}]
+RECORDS = [
+    {"id": "a", "question": "1+1", "answer": "2"},
+    {"id": "b", "question": "2+2", "answer": "4"},
+]
 
 
 def test_a_new_evaluation_is_one_yaml(tmp_path):
     items = data.load_items(tasks.load_task(own_task(tmp_path, RECORDS)), tmp_path / "d")
-    assert items.items == [("a", {"question": "1+1", "gold": "2"}), ("b", {"question": "2+2", "gold": "4"})]
+    assert items.items == [
+        ("a", {"question": "1+1", "gold": "2"}),
+        ("b", {"question": "2+2", "gold": "4"}),
+    ]
     assert not items.verified
     child = tmp_path / "child.yaml"
     child.write_text("extends: own\ntitle: Child\n")
     assert tasks.load_task(str(child)).prompt.user == "{question}!"
     math = tmp_path / "math.yaml"
     math.write_text("extends: math500\nitems: 3\n")
-    assert tasks.load_task(str(math)).decoding.n == 16, "a file anywhere may start from a shipped task"
+    assert tasks.load_task(str(math)).decoding.n == 16, (
+        "a file anywhere may start from a shipped task"
+    )
 
 
 def test_other_data_is_refused(tmp_path):
@@ -130,10 +154,19 @@ def test_other_data_is_refused(tmp_path):
         data.load_items(task, tmp_path / "d")
     source = {"file": "own.jsonl.gz", "fields": {"gold": "answer"}, "sha256": "0" * 64}
     with pytest.raises(DataError, match="the task names 0000"):
-        data.load_items(tasks.load_task(own_task(tmp_path, RECORDS, sources=[source])), tmp_path / "d")
-    with pytest.raises(DataError, match=r"record 2: field 'gold' is missing; the record has id, question"):
-        data.load_items(tasks.load_task(own_task(tmp_path, [RECORDS[0], {"id": "b", "question": "?"}])), tmp_path / "d")
-    with pytest.raises(DataError, match=r"found none of its files under --data-dir: .*elsewhere/own\.jsonl\.gz"):
+        data.load_items(
+            tasks.load_task(own_task(tmp_path, RECORDS, sources=[source])), tmp_path / "d"
+        )
+    with pytest.raises(
+        DataError, match=r"record 2: field 'gold' is missing; the record has id, question"
+    ):
+        data.load_items(
+            tasks.load_task(own_task(tmp_path, [RECORDS[0], {"id": "b", "question": "?"}])),
+            tmp_path / "d",
+        )
+    with pytest.raises(
+        DataError, match=r"found none of its files under --data-dir: .*elsewhere/own\.jsonl\.gz"
+    ):
         data.load_items(task, tmp_path / "elsewhere")
     (tmp_path / "d" / "own.jsonl.gz").write_bytes(b"not gzip")
     with pytest.raises(DataError, match="cannot be read"):
@@ -141,10 +174,13 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_the_hub_out_of_reach_says_what_to_fetch():
-    with pytest.raises(DataError, match=r"medqa: the hub does not give UCSC-VLAA/m1_eval_data: .*--data-dir"):
+    with pytest.raises(
+        DataError, match=r"medqa: the hub does not give UCSC-VLAA/m1_eval_data: .*--data-dir"
+    ):
         data.load_items(SHIPPED["medqa"])
     with pytest.raises(
-        DataError, match=r"openbookqa: the hub does not give allenai/openbookqa: .*qa/openbookqa_main_test\.tsv.*--data-dir"
+        DataError,
+        match=r"openbookqa: the hub does not give allenai/openbookqa: .*qa/openbookqa_main_test\.tsv.*--data-dir",
     ):
         data.load_items(SHIPPED["openbookqa"])
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from adaptsft.data import BatchPlan, open_data
-from adaptsft.distributed import mesh, print0, process_group, rank, rank0_first, world_size
+from adaptsft.data.cache import open_data
+from adaptsft.data.loader import BatchLoader
+from adaptsft.data.sampler import BatchSampler
+from adaptsft.distributed.ranks import mesh, print0, process_group, rank, rank0_first, world_size
 from adaptsft.errors import ConfigError
 from adaptsft.evals import in_training
 from adaptsft.evals.__main__ import main as evals
-from adaptsft.loader import BatchLoader
-from adaptsft.model.build import NLL, build_model, load_assets
+from adaptsft.model.build import NLL, build_model, load_pretrained
 from adaptsft.model.export import export
-from adaptsft.optim import build_optimizer
+from adaptsft.training.optim import build_optimizer
 from tests.runs import flatten, small_config
 
 SETTINGS = {
@@ -44,40 +45,73 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
     config = small_config(folder, model_folder, train__global_batch_size=4)
     beats, shown = Beats(), {}
     with process_group("cpu") as device:
-        assets = load_assets(config.model)
-        data, _ = rank0_first(lambda: open_data(config.data, assets.tokenizer, config.seed, print0))
+        pretrained = load_pretrained(config.model)
+        data, _ = rank0_first(
+            lambda: open_data(config.data, pretrained.tokenizer, config.seed, print0)
+        )
         with suppress(ConfigError):
-            in_training.prepare(["humaneval"], data_dir, 5, 8, assets.tokenizer, config.data)
+            in_training.prepare(["humaneval"], data_dir, 5, 8, pretrained.tokenizer, config.data)
             raise AssertionError("programs are not run in training")
-        tasks = in_training.prepare(["openbookqa", "figfont"], data_dir, 5, 8, assets.tokenizer, config.data)
+        tasks = in_training.prepare(
+            ["openbookqa", "figfont"], data_dir, 5, 8, pretrained.tokenizer, config.data
+        )
         for name in ("plain", "evaluated"):
             torch.manual_seed(7)
-            model, attention = build_model(config.model, config.train, assets, mesh(device, 1), device)
+            model, attention = build_model(
+                config.model, config.train, pretrained, mesh(device, 1), device
+            )
             optimizer = build_optimizer(model, config.train)
-            plan = BatchPlan(data, config, world_size())
+            plan = BatchSampler(data, config, world_size())
             load_step = BatchLoader(plan, config, 0, attention == "sdpa", device)
             for step in range(2):
                 if name == "evaluated":
-                    found = in_training.evaluate(model, assets.tokenizer, tasks, batch_size=2, beat=beats)
+                    found = in_training.evaluate(
+                        model, pretrained.tokenizer, tasks, batch_size=2, beat=beats
+                    )
                 for batch, documents in load_step(step):
-                    loss, _ = model.token_loss(batch, documents, NLL, None, 1.0 / plan.valid_tokens(step), 0)
+                    loss, _ = model.token_loss(
+                        batch, documents, NLL, None, 1.0 / plan.valid_tokens(step), 0
+                    )
                     loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
             load_step.pool.shutdown()
-            state = flatten({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}) | {"random": torch.get_rng_state()}
+            state = flatten(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+            ) | {"random": torch.get_rng_state()}
             assert model.training
             assert model.config._attn_implementation.startswith("documents_")
             if rank() == 0:
                 torch.save(state, folder / f"{name}.pt")
-        found = in_training.evaluate(model, assets.tokenizer, tasks, batch_size=2, beat=beats)
-        shown = {"metrics": found, "beats": beats.count, "prompts": [assets.tokenizer.decode(prompt) for prompt in tasks[0].prompts]}
+        found = in_training.evaluate(model, pretrained.tokenizer, tasks, batch_size=2, beat=beats)
+        shown = {
+            "metrics": found,
+            "beats": beats.count,
+            "prompts": [pretrained.tokenizer.decode(prompt) for prompt in tasks[0].prompts],
+        }
         with in_training.generating(model):
-            shown["outputs"] = [output.text for output in in_training.answer(model, assets.tokenizer, tasks[0], 2, beats)]
-        export(model, assets, folder / "exported", "fp32")
+            shown["outputs"] = [
+                output.text
+                for output in in_training.answer(model, pretrained.tokenizer, tasks[0], 2, beats)
+            ]
+        export(model, pretrained, folder / "exported", "fp32")
         if rank() == 0:
             (folder / "found.json").write_text(json.dumps(shown))
-    assert evals(["generate", "--model", str(model_folder), "--data-dir", str(data_dir), "--out", str(folder / "out"), *GENERATE]) == 0
+    assert (
+        evals(
+            [
+                "generate",
+                "--model",
+                str(model_folder),
+                "--data-dir",
+                str(data_dir),
+                "--out",
+                str(folder / "out"),
+                *GENERATE,
+            ]
+        )
+        == 0
+    )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adaptsft.config import Config
-from adaptsft.run import environment
+from adaptsft.config.schema import Config
+from adaptsft.training.run_folder import environment
 from tests.faults import faulty  # noqa: F401  registers the objective
 from tests.faults.ranks import Life, live
 from tests.runs import metrics_of, small_config
@@ -42,7 +42,9 @@ class Trial:
         if after.steps:
             lost = before.newest + 1 - after.steps[0]
             self.row.lost_steps += max(lost, 0)
-            assert lost == 0, f"a checkpoint of step {before.newest} is complete, the next life begins with step {after.steps[0]}"
+            assert lost == 0, (
+                f"a checkpoint of step {before.newest} is complete, the next life begins with step {after.steps[0]}"
+            )
 
 
 TABLE: dict[str, Row] = {}
@@ -132,7 +134,9 @@ def begun(make_config, stopped_at_4) -> Callable[..., Config]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults-json", default=None, help="write the table of tests/faults to this file")
+    parser.addoption(
+        "--faults-json", default=None, help="write the table of tests/faults to this file"
+    )
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
@@ -142,12 +146,27 @@ def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Co
     width = max(map(len, TABLE))
     terminalreporter.line(f"{'fault':<{width}}  tried  survived  lost steps")
     for fault, row in TABLE.items():
-        terminalreporter.line(f"{fault:<{width}}  {row.tried:>5}  {row.survived:>8}  {row.lost_steps:>10}")
-    skipped = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if "faults" in report.nodeid]
+        terminalreporter.line(
+            f"{fault:<{width}}  {row.tried:>5}  {row.survived:>8}  {row.lost_steps:>10}"
+        )
+    skipped = [
+        str(report.longrepr[2])
+        for report in terminalreporter.stats.get("skipped", [])
+        if "faults" in report.nodeid
+    ]
     for reason in skipped:
         terminalreporter.line(f"not run: {reason}")
     if path := config.getoption("--faults-json", default=None):
         rows = {fault: asdict(row) for fault, row in TABLE.items()}
-        totals = {key: sum(row[key] for row in rows.values()) for key in ("tried", "survived", "lost_steps")}
-        result = {"faults": rows, "total": totals, "not_run": skipped, "exit_status": int(exitstatus), "environment": environment()}
+        totals = {
+            key: sum(row[key] for row in rows.values())
+            for key in ("tried", "survived", "lost_steps")
+        }
+        result = {
+            "faults": rows,
+            "total": totals,
+            "not_run": skipped,
+            "exit_status": int(exitstatus),
+            "environment": environment(),
+        }
         Path(path).write_text(json.dumps(result, indent=1) + "\n")

@@ -26,14 +26,15 @@ from typing import Any
 
 import torch
 
-from adaptsft import checkpoint, train as trainer
-from adaptsft.control import Control
-from adaptsft.controllers import Steering
-from adaptsft.distributed import rank
-from adaptsft.loader import BatchLoader
-from adaptsft.objectives import register, talr
-from adaptsft.stats import TokenStatistics
-from adaptsft.stream import Stream
+from adaptsft import train as trainer
+from adaptsft.controllers.runtime import ControllerRuntime
+from adaptsft.data.loader import BatchLoader
+from adaptsft.data.stream import Stream
+from adaptsft.distributed import checkpoint
+from adaptsft.distributed.ranks import rank
+from adaptsft.objectives.library import register, talr
+from adaptsft.objectives.state import ObjectiveState
+from adaptsft.statistics.step import StepStatistics
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
@@ -45,7 +46,7 @@ class State:
     phase, step, call = "start", 0, 0
     saving, operation = 0, 0  # the step of the save that goes on, its file operations so far
     trace: Path | None = None  # receives a line per step and per file operation of a save
-    control: Control | None = None
+    control: ObjectiveState | None = None
     lock, mine = threading.Lock(), threading.local()
 
 
@@ -70,7 +71,10 @@ def raise_error(fault: dict[str, Any]) -> None:
 
 def fill(fault: dict[str, Any]) -> None:
     """Fill a disk to its last byte."""
-    with (Path(fault["folder"]) / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+    with (
+        (Path(fault["folder"]) / "fill").open("wb", buffering=0) as file,
+        contextlib.suppress(OSError),
+    ):
         for size in (2**16, 1):
             with contextlib.suppress(OSError):
                 while True:
@@ -103,7 +107,9 @@ def talr_with_faults(rows, control):
     if fault is None:
         return loss, weight
     if fault["do"] in ("nan", "inf"):
-        return torch.full_like(loss, float(fault["do"])), torch.full_like(weight, float(fault["do"]))
+        return torch.full_like(loss, float(fault["do"])), torch.full_like(
+            weight, float(fault["do"])
+        )
     ACTIONS[fault["do"]](fault)
     return loss, weight
 
@@ -127,7 +133,11 @@ def before(owner: Any, name: str, action: Callable[..., None]) -> None:
 
 def file_operation(name: str, path: str) -> None:
     """Called before every file operation of the process, in any thread."""
-    if not State.saving or getattr(State.mine, "inside", False) or not ("/checkpoints" in path or name in ("os.remove", "os.rmdir")):
+    if (
+        not State.saving
+        or getattr(State.mine, "inside", False)
+        or not ("/checkpoints" in path or name in ("os.remove", "os.rmdir"))
+    ):
         return
     State.mine.inside = True  # the trace is a file too
     with State.lock:
@@ -140,7 +150,7 @@ def file_operation(name: str, path: str) -> None:
 
 def install_hooks() -> None:
     """Know the step and the phase, and count the file operations of every save."""
-    load, advance = BatchLoader.__call__, Steering.advance
+    load, advance = BatchLoader.__call__, ControllerRuntime.advance
 
     def load_step(self, step, *arguments, **named):
         if "prefetch" in named:  # the loop's own call, the first thing in a step
@@ -148,14 +158,16 @@ def install_hooks() -> None:
             note(step=step + 1)
             strike("begin", step=step + 1)
             if State.control is not None and fault_at("control", step=step + 1) is not None:
-                State.control.alpha.add_(1)  # in place: what the loop holds, after the last checkpoint was saved
+                State.control.alpha.add_(
+                    1
+                )  # in place: what the loop holds, after the last checkpoint was saved
         return load(self, step, *arguments, **named)
 
     def advance_step(self, control, statistics, skip, done):
         State.control = advance(self, control, statistics, skip, done)
         return State.control
 
-    BatchLoader.__call__, Steering.advance = load_step, advance_step
+    BatchLoader.__call__, ControllerRuntime.advance = load_step, advance_step
     evaluate, save = trainer.evaluate, checkpoint.Checkpointer.save
 
     def evaluate_step(*arguments, **named):
@@ -169,7 +181,11 @@ def install_hooks() -> None:
             State.saving = 0
 
     trainer.evaluate, checkpoint.Checkpointer.save = evaluate_step, save_step
-    before(TokenStatistics, "all_reduce", lambda self: State.phase == "step" and strike("all_reduce", step=State.step))
+    before(
+        StepStatistics,
+        "all_reduce",
+        lambda self: State.phase == "step" and strike("all_reduce", step=State.step),
+    )
     before(trainer, "guarded_step", lambda *arguments: strike("optimizer", step=State.step))
     before(trainer.Metrics, "flush", lambda self: strike("flush", step=State.step))
     before(trainer, "claim", lambda *arguments: strike("claim"))
@@ -191,7 +207,11 @@ def audit(event: str, values: tuple) -> None:
 
 def change_the_run() -> None:
     """Faults that last: a clock that jumps, a prune that fails."""
-    kinds = {fault["do"]: fault for fault in State.faults if fault["at"] == "run" and fault.get("rank", 0) == rank()}
+    kinds = {
+        fault["do"]: fault
+        for fault in State.faults
+        if fault["at"] == "run" and fault.get("rank", 0) == rank()
+    }
     if "clock" in kinds:
         now, generator = time.time, random.Random(rank())
         time.time = lambda: now() + generator.choice([-1e6, -3600, 0, 3600, 1e6])
@@ -209,7 +229,9 @@ def change_the_run() -> None:
 
 
 def main(arguments: list[str], faults: list[dict[str, Any]], trace: Path | None = None) -> int:
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":  # a rank that torchrun starts again is sound
+    if (
+        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    ):  # a rank that torchrun starts again is sound
         State.faults = tuple(faults)
     State.trace = trace
     install_hooks()
@@ -219,4 +241,10 @@ def main(arguments: list[str], faults: list[dict[str, Any]], trace: Path | None 
 
 if __name__ == "__main__":
     log = os.environ.get("FAULTS_TRACE")
-    sys.exit(main(sys.argv[1:], json.loads(os.environ.get("FAULTS", "[]")), Path(f"{log}.{rank()}") if log else None))
+    sys.exit(
+        main(
+            sys.argv[1:],
+            json.loads(os.environ.get("FAULTS", "[]")),
+            Path(f"{log}.{rank()}") if log else None,
+        )
+    )

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptsft import checkpoint, config as configuration
-from adaptsft.config import Config
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.distributed import checkpoint
 from tests.runs import PROCESSES
 
 RANKS = 2
@@ -33,7 +34,14 @@ class Life:
     seconds: float
 
 
-def _rank(number: int, port: int, arguments: list[str], faults: list[dict[str, Any]], log: Path, trace: Path) -> None:
+def _rank(
+    number: int,
+    port: int,
+    arguments: list[str],
+    faults: list[dict[str, Any]],
+    log: Path,
+    trace: Path,
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -53,7 +61,13 @@ def free_port() -> int:
 class Started:
     """A run that goes on; `end` waits for it."""
 
-    def __init__(self, config: Config, *faults: dict[str, Any], overrides: dict[int, list[str]] | None = None, tag: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        *faults: dict[str, Any],
+        overrides: dict[int, list[str]] | None = None,
+        tag: str = "",
+    ) -> None:
         self.run, self.began = Path(config.run_dir), time.monotonic()
         side = self.run.with_name(f"{self.run.name}{tag}.life")
         configuration.save(config, side.with_suffix(".yaml"))
@@ -64,14 +78,20 @@ class Started:
         for number, (log, trace) in enumerate(zip(self.logs, self.traces, strict=True)):
             trace.unlink(missing_ok=True)
             arguments = [str(side.with_suffix(".yaml")), *(overrides or {}).get(number, [])]
-            self.processes.append(PROCESSES.Process(target=_rank, args=(number, port, arguments, list(faults), log, trace)))
+            self.processes.append(
+                PROCESSES.Process(
+                    target=_rank, args=(number, port, arguments, list(faults), log, trace)
+                )
+            )
             self.processes[-1].start()
 
     def end(self, timeout: float = 150) -> Life:
         """Wait for all ranks; as torchrun does, those that outlive a failed one for too long are killed."""
         deadline, failed = time.monotonic() + timeout, None
         while any(process.is_alive() for process in self.processes):
-            if failed is None and any(process.exitcode not in (None, 0) for process in self.processes):
+            if failed is None and any(
+                process.exitcode not in (None, 0) for process in self.processes
+            ):
                 failed = time.monotonic()
             if time.monotonic() > (deadline if failed is None else min(deadline, failed + GRACE)):
                 break
@@ -81,15 +101,22 @@ class Started:
             if process.is_alive():
                 process.kill()
             process.join(30)
-        codes = [process.exitcode if process.exitcode is not None else -999 for process in self.processes]
-        lines = [[json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else [] for trace in self.traces]
+        codes = [
+            process.exitcode if process.exitcode is not None else -999 for process in self.processes
+        ]
+        lines = [
+            [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
+            for trace in self.traces
+        ]
         complete = checkpoint.complete_checkpoints(self.run / "checkpoints")
         for path in complete:
             checkpoint.verify(path)
         return Life(
             codes=codes,
             ended_alone=alone,
-            stderr="".join(f"[rank {number}]\n{log.read_text()}" for number, log in enumerate(self.logs)),
+            stderr="".join(
+                f"[rank {number}]\n{log.read_text()}" for number, log in enumerate(self.logs)
+            ),
             steps=[line["step"] for line in lines[0] if "step" in line],
             operations=[[line for line in each if "op" in line] for each in lines],
             newest=int(complete[-1].name.removeprefix("step_")) if complete else 0,

@@ -31,7 +31,9 @@ STEPS = [
 def killed(trial, config, fault, previous):
     trial.begin()
     life = live(config, fault | {"do": "kill"})
-    assert life.codes[fault["rank"]] == KILLED, f"{fault} did not strike: {life.codes}\n{life.stderr[-3000:]}"
+    assert life.codes[fault["rank"]] == KILLED, (
+        f"{fault} did not strike: {life.codes}\n{life.stderr[-3000:]}"
+    )
     assert life.codes[1 - fault["rank"]] != 0
     if previous is not None:
         assert life.newest >= previous.newest, "a complete checkpoint is gone"
@@ -53,7 +55,12 @@ def chain(trial, config, faults, same) -> None:
 def test_killed_in_steps(make_config, same, tally, which):
     places = [place | {"rank": number % 2} for number, place in enumerate(STEPS)]
     with tally("kill -9 in a step, evaluation, start or export") as trial:
-        chain(trial, make_config(f"killed-{which}"), [places[0], *places[7:9], places[11]] if which == "some" else places, same)
+        chain(
+            trial,
+            make_config(f"killed-{which}"),
+            [places[0], *places[7:9], places[11]] if which == "some" else places,
+            same,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,9 @@ def until_2(make_config):
     shutil.copytree(config.run_dir, Path(config.run_dir).with_name("until2-probe"))
     probe = make_config("until2-probe", checkpoint__keep_last=1)
     life = live(probe, {"at": "step", "step": 5, "do": "kill"})
-    return Path(config.run_dir), [[line for line in each if line["save"] == 4] for each in life.operations]
+    return Path(config.run_dir), [
+        [line for line in each if line["save"] == 4] for each in life.operations
+    ]
 
 
 def kill_in_saves(trial, make_config, same, start, points, name, **overrides):
@@ -75,7 +84,9 @@ def kill_in_saves(trial, make_config, same, start, points, name, **overrides):
         if run is None:
             run = make_config(f"{name}{number}", checkpoint__keep_last=1, **overrides)
             shutil.copytree(start, run.run_dir)
-        previous = killed(trial, run, {"rank": rank, "at": "save", "step": 4, "op": operation}, previous)
+        previous = killed(
+            trial, run, {"rank": rank, "at": "save", "step": 4, "op": operation}, previous
+        )
         assert previous.newest in (2, 4)
         if previous.newest == 4 or number + 1 == len(points):
             last = live(run)
@@ -101,7 +112,9 @@ def test_killed_in_saves(make_config, same, tally, until_2, which):
     with tally("kill -9 in a save, at every file operation") as trial:
         kill_in_saves(trial, make_config, same, start, points, f"saves-{which}")
     with tally("kill -9 after a save, while the old checkpoint is deleted") as trial:
-        for k in [counts[0] - 3] if which == "some" else range(named, counts[0] + 1, 2):  # each on a run of its own
+        for k in (
+            [counts[0] - 3] if which == "some" else range(named, counts[0] + 1, 2)
+        ):  # each on a run of its own
             kill_in_saves(trial, make_config, same, start, [(0, k)], f"prune-{which}-{k}-")
 
 
@@ -113,9 +126,13 @@ def test_what_a_killed_deletion_leaves_is_deleted_later(make_config, tally, unti
             trial.begin()
             config = make_config(f"leftover{operation}", checkpoint__keep_last=1)
             shutil.copytree(start, config.run_dir)
-            assert live(config, {"at": "save", "step": 4, "op": operation, "do": "kill"}).newest == 4
+            assert (
+                live(config, {"at": "save", "step": 4, "op": operation, "do": "kill"}).newest == 4
+            )
             assert live(config).codes == [0, 0]
-            assert [path.name for path in (Path(config.run_dir) / "checkpoints").iterdir()] == ["step_00000006"]
+            assert [path.name for path in (Path(config.run_dir) / "checkpoints").iterdir()] == [
+                "step_00000006"
+            ]
 
 
 @pytest.mark.faults
@@ -123,4 +140,6 @@ def test_killed_in_saves_in_the_background(make_config, same, tally, until_2):
     start, operations = until_2
     points = [(1, 2), *((0, k) for k in range(2, len(operations[0]) - 4, 5))]
     with tally("kill -9 in a background save") as trial:
-        kill_in_saves(trial, make_config, same, start, points, "background", checkpoint__async_save=True)
+        kill_in_saves(
+            trial, make_config, same, start, points, "background", checkpoint__async_save=True
+        )

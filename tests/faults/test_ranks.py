@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptsft import config as configuration
+from adaptsft.config import schema as configuration
 from tests.conftest import REPO
 from tests.faults.ranks import HUNG, STOPPED, Started, live
 from tests.runs import metrics_of, saved_state
@@ -54,7 +54,10 @@ def test_a_signal_in_the_last_step_comes_too_late(make_config, same, tally):
 
 
 def all_states(config) -> list[dict[str, torch.Tensor]]:
-    return [saved_state(path) for path in sorted((Path(config.run_dir) / "checkpoints").glob("step_????????"))]
+    return [
+        saved_state(path)
+        for path in sorted((Path(config.run_dir) / "checkpoints").glob("step_????????"))
+    ]
 
 
 @pytest.mark.parametrize("kind", ["nan", pytest.param("inf", marks=pytest.mark.faults)])
@@ -62,18 +65,34 @@ def test_a_number_that_is_not_finite_on_one_rank_is_skipped_by_all(make_config, 
     with tally("NaN or Inf on one rank") as trial:
         trial.begin()
         fault = {"rank": 1, "at": "step", "step": 3, "do": kind}
-        whole, broken = (make_config(f"{kind}-{name}", checkpoint__every=1) for name in ("whole", "broken"))
+        whole, broken = (
+            make_config(f"{kind}-{name}", checkpoint__every=1) for name in ("whole", "broken")
+        )
         life = live(whole, fault)
         assert life.codes == [0, 0], life.stderr[-3000:]
-        assert [row["skipped"] for row in metrics_of(whole)] == [False, False, True, False, False, False]
-        (line,) = [json.loads(line) for line in (Path(whole.run_dir) / "nonfinite.jsonl").read_text().splitlines()]
+        assert [row["skipped"] for row in metrics_of(whole)] == [
+            False,
+            False,
+            True,
+            False,
+            False,
+            False,
+        ]
+        (line,) = [
+            json.loads(line)
+            for line in (Path(whole.run_dir) / "nonfinite.jsonl").read_text().splitlines()
+        ]
         assert line["step"] == 3 and len(line["examples"]) == whole.train.global_batch_size
         places = [f"{whole.data.path}:{number}" for number in range(1, 21)]
         assert set(line["examples"]) <= set(places)
         states = all_states(whole)
-        assert any("exp_avg_sq" in key for key in states[1]) and any(key.startswith("tensors/") for key in states[1])
+        assert any("exp_avg_sq" in key for key in states[1]) and any(
+            key.startswith("tensors/") for key in states[1]
+        )
         for key, tensor in states[1].items():
-            assert torch.equal(tensor, states[2][key]), f"{key} changed in the step that was skipped"
+            assert torch.equal(tensor, states[2][key]), (
+                f"{key} changed in the step that was skipped"
+            )
             assert tensor.isfinite().all()
         # killed after it and resumed, it is still the same run
         first = live(broken, fault, {"rank": 0, "at": "step", "step": 5, "do": "kill"})
@@ -90,9 +109,14 @@ def test_too_many_in_a_row_end_the_run(make_config, tally):
     with tally("NaN or Inf on one rank") as trial:
         trial.begin()
         config = make_config("nan-many", train__max_nonfinite_steps=3)
-        life = live(config, *({"rank": 1, "at": "step", "step": step, "do": "nan"} for step in (3, 4, 5)))
+        life = live(
+            config, *({"rank": 1, "at": "step", "step": step, "do": "nan"} for step in (3, 4, 5))
+        )
         assert life.codes == [5, 5], life.stderr[-3000:]
-        lines = [json.loads(line) for line in (Path(config.run_dir) / "nonfinite.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (Path(config.run_dir) / "nonfinite.jsonl").read_text().splitlines()
+        ]
         assert [line["step"] for line in lines] == [3, 4, 5]
         again = live(config)
         assert again.codes == [0, 0]
@@ -131,7 +155,9 @@ HANGS = [
 ]
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.faults) for number in (1, 2, 3))])
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(number, marks=pytest.mark.faults) for number in (1, 2, 3))]
+)
 def test_a_rank_that_hangs(make_config, same, tally, number):
     with tally("a rank hangs") as trial:
         trial.begin()
@@ -141,7 +167,9 @@ def test_a_rank_that_hangs(make_config, same, tally, number):
         assert life.codes == [HUNG, HUNG] and life.ended_alone, (life.codes, life.stderr[-3000:])
         zero, one = life.stderr.split("[rank 1]")
         for number, text in enumerate((zero, one)):
-            assert f"rank {number}" in text and f"step {place['step']}" in text and "train.py" in text, text[-3000:]
+            assert (
+                f"rank {number}" in text and f"step {place['step']}" in text and "train.py" in text
+            ), text[-3000:]
         assert "faulty.py" in (zero, one)[place["rank"]], "the stack shows where it hangs"
         config.train.hang_timeout = 100
         last = live(config)
@@ -151,13 +179,20 @@ def test_a_rank_that_hangs(make_config, same, tally, number):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("place", [{"at": "step"}, {"at": "begin"}, {"at": "optimizer"}, {"at": "flush", "step": 4}], ids=lambda p: p["at"])
+@pytest.mark.parametrize(
+    "place",
+    [{"at": "step"}, {"at": "begin"}, {"at": "optimizer"}, {"at": "flush", "step": 4}],
+    ids=lambda p: p["at"],
+)
 def test_an_error_on_one_rank_leaves_none_waiting(make_config, same, tally, place):
     with tally("an exception on one rank only") as trial:
         trial.begin()
         config = make_config(f"raise-{place['at']}")
         life = live(config, {"rank": 1, "step": 3, "do": "raise"} | place)
-        assert life.codes[1] == 1 and life.codes[0] != 0 and life.seconds < 60, (life.codes, life.stderr[-3000:])
+        assert life.codes[1] == 1 and life.codes[0] != 0 and life.seconds < 60, (
+            life.codes,
+            life.stderr[-3000:],
+        )
         assert "a fault of the test, on one rank only" in life.stderr
         last = live(config)
         assert last.codes == [0, 0], last.stderr[-3000:]
@@ -169,14 +204,21 @@ def test_two_runs_in_one_folder(make_config, folder, same, tally):
     with tally("two runs in one folder") as trial:
         trial.begin()
         config = make_config("twice")
-        first = Started(config, {"rank": 0, "at": "step", "step": 3, "do": "hold", "file": str(folder / "go")}, tag="-first")
+        first = Started(
+            config,
+            {"rank": 0, "at": "step", "step": 3, "do": "hold", "file": str(folder / "go")},
+            tag="-first",
+        )
         deadline = time.monotonic() + 60
         while not (folder / "go.held").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         second = live(config, tag="-second")
         (folder / "go").touch()
-        assert second.codes == [2, 2] and config.run_dir in second.stderr, (second.codes, second.stderr[-3000:])
+        assert second.codes == [2, 2] and config.run_dir in second.stderr, (
+            second.codes,
+            second.stderr[-3000:],
+        )
         done = first.end()
         assert done.codes == [0, 0], done.stderr[-3000:]
         same(config)
@@ -198,11 +240,30 @@ def test_a_clock_that_jumps(make_config, same, tally):
 def torchrun(config, faults: list[dict], *options: str) -> subprocess.CompletedProcess:
     file = Path(config.run_dir).with_suffix(".torchrun.yaml")
     configuration.save(config, file)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    environment = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}", "FAULTS": json.dumps(faults), "OMP_NUM_THREADS": "1"}
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/cluster.md says: restarts need it
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *options,
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}",
+        "FAULTS": json.dumps(faults),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = (
+        "1"  # as docs/cluster.md says: restarts need it
+    )
     return subprocess.run(
-        [*command, "-m", "tests.faults.faulty", str(file)], cwd=REPO, env=environment, capture_output=True, text=True, timeout=300
+        [*command, "-m", "tests.faults.faulty", str(file)],
+        cwd=REPO,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -211,7 +272,9 @@ def test_torchrun_starts_again_by_itself(make_config, same, tally):
     with tally("kill -9 under torchrun --max-restarts") as trial:
         trial.begin()
         config = make_config("restarts")
-        done = torchrun(config, [{"rank": 1, "at": "step", "step": 3, "do": "kill"}], "--max-restarts", "1")
+        done = torchrun(
+            config, [{"rank": 1, "at": "step", "step": 3, "do": "kill"}], "--max-restarts", "1"
+        )
         assert done.returncode == 0, done.stderr[-4000:]
         same(config)
 

@@ -28,16 +28,28 @@ HARMS = {"flip": flip, "truncate": truncate}
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("kind", [KINDS[3], *(pytest.param(kind, marks=pytest.mark.faults) for kind in KINDS if kind != KINDS[3])])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        KINDS[3],
+        *(pytest.param(kind, marks=pytest.mark.faults) for kind in KINDS if kind != KINDS[3]),
+    ],
+)
 def test_damage_to_a_checkpoint_is_named_and_the_one_before_works(begun, same, tally, kind, harm):
-    with tally(f"{'a bit flipped in' if harm == 'flip' else 'truncation of'} a checkpoint, each kind of file") as trial:
+    with tally(
+        f"{'a bit flipped in' if harm == 'flip' else 'truncation of'} a checkpoint, each kind of file"
+    ) as trial:
         trial.begin()
         config = begun(f"{harm}-{kind}")
         checkpoints = Path(config.run_dir) / "checkpoints"
         HARMS[harm](checkpoints / "step_00000004" / kind)
         life = live_damaged(config)
         assert life.codes == [4, 4], (life.codes, life.stderr[-3000:])
-        assert kind in life.stderr and f"resume={checkpoints / 'step_00000002'}" in life.stderr and "Traceback" not in life.stderr
+        assert (
+            kind in life.stderr
+            and f"resume={checkpoints / 'step_00000002'}" in life.stderr
+            and "Traceback" not in life.stderr
+        )
         config.resume = str(checkpoints / "step_00000002")
         last = live(config)
         assert last.codes == [0, 0] and last.steps[0] == 3, last.stderr[-3000:]
@@ -68,8 +80,12 @@ def test_a_damaged_base_model_is_named(make_config, folder, tally, harm):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("name", "harm"), [(name, harm) for name in ("tokens.arrow", "sizes.npy") for harm in HARMS])
-def test_a_damaged_token_cache_is_named_and_made_again(make_config, folder, same, tally, name, harm):
+@pytest.mark.parametrize(
+    ("name", "harm"), [(name, harm) for name in ("tokens.arrow", "sizes.npy") for harm in HARMS]
+)
+def test_a_damaged_token_cache_is_named_and_made_again(
+    make_config, folder, same, tally, name, harm
+):
     with tally("a damaged token cache") as trial:
         trial.begin()
         cache = folder / f"cache-{name}-{harm}"
@@ -87,7 +103,11 @@ def test_a_damaged_token_cache_is_named_and_made_again(make_config, folder, same
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("tail", [b'{"step": 5, "lo', b"\x00" * 100, b'{"step": \xff\xfe'], ids=["torn", "zeros", "not UTF-8"])
+@pytest.mark.parametrize(
+    "tail",
+    [b'{"step": 5, "lo', b"\x00" * 100, b'{"step": \xff\xfe'],
+    ids=["torn", "zeros", "not UTF-8"],
+)
 def test_a_torn_last_line_of_the_metrics(begun, same, tally, tail):
     with tally("a torn or damaged last line of metrics.jsonl") as trial:
         trial.begin()
@@ -106,21 +126,31 @@ def small_disk(folder: Path, size: str):
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a full disk: needs root, and leave to mount a tmpfs")
     try:
-        yield lambda larger: subprocess.run(["mount", "-o", f"remount,size={larger}", str(folder)], check=True)
+        yield lambda larger: subprocess.run(
+            ["mount", "-o", f"remount,size={larger}", str(folder)], check=True
+        )
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["", "background"])
-def test_a_full_disk_stops_the_run_and_leaves_earlier_checkpoints(make_config, same, tally, asynchronous):
+def test_a_full_disk_stops_the_run_and_leaves_earlier_checkpoints(
+    make_config, same, tally, asynchronous
+):
     with tally("a full disk in a save: stop") as trial:
         config = make_config(f"full-stop{asynchronous}", checkpoint__async_save=asynchronous)
-        with small_disk(Path(config.run_dir) / "checkpoints", "5m") as resize:  # two checkpoints fit
+        with small_disk(
+            Path(config.run_dir) / "checkpoints", "5m"
+        ) as resize:  # two checkpoints fit
             trial.begin()
             life = live(config)
             assert life.codes == [4, 4], (life.codes, life.stderr[-3000:])
-            assert life.newest == 4 and "CheckpointError" in life.stderr and config.run_dir in life.stderr
+            assert (
+                life.newest == 4
+                and "CheckpointError" in life.stderr
+                and config.run_dir in life.stderr
+            )
             resize("50m")
             last = live(config)
             assert last.codes == [0, 0], last.stderr[-3000:]
@@ -132,7 +162,11 @@ def test_a_full_disk_stops_the_run_and_leaves_earlier_checkpoints(make_config, s
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["", "background"])
 def test_a_full_disk_does_not_stop_a_run_that_is_to_go_on(make_config, same, tally, asynchronous):
     with tally("a full disk in a save: continue") as trial:
-        config = make_config(f"full-go{asynchronous}", checkpoint__on_error="continue", checkpoint__async_save=asynchronous)
+        config = make_config(
+            f"full-go{asynchronous}",
+            checkpoint__on_error="continue",
+            checkpoint__async_save=asynchronous,
+        )
         with small_disk(Path(config.run_dir) / "checkpoints", "3m"):  # one checkpoint fits
             trial.begin()
             life = live(config)
@@ -147,8 +181,14 @@ def test_a_disk_that_is_full_for_all_files_of_the_run(make_config, same, tally):
         config = make_config("full-all")
         with small_disk(Path(config.run_dir), "50m"):
             trial.begin()
-            life = live(config, {"rank": 0, "at": "begin", "step": 3, "do": "fill", "folder": config.run_dir})
-            assert life.codes == [4, 4] and "CheckpointError" in life.stderr, (life.codes, life.stderr[-3000:])
+            life = live(
+                config,
+                {"rank": 0, "at": "begin", "step": 3, "do": "fill", "folder": config.run_dir},
+            )
+            assert life.codes == [4, 4] and "CheckpointError" in life.stderr, (
+                life.codes,
+                life.stderr[-3000:],
+            )
             assert life.newest == 2
             (Path(config.run_dir) / "fill").unlink()
             last = live(config)
@@ -171,7 +211,10 @@ def test_metrics_that_cannot_be_written(begun, same, tally):
         trial.begin()
         life = live(config)
         assert life.newest == 4 and life.ended_alone
-        assert life.codes == [4, 4] and "metrics.jsonl" in life.stderr, (life.codes, life.stderr[-3000:])
+        assert life.codes == [4, 4] and "metrics.jsonl" in life.stderr, (
+            life.codes,
+            life.stderr[-3000:],
+        )
         rows.unlink()
         rows.with_suffix(".kept").rename(rows)
         last = live(config)
@@ -185,6 +228,12 @@ def test_an_old_checkpoint_that_cannot_be_deleted(make_config, same, tally):
         trial.begin()
         config = make_config("prune", checkpoint__keep_last=1)
         life = live(config, {"rank": 0, "at": "run", "do": "prune", "folder": "step_00000002"})
-        assert life.codes == [0, 0] and "step_00000002" in life.stderr, (life.codes, life.stderr[-3000:])
-        assert life.newest == 6 and not (Path(config.run_dir) / "checkpoints" / "step_00000004").exists()
+        assert life.codes == [0, 0] and "step_00000002" in life.stderr, (
+            life.codes,
+            life.stderr[-3000:],
+        )
+        assert (
+            life.newest == 6
+            and not (Path(config.run_dir) / "checkpoints" / "step_00000004").exists()
+        )
         same(config)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adaptsft.config import Config
-from adaptsft.stream import Tokeniser
+from adaptsft.config.schema import Config
+from adaptsft.data.stream import Tokeniser
 from adaptsft.train import train
 from tests.faults.conftest import assert_same
 from tests.faults.ranks import live
@@ -20,7 +20,11 @@ from tests.runs import PROCESSES, metrics_of, write_data
 STEPS = 9
 IN_STEPS = [
     {"rank": 1, "at": "step", "step": 3},  # goes on from 2: where parts 1 and 2 meet
-    {"rank": 0, "at": "step", "step": 8},  # from 6: in the middle of part 4, which was deleted when part 5 began
+    {
+        "rank": 0,
+        "at": "step",
+        "step": 8,
+    },  # from 6: in the middle of part 4, which was deleted when part 5 began
 ]
 WHILE_WAITING = [
     {"rank": 0, "at": "wait", "step": 3},
@@ -61,14 +65,20 @@ def stream_reference(stream_config) -> Config:
     return config
 
 
-@pytest.mark.parametrize("faults", [IN_STEPS, pytest.param(WHILE_WAITING, marks=pytest.mark.faults)], ids=["in-steps", "while-waiting"])
+@pytest.mark.parametrize(
+    "faults",
+    [IN_STEPS, pytest.param(WHILE_WAITING, marks=pytest.mark.faults)],
+    ids=["in-steps", "while-waiting"],
+)
 def test_killed_in_a_stream(faults, stream_config, stream_reference, tally, request):
     with tally("kill -9 in a streamed set") as trial:
         config = stream_config(f"stream-{request.node.callspec.id}")
         chain(trial, config, faults, lambda ended: assert_same(ended, stream_reference))
 
 
-def test_one_rank_goes_on_where_two_have_stopped_with_the_same_tokens(stream_config, stream_reference):
+def test_one_rank_goes_on_where_two_have_stopped_with_the_same_tokens(
+    stream_config, stream_reference
+):
     config = stream_config("stream-one-rank")
     config.resume = str(Path(stream_reference.run_dir) / "checkpoints" / "step_00000004")
     train(config)
@@ -78,7 +88,9 @@ def test_one_rank_goes_on_where_two_have_stopped_with_the_same_tokens(stream_con
         assert [one[key] for key in ("step", "epoch", "tokens", "all_tokens")] == [
             two[key] for key in ("step", "epoch", "tokens", "all_tokens")
         ]
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-2), "each rank draws its own dropout"
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-2), (
+            "each rank draws its own dropout"
+        )
 
 
 def _start_a_tokeniser_and_die(config: Config, note: Path) -> None:
@@ -89,10 +101,15 @@ def _start_a_tokeniser_and_die(config: Config, note: Path) -> None:
 
 @pytest.mark.faults
 def test_a_tokeniser_does_not_outlive_a_killed_run(stream_config, folder):
-    process = PROCESSES.Process(target=_start_a_tokeniser_and_die, args=(stream_config("stream-orphan"), folder / "pid"))
+    process = PROCESSES.Process(
+        target=_start_a_tokeniser_and_die, args=(stream_config("stream-orphan"), folder / "pid")
+    )
     process.start()
     process.join()
-    status, deadline = Path("/proc") / (folder / "pid").read_text() / "status", time.monotonic() + 60
+    status, deadline = (
+        Path("/proc") / (folder / "pid").read_text() / "status",
+        time.monotonic() + 60,
+    )
     while status.exists() and "State:\tZ" not in status.read_text():
         assert time.monotonic() < deadline, "it lives on"
         time.sleep(0.1)

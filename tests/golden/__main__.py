@@ -23,7 +23,9 @@ FILE = Path(__file__).with_name("golden.json")
 REPO = FILE.parents[2]
 FIGURES = ("loss", "nll", "mean_p", "weight", "entropy", "tokens", "kept", "grad_norm", "lr")
 FIGURES += ("alpha", "lower", "upper")
-TOLERANCE = 5e-3  # relative, where bits cannot be compared; the run in bf16 is the one that needs it
+TOLERANCE = (
+    5e-3  # relative, where bits cannot be compared; the run in bf16 is the one that needs it
+)
 
 SHARED = {
     "data.path": "FOLDER/data.jsonl",
@@ -100,8 +102,16 @@ def measure() -> dict[str, Any]:
         environment["PYTHONPATH"] = f"{REPO}{os.pathsep}{REPO / 'kernels'}"
         for ranks in (1, 2):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            command = [*torchrun, f"--nproc-per-node={ranks}", "-m", "tests.golden.train", str(folder)]
-            done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+            command = [
+                *torchrun,
+                f"--nproc-per-node={ranks}",
+                "-m",
+                "tests.golden.train",
+                str(folder),
+            ]
+            done = subprocess.run(
+                command, cwd=REPO, env=environment, capture_output=True, text=True
+            )
             if done.returncode:
                 raise SystemExit(f"the runs of {ranks} ranks failed:\n{done.stderr[-4000:]}")
         machine = json.loads((folder / "machine.json").read_text())
@@ -157,7 +167,9 @@ def same(old: float | None, new: float | None, exact: bool) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.golden", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--write", action="store_true", help="write golden.json anew")
     options = parser.parse_args()
     new = measure()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from adaptsft import config as configuration
-from adaptsft.tiny import make_tiny_model
+from adaptsft.config import schema as configuration
+from adaptsft.model.tiny import make_tiny_model
 from adaptsft.train import train
 from tests.golden.__main__ import RUNS, arguments
 
@@ -29,8 +29,20 @@ def main(folder: Path) -> None:
 
 def machine() -> dict[str, str]:
     """What bits depend on."""
-    cpu = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {"torch": torch.__version__, "vectors": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine(), "cpu": cpu}
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "",
+    )
+    return {
+        "torch": torch.__version__,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "cpu": cpu,
+    }
 
 
 if __name__ == "__main__":

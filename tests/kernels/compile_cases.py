@@ -18,60 +18,108 @@ from triton.compiler import ASTSource
 
 from adaptsft_kernels.triton_rows import GRADIENT, row_gradient, row_sums, sums_settings
 
-POINTERS = {"labels": "*i64", "active": "*i64", "highest": "*fp32", "at_others": "*fp32", "at_target": "*fp32"}
+POINTERS = {
+    "labels": "*i64",
+    "active": "*i64",
+    "highest": "*fp32",
+    "at_others": "*fp32",
+    "at_target": "*fp32",
+}
 NUMBERS = {"V": "i32", "stride": "i32", "n": "i32"}
 REGISTERS = 128  # 512 threads per multiprocessor at least, that is 16 KiB of loads in flight
 INSTRUCTIONS = 14  # per logit
-SHARED = 16 << 10  # bytes: a reduction across warps, or a block that changes from the layout of its loads to that of its stores
+SHARED = (
+    16 << 10
+)  # bytes: a reduction across warps, or a block that changes from the layout of its loads to that of its stores
 
 
-def compiled(function: Any, settings: dict[str, int], capability: int, logits: str, bias: bool, cap: bool) -> Any:
+def compiled(
+    function: Any, settings: dict[str, int], capability: int, logits: str, bias: bool, cap: bool
+) -> Any:
     constants: dict[str, Any] = {"LOGIT_SCALE": 1.0, "CAP": 30.0 if cap else 0.0} | settings
     warps = constants.pop("num_warps")
     constants |= {} if bias else {"bias": None}
     out = "*fp32" if function is row_sums else ("*bf16" if capability > 80 else logits)
-    types = POINTERS | NUMBERS | {"logits": logits, "bias": "*bf16", "out": out} | dict.fromkeys(constants, "constexpr")
+    types = (
+        POINTERS
+        | NUMBERS
+        | {"logits": logits, "bias": "*bf16", "out": out}
+        | dict.fromkeys(constants, "constexpr")
+    )
     signature = {name: types[name] for name in function.arg_names}
     # what torch's allocator and ALIGN guarantee; V may be odd
     wide = {"logits", "bias", "stride"} | ({"out"} if function is row_gradient else set())
-    aligned = [i for i, name in enumerate(function.arg_names) if name in wide and name not in constants]
-    source = ASTSource(function, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    aligned = [
+        i for i, name in enumerate(function.arg_names) if name in wide and name not in constants
+    ]
+    source = ASTSource(
+        function, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned}
+    )
+    return triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
+    )
 
 
 def cuobjdump(option: str, cubin: bytes, folder: Path) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     (folder / "kernel.cubin").write_bytes(cubin)
-    return subprocess.run([tool, option, folder / "kernel.cubin"], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [tool, option, folder / "kernel.cubin"], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def usual_instructions(code: str) -> int:
     """Of the longest loop, or of the whole where none is, without what a forward branch over a masked block leaves out."""
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)]
-    branches = [(at, int(goal, 16)) for at, text in lines for goal in re.findall(r"\bBRA\b.* 0x([0-9a-f]+)", text)]
-    begin, end = max(((goal, at) for at, goal in branches if goal < at), key=lambda span: span[1] - span[0], default=(0, lines[-1][0]))
+    branches = [
+        (at, int(goal, 16))
+        for at, text in lines
+        for goal in re.findall(r"\bBRA\b.* 0x([0-9a-f]+)", text)
+    ]
+    begin, end = max(
+        ((goal, at) for at, goal in branches if goal < at),
+        key=lambda span: span[1] - span[0],
+        default=(0, lines[-1][0]),
+    )
     left_out = [(at, goal) for at, goal in branches if begin <= at < goal <= end]
-    return sum(begin <= at <= end and "NOP" not in text and not any(a < at < b for a, b in left_out) for at, text in lines)
+    return sum(
+        begin <= at <= end and "NOP" not in text and not any(a < at < b for a, b in left_out)
+        for at, text in lines
+    )
 
 
-@pytest.mark.parametrize(("logits", "bias", "cap"), [("*bf16", False, False), ("*fp32", True, True)])
+@pytest.mark.parametrize(
+    ("logits", "bias", "cap"), [("*bf16", False, False), ("*fp32", True, True)]
+)
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
 @pytest.mark.parametrize("function", [row_sums, row_gradient], ids=["sums", "gradient"])
-def test_resources(function: Any, capability: int, logits: str, bias: bool, cap: bool, tmp_path: Path) -> None:
-    settings = GRADIENT if function is row_gradient else sums_settings(torch.float32 if logits == "*fp32" else torch.bfloat16)
+def test_resources(
+    function: Any, capability: int, logits: str, bias: bool, cap: bool, tmp_path: Path
+) -> None:
+    settings = (
+        GRADIENT
+        if function is row_gradient
+        else sums_settings(torch.float32 if logits == "*fp32" else torch.bfloat16)
+    )
     kernel = compiled(function, settings, capability, logits, bias, cap)
     usage = cuobjdump("--dump-resource-usage", kernel.asm["cubin"], tmp_path)
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    found = {
+        name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)
+    }
     assert found["REG"] <= REGISTERS, usage
     assert found["STACK"] == found["LOCAL"] == 0, usage  # nothing spilled
     assert max(found["SHARED"], kernel.metadata.shared) <= SHARED, usage
     code = cuobjdump("-sass", kernel.asm["cubin"], tmp_path)
     loads = re.findall(r"\bLDG\.E(\S*)", code)
-    assert sum("128" in load for load in loads) >= settings["BLOCK"] * (4 if logits == "*fp32" else 2) // (32 * settings["num_warps"] * 16)
+    assert sum("128" in load for load in loads) >= settings["BLOCK"] * (
+        4 if logits == "*fp32" else 2
+    ) // (32 * settings["num_warps"] * 16)
     if function is row_gradient:
         stores = re.findall(r"\bSTG\.E(\S*)", code)
         assert stores and all("128" in store for store in stores)
     per_logit = usual_instructions(code) * 32 * settings["num_warps"] / settings["BLOCK"]
     if not cap:  # at 128 lanes a clock, a Hopper issues about 14 per bf16 logit in the time that 4.3 TB/s bring the next
         assert per_logit <= INSTRUCTIONS
-    print(f"{per_logit:.1f} per logit, {function.__name__} sm_{capability} {logits} bias={bias} cap={cap}: {found}")
+    print(
+        f"{per_logit:.1f} per logit, {function.__name__} sm_{capability} {logits} bias={bias} cap={cap}: {found}"
+    )

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptsft_kernels import Rows, choose_implementation, dropped_share, linear_objective, triton_rows
+from adaptsft_kernels import (
+    TokenStatistics,
+    choose_implementation,
+    dropped_share,
+    linear_objective,
+    triton_rows,
+)
 from adaptsft_kernels.rows import Head
 from adaptsft_kernels.torch_rows import TorchRows
 from adaptsft_kernels.triton_rows import TritonRows
@@ -33,54 +39,67 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         forward = builder.set_grid_idx
 
         def backward(x: int, y: int, z: int) -> None:
-            forward(*(size - 1 - index for size, index in zip(builder.grid_dim, (x, y, z), strict=True)))
+            forward(
+                *(size - 1 - index for size, index in zip(builder.grid_dim, (x, y, z), strict=True))
+            )
 
         monkeypatch.setattr(builder, "set_grid_idx", backward)
     return request.param
 
 
-def head_of(n: int = 9, d: int = 8, v: int = 150, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, ...]:
+def head_of(
+    n: int = 9, d: int = 8, v: int = 150, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Tensor, ...]:
     """hidden, weight, bias (leaves), labels; every fourth row ignored; p of the targets from 1e-6 to above .99."""
     generator = torch.Generator().manual_seed(seed)
     weight, bias = torch.randn(v, d, generator=generator), torch.randn(v, generator=generator)
-    labels = torch.randint(0, v, (n,), generator=generator)
-    hidden = torch.linspace(-0.3, 2.0, n)[:, None] * weight[labels] + 0.3 * torch.randn(n, d, generator=generator)
-    labels[1::4] = -100
-    return *(x.to(dtype).requires_grad_() for x in (hidden, weight, bias)), labels
+    targets = torch.randint(0, v, (n,), generator=generator)
+    hidden = torch.linspace(-0.3, 2.0, n)[:, None] * weight[targets] + 0.3 * torch.randn(
+        n, d, generator=generator
+    )
+    targets[1::4] = -100
+    return *(x.to(dtype).requires_grad_() for x in (hidden, weight, bias)), targets
 
 
-def nll(rows: Rows, control: Any) -> tuple[Tensor, Tensor]:
+def nll(rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
     return -rows.logp, torch.ones_like(rows.logp)
 
 
 def above(lower: float) -> Any:
     """-p where p >= lower, else nothing."""
 
-    def objective(rows: Rows, control: Any) -> tuple[Tensor, Tensor]:
+    def objective(rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
         kept = (rows.logp.exp() >= lower).to(rows.logp.dtype)
         return -kept * rows.logp.exp(), kept * rows.logp.exp()
 
     return objective
 
 
-def dense(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, objective: Any, **head: Any) -> tuple[Tensor, ...]:
+def dense(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    objective: Any,
+    **head: Any,
+) -> tuple[Tensor, ...]:
     """In fp64, with logits held whole: loss, d hidden, d weight, (d bias), and the statistics of every valid row."""
     leaves = [x.detach().double().requires_grad_() for x in (hidden, weight, bias) if x is not None]
     z = head.get("logit_scale", 1.0) * torch.nn.functional.linear(*leaves)
     if head.get("softcap"):
         z = head["softcap"] * torch.tanh(z / head["softcap"])
-    valid = labels != -100
+    valid = targets != -100
     full = z.log_softmax(1)[valid]
-    logp = full.gather(1, labels[valid, None]).squeeze(1)
+    logp = full.gather(1, targets[valid, None]).squeeze(1)
     p = full.exp()
     # 1 - p as the sum of the others, not as a difference
-    rest = p.scatter(1, labels[valid, None], 0.0).sum(1)
-    rows = Rows(
+    rest = p.scatter(1, targets[valid, None], 0.0).sum(1)
+    rows = TokenStatistics(
         logp.detach(),
         rest.detach(),
         -(p * full).sum(1).detach(),
         p.square().sum(1).detach(),
-        z[valid].argmax(1) == labels[valid],
+        z[valid].argmax(1) == targets[valid],
         full.amax(1).detach(),
     )
     value, s = objective(rows, None)
@@ -91,13 +110,22 @@ def dense(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, o
     return loss, *grads, *rows[:6], value, s
 
 
-def fused(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, objective: Any, **options: Any) -> tuple[Tensor, ...]:
-    loss, statistics = linear_objective(hidden, weight, labels, objective, bias=bias, implementation="triton", **options)
+def fused(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    objective: Any,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    loss, statistics = linear_objective(
+        hidden, weight, targets, objective, bias=bias, implementation="triton", **options
+    )
     leaves = [x for x in (hidden, weight, bias) if x is not None and x.requires_grad]
     return loss.detach(), *torch.autograd.grad(loss, leaves), *statistics
 
 
-def agree(found: tuple[Tensor, ...], true: tuple[Tensor, ...], tolerance: float) -> None:
+def sync_errors(found: tuple[Tensor, ...], true: tuple[Tensor, ...], tolerance: float) -> None:
     assert len(found) == len(true)
     for index, (a, b) in enumerate(zip(found, true, strict=True)):
         if a.dtype == torch.bool:
@@ -117,43 +145,50 @@ HEADS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_equals_fp64(head: dict, order: str) -> None:
-    hidden, weight, bias, labels = head_of()
+    hidden, weight, bias, targets = head_of()
     options = {key: value for key, value in head.items() if key != "bias"}
-    given = (hidden, weight, bias if "bias" in head else None, labels, above(0.02))
+    given = (hidden, weight, bias if "bias" in head else None, targets, above(0.02))
     true = dense(*given, **options)
     assert 0 < (true[-1] == 0).sum() < len(true[-1])  # some rows have s = 0
-    agree(fused(*given, chunk_size=4, **options), true, TOLERANCE)
+    sync_errors(fused(*given, chunk_size=4, **options), true, TOLERANCE)
 
 
 @pytest.mark.parametrize("v", [1, 2, 127, 129, 192])
 def test_any_vocabulary(v: int) -> None:
-    hidden, weight, _, labels = head_of(n=3, v=v)
-    true = dense(hidden, weight, None, labels, nll)
-    agree(fused(hidden, weight, None, labels, nll), true, TOLERANCE)
+    hidden, weight, _, targets = head_of(n=3, v=v)
+    true = dense(hidden, weight, None, targets, nll)
+    sync_errors(fused(hidden, weight, None, targets, nll), true, TOLERANCE)
 
 
 def test_one_row() -> None:
-    hidden, weight, _, labels = head_of(n=1)
-    agree(fused(hidden, weight, None, labels, nll), dense(hidden, weight, None, labels, nll), TOLERANCE)
+    hidden, weight, _, targets = head_of(n=1)
+    sync_errors(
+        fused(hidden, weight, None, targets, nll),
+        dense(hidden, weight, None, targets, nll),
+        TOLERANCE,
+    )
 
 
 def test_packing_in_any_order_is_a_gather(order: str) -> None:
     """Rows of several chunks, appended: what lies in the buffer is, bit for bit, the dense rows in order, and nothing else."""
-    hidden, weight, _, labels = head_of(n=12)
-    labels = labels.clamp(min=0)
+    hidden, weight, _, targets = head_of(n=12)
+    targets = targets.clamp(min=0)
     head = Head(weight.detach(), None, None, 1.0)
     whole, packed = TritonRows(head, torch.float32, 12, 12), TritonRows(head, torch.float32, 6, 12)
     packed.packed.fill_(torch.nan)
     packed.logits.fill_(torch.nan)  # also the padding of its rows, which must not reach a sum
     coefficients = torch.rand(2, 12, generator=torch.Generator().manual_seed(1))
-    sums, _ = whole.sums(hidden.detach(), labels, False)
-    whole.gradient(labels, sums.highest, *coefficients, None)
+    sums, _ = whole.sums(hidden.detach(), targets, False)
+    whole.gradient(targets, sums.highest, *coefficients, None)
     rows = whole.take().clone()
     kept = []
-    for span, active in ((slice(0, 6), torch.tensor([1, 2, 5])), (slice(6, 12), torch.tensor([0, 4]))):
-        part, _ = packed.sums(hidden[span].detach(), labels[span], False)
+    for span, active in (
+        (slice(0, 6), torch.tensor([1, 2, 5])),
+        (slice(6, 12), torch.tensor([0, 4])),
+    ):
+        part, _ = packed.sums(hidden[span].detach(), targets[span], False)
         assert all(torch.equal(a, b[span]) for a, b in zip(part, sums, strict=True))
-        packed.gradient(labels[span], part.highest, *coefficients[:, span], active)
+        packed.gradient(targets[span], part.highest, *coefficients[:, span], active)
         kept += (active + span.start).tolist()
     assert torch.equal(packed.take(), rows[kept])
     assert packed.packed[len(kept) :].isnan().all()  # nothing is written beyond
@@ -161,12 +196,12 @@ def test_packing_in_any_order_is_a_gather(order: str) -> None:
 
 
 def test_dense_equals_sparse_and_chunks_change_nothing() -> None:
-    hidden, weight, _, labels = head_of(n=14)
-    given = (hidden, weight, None, labels, above(0.5))
+    hidden, weight, _, targets = head_of(n=14)
+    given = (hidden, weight, None, targets, above(0.5))
     sparse = fused(*given, chunk_size=3)
-    agree(fused(*given, chunk_size=3, skip_zeros=False), sparse, TOLERANCE)
-    agree(fused(*given, chunk_size=1), sparse, TOLERANCE)
-    agree(fused(*given, chunk_size=100), sparse, TOLERANCE)
+    sync_errors(fused(*given, chunk_size=3, skip_zeros=False), sparse, TOLERANCE)
+    sync_errors(fused(*given, chunk_size=1), sparse, TOLERANCE)
+    sync_errors(fused(*given, chunk_size=100), sparse, TOLERANCE)
     assert all(torch.equal(a, b) for a, b in zip(fused(*given, chunk_size=3), sparse, strict=True))
 
 
@@ -174,8 +209,8 @@ def test_p_at_both_ends() -> None:
     """Logits that are held exactly: 1 - p down to 1e-12, where fp32 1 - p is zero, and p down to 1e-13."""
     gap = torch.arange(-30.0, 29.0, 2.0)
     weight = torch.tensor([0.0, 1.0, 0.0])[:, None]
-    hidden, labels = gap[:, None].clone().requires_grad_(), torch.ones(len(gap), dtype=torch.long)
-    _, grad, logp, rest, *_ = fused(hidden, weight, None, labels, nll)
+    hidden, targets = gap[:, None].clone().requires_grad_(), torch.ones(len(gap), dtype=torch.long)
+    _, grad, logp, rest, *_ = fused(hidden, weight, None, targets, nll)
     u = 2 / gap.double().exp()  # the others over the target
     assert rest.min() < 2e-12 and logp.min() < -30
     for value, true in ((logp, -u.log1p()), (rest, u / (1 + u)), (grad.squeeze(1), -u / (1 + u))):
@@ -183,70 +218,78 @@ def test_p_at_both_ends() -> None:
 
 
 def test_bf16_factors_and_bf16_logits() -> None:
-    hidden, weight, _, labels = head_of(n=12, dtype=torch.bfloat16)
-    true = dense(hidden, weight, None, labels, nll)
-    found = fused(hidden, weight, None, labels, nll, chunk_size=3)
+    hidden, weight, _, targets = head_of(n=12, dtype=torch.bfloat16)
+    true = dense(hidden, weight, None, targets, nll)
+    found = fused(hidden, weight, None, targets, nll, chunk_size=3)
     assert all(grad.dtype == torch.bfloat16 for grad in found[1:3])
-    agree(found, true, 3e-3)  # one rounding to bf16
-    torch.testing.assert_close(found[3].double(), true[3], rtol=1e-5, atol=1e-6)  # fp32 logits: p within 1e-5
-    rounded = fused(hidden, weight, None, labels, nll, chunk_size=3, logits_dtype=torch.bfloat16)
-    by_torch, _ = linear_objective(hidden, weight, labels, nll, chunk_size=3, logits_dtype=torch.bfloat16)
+    sync_errors(found, true, 3e-3)  # one rounding to bf16
+    torch.testing.assert_close(
+        found[3].double(), true[3], rtol=1e-5, atol=1e-6
+    )  # fp32 logits: p within 1e-5
+    rounded = fused(hidden, weight, None, targets, nll, chunk_size=3, logits_dtype=torch.bfloat16)
+    by_torch, _ = linear_objective(
+        hidden, weight, targets, nll, chunk_size=3, logits_dtype=torch.bfloat16
+    )
     torch.testing.assert_close(rounded[0], by_torch)
     assert rounded[0] != found[0]
 
 
 def test_dz_in_bf16_is_rounded_once() -> None:
     """On a CPU products run in fp32; the kernel itself writes what a GPU's bf16 factors take. (The interpreter cuts; a GPU rounds.)"""
-    hidden, weight, _, labels = head_of(n=4)
-    labels = labels.clamp(min=0)
+    hidden, weight, _, targets = head_of(n=4)
+    targets = targets.clamp(min=0)
     result = []
     for dtype in (torch.float32, torch.bfloat16):
         kernels = TritonRows(Head(weight.detach(), None, None, 1.0), torch.float32, 4, 4)
         kernels.packed = kernels.packed.to(dtype)
-        sums, _ = kernels.sums(hidden.detach(), labels, False)
-        kernels.gradient(labels, sums.highest, 1 / sums.total, -torch.ones(4), None)
+        sums, _ = kernels.sums(hidden.detach(), targets, False)
+        kernels.gradient(targets, sums.highest, 1 / sums.total, -torch.ones(4), None)
         result.append(kernels.take())
     assert result[1].dtype == torch.bfloat16
     torch.testing.assert_close(result[1].float(), result[0], rtol=2**-7, atol=0)
 
 
 def test_top_entropy_is_that_of_torch() -> None:
-    hidden, weight, bias, labels = head_of(n=3)
+    hidden, weight, bias, targets = head_of(n=3)
     head = Head(weight.detach(), bias.detach(), 5.0, 1.3)
-    y = labels.clamp(min=0)
+    y = targets.clamp(min=0)
     _, true = TorchRows(head, torch.float32, torch.float32).sums(hidden.detach(), y, True)
     _, found = TritonRows(head, torch.float32, 3, 3).sums(hidden.detach(), y, True)
     torch.testing.assert_close(found, true)
 
 
 def test_frozen_inputs_and_two_backwards() -> None:
-    hidden, weight, _, labels = head_of(n=4)
-    both = fused(hidden, weight, None, labels, nll)
-    assert torch.equal(fused(hidden, weight.detach(), None, labels, nll)[1], both[1])
-    assert torch.equal(fused(hidden.detach(), weight, None, labels, nll)[1], both[2])
-    loss, _ = linear_objective(hidden, weight, labels, nll, implementation="triton")
+    hidden, weight, _, targets = head_of(n=4)
+    both = fused(hidden, weight, None, targets, nll)
+    assert torch.equal(fused(hidden, weight.detach(), None, targets, nll)[1], both[1])
+    assert torch.equal(fused(hidden.detach(), weight, None, targets, nll)[1], both[2])
+    loss, _ = linear_objective(hidden, weight, targets, nll, implementation="triton")
     first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
     second = torch.autograd.grad(2 * loss, (hidden, weight))
     assert all(torch.equal(2 * a, b) for a, b in zip(first, second, strict=True))
-    assert not linear_objective(hidden.detach(), weight.detach(), labels, nll, implementation="triton")[0].requires_grad
+    assert not linear_objective(
+        hidden.detach(), weight.detach(), targets, nll, implementation="triton"
+    )[0].requires_grad
 
 
 def test_nothing_to_learn() -> None:
-    hidden, weight, bias, labels = head_of(n=4)
-    for y, objective in ((torch.full_like(labels, -100), nll), (labels, above(2.0))):
+    hidden, weight, bias, targets = head_of(n=4)
+    for y, objective in ((torch.full_like(targets, -100), nll), (targets, above(2.0))):
         loss, *grads = fused(hidden, weight, bias, y, objective, chunk_size=2)[:4]
         assert not loss.any() and not any(grad.any() for grad in grads)
 
 
 def test_eps_leaves_out_what_it_says() -> None:
-    hidden, weight, _, labels = head_of(n=16)
-    exact, eps = fused(hidden, weight, None, labels, nll), 0.05
-    loss, statistics = linear_objective(hidden, weight, labels, nll, implementation="triton", eps=eps)
+    hidden, weight, _, targets = head_of(n=16)
+    exact, eps = fused(hidden, weight, None, targets, nll), 0.05
+    loss, statistics = linear_objective(
+        hidden, weight, targets, nll, implementation="triton", eps=eps
+    )
     (grad,) = torch.autograd.grad(loss, hidden)
     left_out = statistics.one_minus_p <= eps
     assert 0 < left_out.sum() < len(left_out)
     assert torch.equal(loss.detach(), exact[0])
-    valid = (labels != -100).nonzero().squeeze(1)
+    valid = (targets != -100).nonzero().squeeze(1)
     assert not grad[valid[left_out]].any()
     torch.testing.assert_close(grad[valid[~left_out]], exact[1][valid[~left_out]])
     share = float(statistics.one_minus_p[left_out].sum() / statistics.one_minus_p.sum())
@@ -254,14 +297,16 @@ def test_eps_leaves_out_what_it_says() -> None:
 
 
 def test_minus_infinity_and_nan() -> None:
-    hidden, weight, bias, labels = head_of(n=3, v=70)
+    hidden, weight, bias, targets = head_of(n=3, v=70)
     ruled_out = torch.where(torch.arange(70) < 60, bias.detach(), -torch.inf)
-    y = labels.clamp(0, 59)
+    y = targets.clamp(0, 59)
     true = fused(hidden, weight.detach()[:60], bias.detach()[:60], y, nll)
-    agree(fused(hidden, weight.detach(), ruled_out, y, nll), true, TOLERANCE)
+    sync_errors(fused(hidden, weight.detach(), ruled_out, y, nll), true, TOLERANCE)
     poisoned = hidden.detach().clone()
     poisoned[2, 0] = torch.nan
-    loss, grad, logp, *_ = fused(poisoned.requires_grad_(), weight.detach(), None, y, above(0.1), skip_zeros=True)
+    loss, grad, logp, *_ = fused(
+        poisoned.requires_grad_(), weight.detach(), None, y, above(0.1), skip_zeros=True
+    )
     assert loss.isnan() and logp.isnan().tolist() == [False, False, True] and grad[2].isnan().any()
 
 

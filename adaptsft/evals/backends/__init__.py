@@ -36,7 +36,9 @@ class Sampling:
 
 class Output(NamedTuple):
     text: str
-    finish_reason: str  # "stop", "length" (max_tokens reached), or "prompt_too_long" (nothing was generated)
+    finish_reason: (
+        str  # "stop", "length" (max_tokens reached), or "prompt_too_long" (nothing was generated)
+    )
     n_tokens: int
 
 

@@ -37,13 +37,22 @@ def decode(
     Raises ConfigError where the model gives NaN (not in lockstep: the other ranks would be left waiting).
     """
     limits = [max(min(params.max_tokens, context - len(prompt)), 0) for prompt in prompts]
-    uniforms = torch.stack([torch.rand(params.max_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    uniforms = torch.stack(
+        [
+            torch.rand(
+                params.max_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)
+            )
+            for s in seeds
+        ]
+    )
     uniforms = uniforms.to(model.device)
     answers: list[list[int]] = [[] for _ in prompts]
     texts = [""] * len(prompts)
     reasons = ["prompt_too_long" if limit == 0 else "" for limit in limits]
 
-    rows = [i for i, limit in enumerate(limits) if limit > 0] or ([0] if lockstep else [])  # which prompt each row of the batch continues
+    rows = [i for i, limit in enumerate(limits) if limit > 0] or (
+        [0] if lockstep else []
+    )  # which prompt each row of the batch continues
     if not rows:
         return [Output("", reason, 0) for reason in reasons]
     width = max(len(prompts[i]) for i in rows) if limits[rows[0]] else 1
@@ -58,10 +67,17 @@ def decode(
 
     for step in range(params.max_tokens):
         logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         ).logits[:, -1]
         if step == 0 and not lockstep and bool(logits.isnan().any()):
-            raise ConfigError(f"{model.name_or_path}: the model gives logits that are NaN; are its weights finite?")
+            raise ConfigError(
+                f"{model.name_or_path}: the model gives logits that are NaN; are its weights finite?"
+            )
         tokens = choose(logits, params, uniforms[rows, step])
         for row, token in enumerate(tokens.tolist()):
             i = rows[row]
@@ -81,7 +97,9 @@ def decode(
             break
         ids, positions = tokens[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        if 0 < len(alive) <= len(rows) // 2:  # finished rows cost as much as others: leave them behind, a few times in all
+        if (
+            0 < len(alive) <= len(rows) // 2
+        ):  # finished rows cost as much as others: leave them behind, a few times in all
             index = torch.tensor(alive, device=model.device)
             cache.batch_select_indices(index)
             ids, positions, mask = ids[index], positions[index], mask[index]
@@ -90,7 +108,10 @@ def decode(
         text = tokenizer.decode(answer, skip_special_tokens=True)
         cut = min((at for stop in params.stop if (at := text.find(stop)) >= 0), default=len(text))
         texts[i] = text[:cut]
-    return [Output(text, reason or "length", len(answer)) for text, reason, answer in zip(texts, reasons, answers, strict=True)]
+    return [
+        Output(text, reason or "length", len(answer))
+        for text, reason, answer in zip(texts, reasons, answers, strict=True)
+    ]
 
 
 def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:
@@ -100,15 +121,23 @@ def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:
     p = (logits.double() / params.temperature).softmax(-1)
     if params.top_p < 1:
         ordered, index = p.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= params.top_p] = 0.0  # the token that crosses top_p stays
+        ordered[ordered.cumsum(-1) - ordered >= params.top_p] = (
+            0.0  # the token that crosses top_p stays
+        )
         p = torch.zeros_like(p).scatter(-1, index, ordered)
     cumulative = p.cumsum(-1)
-    return torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True).squeeze(-1).clamp(max=p.shape[-1] - 1)
+    return (
+        torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)
+        .squeeze(-1)
+        .clamp(max=p.shape[-1] - 1)
+    )
 
 
 def _stopped(tokenizer: Any, answer: list[int], stops: tuple[str, ...]) -> bool:
     """Whether a stop string has just been completed. A token has at least one byte, so the tail holds it."""
-    tail = tokenizer.decode(answer[-(max(len(stop.encode()) for stop in stops) + 4) :], skip_special_tokens=True)
+    tail = tokenizer.decode(
+        answer[-(max(len(stop.encode()) for stop in stops) + 4) :], skip_special_tokens=True
+    )
     return any(stop in tail for stop in stops)
 
 

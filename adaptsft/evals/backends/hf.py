@@ -12,8 +12,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from adaptsft import config as configuration
-from adaptsft.config import ControllerConfig, DataConfig, ObjectiveConfig
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.backends.decode import decode
@@ -53,24 +53,53 @@ def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
 def fingerprint(folder: Path) -> str:
     """sha256 over the files that decide what a model answers: weights, config, tokenizer, template."""
     total = hashlib.sha256()
-    kinds = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "*.jinja", "*.model")
+    kinds = (
+        "*.safetensors",
+        "*.bin",
+        "config.json",
+        "generation_config.json",
+        "tokenizer*",
+        "vocab*",
+        "merges.txt",
+        "*.jinja",
+        "*.model",
+    )
     for path in sorted({path for kind in kinds for path in folder.glob(kind)}):
         with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            total.update(
+                f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+            )
     return total.hexdigest()
 
 
 class HuggingFace:
-    def __init__(self, name: str, template: str = "auto", device: str = "auto", dtype: str = "auto", batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        name: str,
+        template: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 16,
+    ) -> None:
         """Raises ConfigError or CheckpointError for a model that cannot be loaded."""
         disable_progress_bar()
         path, data, label = locate(name)
         cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-        kind = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-        torch_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": torch.bfloat16 if cuda else torch.float32}[dtype]
+        kind = (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if cuda
+            else torch.device("cpu")
+        )
+        torch_dtype = {
+            "bf16": torch.bfloat16,
+            "fp32": torch.float32,
+            "auto": torch.bfloat16 if cuda else torch.float32,
+        }[dtype]
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype).to(kind).eval()
+            self.model: Any = (
+                AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype).to(kind).eval()
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(f"--model {name}: {str(error).strip().splitlines()[0]}") from None
         if has_softcap(self.model):
@@ -78,7 +107,9 @@ class HuggingFace:
         self.renderer = Renderer(self.tokenizer, data, template)
         self.batch_size = batch_size
         self.ends = end_tokens(self.model, self.tokenizer)
-        self.context = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+        self.context = int(
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        )
         commit = getattr(self.model.config, "_commit_hash", None)
         self.identity = {
             "backend": "hf",
@@ -103,10 +134,20 @@ class HuggingFace:
             batch = order[start : start + self.batch_size]
             seeds = [requests[i].seed for i in batch]
             try:
-                done = decode(self.model, self.tokenizer, [prompts[i] for i in batch], seeds, params, self.ends, context=self.context)
+                done = decode(
+                    self.model,
+                    self.tokenizer,
+                    [prompts[i] for i in batch],
+                    seeds,
+                    params,
+                    self.ends,
+                    context=self.context,
+                )
             except torch.OutOfMemoryError:
                 fix = "lower it; what is answered is kept"
-                raise ConfigError(f"--batch-size {self.batch_size}: {len(batch)} prompts do not fit the GPU: {fix}") from None
+                raise ConfigError(
+                    f"--batch-size {self.batch_size}: {len(batch)} prompts do not fit the GPU: {fix}"
+                ) from None
             for i, output in zip(batch, done, strict=True):
                 outputs[i] = output
         return outputs
@@ -126,9 +167,18 @@ class HuggingFace:
             ids = torch.zeros(len(batch), width, dtype=torch.long)
             for row, i in enumerate(batch):
                 ids[row, : len(encoded[i][0])] = torch.tensor(encoded[i][0])
-            keep = max(encoded[i][1] for i in batch) + 1 + width - min(len(encoded[i][0]) for i in batch)
+            keep = (
+                max(encoded[i][1] for i in batch)
+                + 1
+                + width
+                - min(len(encoded[i][0]) for i in batch)
+            )
             # right-padded and causal: what follows a row cannot reach it
-            logits = self.model(input_ids=ids.to(self.model.device), use_cache=False, logits_to_keep=min(keep, width)).logits
+            logits = self.model(
+                input_ids=ids.to(self.model.device),
+                use_cache=False,
+                logits_to_keep=min(keep, width),
+            ).logits
             offset = width - logits.shape[1]
             for row, i in enumerate(batch):
                 tokens, count = encoded[i]
@@ -146,7 +196,9 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     stripped = context.rstrip()
     context, continuation = stripped, context[len(stripped) :] + continuation
     if not context:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        start = (
+            tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        )
         ids = tokenizer(continuation, add_special_tokens=False)["input_ids"]
         return [start, *ids], len(ids)
     whole = tokenizer(context + continuation)["input_ids"]
@@ -163,4 +215,6 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 def open_backend(options: argparse.Namespace) -> HuggingFace:
     if not options.model:
         raise ConfigError("--model: a run folder, a Hugging Face folder or a name on the hub")
-    return HuggingFace(options.model, options.template, options.device, options.dtype, options.batch_size or 16)
+    return HuggingFace(
+        options.model, options.template, options.device, options.dtype, options.batch_size or 16
+    )

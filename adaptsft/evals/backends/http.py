@@ -26,10 +26,19 @@ PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that are worth an
 class HTTP:
     """The key is read from the environment (OPENAI_API_KEY), sent to --url and nowhere else, and never written."""
 
-    def __init__(self, url: str, model: str, template: str, parallel: int, timeout: float = 600.0) -> None:
+    def __init__(
+        self, url: str, model: str, template: str, parallel: int, timeout: float = 600.0
+    ) -> None:
         if template not in ("auto", *FORMATS):
-            raise ConfigError(f"--template {template}: with --backend http use auto (the server's own), {', '.join(FORMATS)}")
-        self.url, self.model, self.template, self.timeout = url.rstrip("/"), model, template, timeout
+            raise ConfigError(
+                f"--template {template}: with --backend http use auto (the server's own), {', '.join(FORMATS)}"
+            )
+        self.url, self.model, self.template, self.timeout = (
+            url.rstrip("/"),
+            model,
+            template,
+            timeout,
+        )
         self.parallel, self.batch_size = parallel, 8 * parallel
         self.identity: dict[str, Any] = {
             "backend": "http", "model": model, "objective": model, "revision": None, "template": template, "url": self.url,
@@ -43,16 +52,25 @@ class HTTP:
         """Raises DataError when the server refuses a request, or stays away for all attempts."""
 
         def one(request: Request) -> Output:
-            settings = {"temperature": params.temperature, "top_p": params.top_p, "max_tokens": params.max_tokens, "seed": request.seed}
+            settings = {
+                "temperature": params.temperature,
+                "top_p": params.top_p,
+                "max_tokens": params.max_tokens,
+                "seed": request.seed,
+            }
             settings |= {"stop": list(params.stop)} if params.stop else {}
             if request.text is None:
                 reply = self._post("chat/completions", {"messages": request.messages} | settings)
             else:
-                reply = self._post("completions", {"prompt": request.text, "add_special_tokens": False} | settings)
+                reply = self._post(
+                    "completions", {"prompt": request.text, "add_special_tokens": False} | settings
+                )
             choice = reply["choices"][0]
             text = choice["message"]["content"] if request.text is None else choice["text"]
             reason = "length" if choice.get("finish_reason") == "length" else "stop"
-            return Output(text or "", reason, int((reply.get("usage") or {}).get("completion_tokens") or 0))
+            return Output(
+                text or "", reason, int((reply.get("usage") or {}).get("completion_tokens") or 0)
+            )
 
         return self._all(one, requests)
 
@@ -62,18 +80,35 @@ class HTTP:
         def one(pair: tuple[str, str]) -> Likelihood:
             context, continuation = pair
             reply = self._post(
-                "completions", {"prompt": context + continuation, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+                "completions",
+                {
+                    "prompt": context + continuation,
+                    "echo": True,
+                    "logprobs": 1,
+                    "max_tokens": 1,
+                    "temperature": 0,
+                },
             )
             found = reply["choices"][0]["logprobs"]
             end = len(context) + len(continuation)
             scored = [
                 (logprob, max(best.values(), default=logprob) if best else logprob)
                 for offset, token, logprob, best in zip(
-                    found["text_offset"], found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True
+                    found["text_offset"],
+                    found["tokens"],
+                    found["token_logprobs"],
+                    found["top_logprobs"],
+                    strict=True,
                 )
-                if offset + len(token) > len(context.rstrip()) and offset < end and logprob is not None
+                if offset + len(token) > len(context.rstrip())
+                and offset < end
+                and logprob is not None
             ]
-            return Likelihood(math.fsum(own for own, _ in scored), all(own >= best for own, best in scored), len(scored))
+            return Likelihood(
+                math.fsum(own for own, _ in scored),
+                all(own >= best for own, best in scored),
+                len(scored),
+            )
 
         return self._all(one, pairs)
 
@@ -89,7 +124,9 @@ class HTTP:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/{path}", json.dumps({"model": self.model} | body).encode(), headers)
+        request = urllib.request.Request(
+            f"{self.url}/{path}", json.dumps({"model": self.model} | body).encode(), headers
+        )
         reason = ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -99,7 +136,9 @@ class HTTP:
                     answer = json.load(reply)
                 if isinstance(answer, dict) and answer.get("choices"):
                     return answer
-                reason = f"no choices in {json.dumps(answer)[:300]}"  # a proxy's error with status 200
+                reason = (
+                    f"no choices in {json.dumps(answer)[:300]}"  # a proxy's error with status 200
+                )
                 break
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.read(300).decode(errors='replace').strip()}"
@@ -107,10 +146,14 @@ class HTTP:
                     break
             except (OSError, ValueError) as error:  # refused, reset, timed out, or not JSON
                 reason = str(error)
-        raise DataError(f"--url {self.url}: {path} failed: {reason}. What was answered is kept: the same command goes on from there")
+        raise DataError(
+            f"--url {self.url}: {path} failed: {reason}. What was answered is kept: the same command goes on from there"
+        )
 
 
 def open_backend(options: argparse.Namespace) -> HTTP:
     if not options.url or not options.model:
-        raise ConfigError("--backend http needs --url (such as http://localhost:8000/v1) and --model, the name it serves")
+        raise ConfigError(
+            "--backend http needs --url (such as http://localhost:8000/v1) and --model, the name it serves"
+        )
     return HTTP(options.url, options.model, options.template, options.batch_size or 16)

@@ -22,11 +22,17 @@ class Replay:
         """Raises ConfigError for a field map that cannot be, DataError for a file that cannot be read."""
         unknown = set(fields) - {"id", "output", "finish_reason"}
         if unknown:
-            raise ConfigError(f"--replay-fields {', '.join(sorted(unknown))}: the fields are id, output and finish_reason")
+            raise ConfigError(
+                f"--replay-fields {', '.join(sorted(unknown))}: the fields are id, output and finish_reason"
+            )
         names = {"id": "item_id", "output": "output", "finish_reason": "finish_reason"} | fields
         try:
             text = path.read_text()
-            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = (
+                json.loads(text)
+                if text.lstrip().startswith("[")
+                else [json.loads(line) for line in text.splitlines() if line.strip()]
+            )
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise DataError(f"--replay {path}: cannot be read: {error}") from None
         self.path, self.answers = path, defaultdict(list)
@@ -34,8 +40,12 @@ class Replay:
             if not isinstance(row, dict) or names["id"] not in row or names["output"] not in row:
                 have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 wanted = f"{names['id']!r} and {names['output']!r}"
-                raise DataError(f"--replay {path}, record {number}: {wanted} are wanted, it has {have}; name them by --replay-fields")
-            self.answers[str(row[names["id"]])].append(Output(row[names["output"]], row.get(names["finish_reason"]) or "stop", 0))
+                raise DataError(
+                    f"--replay {path}, record {number}: {wanted} are wanted, it has {have}; name them by --replay-fields"
+                )
+            self.answers[str(row[names["id"]])].append(
+                Output(row[names["output"]], row.get(names["finish_reason"]) or "stop", 0)
+            )
         self.identity = {
             "backend": "replay",
             "model": label,
@@ -51,7 +61,9 @@ class Replay:
         return None
 
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
-        absent = [request for request in requests if len(self.answers[request.item_id]) <= request.sample]
+        absent = [
+            request for request in requests if len(self.answers[request.item_id]) <= request.sample
+        ]
         if absent:
             first = absent[0]
             raise DataError(
@@ -66,6 +78,12 @@ class Replay:
 
 def open_backend(options: argparse.Namespace) -> Replay:
     if not options.replay:
-        raise ConfigError("--backend replay needs --replay FILE, a JSON-lines file of recorded outputs")
+        raise ConfigError(
+            "--backend replay needs --replay FILE, a JSON-lines file of recorded outputs"
+        )
     pairs = [part.partition("=") for part in (options.replay_fields or "").split(",") if part]
-    return Replay(Path(options.replay), {ours: theirs for ours, _, theirs in pairs}, options.model or Path(options.replay).stem)
+    return Replay(
+        Path(options.replay),
+        {ours: theirs for ours, _, theirs in pairs},
+        options.model or Path(options.replay).stem,
+    )

@@ -26,7 +26,9 @@ class VLLM:
         try:
             import vllm  # type: ignore[import-not-found]
         except ImportError:
-            raise ConfigError("--backend vllm: vLLM is not installed here: pip install 'adaptsft[vllm]', or use --backend hf") from None
+            raise ConfigError(
+                "--backend vllm: vLLM is not installed here: pip install 'adaptsft[vllm]', or use --backend hf"
+            ) from None
         self.vllm = vllm
         path, data, label = locate(name)
         try:
@@ -35,13 +37,17 @@ class VLLM:
                 generation_config="vllm",  # not the sampling settings that lie beside the weights
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"--model {name}: vLLM cannot load it: {str(error).strip().splitlines()[0]}") from None
+            raise ConfigError(
+                f"--model {name}: vLLM cannot load it: {str(error).strip().splitlines()[0]}"
+            ) from None
         self.renderer = Renderer(self.engine.get_tokenizer(), data, template)
         self.identity = {
             "backend": "vllm",
             "model": name,
             "objective": label,
-            "revision": fingerprint(Path(path)) if Path(path).is_dir() else AutoConfig.from_pretrained(path)._commit_hash,
+            "revision": fingerprint(Path(path))
+            if Path(path).is_dir()
+            else AutoConfig.from_pretrained(path)._commit_hash,
             "template": self.renderer.name,
             "dtype": str(self.engine.llm_engine.model_config.dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -53,26 +59,46 @@ class VLLM:
         return self.renderer.text(messages)
 
     def _prompt(self, ids: list[int]) -> dict[str, list[int]]:
-        return {"prompt_token_ids": ids}  # not text: vLLM would put a second begin-of-text token first
+        return {
+            "prompt_token_ids": ids
+        }  # not text: vLLM would put a second begin-of-text token first
 
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
         settings = [
             self.vllm.SamplingParams(
-                temperature=params.temperature, top_p=params.top_p, max_tokens=params.max_tokens, stop=list(params.stop), seed=request.seed
+                temperature=params.temperature,
+                top_p=params.top_p,
+                max_tokens=params.max_tokens,
+                stop=list(params.stop),
+                seed=request.seed,
             )
             for request in requests
         ]
         prompts = [self._prompt(self.renderer.ids(request.text or "")) for request in requests]
-        answers = [result.outputs[0] for result in self.engine.generate(prompts, settings, use_tqdm=False)]
-        return [Output(answer.text, "length" if answer.finish_reason == "length" else "stop", len(answer.token_ids)) for answer in answers]
+        answers = [
+            result.outputs[0] for result in self.engine.generate(prompts, settings, use_tqdm=False)
+        ]
+        return [
+            Output(
+                answer.text,
+                "length" if answer.finish_reason == "length" else "stop",
+                len(answer.token_ids),
+            )
+            for answer in answers
+        ]
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         settings = self.vllm.SamplingParams(max_tokens=1, prompt_logprobs=1, temperature=0)
         encoded = [encode_pair(self.renderer.tokenizer, *pair) for pair in pairs]
-        answers = self.engine.generate([self._prompt(ids) for ids, _ in encoded], settings, use_tqdm=False)
+        answers = self.engine.generate(
+            [self._prompt(ids) for ids, _ in encoded], settings, use_tqdm=False
+        )
         results = []
         for result, (ids, count) in zip(answers, encoded, strict=True):
-            steps = [step[token] for step, token in zip(result.prompt_logprobs[-count:], ids[-count:], strict=True)]
+            steps = [
+                step[token]
+                for step, token in zip(result.prompt_logprobs[-count:], ids[-count:], strict=True)
+            ]
             total = math.fsum(step.logprob for step in steps)
             results.append(Likelihood(total, all(step.rank == 1 for step in steps), count))
         return results

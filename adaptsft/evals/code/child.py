@@ -42,10 +42,21 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWN
 CLONE_THREAD = 0x10000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, AT_RECURSIVE, AT_FDCWD = 1, 2, 4, 0x8000, -100
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, AT_RECURSIVE, AT_FDCWD = (
+    1,
+    2,
+    4,
+    0x8000,
+    -100,
+)
 SYS_MOUNT_SETATTR = 442
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
-SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERRNO, SECCOMP_KILL_PROCESS = 2, 0x7FFF0000, 0x50000, 0x80000000
+SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERRNO, SECCOMP_KILL_PROCESS = (
+    2,
+    0x7FFF0000,
+    0x50000,
+    0x80000000,
+)
 EPERM, ENOSYS = 1, 38
 
 # What a process without capabilities could still use to reach others, to multiply, or to hold memory that no limit counts; new user
@@ -82,9 +93,14 @@ def call(name: str, result: int) -> None:
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+def mount(
+    source: str, target: str, kind: str | None, flags: int, options: str | None = None
+) -> None:
     arguments = [text.encode() if text is not None else None for text in (source, target, kind)]
-    call(f"mount {target}", LIBC.mount(*arguments, ctypes.c_ulong(flags), options.encode() if options else None))
+    call(
+        f"mount {target}",
+        LIBC.mount(*arguments, ctypes.c_ulong(flags), options.encode() if options else None),
+    )
 
 
 def become(run: Callable[[], None]) -> None:
@@ -106,7 +122,11 @@ def enter_namespaces(config: dict[str, Any]) -> None:
     spaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
     call("unshare", LIBC.unshare(spaces if uid == 0 else spaces | CLONE_NEWUSER))
     if uid != 0:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {uid} 1"), ("gid_map", f"{NOBODY} {gid} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{NOBODY} {uid} 1"),
+            ("gid_map", f"{NOBODY} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     die_with_parent()
@@ -127,7 +147,9 @@ def build_root(folders: list[str], links: dict[str, str], scratch: int) -> None:
     os.makedirs("/new")
     mount("/new", "/new", None, MS_BIND)
     os.makedirs("/new/tmp")
-    mount("tmpfs", "/new/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"mode=1777,size={scratch}")
+    mount(
+        "tmpfs", "/new/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"mode=1777,size={scratch}"
+    )
     for path in folders:
         target = "/new" + path
         if os.path.isdir("/old" + path):
@@ -143,7 +165,17 @@ def build_root(folders: list[str], links: dict[str, str], scratch: int) -> None:
         (b"/new/tmp", 0, 0, MOUNT_ATTR_RDONLY),
     ):
         attributes = struct.pack("QQQQ", added, removed, 0, 0)
-        call("mount_setattr", LIBC.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path, flags, attributes, ctypes.c_size_t(len(attributes))))
+        call(
+            "mount_setattr",
+            LIBC.syscall(
+                SYS_MOUNT_SETATTR,
+                AT_FDCWD,
+                path,
+                flags,
+                attributes,
+                ctypes.c_size_t(len(attributes)),
+            ),
+        )
     os.chdir("/new")
     call("pivot_root", LIBC.syscall(pivot_root, b".", b"."))
     call("umount2", LIBC.umount2(b".", MNT_DETACH))
@@ -165,23 +197,37 @@ def give_up_rights(config: dict[str, Any]) -> None:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (config["cpu"], config["cpu"] + 1))  # SIGXCPU, and SIGKILL for those who ignore it
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (config["cpu"], config["cpu"] + 1)
+    )  # SIGXCPU, and SIGKILL for those who ignore it
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)  # version 3 of linux/capability.h, this process
+    header, nothing = (
+        struct.pack("Ii", 0x20080522, 0),
+        bytes(24),
+    )  # version 3 of linux/capability.h, this process
     call("capset", LIBC.capset(header, nothing))
     call("prctl", LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     program = seccomp_filter(platform.machine())
     code = ctypes.create_string_buffer(program, len(program))
     descriptor = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    call("seccomp", LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(descriptor), 0, 0))
+    call(
+        "seccomp",
+        LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(descriptor), 0, 0),
+    )
 
 
 def seccomp_filter(machine: str) -> bytes:
     """The classic-BPF program: another architecture's calls end the process, DENIED ones fail with EPERM, and only threads may be made."""
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h: LD|W|ABS, JMP|JEQ, JMP|JGE, JMP|JSET, RET
+    load, equal, at_least, any_bit, give = (
+        0x20,
+        0x15,
+        0x35,
+        0x45,
+        0x06,
+    )  # linux/bpf_common.h: LD|W|ABS, JMP|JEQ, JMP|JGE, JMP|JSET, RET
     refuse = SECCOMP_ERRNO | EPERM
     lines: list[tuple[int, int, int, int]] = [  # code, lines to skip if so, if not so, operand
         (load, 0, 0, 4),  # seccomp_data.arch
@@ -190,7 +236,12 @@ def seccomp_filter(machine: str) -> bytes:
         (load, 0, 0, 0),  # seccomp_data.nr
         (at_least, 0, 1, X32_BIT),
         (give, 0, 0, SECCOMP_KILL_PROCESS),
-        (equal, 0, 1, CLONE3),  # its flags lie in memory, which a filter cannot read; libc then uses clone
+        (
+            equal,
+            0,
+            1,
+            CLONE3,
+        ),  # its flags lie in memory, which a filter cannot read; libc then uses clone
         (give, 0, 0, SECCOMP_ERRNO | ENOSYS),
     ]
     for number in DENIED[machine].values():
@@ -247,7 +298,13 @@ def run_job(job: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None
         except Timeout:
             return send({"i": index, "t": time.process_time() - started, "timeout": True})
         except BaseException as error:  # SystemExit and KeyboardInterrupt are failures too
-            return send({"i": index, "t": time.process_time() - started, "error": f"{type(error).__name__}: {error}"[:200]})
+            return send(
+                {
+                    "i": index,
+                    "t": time.process_time() - started,
+                    "error": f"{type(error).__name__}: {error}"[:200],
+                }
+            )
 
 
 def main() -> None:

@@ -11,7 +11,11 @@ import numpy as np
 
 from adaptsft.evals.code.problems import Problem
 
-NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")  # MBPP: whether there is a match is asked, not which
+NOT_NONE = (
+    "check_str",
+    "text_match_three",
+    "text_starta_endb",
+)  # MBPP: whether there is a match is asked, not which
 AS_SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum", "intersection_array",
            "find_dissimilar", "Diff")  # fmt: skip  # MBPP: the order is not asked
 
@@ -48,7 +52,11 @@ def _is_right(problem: Problem, arguments: Any, out: Any, expected: Any, atol: f
         )
     if also_right or out == expected:
         return True
-    if atol == 0 or type(out) is not type(expected) or (isinstance(expected, (list, tuple)) and len(out) != len(expected)):
+    if (
+        atol == 0
+        or type(out) is not type(expected)
+        or (isinstance(expected, (list, tuple)) and len(out) != len(expected))
+    ):
         return False
     return bool(np.allclose(out, expected, rtol=1e-07, atol=atol))
 
@@ -57,7 +65,9 @@ def _is_floats(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype in (np.float32, np.float64)
     return isinstance(value, float) or (
-        isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(item, float) for item in value)
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(isinstance(item, float) for item in value)
     )
 
 
@@ -69,4 +79,6 @@ def _surface_area(edge: float, height: float) -> int:
 def _digit_distance(one: int, other: int) -> int:
     """Sum of the differences of digits at the same place, for those who padded the shorter number with zeros (Mbpp/558)."""
     digits, width = (str(one), str(other)), max(len(str(one)), len(str(other)))
-    return sum(abs(int(a) - int(b)) for a, b in zip(*(text.zfill(width) for text in digits), strict=True))
+    return sum(
+        abs(int(a) - int(b)) for a, b in zip(*(text.zfill(width) for text in digits), strict=True)
+    )

@@ -11,7 +11,10 @@ from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
 
-FAMILIES = {"HumanEval": "HumanEvalPlus", "Mbpp": "MbppPlus"}  # prefix of task ids -> prefix of files
+FAMILIES = {
+    "HumanEval": "HumanEvalPlus",
+    "Mbpp": "MbppPlus",
+}  # prefix of task ids -> prefix of files
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)$")
 
 # sha256 of the published files: evalplus/humanevalplus_release and evalplus/mbppplus_release, as <name>.jsonl.gz of release <version>
@@ -52,16 +55,25 @@ def load(family: str, data_dir: Path, versions: Iterable[str] = ()) -> Problems:
     """
     found: dict[str, Path] = {}
     for folder in (data_dir / "code", data_dir):
-        found |= {path.name.removesuffix(".jsonl.gz"): path for path in folder.glob(f"{FAMILIES[family]}-*.jsonl.gz")}
+        found |= {
+            path.name.removesuffix(".jsonl.gz"): path
+            for path in folder.glob(f"{FAMILIES[family]}-*.jsonl.gz")
+        }
     if not found:
         raise ConfigError(
             f"--data-dir {data_dir}: no {FAMILIES[family]}-….jsonl.gz in it or in its folder `code`; the releases are at "
             f"github.com/evalplus/{FAMILIES[family].lower()}_release, and the version belongs into the name: {FAMILIES[family]}-v….jsonl.gz"
         )
-    full = [name for name in found if VERSION.search(name) and name == f"{FAMILIES[family]}-{name.rpartition('-')[2]}"]
+    full = [
+        name
+        for name in found
+        if VERSION.search(name) and name == f"{FAMILIES[family]}-{name.rpartition('-')[2]}"
+    ]
     wanted = list(versions)
     if wanted:
-        chosen = [name for name in found if name in wanted] or [name for name in full if name.rpartition("-")[2] in wanted]
+        chosen = [name for name in found if name in wanted] or [
+            name for name in full if name.rpartition("-")[2] in wanted
+        ]
     else:
         chosen = sorted(full, key=_version)[-1:]
     if len(chosen) != 1:
@@ -81,7 +93,9 @@ def _read(name: str, path: Path) -> Problems:
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != PUBLISHED.get(name, digest):
-        raise DataError(f"{path}: its sha256 is {digest}, the published file's is {PUBLISHED[name]}: damaged, or not that version")
+        raise DataError(
+            f"{path}: its sha256 is {digest}, the published file's is {PUBLISHED[name]}: damaged, or not that version"
+        )
     by_id = {}
     try:
         for line in gzip.decompress(content).decode().splitlines():
@@ -96,7 +110,9 @@ def _read(name: str, path: Path) -> Problems:
                 row["atol"],
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path}, problem {len(by_id) + 1}: cannot be read: {type(error).__name__}: {error}; fetch it again") from None
+        raise DataError(
+            f"{path}, problem {len(by_id) + 1}: cannot be read: {type(error).__name__}: {error}; fetch it again"
+        ) from None
     return Problems(name, by_id)
 
 
@@ -112,14 +128,18 @@ def _tuples(values: list[Any]) -> list[Any]:
     return [tuple(value) for value in values]
 
 
-def _by_number(rules: dict[str, Callable[[list[Any]], list[Any]]]) -> dict[str, Callable[[list[Any]], list[Any]]]:
+def _by_number(
+    rules: dict[str, Callable[[list[Any]], list[Any]]],
+) -> dict[str, Callable[[list[Any]], list[Any]]]:
     return {f"Mbpp/{number}": rule for numbers, rule in rules.items() for number in numbers.split()}
 
 
 MBPP_INPUTS = _by_number(
     {
         "2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740 744 809": _tuples,
-        "63 64 70 94 120 237 272 299 400 409 417 438 473 614 780": lambda a: [_tuples(argument) for argument in a],
+        "63 64 70 94 120 237 272 299 400 409 417 438 473 614 780": lambda a: [
+            _tuples(argument) for argument in a
+        ],
         "75 413 444 753": lambda a: [_tuples(a[0]), a[1]],
         "106 750": lambda a: [a[0], tuple(a[1])],
         "115": lambda a: [[set(item) if isinstance(item, list) and item else {} for item in a[0]]],

@@ -111,7 +111,9 @@ def probe(kind: str) -> str | None:
     group = {"inputs": [[]], "limits": [20.0], "load_limit": 20.0}
     job = {"code": ESCAPES, "entry_point": "attempts", "groups": [group], "most": 10_000}
     try:
-        messages = list(run(json.dumps(job).encode(), [10_000], Limits(cpu=20, wall=60.0), kind=kind))
+        messages = list(
+            run(json.dumps(job).encode(), [10_000], Limits(cpu=20, wall=60.0), kind=kind)
+        )
     except (SandboxError, RunError) as error:
         return str(error)
     if len(messages) != 1 or "value" not in messages[0]:
@@ -120,7 +122,9 @@ def probe(kind: str) -> str | None:
     return f"code in it could {' and '.join(escapes)}" if escapes else None
 
 
-def run(job: bytes, most_bytes: list[int], limits: Limits, *, kind: str | None = None) -> Generator[dict[str, Any], None, None]:
+def run(
+    job: bytes, most_bytes: list[int], limits: Limits, *, kind: str | None = None
+) -> Generator[dict[str, Any], None, None]:
     """The child's messages (child.py), one for each test until the first that did not return. They are hostile data: only "i" is sure.
 
     job: JSON, see `child.run_job`. most_bytes: size of each test's message, at most. Closing the iterator ends the child.
@@ -148,7 +152,9 @@ def run(job: bytes, most_bytes: list[int], limits: Limits, *, kind: str | None =
         yield from _messages(child, most_bytes, time.monotonic() + limits.wall)
     finally:
         if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)  # with the group's leader the kernel ends all in its process namespace
+            os.killpg(
+                child.pid, signal.SIGKILL
+            )  # with the group's leader the kernel ends all in its process namespace
             child.wait()
         child.stdout.close()
 
@@ -169,17 +175,40 @@ def command(kind: str, limits: Limits) -> list[str]:
     python = [os.path.realpath(sys.executable), "-s", "-S", "-B", str(CHILD), json.dumps(config)]
     if kind == "namespaces":
         return python
-    above = {str(parent) for path in folders for parent in Path(path).parents if parent.parent != parent}
-    binds = [part for path in sorted(above) for part in ("--dir", path)]  # by itself bubblewrap makes some that nobody cannot enter
+    above = {
+        str(parent) for path in folders for parent in Path(path).parents if parent.parent != parent
+    }
+    binds = [
+        part for path in sorted(above) for part in ("--dir", path)
+    ]  # by itself bubblewrap makes some that nobody cannot enter
     binds += [part for path in folders for part in ("--ro-bind", path, path)]
     binds += [part for path, target in links.items() for part in ("--symlink", target, path)]
-    if os.getuid() == 0:  # the child becomes nobody by itself: in a user namespace it would stay the host's root
+    if (
+        os.getuid() == 0
+    ):  # the child becomes nobody by itself: in a user namespace it would stay the host's root
         rights = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         rights = ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY, "--cap-drop", "ALL"]
-    spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--new-session"]
+    spaces = [
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--die-with-parent",
+        "--new-session",
+    ]
     scratch = ["--perms", "1777", "--size", str(SCRATCH), "--tmpfs", "/tmp"]
-    return [shutil.which("bwrap") or "bwrap", *spaces, *rights, *scratch, *binds, "--remount-ro", "/", "--", *python]
+    return [
+        shutil.which("bwrap") or "bwrap",
+        *spaces,
+        *rights,
+        *scratch,
+        *binds,
+        "--remount-ro",
+        "/",
+        "--",
+        *python,
+    ]
 
 
 @functools.cache
@@ -189,8 +218,17 @@ def _visible() -> tuple[list[str], dict[str, str], list[str]]:
     The C library, Python with its standard library, the packages, and this folder: no data, no expected outputs, no configuration.
     """
     links = {path: os.readlink(path) for path in ("/lib", "/lib64") if os.path.islink(path)}
-    wanted = [path for path in ("/lib", "/lib64", "/usr/lib", "/usr/lib64") if os.path.isdir(path) and path not in links]
-    wanted += [f"{sys.base_prefix}/lib", sysconfig.get_path("stdlib"), os.path.realpath(sys.executable), str(CHILD.parent)]
+    wanted = [
+        path
+        for path in ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+        if os.path.isdir(path) and path not in links
+    ]
+    wanted += [
+        f"{sys.base_prefix}/lib",
+        sysconfig.get_path("stdlib"),
+        os.path.realpath(sys.executable),
+        str(CHILD.parent),
+    ]
     wanted += ["/etc/ld.so.cache"] if os.path.isfile("/etc/ld.so.cache") else []
     packages = []
     for name in PACKAGES:
@@ -198,15 +236,21 @@ def _visible() -> tuple[list[str], dict[str, str], list[str]]:
         if spec is not None and spec.submodule_search_locations:
             place = Path(next(iter(spec.submodule_search_locations)))
             packages.append(str(place.parent))
-            wanted += [str(path) for path in (place, place.with_name(f"{name}.libs")) if path.is_dir()]
+            wanted += [
+                str(path) for path in (place, place.with_name(f"{name}.libs")) if path.is_dir()
+            ]
     folders: list[str] = []
     for path in sorted(set(wanted)):
-        if not any(path.startswith(f"{above}/") for above in folders):  # it is seen through that one
+        if not any(
+            path.startswith(f"{above}/") for above in folders
+        ):  # it is seen through that one
             folders.append(path)
     return folders, links, packages
 
 
-def _messages(child: subprocess.Popen[bytes], most_bytes: list[int], deadline: float) -> Generator[dict[str, Any], None, None]:
+def _messages(
+    child: subprocess.Popen[bytes], most_bytes: list[int], deadline: float
+) -> Generator[dict[str, Any], None, None]:
     """The child's messages as they come, each with "i" its place; without the {"ready": true} before them."""
     lines = _lines(child, deadline)
     next(lines)
@@ -261,4 +305,8 @@ def _ended(code: int) -> str:
         return "timeout"
     if number == signal.SIGKILL:
         return "killed for its memory or CPU time"
-    return f"killed by {signal.Signals(number).name}" if number in set(signal.Signals) else f"exited with {code} before its last test"
+    return (
+        f"killed by {signal.SourceStatistics(number).name}"
+        if number in set(signal.SourceStatistics)
+        else f"exited with {code} before its last test"
+    )

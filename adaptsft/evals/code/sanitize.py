@@ -21,7 +21,9 @@ def code_extract(text: str) -> str:
     filled = [0]
     for line in lines:
         filled.append(filled[-1] + bool(line.strip()))
-    by_size = defaultdict(list)  # evalplus tries every run; from the largest down, the first that parses is the same one
+    by_size = defaultdict(
+        list
+    )  # evalplus tries every run; from the largest down, the first that parses is the same one
     for first in range(len(lines)):
         for last in range(first + 1, len(lines)):
             by_size[filled[last + 1] - filled[first]].append((first, last))
@@ -55,7 +57,9 @@ def _needed(code: bytes, entry_point: str | None) -> bytes:
     for node in Parser(PYTHON).parse(code).root_node.children:
         if node.type in ("import_statement", "import_from_statement"):
             imports.append(node)
-        elif node.type == "class_definition" or (node.type == "function_definition" and _returns(node)):
+        elif node.type == "class_definition" or (
+            node.type == "function_definition" and _returns(node)
+        ):
             definitions.setdefault(_name(node), node)
         elif node.type == "expression_statement" and node.children[0].type == "assignment":
             definitions.setdefault(_name(node.children[0]), node.children[0])

@@ -17,7 +17,19 @@ from types import GeneratorType
 from typing import Any
 
 NUMPY_KINDS = "biufc"  # bool, signed, unsigned, float, complex: dtypes without Python objects
-_ITERABLES = (range, map, filter, zip, reversed, enumerate, deque, GeneratorType, type({}.keys()), type({}.values()), type({}.items()))
+_ITERABLES = (
+    range,
+    map,
+    filter,
+    zip,
+    reversed,
+    enumerate,
+    deque,
+    GeneratorType,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
 
 
 class Opaque:
@@ -58,9 +70,19 @@ def _encode(value: Any, left: list[int]) -> Any:
         if isinstance(value, base):
             return _tagged(base.__name__, _each(value, left))
     if isinstance(value, dict):
-        return _tagged("dict", [[_encode(key, left), _encode(item, left)] for key, item in _counted(dict.items(value), left)])
+        return _tagged(
+            "dict",
+            [
+                [_encode(key, left), _encode(item, left)]
+                for key, item in _counted(dict.items(value), left)
+            ],
+        )
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, (numpy.generic, numpy.ndarray)) and value.dtype.kind in NUMPY_KINDS:
+    if (
+        numpy is not None
+        and isinstance(value, (numpy.generic, numpy.ndarray))
+        and value.dtype.kind in NUMPY_KINDS
+    ):
         name = "ndarray" if isinstance(value, numpy.ndarray) else "scalar"
         return _tagged(name, [value.dtype.str, _encode(value.tolist(), left)])
     if isinstance(value, int):
@@ -74,7 +96,9 @@ def _encode(value: Any, left: list[int]) -> Any:
     if isinstance(value, (bytes, bytearray)):
         return _tagged("bytes", value.hex())
     if isinstance(value, Fraction):
-        return _tagged("fraction", [_encode(value.numerator, left), _encode(value.denominator, left)])
+        return _tagged(
+            "fraction", [_encode(value.numerator, left), _encode(value.denominator, left)]
+        )
     if isinstance(value, Decimal):
         return _tagged("decimal", str(value))
     if isinstance(value, _ITERABLES):

@@ -18,7 +18,9 @@ class Grader:
     function: str  # "module:function" in this package, imported when first needed
     reads: tuple[str, ...]  # keys that a record must have; "a|b" is either
     needs: tuple[str, ...] = ()  # packages of the extra `eval`
-    seconds: float | None = None  # CPU time that a record may take, in a process of its own; None: harmless, graded in this one
+    seconds: float | None = (
+        None  # CPU time that a record may take, in a process of its own; None: harmless, graded in this one
+    )
     help: str = ""
     writes: tuple[str, ...] = ("correct", "extracted")  # and `unparsed`, where no answer was found
 
@@ -47,21 +49,51 @@ class Grader:
                     f"line {line}: {self.name} reads {key.replace('|', ' or ')}, but the keys are {', '.join(record) or 'none'}"
                 )
             value = record[found[0]]
-            kinds = dict if key == "options" else (str, int, float) if key == "gold" and self.isolated else str
+            kinds = (
+                dict
+                if key == "options"
+                else (str, int, float)
+                if key == "gold" and self.isolated
+                else str
+            )
             if not isinstance(value, kinds) or isinstance(value, bool):
-                raise DataError(f"line {line}: {found[0]} is {value!r:.80}; it must be {'an object' if kinds is dict else 'text'}")
+                raise DataError(
+                    f"line {line}: {found[0]} is {value!r:.80}; it must be {'an object' if kinds is dict else 'text'}"
+                )
 
 
 _PAPER = ("latex2sympy2_extended", "word2number")
 GRADERS = {
     grader.name: grader
     for grader in (
-        Grader("math-paper", "math_paper:grade", ("prediction|response", "gold"), _PAPER, 3.0, "mathematics, as published"),
         Grader(
-            "math-robust", "math_robust:grade", ("prediction|response", "gold"), (*_PAPER, "math_verify"), 3.0, "mathematics, graded right"
+            "math-paper",
+            "math_paper:grade",
+            ("prediction|response", "gold"),
+            _PAPER,
+            3.0,
+            "mathematics, as published",
         ),
-        Grader("medical-paper", "medical:grade_paper", ("response", "options", "gold"), help="options, as published: the last match"),
-        Grader("medical-m1", "medical:grade_m1", ("response", "options", "gold"), help="options, by m1's protocol: the box first"),
+        Grader(
+            "math-robust",
+            "math_robust:grade",
+            ("prediction|response", "gold"),
+            (*_PAPER, "math_verify"),
+            3.0,
+            "mathematics, graded right",
+        ),
+        Grader(
+            "medical-paper",
+            "medical:grade_paper",
+            ("response", "options", "gold"),
+            help="options, as published: the last match",
+        ),
+        Grader(
+            "medical-m1",
+            "medical:grade_m1",
+            ("response", "options", "gold"),
+            help="options, by m1's protocol: the box first",
+        ),
         Grader(
             "figfont",
             "figfont:grade",
@@ -70,7 +102,12 @@ GRADERS = {
             help="words: exact match, two Jaro-Winkler similarities",
             writes=("exact_match", "jw_paper", "jw_standard"),
         ),
-        Grader("mmlu-prox", "mmlu_prox:grade", ("lang", "response", "gold"), help="letters, in seven languages"),
+        Grader(
+            "mmlu-prox",
+            "mmlu_prox:grade",
+            ("lang", "response", "gold"),
+            help="letters, in seven languages",
+        ),
     )
 }
 

@@ -37,4 +37,8 @@ def grade(record: dict) -> dict:
     """exact_match is literal (no strip, case-sensitive), the similarities are of stripped lower-case strings: both as published."""
     output, answer = record["output"], record["answer"]
     folded = output.lower().strip(), answer.lower().strip()
-    return {"exact_match": output == answer, "jw_paper": jaro_winkler_paper(*folded), "jw_standard": JaroWinkler.similarity(*folded)}
+    return {
+        "exact_match": output == answer,
+        "jw_paper": jaro_winkler_paper(*folded),
+        "jw_standard": JaroWinkler.similarity(*folded),
+    }

@@ -19,9 +19,20 @@ from latex2sympy2_extended import latex2sympy
 # for the two, so only the checks are switched off: one compares versions, the other prints.
 sympy_latex.version = lambda distribution_name: "4.11"
 for _name in ("LaTeXLexer", "LaTeXParser"):
-    setattr(sympy_latex, _name, type(_name, (getattr(sympy_latex, _name),), {"checkVersion": lambda self, version: None}))
+    setattr(
+        sympy_latex,
+        _name,
+        type(_name, (getattr(sympy_latex, _name),), {"checkVersion": lambda self, version: None}),
+    )
 
-_CONSTANTS = {"E": sympy.E, "I": sympy.I, "pi": sympy.pi, "oo": sympy.oo, "nan": sympy.nan, "zoo": sympy.zoo}
+_CONSTANTS = {
+    "E": sympy.E,
+    "I": sympy.I,
+    "pi": sympy.pi,
+    "oo": sympy.oo,
+    "nan": sympy.nan,
+    "zoo": sympy.zoo,
+}
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

@@ -26,7 +26,10 @@ _UNITS_OF_MATHQA = (
 )
 _SINGULAR = _UNITS_OF_MATHQA.split("|")
 # With what must be in the text for the pattern to match, which spares most of the searches.
-_UNITS = [(unit.split(".")[0], re.compile(rf"(^|\W){unit}($|\W)")) for unit in [*_SINGULAR, *(unit + "s" for unit in _SINGULAR)]]
+_UNITS = [
+    (unit.split(".")[0], re.compile(rf"(^|\W){unit}($|\W)"))
+    for unit in [*_SINGULAR, *(unit + "s" for unit in _SINGULAR)]
+]
 
 LETTERS = ("A", "B", "C", "D", "E")
 
@@ -71,7 +74,9 @@ def _drop_units(text: str) -> str:
 def _strip(text: str, keep_units: bool) -> str:
     """strip_string of parser.py. The order of the steps matters: each sees what the earlier ones left."""
     text = text.strip().replace("\n", "").rstrip(".").replace("\\!", "")
-    text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
+    text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace(
+        "\\end{array}", "\\end{pmatrix}"
+    )
     for old, new in (
         ("bmatrix", "pmatrix"),
         ("tfrac", "frac"),
@@ -90,12 +95,19 @@ def _strip(text: str, keep_units: bool) -> str:
         text = _drop_units(text)
     for old in ("^{\\circ}", "^\\circ", "\\$", "$", "\\(", "\\)"):
         text = text.replace(old, "")
-    with contextlib.suppress(Exception):  # its way to say that there is no number word: ValueError, and IndexError
+    with contextlib.suppress(
+        Exception
+    ):  # its way to say that there is no number word: ValueError, and IndexError
         text = str(w2n.word_to_num(text))
     text = re.sub(r"\\text\{(.*?)\}", r"\1", text)
     for old in ("x=", "y=", "z=", "x\\in", "y\\in", "z\\in", "x\\to", "y\\to", "z\\to"):
         text = text.replace(old, "")
-    text = text.replace("\\emptyset", "{}").replace("(-\\infty,\\infty)", "\\mathbb{R}").replace("\\%", "").replace("%", "")
+    text = (
+        text.replace("\\emptyset", "{}")
+        .replace("(-\\infty,\\infty)", "\\mathbb{R}")
+        .replace("\\%", "")
+        .replace("%", "")
+    )
     text = text.replace(" .", " 0.").replace("{.", "{0.").replace("infinity", "\\infty")
     if "\\infty" not in text:
         text = text.replace("inf", "\\infty")
@@ -149,7 +161,10 @@ def extract_answer(response: str, keep_units: bool = False) -> str:
     else:
         numbers = re.findall(r"-?\d*\.?\d+", text.replace(",", ""))
         answer = numbers[-1] if numbers else ""
-    return normal_form(re.sub(r"\n\s*", "", answer).removeprefix(":").removesuffix(".").removesuffix("/"), keep_units)
+    return normal_form(
+        re.sub(r"\n\s*", "", answer).removeprefix(":").removesuffix(".").removesuffix("/"),
+        keep_units,
+    )
 
 
 def _last_letter(text: str) -> str:
@@ -160,7 +175,9 @@ def _last_letter(text: str) -> str:
 
 def _chosen_letter(response: str) -> str:
     """The option letter of a whole response: the first one after the last "answer is" or "choice is", else the last of all."""
-    if response.count("choice is") > 1 or response.count("answer is") > 1:  # the model went on with questions of its own
+    if (
+        response.count("choice is") > 1 or response.count("answer is") > 1
+    ):  # the model went on with questions of its own
         response = response.strip("\n").split("\n\n")[0]
     parts = re.split("choice is|answer is", response)
     letters = re.findall(r"\b(A|B|C|D|E)\b", parts[-1].upper())
@@ -183,7 +200,9 @@ def _close(a: float, b: float) -> bool:
 
 def symbolic_equal(a: str, b: str) -> bool:
     x, y = parse(a), parse(b)
-    if isinstance(x, str) or isinstance(y, str):  # what no parser understood. sympy must not see it: its functions, N first, evaluate text
+    if isinstance(x, str) or isinstance(
+        y, str
+    ):  # what no parser understood. sympy must not see it: its functions, N first, evaluate text
         return str(x) == str(y)
 
     def same() -> bool:
@@ -199,10 +218,14 @@ def symbolic_equal(a: str, b: str) -> bool:
         return _close(float(sympy.N(x)), float(sympy.N(y)))
 
     def close_matrices() -> bool:
-        return x.shape == y.shape and x.applyfunc(lambda e: round(e, 3)).equals(y.applyfunc(lambda e: round(e, 3)))
+        return x.shape == y.shape and x.applyfunc(lambda e: round(e, 3)).equals(
+            y.applyfunc(lambda e: round(e, 3))
+        )
 
     for test in (same, zero_difference, same_equation, close, close_matrices):
-        with contextlib.suppress(Exception):  # not a test for these kinds of values, or sympy gave up: the next one
+        with contextlib.suppress(
+            Exception
+        ):  # not a test for these kinds of values, or sympy gave up: the next one
             if test():
                 return True
     return False
@@ -217,7 +240,9 @@ def _rows(matrix: str) -> list[list[str]] | None:
 
 
 def _all_equal(answers: list[str], golds: list[str]) -> bool:
-    return len(answers) == len(golds) and all(math_equal(a, g) for a, g in zip(answers, golds, strict=True))
+    return len(answers) == len(golds) and all(
+        math_equal(a, g) for a, g in zip(answers, golds, strict=True)
+    )
 
 
 def _one_sided(text: str) -> str | None:
@@ -253,14 +278,25 @@ def math_equal(answer: str, gold: str) -> bool:
         return True
 
     bracketed = re.compile(r"[(\[].+[)\]]")
-    if bracketed.match(answer) and bracketed.match(gold) and _all_equal(answer[1:-1].split(","), gold[1:-1].split(",")):
+    if (
+        bracketed.match(answer)
+        and bracketed.match(gold)
+        and _all_equal(answer[1:-1].split(","), gold[1:-1].split(","))
+    ):
         return True
     rows, gold_rows = _rows(answer), _rows(gold)
-    if rows is not None and gold_rows is not None and len(rows) == len(gold_rows) and all(map(_all_equal, rows, gold_rows)):
+    if (
+        rows is not None
+        and gold_rows is not None
+        and len(rows) == len(gold_rows)
+        and all(map(_all_equal, rows, gold_rows))
+    ):
         return True
 
     if answer.count("=") == 1 and gold.count("=") == 1:
-        left, right = (f"{lhs.strip()} - ({rhs.strip()})" for lhs, rhs in (answer.split("="), gold.split("=")))
+        left, right = (
+            f"{lhs.strip()} - ({rhs.strip()})" for lhs, rhs in (answer.split("="), gold.split("="))
+        )
         if symbolic_equal(left, right) or symbolic_equal(f"-({left})", right):
             return True
     elif "=" not in gold and (side := _one_sided(answer)) is not None:
@@ -282,5 +318,7 @@ def grade(record: dict) -> dict:
             answer = _chosen_letter(text)
     else:
         text = record["prediction"]
-        answer = extract_answer(text, keep_units) if "boxed" in text else normal_form(text, keep_units)
+        answer = (
+            extract_answer(text, keep_units) if "boxed" in text else normal_form(text, keep_units)
+        )
     return {"correct": math_equal(answer, gold), "extracted": answer, "unparsed": not answer}

@@ -21,7 +21,13 @@ from functools import lru_cache
 from typing import Any
 
 import sympy
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
+from math_verify import (
+    ExprExtractionConfig,
+    LatexExtractionConfig,
+    StringExtractionConfig,
+    parse,
+    verify,
+)
 
 from adaptsft.errors import DataError
 from adaptsft.evals.graders.math_paper import last_box
@@ -29,7 +35,12 @@ from adaptsft.evals.graders.math_paper import last_box
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
 
 _LETTERS = StringExtractionConfig(strings=tuple("ABCDEFGHIJ"))
-MATCH_TYPES = {"latex": LatexExtractionConfig(), "expr": ExprExtractionConfig(), "string": _LETTERS, "NativeLetters": _LETTERS}
+MATCH_TYPES = {
+    "latex": LatexExtractionConfig(),
+    "expr": ExprExtractionConfig(),
+    "string": _LETTERS,
+    "NativeLetters": _LETTERS,
+}
 
 _AND = r"(?:\\quad|\\ |[\s,])*\\text\s*\{\s*(?:and|or)\s*\}(?:\\quad|\\ |\s)*"
 _REWRITES = (
@@ -45,9 +56,13 @@ _MATH = re.compile(r"(\$\$.*?\$\$|\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\])", re.DOTALL
 _DOTS = re.compile(r"\\[lcd]?dots[a-z]?(?![a-zA-Z])|\.\.\.|…")
 _DELIMITERS_BUT_DOLLAR = re.compile(r"\\boxed|\\\(|\\\[|\$\$|\\begin\{(?:align|equation|gather)")
 _SEPARATOR = re.compile(r"[\s,;.]*(?:and|or)?[\s,;.]*")
-_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|textnormal|mbox|operatorname)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_COMMAND = re.compile(
+    r"\\(?:text|mathrm|textbf|textnormal|mbox|operatorname)\s*\{[^{}]*\}|\\[a-zA-Z]+"
+)
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_PROSE = re.compile(r"[^\W\d_]{2,}[^\w=+*/<>-]*\s[^\w=+*/<>-]*[^\W\d_]{2,}|[\u3040-\u30ff\u4e00-\u9fff]")
+_PROSE = re.compile(
+    r"[^\W\d_]{2,}[^\w=+*/<>-]*\s[^\w=+*/<>-]*[^\W\d_]{2,}|[\u3040-\u30ff\u4e00-\u9fff]"
+)
 
 
 def _rewrite(text: str) -> str:
@@ -59,7 +74,10 @@ def _rewrite(text: str) -> str:
 def _powers_of_ten(text: str) -> str:
     """e-notation as a power of ten, between dollars where the text around it is not mathematics."""
     parts = _MATH.split(text)  # what is outside, a formula, what is outside, ...
-    return "".join(_E_NOTATION.sub(r"\1 \\times 10^{\2}" if i % 2 else r"$\1 \\times 10^{\2}$", part) for i, part in enumerate(parts))
+    return "".join(
+        _E_NOTATION.sub(r"\1 \\times 10^{\2}" if i % 2 else r"$\1 \\times 10^{\2}$", part)
+        for i, part in enumerate(parts)
+    )
 
 
 def _is_prose(text: str) -> bool:
@@ -89,7 +107,10 @@ def _parse(text: str, match_types: tuple[str, ...]) -> list:
 
 def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
     """|a - b| / max(|a|, |b|), and the maximum; None where they are not two numbers, or one is a percentage (50 % equals 50 and 1/2)."""
-    if not all(isinstance(x, sympy.Expr) and x.is_number and not x.has(sympy.UnevaluatedExpr) for x in (a, b)):
+    if not all(
+        isinstance(x, sympy.Expr) and x.is_number and not x.has(sympy.UnevaluatedExpr)
+        for x in (a, b)
+    ):
         return None
     x, y = a.evalf(30), b.evalf(30)
     try:
@@ -115,7 +136,12 @@ def _equal(gold: Any, answer: Any, options: dict) -> bool:
 
 def _plain(text: str) -> str:
     r"""Text without what never matters: spaces, dollars, \left and \right, the size of fractions, a full stop."""
-    return re.sub(r"\s|\\left(?![a-z])|\\right(?![a-z])|\$", "", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").rstrip(".")
+    return (
+        re.sub(r"\s|\\left(?![a-z])|\\right(?![a-z])|\$", "", text)
+        .replace("\\dfrac", "\\frac")
+        .replace("\\tfrac", "\\frac")
+        .rstrip(".")
+    )
 
 
 def grade(record: dict) -> dict:
@@ -127,7 +153,9 @@ def grade(record: dict) -> dict:
     asked = record.get("match_types")
     unknown = set(asked or ()) - set(MATCH_TYPES)
     if unknown:
-        raise DataError(f"match_types holds {', '.join(sorted(unknown))}; the known ones are {', '.join(MATCH_TYPES)}")
+        raise DataError(
+            f"match_types holds {', '.join(sorted(unknown))}; the known ones are {', '.join(MATCH_TYPES)}"
+        )
     options = {
         "float_rounding": record.get("precision", 6),
         "strict": record.get("strict", True),
@@ -144,9 +172,14 @@ def grade(record: dict) -> dict:
         text = _powers_of_ten(f"${box}$") if _E_NOTATION.search(box) else _delimited(text)
 
     answers = _parse(text, match_types)
-    extracted = next((answer for answer in reversed(answers) if isinstance(answer, str)), box or (str(answers[0]) if answers else ""))
+    extracted = next(
+        (answer for answer in reversed(answers) if isinstance(answer, str)),
+        box or (str(answers[0]) if answers else ""),
+    )
     if _DOTS.search(gold):
-        correct = re.search(rf"(?<![\w,.]){re.escape(_plain(gold))}$", _plain(box or text)) is not None
+        correct = (
+            re.search(rf"(?<![\w,.]){re.escape(_plain(gold))}$", _plain(box or text)) is not None
+        )
     elif _DOTS.search(box or extracted):
         correct = False
     else:

@@ -21,15 +21,22 @@ def match_choice(text: str, options: dict[str, str]) -> tuple[str, bool]:
         return stated[-1], False
     # A letter on its own: after a non-word character, "is ", a Chinese character or word for "is", "item", "be"; never the article "A".
     before = r"[\u4e00-\u9fff]|is |是|项|\*|\W|\ |\(|为|^|'|\"|#"
-    alone = re.findall(rf"(?:{before})(?![aA] )([{LETTERS[: len(options)]}])(?:\W|[\u4e00-\u9fff]|$)", text)
+    alone = re.findall(
+        rf"(?:{before})(?![aA] )([{LETTERS[: len(options)]}])(?:\W|[\u4e00-\u9fff]|$)", text
+    )
     if alone:
         return alone[-1], False
     text = text.lower()
     quoted = {letter: text.rfind(option.lower()) for letter, option in options.items()}
     if max(quoted.values()) >= 0:
         return max(quoted, key=lambda letter: quoted[letter]), False
-    similarity = {letter: difflib.SequenceMatcher(None, option.lower(), text).ratio() for letter, option in options.items()}
-    return max(reversed(similarity), key=lambda letter: similarity[letter]), True  # of equals, the last
+    similarity = {
+        letter: difflib.SequenceMatcher(None, option.lower(), text).ratio()
+        for letter, option in options.items()
+    }
+    return max(
+        reversed(similarity), key=lambda letter: similarity[letter]
+    ), True  # of equals, the last
 
 
 def extract_box(text: str) -> str:

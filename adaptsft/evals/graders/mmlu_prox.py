@@ -20,7 +20,10 @@ ANSWERS = {
 }
 INVALID = "[invalid]"  # what the harness writes where no answer is found
 
-_PATTERNS = {language: re.compile(sentence.format(r"\(?([ABCDEFGHIJ])\)?")) for language, sentence in ANSWERS.items()}
+_PATTERNS = {
+    language: re.compile(sentence.format(r"\(?([ABCDEFGHIJ])\)?"))
+    for language, sentence in ANSWERS.items()
+}
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -35,4 +38,8 @@ def grade(record: dict) -> dict:
         raise DataError(f"lang is {language!r}; the known ones are {', '.join(_PATTERNS)}")
     found = _PATTERNS[language].search(record["response"])
     extracted = found[1] if found else INVALID
-    return {"correct": _fold(extracted) == _fold(record["gold"]), "extracted": extracted, "unparsed": found is None}
+    return {
+        "correct": _fold(extracted) == _fold(record["gold"]),
+        "extracted": extracted,
+        "unparsed": found is None,
+    }

@@ -20,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from adaptsft.errors import DataError
 from adaptsft.evals.graders import GRADERS, Grader
 
-MEMORY = 4 << 30  # bytes of address space of a worker: 10^{10^{10}} must not take the machine down before its time is up
+MEMORY = (
+    4 << 30
+)  # bytes of address space of a worker: 10^{10^{10}} must not take the machine down before its time is up
 WALL = 30.0  # seconds on the clock that a record may take, should it wait and not compute
 READY = b"ready\n"
 
@@ -42,8 +44,17 @@ class Worker:
         answer = process.stdout.readline()
         if not answer:
             code = process.wait()
-            failed = {"correct": False, "extracted": "", "unparsed": False, "timeout": code in (-signal.SIGPROF, -signal.SIGALRM)}
-            return failed if failed["timeout"] else failed | {"error": f"the grading process ended with exit code {code}"}
+            failed = {
+                "correct": False,
+                "extracted": "",
+                "unparsed": False,
+                "timeout": code in (-signal.SIGPROF, -signal.SIGALRM),
+            }
+            return (
+                failed
+                if failed["timeout"]
+                else failed | {"error": f"the grading process ended with exit code {code}"}
+            )
         verdict = json.loads(answer)
         if "data_error" in verdict:
             raise DataError(verdict["data_error"])
@@ -51,9 +62,21 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.close()
-        command = [sys.executable, "-W", "ignore", "-m", __name__, self.grader.name, str(self.grader.seconds)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            __name__,
+            self.grader.name,
+            str(self.grader.seconds),
+        ]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+        }
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
         assert self.process.stdout
         if self.process.stdout.readline() != READY:  # its traceback is on stderr
             raise RuntimeError(f"{' '.join(command)} does not start")
@@ -65,7 +88,9 @@ class Worker:
             self.process.communicate()
 
 
-def grade_isolated(grader: Grader, records: list[dict], workers: int, progress: Callable[[int], object] | None) -> list[dict]:
+def grade_isolated(
+    grader: Grader, records: list[dict], workers: int, progress: Callable[[int], object] | None
+) -> list[dict]:
     """See grade_all. One thread per worker hands out the records."""
     count = max(1, min(workers or os.cpu_count() or 1, len(records)))
     everyone = [Worker(grader) for _ in range(count)]
@@ -99,9 +124,15 @@ def grade_isolated(grader: Grader, records: list[dict], workers: int, progress: 
 
 def forbid(event: str, arguments: tuple) -> None:
     """An audit hook. A worker has nothing to write, to start or to connect to: should a parser run a model's output, this stops it."""
-    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    writes = (
+        event == "open"
+        and isinstance(arguments[2], int)
+        and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    )
     reads = event in ("os.listdir", "os.scandir")  # of importlib
-    if writes or (event.startswith(("os.", "subprocess.", "socket.", "shutil.", "ctypes.")) and not reads):
+    if writes or (
+        event.startswith(("os.", "subprocess.", "socket.", "shutil.", "ctypes.")) and not reads
+    ):
         raise PermissionError(f"a grading process may not {event}")
 
 
@@ -115,10 +146,14 @@ def serve(name: str, seconds: float) -> None:
     """A worker's life."""
     grader = GRADERS[name]
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not reach the parent as a verdict
+    os.dup2(
+        sys.stderr.fileno(), sys.stdout.fileno()
+    )  # what libraries print must not reach the parent as a verdict
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     verdict_on = grader.verdict
-    verdict_on({"gold": "2k+2", "prediction": "2(k+1)"})  # loads the parsers and sympy's simplifier: no answer shall pay for that
+    verdict_on(
+        {"gold": "2k+2", "prediction": "2(k+1)"}
+    )  # loads the parsers and sympy's simplifier: no answer shall pay for that
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle

@@ -1,0 +1,1 @@
+"""About a model or a run: memory, diagnosis, report."""

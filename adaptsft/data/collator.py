@@ -1,0 +1,127 @@
+"""Rows of examples -> the tensors of one forward."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptsft.data.cache import TokenizedData
+from adaptsft.data.sampler import MicroBatch, assign_to_ranks, pack_examples
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of L tokens, n target tokens, m sequences (examples). The padding at the end of a row is a document of its own."""
+
+    ids: Tensor  # int64 [B, L]
+    positions: Tensor  # int64 [B, L], from 0 in each document
+    cu_seqlens: Tensor  # int32 [documents + 1], where documents begin and end in the B * L tokens laid end to end
+    target_idx: (
+        Tensor  # int64 [n], ascending: flat index of the hidden state that predicts a target token
+    )
+    targets: Tensor  # int64 [n], that token
+    source: Tensor  # int64 [n], its source
+    sequence: Tensor  # int64 [n], its sequence, 0 … m - 1, ascending
+    sequence_lengths: Tensor  # int64 [m], target tokens of each sequence
+    sequence_source: Tensor  # int64 [m]
+    base_logp: Tensor | None = (
+        None  # fp32 [n], log p of the token under the base model, where it was measured
+    )
+    examples: np.ndarray | None = (
+        None  # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
+    )
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The batch on a device. With non_blocking, the copy to a GPU goes through pinned memory and the host does not wait for it."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if non_blocking and device.type == "cuda":
+                tensor = tensor.pin_memory()
+            return tensor.to(device, non_blocking=non_blocking)
+
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
+
+
+def collate(
+    rows: MicroBatch,
+    data: TokenizedData,
+    *,
+    pad_id: int,
+    pad_multiple: int = 1,
+    base_logp: Callable[[int], np.ndarray] | None = None,
+) -> Batch:
+    """The batch of these rows, each as long as the longest, rounded up to pad_multiple. No rows give one row of padding, so that a rank
+    without work can still take part in the collectives; it has n = m = 0. `base_logp` gives log p of an example's target tokens
+    under the base model (BaseLogProbabilities.of).
+    """
+    tokens = [sum(int(data.lengths[i]) for i in row) for row in rows]
+    length = -(-max(tokens, default=1) // pad_multiple) * pad_multiple
+    count = max(1, len(rows))
+    ids = np.full(count * length, pad_id, dtype=np.int64)
+    positions = np.empty(count * length, dtype=np.int64)
+    bounds, valid, targets, target_tokens, sources = [0], [], [], [], []
+    for number, row in enumerate(rows or [[]]):
+        place, end = number * length, (number + 1) * length
+        for example in row:
+            tokens_of, mask = data.example(example)
+            ids[place : place + len(tokens_of)] = tokens_of
+            positions[place : place + len(tokens_of)] = np.arange(len(tokens_of))
+            learned = np.flatnonzero(mask)
+            valid.append(place + learned - 1)  # the hidden state before a token predicts it
+            targets.append(tokens_of[learned])
+            target_tokens.append(len(learned))
+            sources.append(int(data.source[example]))
+            place += len(tokens_of)
+            bounds.append(place)
+        if place < end:
+            positions[place:end] = np.arange(end - place)
+            bounds.append(end)
+    examples = [example for row in rows for example in row]
+    sequence_lengths, sequence_source = (
+        torch.tensor(target_tokens, dtype=torch.int64),
+        torch.tensor(sources, dtype=torch.int64),
+    )
+    empty = np.empty(0, dtype=np.int64)
+    return Batch(
+        ids=torch.from_numpy(ids).view(count, length),
+        positions=torch.from_numpy(positions).view(count, length),
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        target_idx=torch.from_numpy(np.concatenate([empty, *valid])),
+        targets=torch.from_numpy(np.concatenate([empty, *targets])),
+        source=sequence_source.repeat_interleave(sequence_lengths),
+        sequence=torch.arange(len(target_tokens)).repeat_interleave(sequence_lengths),
+        sequence_lengths=sequence_lengths,
+        sequence_source=sequence_source,
+        examples=np.array(examples, dtype=np.int64),
+        base_logp=torch.from_numpy(
+            np.concatenate([empty.astype(np.float32), *map(base_logp, examples)])
+        )
+        if base_logp
+        else None,
+    )
+
+
+def eval_batches(
+    data: TokenizedData,
+    *,
+    micro_batch_size: int,
+    max_length: int,
+    packing: bool,
+    pad_id: int,
+    pad_multiple: int = 1,
+    world_size: int = 1,
+    rank: int = 0,
+) -> Iterator[Batch]:
+    """Every example once, as the batches of one rank; every rank has the same number. Taken in order, some hundreds per rank at a
+    time: enough for packing to find partners of fitting length."""
+    window = 256 * world_size * micro_batch_size
+    for begin in range(0, len(data), window):
+        examples = np.arange(begin, min(begin + window, len(data)))
+        rows = pack_examples(examples, data.lengths, max_length if packing else 0)
+        for micro_batch in assign_to_ranks(rows, data.lengths, world_size, micro_batch_size)[rank]:
+            yield collate(micro_batch, data, pad_id=pad_id, pad_multiple=pad_multiple)

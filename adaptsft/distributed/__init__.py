@@ -1,0 +1,1 @@
+"""Ranks, signals and checkpoints."""

@@ -1,0 +1,256 @@
+"""Checkpoints that are whole or absent: temporary folder -> fsync -> sha256 manifest -> rename -> prune.
+
+The sharded state (model, optimizer, control) goes through torch.distributed.checkpoint and loads on any number of ranks; the rest of a
+run's state is a few numbers in state.json. Data order and random numbers are pure functions of (seed, step, rank) and need no state.
+DCP loads a bit-flipped shard silently and unpickles its metadata, so nothing is read before its checksum has been verified.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from adaptsft.distributed.ranks import print0, rank, sync_errors
+from adaptsft.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+class Checkpointer:
+    """Saves to `folder/step_00000042`, keeps the newest `keep_last`, and never deletes before the next one is complete."""
+
+    def __init__(self, folder: Path, keep_last: int, async_save: bool, on_error: str):
+        self.folder, self.keep_last, self.on_error = folder, keep_last, on_error
+        # a group of its own: the background save talks while the training loop does
+        self.group: Any = dist.new_group(backend="gloo") if async_save else None
+        self.background = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tensors: dict[str, torch.Tensor],
+        numbers: dict[str, Any],
+    ) -> None:
+        """Write the state after `step` steps. In the background with async_save; then the state is copied to memory first."""
+        self.wait()
+        final = self.folder / f"step_{step:08d}"
+        temporary = final.with_suffix(".tmp")
+
+        def make_folder() -> None:
+            if rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+
+        def finish() -> None:
+            if rank() == 0:
+                _write(temporary / "state.json", {"step": step} | numbers)
+                commit(temporary, final)
+                self._prune()
+
+        def write() -> None:
+            if not temporary.is_dir():
+                raise OSError(
+                    f"{temporary}, which rank 0 made, is not there on rank {rank()}: all nodes must share the run folder"
+                )
+            writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=4)
+            if self.group is None:
+                dcp.save(state, storage_writer=writer)
+                finish()
+            else:
+                saved: Any = dcp.async_save(state, storage_writer=writer, process_group=self.group)
+                self.pending = self.background.submit(lambda: (saved.result(), finish())[1])
+
+        state = full_state(model, optimizer, tensors)
+        if self._together(make_folder):
+            self._together(write)
+
+    def wait(self) -> None:
+        """Until a background save, if there is one, is complete on disk. All ranks call it together."""
+        pending, self.pending = self.pending, None
+        if self.group is not None:
+            self._together(lambda: None if pending is None else pending.result())
+
+    def close(self) -> None:
+        """Let a background save end, also where the run ends by an exception and the ranks no longer talk."""
+        self.background.shutdown()
+
+    def _together(self, work: Callable[[], None]) -> bool:
+        """Run on every rank; True if storage failed on none. A failure on any is raised on all, or only told (`on_error: continue`)."""
+        error = None
+        try:
+            work()
+        except (OSError, dcp.api.CheckpointException) as caught:
+            error = CheckpointError(
+                f"{self.folder}: a checkpoint could not be saved: {caught}. Earlier checkpoints are intact"
+            )
+        try:
+            sync_errors(error)
+        except CheckpointError as error:
+            if self.on_error == "stop":
+                raise
+            print0(f"{error}; training goes on (checkpoint.on_error=continue)")
+            return False
+        return True
+
+    def _prune(self) -> None:
+        complete = complete_checkpoints(self.folder)
+        leftovers = [
+            path for path in self.folder.glob("step_*") if path not in complete
+        ]  # of a crash; no save is under way
+        for old in [*complete[: -self.keep_last], *leftovers]:
+            try:
+                delete(old)
+            except OSError as error:
+                print0(f"could not delete the old checkpoint {old}: {error}; training goes on")
+
+
+def full_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
+
+
+def commit(temporary: Path, final: Path) -> None:
+    """Seal a folder: checksum every file, make all of it durable, and give it its final name in one atomic step."""
+    files = sorted(path for path in temporary.iterdir() if path.name != MANIFEST)
+    named = {
+        entry.relative_path
+        for entry in dcp.FileSystemReader(temporary).read_metadata().storage_data.values()
+    }
+    if absent := sorted(named - {path.name for path in files}):
+        raise OSError(
+            f"{absent[0]}, which a rank has written, is not there: all nodes must share the run folder"
+        )
+    with ThreadPoolExecutor(8) as pool:
+        digests = list(pool.map(_sha256, files))
+    _write(
+        temporary / MANIFEST,
+        {
+            path.name: {"bytes": path.stat().st_size, "sha256": d}
+            for path, d in zip(files, digests, strict=True)
+        },
+    )
+    _sync_folder(temporary)
+    shutil.rmtree(
+        final, ignore_errors=True
+    )  # only ever there when a run repeats a step after resuming from an earlier one
+    temporary.rename(final)
+    _sync_folder(final.parent)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first. A folder that a crash left unfinished has another name and is not among them."""
+    return sorted(
+        path
+        for path in folder.glob("step_*")
+        if re.fullmatch(r"step_\d{8}", path.name) and (path / MANIFEST).is_file()
+    )
+
+
+def delete(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST).unlink(
+        missing_ok=True
+    )  # first: a deletion cut short must not leave what looks complete
+    shutil.rmtree(checkpoint)
+
+
+def verify(checkpoint: Path) -> None:
+    """Raise CheckpointError, naming the file, unless every file is there with the size and checksum that were written."""
+    others = [str(path) for path in complete_checkpoints(checkpoint.parent) if path != checkpoint]
+    fix = (
+        f"resume from another one with resume={others[-1]}"
+        if others
+        else "there is no other checkpoint beside it"
+    )
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except OSError:
+        raise CheckpointError(
+            f"{checkpoint}: not a complete checkpoint, it has no {MANIFEST}; {fix}"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{checkpoint / MANIFEST}: damaged; {fix}") from None
+
+    def check(item: tuple[str, tuple[int, str]]) -> str | None:
+        name, (size, digest) = item
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != size:
+            return f"{path}: truncated or changed, {path.stat().st_size} bytes instead of {size}"
+        return (
+            None
+            if _sha256(path) == digest
+            else f"{path}: damaged, its sha256 is not the one written"
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        for problem in pool.map(check, expected.items()):
+            if problem:
+                raise CheckpointError(f"{problem}; {fix}")
+
+
+def read_numbers(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def load(
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """Load a verified checkpoint into the model, the optimizer and `tensors`, in place, on any number of ranks."""
+    state = full_state(model, optimizer, tensors)
+    try:
+        dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
+    except (dcp.api.CheckpointException, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint}: does not fit this model: {error}") from None
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+
+
+def load_model(checkpoint: Path, model: nn.Module) -> None:
+    """Only the weights, for export."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    state = {"model": get_model_state_dict(model)}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
+    set_model_state_dict(model, state["model"])
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with path.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Objectives: functions of the probability that the model gives the target token."""

@@ -1,6 +1,0 @@
-"""The quick start: a tiny model, generated tasks, three objectives and a table, with no data, download or GPU.
-
-    python -m adaptsft.quickstart configs/quickstart.yaml
-
-It is a small grid of adaptsft.lab, which keeps the trained models; `report` prints, writes and plots.
-"""

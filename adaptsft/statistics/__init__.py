@@ -1,0 +1,1 @@
+"""Token-probability statistics: of a step, and of the base model."""

@@ -1,0 +1,182 @@
+"""Token-probability statistics of an optimizer step, per source: counted on the device, summed over ranks by one all-reduce.
+
+All target tokens count, also those that the objective masks. Sums are fp64 and histograms count in whole numbers, so that the
+result does not depend on how the tokens were split into ranks and micro-batches beyond the rounding of p itself.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adaptsft.data.collator import Batch
+from adaptsft.objectives.state import ObjectiveState, SourceStatistics
+from adaptsft_kernels import TokenOutputs
+
+COLUMNS = (
+    "tokens",
+    "kept",
+    "p",
+    "nll",
+    "loss",
+    "weight",
+    "below_0.2",
+    "above_0.5",
+    "above_0.55",
+    "top1",
+    "entropy",
+)
+COLUMNS += (
+    "collision",
+    "collision_top1",
+)  # c = sum_i p_i^2, and c where the target is the likeliest token
+# tokens that the base model found unlikely (p < .2) or likely (p > .5), and their NLL now; 0 without its probabilities
+COLUMNS += ("base_low", "base_low_nll", "base_high", "base_high_nll", "sequences")
+BINS = 256
+# The histogram of log p has equal steps of log-odds: log p - log(1 - p) is log p itself where p is small and keeps resolving where p
+# nears 1, as most tokens of a strong model do.
+LOGIT_RANGE = (-24.0, 24.0)
+# The histogram of the sequence-mean NLL (nats per token) has equal steps of its logarithm.
+LOG_NLL_RANGE = (-9.0, 4.0)
+MASS_DECAY = 0.9  # of the running mean of s
+
+
+class StepStatistics:
+    """Sums and histograms of one step. `buffer` is the packed vector that is all-reduced; `table` is its view [sources, columns].
+
+    Columns: COLUMNS, then BINS of log p, then BINS of the sequence-mean NLL. The vector's last element counts ranks asked to stop.
+    """
+
+    def __init__(self, sources: int, device: torch.device):
+        self.width = len(COLUMNS) + 2 * BINS
+        self.buffer = torch.zeros(sources * self.width + 1, dtype=torch.float64, device=device)
+        self.table = self.buffer[:-1].view(sources, self.width)
+        self.stop = self.buffer[-1]
+
+    def add(self, rows: TokenOutputs, kept: Tensor, batch: Batch) -> None:
+        """Count the target tokens of a micro-batch: rows and kept are [n], as batch.source is."""
+        if batch.targets.numel() == 0:
+            return
+        p = rows.logp.exp()
+        ones = torch.ones_like(p)
+        features = (
+            ones,
+            kept,
+            p,
+            -rows.logp,
+            rows.loss,
+            rows.weight,
+            p < 0.2,
+            p > 0.5,
+            p > 0.55,
+            rows.top1,
+            rows.entropy,
+        )
+        features += (rows.collision, rows.collision * rows.top1)
+        if batch.base_logp is not None:
+            low, high = batch.base_logp < math.log(0.2), batch.base_logp > math.log(0.5)
+            features += (low, -rows.logp * low, high, -rows.logp * high)
+        sums = torch.stack([feature.double() for feature in features], dim=1)
+        sources = torch.arange(self.table.shape[0], device=p.device)
+        # a product with the one-hot matrix, not index_add: its order of summation is fixed on a GPU too
+        membership = (batch.source == sources[:, None]).double()
+        self.table[:, : sums.shape[1]] += membership @ sums
+        sequence_nll = torch.segment_reduce(
+            -rows.logp.double(), "mean", lengths=batch.sequence_lengths, unsafe=True
+        )
+        self.table[:, len(COLUMNS) - 1] += (
+            (batch.sequence_source == sources[:, None]).double().sum(1)
+        )
+        self._count(len(COLUMNS), log_odds(rows.logp, rows.one_minus_p), LOGIT_RANGE, batch.source)
+        self._count(len(COLUMNS) + BINS, sequence_nll.log(), LOG_NLL_RANGE, batch.sequence_source)
+
+    def _count(
+        self, column: int, values: Tensor, limits: tuple[float, float], source: Tensor
+    ) -> None:
+        cell = source * self.width + column + bin_index(values, limits, BINS)
+        self.buffer.index_add_(0, cell, torch.ones_like(cell, dtype=torch.float64))
+
+    def all_reduce(self) -> None:
+        """Sum over all ranks: the only collective that statistics, counts and the stop flag need in a step."""
+        dist.all_reduce(self.buffer)
+
+    def column(self, name: str) -> Tensor:
+        """Sums of a column, fp64 [sources]."""
+        return self.table[:, COLUMNS.index(name)]
+
+    def signals(self) -> SourceStatistics:
+        """What controllers see: one row per source and a last one for all of them together."""
+        table = torch.cat([self.table, self.table.sum(0, keepdim=True)])
+        sums = dict(zip(COLUMNS, table.unbind(1), strict=False))
+        tokens, low, high = sums["tokens"], sums["base_low"], sums["base_high"]
+        return SourceStatistics(
+            tokens=tokens,
+            mean_p=sums["p"] / tokens,
+            nll=sums["nll"] / tokens,
+            low=sums["below_0.2"] / tokens,
+            high=sums["above_0.5"] / tokens,
+            top1=sums["top1"] / tokens,
+            collision=sums["collision"] / tokens,
+            precision=sums["collision_top1"] / sums["collision"],
+            sequence_nll=histogram_quantile(table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp(),
+            histogram=table[:, len(COLUMNS) : len(COLUMNS) + BINS] / tokens[:, None],
+            base_low_tokens=low,
+            base_low_nll=sums["base_low_nll"] / low,
+            base_high_tokens=high,
+            base_high_nll=sums["base_high_nll"] / high,
+        )
+
+
+def log_odds(logp: Tensor, one_minus_p: Tensor) -> Tensor:
+    return logp - one_minus_p.log()
+
+
+def bin_index(values: Tensor, limits: tuple[float, float], bins: int) -> Tensor:
+    """Index of the bin of each value, int64; values beyond the limits fall into the outermost bins, NaN into the first."""
+    low, high = limits
+    position = (values.double() - low) * (bins / (high - low))
+    return position.nan_to_num(0.0, posinf=bins, neginf=0.0).clamp(0, bins - 1).long()
+
+
+def histogram_quantile(counts: Tensor, q: float, limits: tuple[float, float]) -> Tensor:
+    """Quantile of the binned values, linear within a bin. counts [sources, bins] -> [sources]; NaN where a row is empty."""
+    low, high = limits
+    step = (high - low) / counts.shape[1]
+    total = counts.cumsum(1)
+    target = q * total[:, -1:]
+    index = torch.searchsorted(total, target.clamp(min=1e-9)).clamp(max=counts.shape[1] - 1)
+    inside = total.gather(1, index)
+    count = counts.gather(1, index)
+    value = low + step * (index + 1 - (inside - target) / count)
+    return value.squeeze(1)
+
+
+def with_step_statistics(control: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
+    """The control with `mean_p`, `sequence_nll` and the running `mass` after this step; sources without a token in it
+    keep their last value."""
+    tokens = statistics.column("tokens")
+    mean_p = statistics.column("p") / tokens
+    sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
+    seen = tokens > 0
+    mass = control.mass + (1 - MASS_DECAY) * (
+        (statistics.column("weight").sum() / tokens.sum()).float() - control.mass
+    )
+    return control._replace(
+        mean_p=torch.where(seen, mean_p.float(), control.mean_p),
+        sequence_nll=torch.where(seen, sequence_nll.float(), control.sequence_nll),
+        mass=mass,
+    )
+
+
+def p_of_bin_edges() -> list[float]:
+    """The BINS + 1 edges of the histogram of log p, as probabilities."""
+    low, high = LOGIT_RANGE
+    return [1 / (1 + math.exp(-(low + (high - low) * i / BINS))) for i in range(BINS + 1)]
+
+
+def bin_centres(device: torch.device) -> Tensor:
+    """The probability in the middle (in log-odds) of each bin of the histogram of log p, fp64 [BINS]."""
+    low, high = LOGIT_RANGE
+    edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64, device=device)
+    return ((edges[1:] + edges[:-1]) / 2).sigmoid()

@@ -1,0 +1,75 @@
+"""AdamW, its learning rate, and a step that every rank takes or skips together without asking the host."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from adaptsft.config.schema import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay on matrices only."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {
+            "params": [parameter for parameter in trainable if parameter.ndim >= 2],
+            "weight_decay": config.weight_decay,
+        },
+        {
+            "params": [parameter for parameter in trainable if parameter.ndim < 2],
+            "weight_decay": 0.0,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True
+    )
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Learning rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then the shape of `train.lr_schedule`."""
+    warmup = math.ceil(config.warmup_ratio * steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    share = (step - warmup) / max(steps - warmup, 1)
+    match config.lr_schedule:
+        case "constant":
+            shape = 1.0
+        case "linear":
+            shape = 1.0 - share
+        case "cosine":
+            shape = 0.5 + 0.5 * math.cos(math.pi * share)
+        case "wsd":
+            decay = math.ceil(config.decay_ratio * steps)
+            shape = min(1.0, (steps - step) / decay) if decay else 1.0
+        case name:
+            raise AssertionError(name)
+    return config.lr * (config.lr_min_ratio + (1.0 - config.lr_min_ratio) * shape)
+
+
+@torch.no_grad()
+def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
+    """Multiply all gradients by `scale` (0-d) and clip their norm to `max_norm` (0: never); returns the norm before clipping, 0-d fp32."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    # what torch.nn.utils.get_total_norm does, but for the dtype: of bf16 gradients it would round the norm to three digits
+    norm = torch.linalg.vector_norm(
+        torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32))
+    )
+    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale
+    factor = scale * (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm > 0 else scale
+    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
+    return norm
+
+
+def guarded_step(optimizer: torch.optim.AdamW, lr: float, skip: Tensor) -> None:
+    """Take the optimizer step unless `skip` (0-d, 0. or 1., the same on all ranks); then weights and moments stay bitwise as they were.
+
+    The fused kernel reads the flag on the device, by the attribute that torch.amp.GradScaler sets for the same purpose.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.found_inf = skip  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad()

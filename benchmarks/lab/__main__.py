@@ -1,0 +1,163 @@
+"""The continuum lab: does one adaptive objective do as well, everywhere, as the fixed one that is best there?
+
+    python benchmarks/lab/__main__.py --preset cpu
+    python benchmarks/lab/__main__.py --preset full --families digits facts --methods oracle auto --seeds 0 1 2
+    python benchmarks/lab/__main__.py --report runs/lab_full --methods auto linear deft
+
+A small model is pretrained on a family of generated tasks; every method then fine-tunes it in every regime with adaptsft.train, and is
+scored on held-out questions. Finished runs are found again: after an interruption, or with another method, regime or seed, only what is
+missing is run. The presets are configs/lab/*.yaml, the methods configs/lab/methods.yaml; key=value changes a key of the preset.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from adaptsft.errors import UserError
+from benchmarks.lab import grid, real, report, settings
+from benchmarks.lab.settings import Lab, Methods
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "lab"
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    summary, _, description = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary,
+        epilog=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset",
+        default="cpu",
+        help="cpu: 20 minutes on 2 cores. full: the whole grid, hours. gpu: a larger model. Or a file",
+    )
+    parser.add_argument("--families", nargs="+", help="instead of the preset's")
+    parser.add_argument(
+        "--regimes",
+        nargs="+",
+        help="instead of the preset's; NAME@short and NAME@long have another budget",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        help="instead of the preset's; `oracle` stands for the grid of fixed alphas",
+    )
+    parser.add_argument("--seeds", nargs="+", help="instead of the preset's")
+    parser.add_argument("--workers", help="instead of the preset's: processes, one thread each")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of results, data and pretrained models (default: runs/lab_PRESET)",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="only tabulate and plot the results in this folder, or in a results.json (then into --out): of all families, regimes and "
+        "seeds, or of those given; beside the oracle the methods given, or all",
+    )
+    parser.add_argument(
+        "key=value", nargs="*", help="a key of the preset, such as finetune.train.lr=1e-3"
+    )
+    # taken out first: --methods would take them for methods
+    overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
+    options = parser.parse_args([argument for argument in arguments if argument not in overrides])
+    if stray := getattr(options, "key=value"):
+        parser.error(f"{stray[0]}: not key=value")
+    options.overrides = overrides
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    started = time.perf_counter()
+    try:
+        methods = settings.read(Methods, CONFIGS / "methods.yaml", [])
+        if options.report:
+            tabulate(options, methods)
+            return 0
+        path = (
+            Path(options.preset)
+            if options.preset.endswith(".yaml")
+            else CONFIGS / f"{options.preset}.yaml"
+        )
+        lists = {
+            name: getattr(options, name) for name in ("families", "regimes", "methods", "seeds")
+        }
+        overrides = [f"{name}=[{', '.join(values)}]" for name, values in lists.items() if values]
+        overrides += [f"workers={options.workers}"] if options.workers else []
+        failed = run(
+            settings.read(Lab, path, overrides + options.overrides),
+            methods,
+            options.out or Path("runs") / f"lab_{path.stem}",
+        )
+    except UserError as error:
+        print(f"fixed_vs_adaptive: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "\nfixed_vs_adaptive: interrupted; the same command goes on with what is missing",
+            file=sys.stderr,
+        )
+        return 130
+    print(f"\nFinished in {(time.perf_counter() - started) / 60:.1f} min.")
+    return 1 if failed else 0
+
+
+def run(lab: Lab, methods: Methods, folder: Path) -> int:
+    """Everything that the preset asks for and that is not there; then the report. Returns the number of runs that failed."""
+    keys = settings.check(lab, methods)
+    if lab.real.regimes:
+        failed = progress(real.asked(lab, keys, folder), real.complete)
+    else:
+        with grid.workers(lab.workers) as pool:
+            print(f"pretraining on {', '.join(lab.families)}, or finding it done", flush=True)
+            asked = grid.asked(lab, keys, folder, grid.pretrained(pool, lab, folder))
+            failed = progress(asked, lambda missing: grid.complete(pool, missing))
+    report.write(folder, report.read(folder), methods.oracle)
+    return failed
+
+
+def tabulate(options: argparse.Namespace, methods: Methods) -> None:
+    results = report.selected(
+        report.read(options.report),
+        family=options.families,
+        regime=options.regimes,
+        seed=options.seeds,
+    )
+    beside = (
+        Path("runs") / f"lab_{options.report.stem}" if options.report.is_file() else options.report
+    )
+    report.write(options.out or beside, results, methods.oracle, options.methods)
+
+
+def progress(
+    asked: list[Any],
+    complete: Callable[[list[Any]], Iterator[tuple[Any, dict[str, Any] | UserError]]],
+) -> int:
+    """Do those of the runs that are not finished, under a bar; returns how many failed, each with its message."""
+    missing, failed = [one for one in asked if one.finished() is None], 0
+    print(
+        f"{len(asked)} runs, {len(asked) - len(missing)} of them found finished; results in {asked[0].folder}",
+        flush=True,
+    )
+    with tqdm(total=len(missing), unit="run", dynamic_ncols=True) as bar:
+        for one, result in complete(missing):
+            if isinstance(result, UserError):
+                failed += 1
+                bar.write(f"{one.name}: {type(result).__name__}: {result}")
+            else:
+                bar.set_postfix_str(f"{one.name} {result['greedy']:.2f} {result['sampled']:.2f}")
+            bar.update()
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

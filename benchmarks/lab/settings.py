@@ -1,0 +1,125 @@
+"""What a preset of the lab says (configs/lab), and the methods that it compares."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import validate
+from adaptsft.errors import ConfigError, require
+from benchmarks.lab.regimes import FAMILIES, find
+
+Settings = TypeVar("Settings")
+
+
+@dataclass
+class RealRegime:
+    data: dict[str, Any] = field(default_factory=dict)
+    evaluate: list[str] = field(default_factory=list)
+    scores: dict[str, str] = field(default_factory=dict)
+    metric: str = ""
+
+
+@dataclass
+class Real:
+    """configs/lab/real.yaml says what each key means."""
+
+    model: str = ""
+    launch: list[str] = field(default_factory=lambda: ["python"])
+    regimes: dict[str, RealRegime] = field(default_factory=dict)
+
+
+@dataclass
+class Lab:
+    """configs/lab/full.yaml says what each key means."""
+
+    families: list[str] = field(default_factory=list)
+    regimes: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    items: int = 1024
+    workers: int = 2
+    model: dict[str, Any] = field(default_factory=dict)
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
+    real: Real = field(default_factory=Real)
+
+
+@dataclass
+class Methods:
+    """configs/lab/methods.yaml: every method's keys of adaptsft.train, and the fixed ones that the oracle chooses from."""
+
+    oracle: list[str] = field(default_factory=list)
+    methods: dict[str, Any] = field(default_factory=dict)
+
+
+def read(kind: type[Settings], path: Path, overrides: list[str]) -> Settings:
+    """A settings class from a YAML file and `key=value` arguments. Raises ConfigError."""
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(kind), OmegaConf.load(path), OmegaConf.from_dotlist(overrides)
+        )
+        return cast(Settings, OmegaConf.to_object(merged))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{' '.join([str(path), *overrides])}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def require_steps(name: str, keys: dict[str, Any]) -> None:
+    for key in ("max_steps", "global_batch_size"):
+        value = (keys.get("train") or {}).get(key)
+        require(
+            isinstance(value, int) and value > 0,
+            f"{name}.train.{key} must be set, and above 0: it says how much data is generated",
+        )
+
+
+def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
+    """The trainer's keys of every method of the lab, `oracle` in its list standing for all of those. Raises ConfigError."""
+    generated = not lab.real.regimes
+    for key in ("methods", "seeds", *(("families", "regimes") if generated else ())):
+        require(len(getattr(lab, key)) > 0, f"{key} must not be empty")
+    for key in ("items", "workers"):
+        require(getattr(lab, key) >= 1, f"{key}={getattr(lab, key)}: must be at least 1")
+    if generated:
+        for name in lab.families:
+            require(name in FAMILIES, f"families: {name!r} is not one of {', '.join(FAMILIES)}")
+        for name in lab.regimes:
+            find(name)
+        require_steps("pretrain", lab.pretrain)
+        require_steps("finetune", lab.finetune)
+    chosen = dict.fromkeys(
+        name for entry in lab.methods for name in (methods.oracle if entry == "oracle" else [entry])
+    )
+    for name in [*chosen, *methods.oracle]:
+        require(
+            name in methods.methods,
+            f"methods: {name!r} is not one of oracle, {', '.join(methods.methods)}",
+        )
+        require(
+            re.fullmatch(r"[\w.+]+", name) is not None,
+            f"methods: {name!r} becomes a file name: use letters, digits, _, + and . only",
+        )
+    return {name: trainer_keys(name, lab.finetune, methods.methods[name] or {}) for name in chosen}
+
+
+def trainer_keys(name: str, finetune: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a method's trainings, looked at by the trainer; model and data are still to come. Raises ConfigError."""
+    keys = OmegaConf.merge(finetune, method)
+    stand_ins = {"run_dir": "x", "model": {"path": "x"}, "data": {"path": "x"}}
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(configuration.Config), keys, stand_ins)
+        validate(cast(configuration.Config, OmegaConf.to_object(config)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"finetune, or method {name}: {str(error).splitlines()[0]}") from None
+    except ConfigError as error:
+        raise ConfigError(f"finetune, or method {name}: {error}") from None
+    return cast(dict[str, Any], OmegaConf.to_container(keys))

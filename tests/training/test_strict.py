@@ -1,0 +1,402 @@
+"""strict_reproduction against the formulas of the code it reproduces, written out by hand in float64."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adaptsft.config import schema as configuration
+from adaptsft.config.schema import Config
+from adaptsft.data.cache import TokenizedData, open_data
+from adaptsft.data.sampler import BatchSampler
+from adaptsft.errors import CheckpointError, ConfigError
+from adaptsft.plan import main as plan_main
+from adaptsft.train import train
+from adaptsft.training.optim import guarded_step, scale_and_clip
+from adaptsft.training.run_folder import check_position
+from tests.runs import metrics_of, saved_state, small_config
+
+SUMMED: dict[str, Any] = {
+    "strict_reproduction__summed_micro_batches": True,
+    "data__packing": False,
+    "train__global_batch_size": 4,
+    "seed": 1,
+}
+# betas[0] = 0: the first moment after step 1 is the gradient itself
+ONE_STEP: dict[str, Any] = {
+    "train__betas": [0.0, 0.95],
+    "train__clip_norm": 0.0,
+    "train__warmup_ratio": 0.0,
+    "train__max_steps": 1,
+}
+BF16: dict[str, Any] = {"strict_reproduction__bf16_masters": True}
+LOWER = 0.003  # keeps about a fifth of the tokens, another share in each micro-batch
+KEPT: dict[str, Any] = {
+    "objective__name": "threshold",
+    "objective__base": "neg_p",
+    "objective__lower": LOWER,
+    "objective__normalizer": "kept",
+}
+
+
+def tokenised(config: Config) -> TokenizedData:
+    tokenizer: Any = AutoTokenizer.from_pretrained(config.model.path)
+    return open_data(config.data, tokenizer, config.seed, log=lambda line: None)[0]
+
+
+def reference_gradient(
+    config: Config, ranks: int, lower: float
+) -> tuple[dict[str, torch.Tensor], list[int], list[int]]:
+    """Gradient of step 1, fp64, and the supervised and the kept tokens of every micro-batch.
+
+    mean over ranks of the sum over micro-batches of (the sum of -p over kept tokens / their number). Each example runs alone, so that no
+    padding takes part; ranks take the examples in turn and cut theirs into micro-batches, as DistributedSampler and TensorDict.split do.
+    """
+    model: Any = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
+    data = tokenised(config)
+    drawn = [int(i) for i in BatchSampler(data, config, ranks).examples(0)]
+    target_tokens, kept = [], []
+    for rank in range(ranks):
+        mine = drawn[rank::ranks]
+        for start in range(0, len(mine), config.train.micro_batch_size):
+            p = []
+            for example in mine[start : start + config.train.micro_batch_size]:
+                ids, mask = (torch.from_numpy(part) for part in data.example(example))
+                logits = model(input_ids=ids[None]).logits[0, :-1]
+                p.append(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0].exp()[mask[1:]])
+            tokens = torch.cat(p)
+            assert ((tokens.detach() - lower).abs() > 1e-4 * lower).all(), (
+                "a token on the edge would be kept by one and not by the other"
+            )
+            above = tokens.detach() >= lower
+            target_tokens.append(len(tokens))
+            kept.append(int(above.sum()))
+            (-(tokens * above).sum() / max(kept[-1], 1) / ranks).backward()
+    return (
+        {name: parameter.grad for name, parameter in model.named_parameters()},
+        target_tokens,
+        kept,
+    )
+
+
+def assert_gradient(run: Path, expected: dict[str, torch.Tensor]) -> None:
+    """The first moment saved after step 1, with betas[0] = 0, is the gradient; to fp32's accuracy beside the largest."""
+    state = saved_state(run / "checkpoints" / "step_00000001")
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        ours = state[f"optimizer/state/{name}/exp_avg"]
+        assert (ours - gradient).abs().max() <= 1e-6 * largest, name
+
+
+@pytest.fixture
+def model(tiny_model) -> Path:
+    return tiny_model("llama", tied=False)
+
+
+def test_a_step_is_the_hand_written_formula_over_kept_tokens(tmp_path, model):
+    config = small_config(tmp_path, model, **SUMMED | ONE_STEP | KEPT, train__micro_batch_size=2)
+    train(config)
+    expected, target_tokens, kept = reference_gradient(config, 1, LOWER)
+    assert len(kept) == 2 and all(0 < k < n for k, n in zip(kept, target_tokens, strict=True))
+    assert kept[0] / target_tokens[0] != pytest.approx(kept[1] / target_tokens[1], rel=0.02), (
+        "else the two normalisers agree"
+    )
+    assert_gradient(Path(config.run_dir), expected)
+    row = metrics_of(config)[0]
+    assert (row["tokens"], row["kept"], row["micro_batches"]) == (sum(target_tokens), sum(kept), 2)
+    norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
+    assert row["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_normalizer_all_averages_each_micro_batch_over_all_its_tokens(tmp_path, model):
+    config = small_config(
+        tmp_path, model, **SUMMED | ONE_STEP, objective__name="neg_p", train__micro_batch_size=2
+    )
+    train(config)
+    expected, target_tokens, _ = reference_gradient(config, 1, lower=0.0)
+    assert target_tokens[0] != target_tokens[1]
+    assert_gradient(Path(config.run_dir), expected)
+
+
+def test_a_micro_batch_without_a_kept_token_takes_part_and_adds_nothing(tmp_path, model):
+    config = small_config(
+        tmp_path,
+        model,
+        **SUMMED | ONE_STEP | KEPT | {"objective__lower": 1.0},
+        train__micro_batch_size=2,
+    )
+    train(config)
+    row = metrics_of(config)[0]
+    assert (row["kept"], row["grad_norm"], row["skipped"]) == (0, 0.0, False)
+
+
+def equal_lengths(path: Path) -> Path:
+    """Examples of one length: letters are single tokens of the tiny models' tokenizer."""
+    lines = [{"prompt": f"{chr(97 + i)}?", "completion": chr(97 + i) * 6} for i in range(20)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_of_equal_micro_batches_it_is_the_default_gradient_times_their_number(tmp_path, model):
+    equal_lengths(tmp_path / "data.jsonl")
+    norms = {}
+    for micro in (1, 2):
+        for summed in (False, True):
+            switch = SUMMED | {"strict_reproduction__summed_micro_batches": summed}
+            config = small_config(
+                tmp_path,
+                model,
+                f"{summed}-{micro}",
+                **switch | ONE_STEP,
+                train__micro_batch_size=micro,
+            )
+            train(config)
+            norms[summed, micro] = metrics_of(config)[0]["grad_norm"]
+        assert norms[True, micro] == pytest.approx(4 // micro * norms[False, micro], rel=1e-5), (
+            micro
+        )
+
+
+def test_clipping_sets_in_where_the_default_does_not_reach_it(tmp_path, model):
+    """Four micro-batches: gradients between a quarter of the limit and the limit are left alone by default, and clipped when summed."""
+    clipped = {}
+    for summed in (False, True):
+        settings = SUMMED | {
+            "strict_reproduction__summed_micro_batches": summed,
+            "train__clip_norm": 5.0,
+            "train__max_steps": 3,
+        }
+        config = small_config(
+            tmp_path, model, str(summed), **settings, train__lr=1e-6
+        )  # the model stays what it is, and its gradients
+        train(config)
+        clipped[summed] = [row["grad_norm"] > config.train.clip_norm for row in metrics_of(config)]
+    assert not any(clipped[False]) and all(clipped[True])
+
+
+def test_micro_batches_are_of_examples_as_drawn_not_by_length(tmp_path, model):
+    config = small_config(tmp_path, model, **SUMMED, train__micro_batch_size=2)
+    data = tokenised(config)
+    plans = BatchSampler(data, config, 1), BatchSampler(data, config, 2)
+    drawn = [int(i) for i in plans[0].examples(0)]
+    assert plans[0].micro_batches(0, 0) == [[[drawn[0]], [drawn[1]]], [[drawn[2]], [drawn[3]]]]
+    assert [plans[1].micro_batches(0, rank) for rank in (0, 1)] == [
+        [[[drawn[0]], [drawn[2]]]],
+        [[[drawn[1]], [drawn[3]]]],
+    ]
+    assert sorted(drawn, key=lambda i: -data.lengths[i]) != drawn, (
+        "else the order by length would be the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"data__packing": True}, ["data.packing=true", "data.packing=false"]),
+        (
+            {"objective__name": "neg_p", "objective__unit_mass": True},
+            ["objective.unit_mass=true", "objective.unit_mass=false"],
+        ),
+        (
+            {"train__micro_batch_size": 3},
+            ["train.global_batch_size=4", "train.micro_batch_size=3", "weigh more"],
+        ),
+    ],
+)
+def test_what_has_no_meaning_is_refused(tmp_path, model, settings, parts):
+    with pytest.raises(ConfigError) as caught:
+        small_config(tmp_path, model, **SUMMED | settings)
+    assert all(
+        part in str(caught.value)
+        for part in ["strict_reproduction.summed_micro_batches=true", *parts]
+    )
+
+
+def test_a_step_that_ranks_cannot_share_evenly_is_refused(tmp_path, model):
+    config = small_config(tmp_path, model, **SUMMED, train__micro_batch_size=2)
+    data = tokenised(config)
+    with pytest.raises(
+        ConfigError,
+        match=r"global_batch_size=4 is no multiple of 3 ranks x train.micro_batch_size=2",
+    ):
+        BatchSampler(data, config, 3)
+
+
+def test_what_the_options_make_part_of_the_result_is_pinned_on_resume(tmp_path, model):
+    settings = SUMMED | {"train__max_steps": 1, "train__micro_batch_size": 2}
+    config = small_config(tmp_path, model, **settings)
+    train(config)
+    refused: list[dict[str, Any]] = [
+        {"train__micro_batch_size": 1},
+        {"strict_reproduction__summed_micro_batches": False},
+    ]
+    for change in refused:
+        with pytest.raises(ConfigError, match=next(iter(change)).replace("__", r"\.")):
+            train(small_config(tmp_path, model, **settings | change))
+
+    data = tokenised(config)
+    start = Path(config.run_dir) / "checkpoints" / "step_00000001"
+    assert check_position(start, BatchSampler(data, config, 1), 2) == 1
+    with pytest.raises(CheckpointError, match="was trained on 1 ranks, this run has 2"):
+        check_position(start, BatchSampler(data, config, 2), 2)
+
+    changes: dict[str, Any] = {
+        "train__micro_batch_size": 2,
+        "train__reduce_every_micro_batch": True,
+    }
+    assert (
+        configuration.differences(
+            small_config(tmp_path, model), small_config(tmp_path, model, **changes)
+        )
+        == []
+    ), "without the options"
+    masters = small_config(tmp_path, model, **BF16), small_config(tmp_path, model, **BF16 | changes)
+    assert configuration.differences(*masters) == ["train.reduce_every_micro_batch: False -> True"]
+
+
+def test_a_run_says_and_records_that_the_options_are_on(tmp_path, model, capsys):
+    runs: dict[str, dict[str, Any]] = {"plain": {}, "strict": SUMMED | KEPT | BF16}
+    for name, settings in runs.items():
+        capsys.readouterr()
+        config = small_config(tmp_path, model, name, **settings | {"train__max_steps": 1})
+        train(config)
+        out = capsys.readouterr().err
+        environment = json.loads((Path(config.run_dir) / "environment.json").read_text())
+        row = metrics_of(config)[0]
+        if name == "plain":
+            assert (
+                "strict_reproduction" not in out
+                and "strict_reproduction" not in environment
+                and "micro_batches" not in row
+            )
+            continue
+        assert (
+            out.index("strict_reproduction.summed_micro_batches: ")
+            < out.index("strict_reproduction.bf16_masters: ")
+            < out.index("model: ")
+        )
+        assert "over its own kept tokens, and the gradients of 4 per rank are summed" in out
+        assert environment["strict_reproduction"] == {
+            "summed_micro_batches": True,
+            "bf16_masters": True,
+        }
+        assert row["micro_batches"] == 4
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_masters_gradients_and_moments_are_bf16_and_resume_is_bitwise(tmp_path, model, compute):
+    whole = small_config(
+        tmp_path, model, "whole", **BF16, model__compute_dtype=compute, checkpoint__every=3
+    )
+    train(whole)
+    checkpoints = Path(whole.run_dir) / "checkpoints"
+    end = saved_state(checkpoints / "step_00000006")
+    for name, tensor in end.items():
+        if name.startswith("model/") or "exp_avg" in name:
+            assert tensor.dtype == torch.bfloat16, name
+    resumed = small_config(
+        tmp_path,
+        model,
+        "resumed",
+        **BF16,
+        model__compute_dtype=compute,
+        checkpoint__every=3,
+        resume=checkpoints / "step_00000003",
+    )
+    train(resumed)
+    again = saved_state(Path(resumed.run_dir) / "checkpoints" / "step_00000006")
+    assert again.keys() == end.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in end.items())
+    assert metrics_of(resumed) == metrics_of(whole)[3:]
+    assert metrics_of(whole)[-1]["nll"] < metrics_of(whole)[0]["nll"] - 0.5, "it learns"
+    exported = load_file(
+        Path(whole.run_dir) / "final" / "model.safetensors"
+    )  # in fp32: exactly the masters
+    assert all(
+        torch.equal(tensor, end[f"model/{name}"].float()) for name, tensor in exported.items()
+    )
+
+
+def test_an_update_below_half_an_ulp_is_lost():
+    """AdamW moves by lr a step. Below 1 the neighbours of bf16 lie 2^-8 apart, so that 2^-9 is where rounding gives way."""
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for lr in (0.9 * 2**-9, 1.1 * 2**-9):
+            weight = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+            optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0.0, fused=True)
+            for _ in range(20):
+                weight.grad = torch.ones_like(weight)
+                guarded_step(optimizer, lr, torch.zeros(()))
+            moved[dtype, lr > 2**-9] = 1 - weight.item()
+    assert moved[torch.bfloat16, False] == 0.0, "twenty steps, and not one has left a trace"
+    assert moved[torch.bfloat16, True] == 20 * 2**-8, (
+        "and each of these moved by almost twice as much as it should"
+    )
+    assert moved[torch.float32, False] == pytest.approx(20 * 0.9 * 2**-9, rel=1e-4)
+
+
+def test_most_weights_of_a_run_stand_still_at_a_small_learning_rate(tmp_path, model):
+    """At lr 1e-5 an update is lost wherever |weight| is above about 2^9 lr = 5e-3; with fp32 masters hardly any is."""
+    still = {}
+    for masters in (False, True):
+        settings = {
+            "train__lr": 1e-5,
+            "train__warmup_ratio": 0.0,
+            "train__lr_schedule": "constant",
+            "train__max_steps": 3,
+        }
+        config = small_config(
+            tmp_path, model, str(masters), strict_reproduction__bf16_masters=masters, **settings
+        )
+        train(config)
+        first, last = (
+            saved_state(Path(config.run_dir) / "checkpoints" / f"step_0000000{step}")
+            for step in (1, 3)
+        )
+        names = [name for name in first if name.startswith("model/") and "layers" in name]
+        equal = [(first[name] == last[name]).flatten() for name in names]
+        still[masters] = float(torch.cat(equal).double().mean())
+    assert still[True] > 0.5 and still[False] < 0.05, still
+
+
+def test_the_norm_of_bf16_gradients_is_fp32():
+    """Of 60,300 ones: 245.56, which bf16 rounds to 246."""
+    module = torch.nn.Linear(200, 300, dtype=torch.bfloat16)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    norm = scale_and_clip(module, torch.ones(()), 1.0)
+    assert norm.dtype == torch.float32 and float(norm) == pytest.approx(60_300**0.5, rel=1e-5)
+
+
+def test_the_plan_names_bf16_and_advises_nothing_that_changes_the_result(tmp_path, model, capsys):
+    """Were they not left out, train.micro_batch_size=1, one micro-batch per step and --gpus 2 would be among the advice."""
+    data = small_config(tmp_path, model).data
+    arguments = [
+        f"model.path={model}",
+        f"data.path={data.path}",
+        f"data.cache_dir={data.cache_dir}",
+        f"run_dir={tmp_path / 'p'}",
+    ]
+    arguments += [
+        "data.packing=false",
+        "train.global_batch_size=8",
+        "train.micro_batch_size=2",
+        "train.max_steps=1",
+        "train.loss_chunk=64",
+    ]
+    arguments += ["train.activation_checkpointing=per_op", "train.reduce_every_micro_batch=true"]
+    options = [
+        "strict_reproduction.bf16_masters=true",
+        "strict_reproduction.summed_micro_batches=true",
+    ]
+    assert plan_main([*arguments, *options, "--gpu-memory", "0.000001"]) == 1
+    out = capsys.readouterr().out
+    assert "parameters, bf16" in out and "AdamW moments, bf16" in out and "gradients, bf16" in out
+    advice = out[out.index("Each of these alone:") :].splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in advice] == [
+        "train.activation_checkpointing=full"
+    ]
