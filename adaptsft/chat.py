@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import read_config
 from adaptsft.config.schema import DataConfig
 from adaptsft.data.template import Template
 from adaptsft.errors import CheckpointError, UserError
@@ -74,7 +74,7 @@ def load(name: str) -> tuple[Any, Any, Template]:
     folder, data = Path(name), DataConfig(prompt_template="{prompt}")
     is_run = (folder / "config.yaml").is_file()
     if is_run:
-        data = configuration.read(folder / "config.yaml").data
+        data = read_config(folder / "config.yaml").data
         if not (folder / "final").is_dir():
             fix = f"let the run finish, or write one with python -m adaptsft.export {folder} OUT"
             raise CheckpointError(f"{folder} has no final/ model yet: {fix}")

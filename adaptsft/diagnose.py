@@ -23,14 +23,14 @@ from torch import Tensor
 
 from adaptsft.analysis.continuum import place_of
 from adaptsft.analysis.diagnosis import markdown, plot
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.collator import Batch
+from adaptsft.data.documents import Documents
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.distributed.ranks import (
-    Watchdog,
     check_same_config,
     mesh,
     print0,
@@ -40,8 +40,8 @@ from adaptsft.distributed.ranks import (
     rank0_first,
     world_size,
 )
+from adaptsft.distributed.signals import Watchdog
 from adaptsft.errors import CheckpointError, ConfigError, UserError
-from adaptsft.model.attention import Documents
 from adaptsft.model.build import (
     NLL,
     ShardedModel,
@@ -388,7 +388,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         options, others = Options.parse(arguments)
-        report = diagnose(options, configuration.load(others))
+        report = diagnose(options, load_config(others))
     except UserError as error:
         print0(f"adaptsft.diagnose: {type(error).__name__}: {error}")
         return error.exit_code

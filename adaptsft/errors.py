@@ -35,3 +35,9 @@ class DisagreementError(UserError):
     """Ranks of one run that do not do the same: another configuration, step, control or statistics."""
 
     exit_code = 6
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)

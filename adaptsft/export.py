@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import read_config
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import mesh, print0, process_group
 from adaptsft.errors import CheckpointError, UserError
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             if options.out.exists():
                 raise CheckpointError(f"{options.out} exists already: name a new folder")
             checkpoint.verify(found)
-            config = configuration.read(options.run / "config.yaml")
+            config = read_config(options.run / "config.yaml")
             pretrained = load_pretrained(config.model)
             config.train.compile = False
             config.model.attention = "sdpa"

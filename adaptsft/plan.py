@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from adaptsft.analysis.memory import trace
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import open_data
 from adaptsft.data.sampler import BatchSampler
@@ -187,7 +187,7 @@ def main(arguments: list[str]) -> int:
     )
     given = parser.parse_intermixed_args(arguments)
     try:
-        lines, fits = report(configuration.load(given.settings), given.gpus, given.gpu_memory)
+        lines, fits = report(load_config(given.settings), given.gpus, given.gpu_memory)
     except UserError as error:
         print(f"adaptsft.plan: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.reference import help_text
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.controllers.runtime import ControllerRuntime
 from adaptsft.data.cache import TokenizedData, open_data
@@ -26,8 +27,6 @@ from adaptsft.data.stream import Stream
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.checkpoint import Checkpointer
 from adaptsft.distributed.ranks import (
-    Stopper,
-    Watchdog,
     check_same_config,
     mesh,
     print0,
@@ -37,6 +36,7 @@ from adaptsft.distributed.ranks import (
     rank0_first,
     world_size,
 )
+from adaptsft.distributed.signals import Stopper, Watchdog
 from adaptsft.errors import NonFiniteError, UserError
 from adaptsft.model.build import (
     ShardedModel,
@@ -47,8 +47,8 @@ from adaptsft.model.build import (
     reshard,
 )
 from adaptsft.model.export import export
-from adaptsft.objectives import library as objectives
-from adaptsft.objectives.library import Objective
+from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import build_objective, with_exempt
 from adaptsft.objectives.state import ObjectiveState, controls, initial_state, per_token
 from adaptsft.statistics import base_model as base_statistics
 from adaptsft.statistics.step import StepStatistics
@@ -92,8 +92,8 @@ def train(config: Config) -> dict[str, Any]:
         plan = BatchSampler(data, config, world_size(), part)
         steps = config.train.max_steps or plan.steps(config.train.epochs)
 
-        objective = objectives.with_exempt(
-            objectives.build(config.objective), config.objective, pretrained.tokenizer, device
+        objective = with_exempt(
+            build_objective(config.objective), config.objective, pretrained.tokenizer, device
         )
         strict = config.strict_reproduction
         model, attention = build_model(
@@ -318,10 +318,10 @@ def held_out_tasks(config: Config, tokenizer: Any) -> list[Any]:
 def main(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         if rank() == 0:
-            print(configuration.help_text())
+            print(help_text())
         return 0 if arguments else 2
     try:
-        result = train(configuration.load(arguments))
+        result = train(load_config(arguments))
     except UserError as error:
         if (
             int(os.environ.get("LOCAL_RANK", 0)) == 0

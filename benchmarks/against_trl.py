@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import open_data
 from adaptsft.data.sampler import BatchSampler
@@ -44,7 +44,7 @@ FIGURES = ("loss", "nll", "grad_norm", "entropy", "top1")
 
 
 def settings(args: argparse.Namespace, folder: Path, objective: str) -> Config:
-    return configuration.load(
+    return load_config(
         [
             *(
                 f"run_dir={folder / objective}",

@@ -12,38 +12,38 @@ import time
 
 STARTED = time.perf_counter()
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import random  # noqa: E402
-import resource  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from itertools import islice  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
+import numpy as np
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from adaptsft.config import schema as configuration  # noqa: E402
-from adaptsft.config.schema import Config  # noqa: E402
-from adaptsft.data import collator as collate  # noqa: E402
-from adaptsft.data.cache import open_data  # noqa: E402
-from adaptsft.data.sampler import BatchSampler  # noqa: E402
-from adaptsft.model.build import load_pretrained  # noqa: E402
+from adaptsft.config.resolve import load_config
+from adaptsft.config.schema import Config
+from adaptsft.data.cache import open_data
+from adaptsft.data.collator import collate
+from adaptsft.data.sampler import BatchSampler
+from adaptsft.model.build import load_pretrained
 from adaptsft.model.tiny import (
-    bpe_tokenizer,  # noqa: E402
-    make_tiny_model,  # noqa: E402
-    texts_of,  # noqa: E402
+    bpe_tokenizer,
+    make_tiny_model,
+    texts_of,
 )
-from adaptsft.train import train  # noqa: E402
-from adaptsft.training.run_folder import environment  # noqa: E402
+from adaptsft.train import train
+from adaptsft.training.run_folder import environment
 
 IMPORTED = time.perf_counter()
 RESULT = Path(__file__).parent / "results" / "data_scale.json"
@@ -78,7 +78,7 @@ def write_examples(path: Path, examples: int) -> None:
 
 
 def settings(folder: Path, run: str = "run") -> Config:
-    return configuration.load(
+    return load_config(
         [
             *(
                 f"run_dir={folder / run}",

@@ -168,10 +168,10 @@ def tokenised(setting: Setting) -> tuple[Any, Any]:
     """(our configuration, the examples as token ids and masks)."""
     from transformers import AutoTokenizer
 
-    from adaptsft.config import schema as configuration
+    from adaptsft.config.resolve import load_config
     from adaptsft.data.cache import open_data
 
-    config = configuration.load(overrides(setting, []))
+    config = load_config(overrides(setting, []))
     tokenizer: Any = AutoTokenizer.from_pretrained(setting.folder / "model")
     return config, open_data(config.data, tokenizer, config.seed, log=lambda line: None)[0]
 
@@ -274,7 +274,7 @@ def union(spans: list[tuple[float, float]]) -> float:
 def run_ours(name: str, setting: Setting, trace: Path | None) -> dict[str, Any]:
     """`adaptsft.train` itself; its hook into the loop is where a step's row is recorded."""
     from adaptsft import train as module
-    from adaptsft.config import schema as configuration
+    from adaptsft.config.resolve import load_config
 
     clock = Clock(setting.device, setting.steps, trace)
     record = module.Metrics.record
@@ -289,7 +289,7 @@ def run_ours(name: str, setting: Setting, trace: Path | None) -> dict[str, Any]:
     shutil.rmtree(setting.folder / "run", ignore_errors=True)
     changes = [*CANDIDATES[name], f"train.max_steps={setting.steps + 2 * (trace is not None)}"]
     try:
-        module.train(configuration.load(overrides(setting, changes)))
+        module.train(load_config(overrides(setting, changes)))
     finally:
         module.Metrics.record = record  # type: ignore[method-assign]
     rows = [
@@ -316,8 +316,8 @@ def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
     )
     from trl import SFTConfig, SFTTrainer
 
+    from adaptsft.data.documents import Documents
     from adaptsft.model import attention
-    from adaptsft.model.attention import Documents
     from adaptsft.model.build import compute_dtype
 
     config, data = tokenised(setting)

@@ -13,12 +13,13 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import mesh, process_group
 from adaptsft.model.build import build_model, load_pretrained
-from adaptsft.objectives.library import nll, register
+from adaptsft.objectives.base import register
+from adaptsft.objectives.library import nll
 from adaptsft.objectives.state import initial_state
 from adaptsft.training.optim import build_optimizer
 
@@ -57,7 +58,7 @@ def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any)
         "checkpoint.every": 1, "checkpoint.keep_last": 100, "checkpoint.export_dtype": "fp32", "log.every": 2, "log.tensorboard": False,
     }  # fmt: skip
     settings |= {key.replace("__", "."): value for key, value in overrides.items()}
-    return configuration.load(
+    return load_config(
         [
             f"{key}={json.dumps(value) if isinstance(value, list | dict | bool) else value}"
             for key, value in settings.items()

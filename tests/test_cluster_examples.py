@@ -18,7 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import save_config
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.distributed import checkpoint
 from tests.conftest import REPO
@@ -55,7 +56,7 @@ def free_port(begin: int, end: int) -> int:
 
 def arguments(config: Config) -> list[str]:
     file = Path(f"{config.run_dir}.yaml")
-    configuration.save(config, file)
+    save_config(config, file)
     return [str(file)]
 
 
@@ -275,5 +276,5 @@ def test_the_pytorchjob_is_what_operator_torchrun_and_adaptsft_expect(monkeypatc
     assert int(parsed.nproc_per_node) == container["resources"]["limits"]["nvidia.com/gpu"]
     file, *settings = parsed.training_script_args
     assert Path(file).name in {path.name for path in (REPO / "configs").iterdir()}
-    config = configuration.load([str(REPO / "configs" / Path(file).name), *settings])
+    config = load_config([str(REPO / "configs" / Path(file).name), *settings])
     assert worker["replicas"] % config.train.replicas == 0

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adaptsft import diagnose as command
 from adaptsft.analysis.continuum import REFERENCES, cautions, place_of
 from adaptsft.analysis.diagnosis import markdown
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import save_config
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.loader import BatchLoader
@@ -24,7 +24,8 @@ from adaptsft.data.sampler import BatchSampler
 from adaptsft.diagnose import Options, diagnose, drawn, interval, needed
 from adaptsft.distributed.ranks import mesh, process_group
 from adaptsft.errors import ConfigError
-from adaptsft.model.build import NLL, build_model, load_pretrained
+from adaptsft.model.build import build_model, load_pretrained
+from adaptsft.objectives.build import NLL
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.base_model import BaseLogProbabilities, BaseStatistics
 from adaptsft.train import train
@@ -168,7 +169,7 @@ def test_any_split_of_the_tokens_gives_the_same_files(folder, tmp_path):
         dataclasses.replace(ALL, out=str(tmp_path / "rows")),
         config_of(folder, data__packing=False, train__micro_batch_size=4),
     )
-    configuration.save(config_of(folder), tmp_path / "config.yaml")
+    save_config(config_of(folder), tmp_path / "config.yaml")
     done = torchrun(
         "-m",
         "adaptsft.diagnose",
@@ -443,7 +444,7 @@ def test_cautions_speak_up_where_mean_p_is_blind():
     ],
 )
 def test_arguments_that_cannot_work(folder, tmp_path, capsys, argument, message):
-    configuration.save(config_of(folder), tmp_path / "config.yaml")
+    save_config(config_of(folder), tmp_path / "config.yaml")
     assert command.main([str(tmp_path / "config.yaml"), argument]) == 2
     assert message in capsys.readouterr().err
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.attention import Documents
 from adaptsft.train import train
 from tests.runs import metrics_of, saved_state, small_config
 

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from adaptsft.config.schema import ObjectiveConfig
-from adaptsft.objectives.library import REGISTRY, build
+from adaptsft.objectives.base import REGISTRY
+from adaptsft.objectives.build import build_objective
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenOutputs, TokenStatistics, dropped_share, linear_objective
 from adaptsft_kernels.linear_objective import rows_held
@@ -116,7 +117,7 @@ HEADS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_equals_dense_autograd(name: str, dtype: torch.dtype, tolerance: float) -> None:
     control, f = FUNCTIONS[name]
-    objective = build(ObjectiveConfig(name=name))
+    objective = build_objective(ObjectiveConfig(name=name))
     hidden, weight, _, targets = random_head(n=60, dtype=dtype)
     loss, _ = linear_objective(
         hidden, weight, targets, objective, control_of(**control), chunk_size=7
@@ -172,7 +173,7 @@ def test_gradcheck(name: str) -> None:
 
 def test_statistics_of_every_valid_row() -> None:
     hidden, weight, _, targets = random_head(n=200, dtype=torch.float32)
-    needs = build(ObjectiveConfig(name="eaft"))
+    needs = build_objective(ObjectiveConfig(name="eaft"))
     _, statistics = linear_objective(hidden, weight, targets, needs, chunk_size=32)
     z, valid = (
         logits_of(hidden.double(), weight.double())[targets != -100].detach(),
@@ -273,7 +274,10 @@ def test_only_valid_rows_cost_and_only_active_rows_cost_gradients() -> None:
     (grad,) = torch.autograd.grad(linear_objective(hidden, weight, targets, nll)[0], hidden)
     assert not grad[targets == -100].any() and grad[targets != -100].ne(0).all()
 
-    objective, control = build(ObjectiveConfig(name="threshold", lower=0.2)), control_of(lower=0.2)
+    objective, control = (
+        build_objective(ObjectiveConfig(name="threshold", lower=0.2)),
+        control_of(lower=0.2),
+    )
     active = int(
         (linear_objective(hidden, weight, targets, objective, control)[1].weight != 0).sum()
     )
@@ -316,7 +320,7 @@ def test_logits_are_never_held_whole(name: str) -> None:
             hidden,
             weight,
             targets,
-            build(ObjectiveConfig(name=name)),
+            build_objective(ObjectiveConfig(name=name)),
             control_of(),
             softcap=30.0,
             chunk_size=16,
@@ -356,7 +360,7 @@ def test_rows_held_on_cuda(
 
 def test_no_valid_row_gives_a_connected_zero() -> None:
     hidden, weight, bias, targets = random_head()
-    for objective in (nll, build(ObjectiveConfig(name="cayley", params={"batch": 1}))):
+    for objective in (nll, build_objective(ObjectiveConfig(name="cayley", params={"batch": 1}))):
         loss, statistics = linear_objective(
             hidden,
             weight,
@@ -373,7 +377,7 @@ def test_no_valid_row_gives_a_connected_zero() -> None:
 
 def test_weight_zero_everywhere() -> None:
     hidden, weight, _, targets = random_head()
-    objective = build(ObjectiveConfig(name="threshold", lower=1.0))
+    objective = build_objective(ObjectiveConfig(name="threshold", lower=1.0))
     loss, statistics = linear_objective(
         hidden, weight, targets, objective, control_of(lower=1.0), chunk_size=4
     )
@@ -386,7 +390,7 @@ def test_weight_zero_everywhere() -> None:
 def test_odd_sizes(n: int, v: int) -> None:
     hidden, weight, _, targets = random_head(n=n, v=v, valid=1.0, dtype=torch.float64)
     loss, statistics = linear_objective(
-        hidden, weight, targets, build(ObjectiveConfig(name="eaft")), chunk_size=2
+        hidden, weight, targets, build_objective(ObjectiveConfig(name="eaft")), chunk_size=2
     )
     assert all(value.isfinite().all() for value in statistics)
     nll_loss, _ = linear_objective(hidden, weight, targets, nll)
@@ -407,7 +411,7 @@ def test_a_bias_of_minus_infinity_rules_tokens_out() -> None:
     bias = torch.zeros(60)
     bias[50:] = -torch.inf
     padded = torch.cat([weight.detach(), torch.zeros(10, D)]).requires_grad_()
-    needs = build(ObjectiveConfig(name="eaft"))
+    needs = build_objective(ObjectiveConfig(name="eaft"))
     loss, statistics = linear_objective(hidden, padded, targets, needs, bias=bias)
     true, true_statistics = linear_objective(hidden, weight, targets, needs)
     torch.testing.assert_close(loss, true)
@@ -439,7 +443,10 @@ def test_frozen_inputs_and_two_backwards_and_upstream() -> None:
 
 def test_z_loss_reaches_the_rows_that_the_objective_masks() -> None:
     hidden, weight, _, targets = random_head()
-    masked, control = build(ObjectiveConfig(name="threshold", lower=1.0)), control_of(lower=1.0)
+    masked, control = (
+        build_objective(ObjectiveConfig(name="threshold", lower=1.0)),
+        control_of(lower=1.0),
+    )
     loss, _ = linear_objective(hidden, weight, targets, masked, control, z_loss=0.1, chunk_size=4)
     true = dense(hidden, weight, targets, torch.zeros_like, z_loss=0.1)
     torch.testing.assert_close(loss, true)
@@ -496,7 +503,7 @@ def test_alpha_changed_in_place_between_calls() -> None:
 def test_whole_batch_objective_sees_all_rows_at_once() -> None:
     hidden, weight, _, targets = random_head()
     sequence = torch.arange(N) // 6
-    talr = build(ObjectiveConfig(name="talr", params={"batch": 1}))
+    talr = build_objective(ObjectiveConfig(name="talr", params={"batch": 1}))
     small, large = (
         linear_objective(
             hidden, weight, targets, talr, control_of(), sequence=sequence, chunk_size=chunk_size
@@ -601,7 +608,10 @@ def test_what_does_not_fit_is_refused(change: dict, words: str) -> None:
 
 def test_rows_of_weight_zero_may_be_kept_in_the_products() -> None:
     hidden, weight, _, targets = random_head(n=40)
-    objective, control = build(ObjectiveConfig(name="threshold", lower=0.2)), control_of(lower=0.2)
+    objective, control = (
+        build_objective(ObjectiveConfig(name="threshold", lower=0.2)),
+        control_of(lower=0.2),
+    )
     results = []
     for skip in (True, False):
         loss, _ = linear_objective(
@@ -661,7 +671,7 @@ def test_cuda_equals_cpu_and_waits_for_the_device_only_to_skip_rows(
         n=200, d=64, v=1001, dtype=dtype
     )  # an odd vocabulary
     target_idx = (targets != -100).nonzero().squeeze(1)
-    objective = build(
+    objective = build_objective(
         ObjectiveConfig(name="threshold", base="talr", lower=0.05, params={"batch": 1})
     )
     arguments: dict[str, Any] = {

@@ -21,7 +21,8 @@ from transformers import AutoConfig
 from adaptsft.analysis.memory import trace
 from adaptsft.config.schema import Config
 from adaptsft.distributed.ranks import mesh
-from adaptsft.model.build import NLL, build_model, fsdp_modules, load_pretrained
+from adaptsft.model.build import build_model, fsdp_modules, load_pretrained
+from adaptsft.objectives.build import NLL
 from adaptsft.plan import main
 from adaptsft.training.optim import build_optimizer, guarded_step
 from tests.model.test_model import documents_of, packed_batch

@@ -443,8 +443,8 @@ def test_loops_are_told_from_prose():
 def test_the_wheel_holds_the_page():
     declared = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
-    ].get("adaptsft.report", [])
-    for path in (REPO / "adaptsft" / "report").glob("page.*"):
+    ].get("adaptsft.analysis.report", [])
+    for path in (REPO / "adaptsft" / "analysis" / "report").glob("page.*"):
         assert path.suffix == ".py" or any(
             fnmatch.fnmatch(path.name, pattern) for pattern in declared
         ), path.name

@@ -26,9 +26,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from adaptsft.config.schema import Config, TrainConfig
+from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.attention import Documents
 from adaptsft.model.build import blocks, compute_dtype, freeze, head_of, prepare_block
 from adaptsft_kernels.linear_objective import rows_held
 

@@ -4,20 +4,28 @@ import difflib
 import math
 import re
 
-from adaptsft import controllers
 from adaptsft.config import strict
+from adaptsft.config.load import parse_arguments
 from adaptsft.config.schema import Config, all_keys, get
+from adaptsft.controllers.validate import acts_through, validate_controller
 from adaptsft.errors import ConfigError, require
-from adaptsft.objectives import library as objectives
+from adaptsft.objectives.build import build_objective
 
 
-def validate(config: Config) -> None:
+def load_config(arguments: list[str]) -> Config:
+    """The configuration from `[CONFIG.yaml] key=value …` (later wins). Raises ConfigError; loads no model and no data."""
+    config = parse_arguments(arguments)
+    resolve_and_validate(config)
+    return config
+
+
+def resolve_and_validate(config: Config) -> None:
     """Refuse what cannot work. Raises ConfigError.
 
     objective.name=auto becomes the objective that it means, so that the configuration saved with the run says it.
     """
     if config.objective.name == "auto":
-        config.objective.name = controllers.acts_through(config.controller)
+        config.objective.name = acts_through(config.controller)
     _choices(config)
     require(
         config.run_dir != "",
@@ -195,8 +203,8 @@ def _train(config: Config) -> None:
 
 
 def _objective(config: Config) -> None:
-    objective = objectives.build(config.objective)
-    controllers.validate(config.controller, config.objective, objective)
+    objective = build_objective(config.objective)
+    validate_controller(config.controller, config.objective, objective)
     exempts = config.objective.exempt == "none" or config.objective.name != "nll"
     require(
         exempts,

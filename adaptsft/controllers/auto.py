@@ -6,7 +6,7 @@ import torch
 
 from adaptsft.controllers.base import Controller, Progress, State, full, register
 from adaptsft.controllers.feedback import ema, ramp
-from adaptsft.objectives.state import SourceStatistics
+from adaptsft.statistics.step import SourceStatistics
 
 
 @register("auto")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptsft.objectives.state import SourceStatistics
+from adaptsft.statistics.step import SourceStatistics
 
 State = dict[str, Tensor]  # each fp64 [sources + 1, …]
 

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from adaptsft.controllers.base import Controller, Progress, State, full, register
-from adaptsft.objectives.state import SourceStatistics
-from adaptsft.statistics.step import BINS, LOGIT_RANGE, bin_centres, histogram_quantile
+from adaptsft.statistics.step import (
+    BINS,
+    LOGIT_RANGE,
+    SourceStatistics,
+    bin_centres,
+    histogram_quantile,
+)
 
 
 def ramp(x: Tensor, low: float, high: float) -> Tensor:

@@ -6,11 +6,20 @@ import torch
 from torch import Tensor
 
 from adaptsft.config.schema import ControllerConfig, TrainConfig
+from adaptsft.controllers import auto, feedback  # noqa: F401 (they fill the registry)
 from adaptsft.controllers.base import REGISTRY, Controller, Progress, State
 from adaptsft.controllers.schedules import Schedule
-from adaptsft.objectives.state import ObjectiveState, SourceStatistics
-from adaptsft.statistics.step import StepStatistics, with_step_statistics
+from adaptsft.objectives.state import ObjectiveState
+from adaptsft.statistics.step import (
+    BINS,
+    LOG_NLL_RANGE,
+    SourceStatistics,
+    StepStatistics,
+    histogram_quantile,
+)
 from adaptsft.training.optim import learning_rate
+
+MASS_DECAY = 0.9  # of the running mean of s
 
 
 def build(config: ControllerConfig) -> Controller | None:
@@ -101,3 +110,20 @@ class ControllerRuntime:
             share = tokens / (tokens + kappa) if kappa > 0 else torch.ones_like(tokens)
             moved[name] = (share * own + (1 - share) * common).float()
         return control._replace(**moved)
+
+
+def with_step_statistics(control: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
+    """The control with `mean_p`, `sequence_nll` and the running `mass` after this step; sources without a token in it
+    keep their last value."""
+    tokens = statistics.column("tokens")
+    mean_p = statistics.column("p") / tokens
+    sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
+    seen = tokens > 0
+    mass = control.mass + (1 - MASS_DECAY) * (
+        (statistics.column("weight").sum() / tokens.sum()).float() - control.mass
+    )
+    return control._replace(
+        mean_p=torch.where(seen, mean_p.float(), control.mean_p),
+        sequence_nll=torch.where(seen, sequence_nll.float(), control.sequence_nll),
+        mass=mass,
+    )

@@ -7,7 +7,7 @@ import math
 import torch
 
 from adaptsft.controllers.base import Controller, Progress, State, full, register
-from adaptsft.objectives.state import SourceStatistics
+from adaptsft.statistics.step import SourceStatistics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
+from adaptsft.controllers import auto, feedback, schedules  # noqa: F401 (they fill the registry)
 from adaptsft.controllers.base import REGISTRY, parameters
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.errors import require
-from adaptsft.objectives.library import Objective
+from adaptsft.objectives.base import Objective
 
 SHARES = (
     "window",
@@ -34,7 +35,7 @@ def acts_through(config: ControllerConfig) -> str:
     return "nll" if cls is None or issubclass(cls, Schedule) else cls.objective
 
 
-def validate(
+def validate_controller(
     config: ControllerConfig, objective_config: ObjectiveConfig, objective: Objective
 ) -> None:
     """Raises ConfigError naming key, value and fix."""
@@ -173,7 +174,7 @@ def _not_fixed_too(
         )
 
 
-def describe() -> str:
+def describe_controllers() -> str:
     """A Markdown table of all controllers: what they are, what they move and through which objective, parameters with defaults."""
     lines = ["| name | rule | moves | acts through | parameters |", "|---|---|---|---|---|"]
     for name, cls in REGISTRY.items():
@@ -188,4 +189,4 @@ def describe() -> str:
 
 
 if __name__ == "__main__":
-    print(describe())
+    print(describe_controllers())

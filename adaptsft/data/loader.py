@@ -6,12 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from adaptsft.config.schema import Config
-from adaptsft.data import collator as collate
 from adaptsft.data.cache import TokenizedData
-from adaptsft.data.collator import Batch, eval_batches
+from adaptsft.data.collator import Batch, collate, eval_batches
+from adaptsft.data.documents import Documents
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.distributed.ranks import rank, world_size
-from adaptsft.model.attention import Documents
 from adaptsft.statistics.base_model import BaseLogProbabilities
 
 MicroBatches = list[tuple[Batch, Documents]]

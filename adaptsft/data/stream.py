@@ -25,14 +25,8 @@ from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import Part, cut, folder_of, list_files
 from adaptsft.distributed import checkpoint
-from adaptsft.distributed.ranks import (
-    Watchdog,
-    print0,
-    raise_on_all_ranks,
-    rank,
-    rank0_first,
-    world_size,
-)
+from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, rank0_first, world_size
+from adaptsft.distributed.signals import Watchdog
 from adaptsft.errors import DataError, UserError
 
 ASK_EVERY = 5.0  # seconds

@@ -8,6 +8,7 @@ attention and sharding are as before when this returns.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,8 @@ def evaluate(
     with generating(model):
         answers = [answer(model, tokenizer, task, batch_size, beat) for task in tasks]
     for task, outputs in zip(tasks, answers, strict=True):
-        shared: list[Any] = [
-            raise_on_all_ranks(lambda: _grade(task, outputs, tokenizer) if rank() == 0 else None)
-        ]  # noqa: B023
+        graded = partial(_grade, task, outputs, tokenizer) if rank() == 0 else lambda: None
+        shared: list[Any] = [raise_on_all_ranks(graded)]
         dist.broadcast_object_list(shared)
         results[task.task.name] = shared[0]
         beat()

@@ -42,12 +42,10 @@ from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.load import load_weights
-from adaptsft.objectives.library import REGISTRY, Objective
+from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import NLL
 from adaptsft.objectives.state import controls
 from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
-
-NLL = REGISTRY["nll"]
-
 
 # What build_model returns: a PreTrainedModel that fully_shard has made an FSDPModule, with token_loss as one more method. No type says so.
 ShardedModel = Any

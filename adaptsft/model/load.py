@@ -3,6 +3,7 @@
 import difflib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,9 +37,8 @@ def load_weights(model: nn.Module, folder: Path, new_rows: list[int]) -> None:
             f"{len(unread)} not used (such as {hint or unread[:1]}). Load and save the model once with transformers to bring its names "
             "up to date; models whose files transformers converts while loading (fused experts) are not supported"
         )
-    widened = {
-        id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())
-    }  # type: ignore[operator]
+    whole: Any = model
+    widened = {id(whole.get_input_embeddings().weight), id(whole.get_output_embeddings().weight)}
     for file in sorted(set(files.values())):
         try:
             with safe_open(file, framework="pt") as tensors:

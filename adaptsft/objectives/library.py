@@ -1,243 +1,14 @@
-"""Objectives: functions of the probability p that the model gives the target token.
-
-An objective returns, per token, its loss and s = -p f'(p), the weight of the logit gradient dz_i = s (p_i - delta_iy); the size
-of the gradient on the target's logit is W = s (1 - p). A new objective is one function, and `@register("name")` above it: the
-function receives Rows (l = log p, 1 - p, entropy, sum p_i^2; each [n]) and Control (its fields gathered per row, [n]), and its
-keyword-only arguments are what `objective.params` may set. The weights named w are under stop-gradient: loss -w log p, s = w.
-
-The lines `loss` and `s` of each docstring are printed by `describe`. s is computed from log p and 1 - p so that it keeps its
-relative accuracy at both ends; tests/objectives/test_objectives.py holds every objective here against 50-digit arithmetic.
-"""
+"""The objectives: one function each. What a function gets and returns: adaptsft.objectives.base."""
 
 import dataclasses
-import difflib
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptsft.config.schema import ObjectiveConfig
-from adaptsft.errors import require
+from adaptsft.objectives.base import Objective, Result, register
 from adaptsft_kernels import TokenStatistics
-
-Result = tuple[Tensor, Tensor]  # loss [n], s [n]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """What `linear_objective` calls: objective(rows, control) -> (loss [n], s [n])."""
-
-    name: str
-    function: Callable[..., Result]
-    mask: Callable[..., Tensor] | None = (
-        None  # (rows, control) -> bool [n]: the tokens kept, where masking is part of the objective
-    )
-    needs: frozenset[str] = frozenset()  # row statistics that are computed only on request
-    uses: frozenset[str] = frozenset()  # fields of Control that it reads
-    whole_batch: bool = False  # it must see all rows of a micro-batch at once
-    bounds: Mapping[str, tuple[float, float]] = dataclasses.field(
-        default_factory=dict
-    )  # allowed range of its parameters
-    exempt: Tensor | None = (
-        None  # ids of the tokens that are left to NLL; control.exempt marks them
-    )
-
-    def __call__(self, rows: TokenStatistics, control: Any) -> Result:
-        loss, s = self.function(rows, control)
-        if self.exempt is None:
-            return loss, s
-        return torch.where(control.exempt > 0, -rows.logp, loss), torch.where(
-            control.exempt > 0, 1.0, s
-        )
-
-    def keep(self, rows: TokenStatistics, control: Any) -> Tensor:
-        """Which tokens count for `objective.normalizer=kept`: bool [n], all True for an objective without a mask."""
-        if self.mask is None:
-            return torch.ones_like(rows.top1)
-        kept = self.mask(rows, control)
-        return kept if self.exempt is None else kept | (control.exempt > 0)
-
-    @property
-    def sparse(self) -> bool:
-        """Whether many weights s are zero, so that a GPU had better ask how many rows are left."""
-        return self.mask is not None
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Names and defaults of what `objective.params` may set."""
-        arguments = inspect.signature(self.function).parameters.values()
-        return {
-            argument.name: argument.default
-            for argument in arguments
-            if argument.kind is argument.KEYWORD_ONLY
-        }
-
-
-REGISTRY: dict[str, Objective] = {}
-
-
-def register(
-    name: str,
-    *,
-    uses: Iterable[str] = (),
-    needs: Iterable[str] = (),
-    mask: Callable[..., Tensor] | None = None,
-    whole_batch: bool = False,
-    bounds: Mapping[str, tuple[float, float]] | None = None,
-) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Make a function (rows, control, *, parameter=default...) available as `objective.name=<name>`.
-
-    `mask` takes the same arguments and returns bool [n]. An objective with a parameter `batch` sees the whole micro-batch when
-    that is 1. Raises ValueError if the name is taken.
-    """
-
-    def add(function: Callable[..., Result]) -> Callable[..., Result]:
-        if name in REGISTRY or name == "threshold":
-            raise ValueError(f"an objective called {name} is registered already")
-        REGISTRY[name] = Objective(
-            name, function, mask, frozenset(needs), frozenset(uses), whole_batch, bounds or {}
-        )
-        return function
-
-    return add
-
-
-def build(config: ObjectiveConfig) -> Objective:
-    """The configured objective.
-
-    Raises ConfigError for an unknown name, base or parameter, a value out of range, and a key that this objective would ignore.
-    """
-    name = "nll" if config.name == "auto" else config.name
-    _known(f"objective.name={name} is unknown", name, [*REGISTRY, "threshold"])
-    if name == "threshold":
-        _known(f"objective.base={config.base} is unknown", config.base, REGISTRY)
-        objective = threshold(_with_parameters(config.base, config.params))
-    else:
-        objective = _with_parameters(name, config.params)
-        require(
-            config.base == "nll",
-            f"objective.base={config.base} has no effect: only objective.name=threshold has a base",
-        )
-
-    readers = {
-        key: [name for name, known in REGISTRY.items() if key in known.uses]
-        for key in ("alpha", "lower", "upper")
-    }
-    for key, unset in (
-        ("alpha", 0.0),
-        ("lower", 0.0),
-        ("upper", 1.0),
-        ("lower_quantile", None),
-        ("upper_quantile", None),
-    ):
-        value, parameter = getattr(config, key), key.removesuffix("_quantile")
-        names = ", ".join(readers[parameter] + ["threshold"] * (parameter != "alpha"))
-        message = f"objective.{key}={value} has no effect with objective.name={config.name}; it is read by {names}"
-        require(value == unset or parameter in objective.uses, message)
-        in_range = value is None or 0 <= value <= (1e6 if key == "alpha" else 1)
-        require(
-            in_range,
-            f"objective.{key}={value}: must lie in [0, {'1e6' if key == 'alpha' else '1'}]",
-        )
-    for lower, upper in (("lower", "upper"), ("lower_quantile", "upper_quantile")):
-        low, high = getattr(config, lower), getattr(config, upper)
-        ordered = low is None or high is None or low <= high
-        require(
-            ordered,
-            f"objective.{lower}={low} is above objective.{upper}={high}: no token would be learned",
-        )
-    for key, unset in (("lower", 0.0), ("upper", 1.0)):
-        both = getattr(config, key) != unset and getattr(config, f"{key}_quantile") is not None
-        require(
-            not both,
-            f"objective.{key} and objective.{key}_quantile both set the {key} threshold: choose one",
-        )
-    return objective
-
-
-def with_exempt(
-    objective: Objective, config: ObjectiveConfig, tokenizer: Any, device: torch.device
-) -> Objective:
-    """The objective with objective.exempt's tokens of this tokenizer left to NLL."""
-    if config.exempt == "none":
-        return objective
-    ids = [tokenizer.eos_token_id] if config.exempt == "eos" else tokenizer.all_special_ids
-    ids = [number for number in ids if number is not None]
-    require(ids != [], f"objective.exempt={config.exempt}: the tokenizer has no such token")
-    return dataclasses.replace(objective, exempt=torch.tensor(ids, device=device))
-
-
-def describe() -> str:
-    """A Markdown table of all registered objectives: loss, s, parameters with defaults, fields of Control that are read."""
-    table = [("name", "loss", "s", "parameters", "reads"), ("---",) * 5]
-    for name, objective in [*REGISTRY.items(), ("threshold", threshold(REGISTRY["nll"]))]:
-        document = threshold.__doc__ if name == "threshold" else objective.function.__doc__
-        lines = dict(
-            line.strip().split(": ", 1)
-            for line in (document or "").splitlines()
-            if line.strip().startswith(("loss: ", "s: "))
-        )
-        parameters = ", ".join(f"{key}={value:g}" for key, value in objective.parameters.items())
-        reads = ", ".join(sorted(objective.uses | objective.needs))
-        table.append((name, lines.get("loss", ""), lines.get("s", ""), parameters, reads))
-    widths = [max(len(row[column]) for row in table) for column in range(5)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in table
-    )
-
-
-def _known(what: str, value: str, names: Iterable[str]) -> None:
-    names = list(names)
-    near = difflib.get_close_matches(value, names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    require(value in names, f"{what}: {hint}there is {', '.join(names) or 'none'}")
-
-
-def _with_parameters(name: str, given: Mapping[str, float]) -> Objective:
-    objective = REGISTRY[name]
-    for key, value in given.items():
-        _known(f"objective.params.{key} is no parameter of {name}", key, objective.parameters)
-        low, high = objective.bounds.get(key, (-math.inf, math.inf))
-        in_range = low <= value <= high and math.isfinite(value)
-        require(
-            in_range, f"objective.params.{key}={value}: must lie in [{low:g}, {high:g}] for {name}"
-        )
-    parameters = objective.parameters | dict(given)
-    return dataclasses.replace(
-        objective,
-        function=partial(objective.function, **parameters),
-        mask=objective.mask and partial(objective.mask, **parameters),
-        whole_batch=objective.whole_batch or bool(parameters.get("batch", 0)),
-    )
-
-
-def threshold(base: Objective) -> Objective:
-    """loss: base loss where lower <= p <= upper, else 0
-    s: base s where lower <= p <= upper, else 0
-
-    A hard mask, under stop-gradient, on any base objective (default nll). Quantile thresholds are this one, with the quantiles of
-    the base model's p as lower and upper. Source: arXiv:2510.00526. The paper divides by the kept tokens; see objective.normalizer.
-    """
-
-    def inside(rows: TokenStatistics, control: Any) -> Tensor:
-        return (rows.logp >= control.lower.log()) & (rows.logp <= control.upper.log())
-
-    def keep(rows: TokenStatistics, control: Any) -> Tensor:
-        return inside(rows, control) & base.keep(rows, control)
-
-    def function(rows: TokenStatistics, control: Any) -> Result:
-        kept, (loss, s) = inside(rows, control), base(rows, control)
-        return torch.where(kept, loss, 0.0), torch.where(kept, s, 0.0)
-
-    return dataclasses.replace(
-        base, name="threshold", function=function, mask=keep, uses=base.uses | {"lower", "upper"}
-    )
-
 
 # Functions of p alone. W is given with its peak, where that is instructive.
 
@@ -548,5 +319,24 @@ def info_sft(rows: TokenStatistics, control: Any, *, pivot: float = 0.93) -> Res
     )
 
 
-if __name__ == "__main__":
-    print(describe())
+def threshold(base: Objective) -> Objective:
+    """loss: base loss where lower <= p <= upper, else 0
+    s: base s where lower <= p <= upper, else 0
+
+    A hard mask, under stop-gradient, on any base objective (default nll). Quantile thresholds are this one, with the quantiles of
+    the base model's p as lower and upper. Source: arXiv:2510.00526. The paper divides by the kept tokens; see objective.normalizer.
+    """
+
+    def inside(rows: TokenStatistics, control: Any) -> Tensor:
+        return (rows.logp >= control.lower.log()) & (rows.logp <= control.upper.log())
+
+    def keep(rows: TokenStatistics, control: Any) -> Tensor:
+        return inside(rows, control) & base.keep(rows, control)
+
+    def function(rows: TokenStatistics, control: Any) -> Result:
+        kept, (loss, s) = inside(rows, control), base(rows, control)
+        return torch.where(kept, loss, 0.0), torch.where(kept, s, 0.0)
+
+    return dataclasses.replace(
+        base, name="threshold", function=function, mask=keep, uses=base.uses | {"lower", "upper"}
+    )

@@ -1,4 +1,4 @@
-"""What an objective may depend on besides the token itself, and what a controller sees of a step."""
+"""What an objective may depend on besides the token itself."""
 
 from typing import NamedTuple
 
@@ -61,26 +61,3 @@ def controls(
     )
     # not torch.isin, which sorts, and waits for the device, from a few dozen ids on
     return both, source + len(control.exempt) * (targets[:, None] == exempt).any(1)
-
-
-class SourceStatistics(NamedTuple):
-    """Statistics of a step: fp64, one row per source and a last one for all of them; NaN where a source had no token.
-
-    Shares are of the target tokens. `histogram` counts p in steps of log-odds (adaptsft.statistics.step.LOGIT_RANGE). The base_ fields
-    need the base model's own probability of every token (controller.base_logp) and count 0 tokens without it.
-    """
-
-    tokens: Tensor
-    mean_p: Tensor
-    nll: Tensor  # nats per token
-    low: Tensor  # share with p < .2
-    high: Tensor  # share with p > .5
-    top1: Tensor  # share whose target no other token beats
-    collision: Tensor  # mean of c = sum_i p_i^2
-    precision: Tensor  # mean of top1 weighted by c: where the model is sure, how often it is right
-    sequence_nll: Tensor  # median over sequences of their mean NLL
-    histogram: Tensor  # [sources + 1, BINS], shares of the tokens
-    base_low_tokens: Tensor  # tokens with p < .2 under the base model
-    base_low_nll: Tensor  # their NLL now, nats per token
-    base_high_tokens: Tensor  # tokens with p > .5 under the base model
-    base_high_nll: Tensor

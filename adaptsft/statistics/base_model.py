@@ -19,11 +19,11 @@ from torch import Tensor
 from adaptsft.config.schema import ControllerConfig
 from adaptsft.data.cache import TokenizedData
 from adaptsft.errors import ConfigError
-from adaptsft.objectives.state import SourceStatistics
 from adaptsft.statistics.step import (
     BINS,
     COLUMNS,
     LOGIT_RANGE,
+    SourceStatistics,
     StepStatistics,
     bin_index,
     histogram_quantile,

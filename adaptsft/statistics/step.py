@@ -5,13 +5,13 @@ result does not depend on how the tokens were split into ranks and micro-batches
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from adaptsft.data.collator import Batch
-from adaptsft.objectives.state import ObjectiveState, SourceStatistics
 from adaptsft_kernels import TokenOutputs
 
 COLUMNS = (
@@ -39,7 +39,29 @@ BINS = 256
 LOGIT_RANGE = (-24.0, 24.0)
 # The histogram of the sequence-mean NLL (nats per token) has equal steps of its logarithm.
 LOG_NLL_RANGE = (-9.0, 4.0)
-MASS_DECAY = 0.9  # of the running mean of s
+
+
+class SourceStatistics(NamedTuple):
+    """Statistics of a step: fp64, one row per source and a last one for all of them; NaN where a source had no token.
+
+    Shares are of the target tokens. `histogram` counts p in steps of log-odds (adaptsft.statistics.step.LOGIT_RANGE). The base_ fields
+    need the base model's own probability of every token (controller.base_logp) and count 0 tokens without it.
+    """
+
+    tokens: Tensor
+    mean_p: Tensor
+    nll: Tensor  # nats per token
+    low: Tensor  # share with p < .2
+    high: Tensor  # share with p > .5
+    top1: Tensor  # share whose target no other token beats
+    collision: Tensor  # mean of c = sum_i p_i^2
+    precision: Tensor  # mean of top1 weighted by c: where the model is sure, how often it is right
+    sequence_nll: Tensor  # median over sequences of their mean NLL
+    histogram: Tensor  # [sources + 1, BINS], shares of the tokens
+    base_low_tokens: Tensor  # tokens with p < .2 under the base model
+    base_low_nll: Tensor  # their NLL now, nats per token
+    base_high_tokens: Tensor  # tokens with p > .5 under the base model
+    base_high_nll: Tensor
 
 
 class StepStatistics:
@@ -150,23 +172,6 @@ def histogram_quantile(counts: Tensor, q: float, limits: tuple[float, float]) ->
     count = counts.gather(1, index)
     value = low + step * (index + 1 - (inside - target) / count)
     return value.squeeze(1)
-
-
-def with_step_statistics(control: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
-    """The control with `mean_p`, `sequence_nll` and the running `mass` after this step; sources without a token in it
-    keep their last value."""
-    tokens = statistics.column("tokens")
-    mean_p = statistics.column("p") / tokens
-    sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
-    seen = tokens > 0
-    mass = control.mass + (1 - MASS_DECAY) * (
-        (statistics.column("weight").sum() / tokens.sum()).float() - control.mass
-    )
-    return control._replace(
-        mean_p=torch.where(seen, mean_p.float(), control.mean_p),
-        sequence_nll=torch.where(seen, sequence_nll.float(), control.sequence_nll),
-        mass=mass,
-    )
 
 
 def p_of_bin_edges() -> list[float]:

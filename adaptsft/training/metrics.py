@@ -24,7 +24,7 @@ from adaptsft.distributed.ranks import (
     world_size,
 )
 from adaptsft.errors import CheckpointError
-from adaptsft.objectives.library import Objective
+from adaptsft.objectives.base import Objective
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import BINS, COLUMNS, LOGIT_RANGE, StepStatistics, p_of_bin_edges
 

@@ -8,9 +8,10 @@ import torch.distributed as dist
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.data.collator import Batch
+from adaptsft.data.documents import Documents
 from adaptsft.distributed.ranks import print0
-from adaptsft.model.attention import Documents
-from adaptsft.model.build import NLL, ShardedModel, reshard
+from adaptsft.model.build import ShardedModel, reshard
+from adaptsft.objectives.build import NLL
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.base_model import BaseStatistics, FineHistogram
 

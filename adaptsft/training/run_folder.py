@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from adaptsft.config import schema as configuration, strict
+from adaptsft.config import strict
+from adaptsft.config.load import differences, read_config, save_config
 from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.distributed import checkpoint
@@ -37,7 +38,7 @@ def find_start(config: Config) -> Path | None:
             raise ConfigError(
                 f"run_dir={run} holds a run already and resume=never: choose another run_dir, or resume=auto to continue it"
             )
-        changed = configuration.differences(configuration.read(saved), config)
+        changed = differences(read_config(saved), config)
         if changed:
             raise ConfigError(
                 f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): choose another run_dir, or undo the change"
@@ -53,11 +54,7 @@ def find_start(config: Config) -> Path | None:
         if not start.is_dir():
             raise CheckpointError(f"resume={start}: no such checkpoint folder")
         origin = start.parent.parent / "config.yaml"
-        other = (
-            configuration.differences(configuration.read(origin), config)
-            if origin.is_file()
-            else []
-        )
+        other = differences(read_config(origin), config) if origin.is_file() else []
         if other:
             raise CheckpointError(
                 f"resume={start} belongs to a run with another configuration ({'; '.join(other)}): start from its final/ model"
@@ -102,7 +99,7 @@ def lock_run_dir(config: Config, first: int) -> TextIO | None:
         run.mkdir(parents=True, exist_ok=True)
         held = lock(run)
         partial = run / "config.yaml.tmp"
-        configuration.save(config, partial)
+        save_config(config, partial)
         partial.rename(run / "config.yaml")
         (run / "environment.json").write_text(json.dumps(environment() | _strict(config), indent=1))
         for later in checkpoint.complete_checkpoints(run / "checkpoints"):

@@ -109,7 +109,7 @@ def gap_table(gaps: dict[str, Any]) -> Any:
     figure, axes = canvas(1, 2, (3 + 0.31 * len(methods), 2 + 0.24 * len(cells)), sharey=True)
     for axis, (metric, of) in zip(axes[0], gaps.items(), strict=True):
         values = [[of[method].get(cell, float("nan")) for method in methods] for cell in cells]
-        image = axis.imshow(values, cmap="Reds", vmin=0, vmax=50, aspect="auto")
+        axis.imshow(values, cmap="Reds", vmin=0, vmax=50, aspect="auto")
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if value == value:
@@ -125,7 +125,9 @@ def gap_table(gaps: dict[str, Any]) -> Any:
         axis.set_xticks(range(len(methods)), methods, rotation=90)
         axis.set_yticks(range(len(cells)), [str(cell) for cell in cells], fontsize=7)
         axis.set_title("greedy" if metric == "greedy" else "temperature 1")
-    figure.colorbar(image, ax=axes, label="points below the best fixed alpha", shrink=0.6)
+    figure.colorbar(
+        axes[0][0].images[0], ax=axes, label="points below the best fixed alpha", shrink=0.6
+    )
     return figure
 
 

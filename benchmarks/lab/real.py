@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.errors import ConfigError, UserError, require
 from benchmarks.lab.runs import (
     UNTOUCHED,
@@ -132,7 +132,7 @@ def execute(run: RealRun) -> dict[str, Any]:
         path.write_text(
             OmegaConf.to_yaml(OmegaConf.merge(run.keys, {"data": run.settings.data}, places))
         )
-        configuration.load([str(path)])
+        load_config([str(path)])
         command([*run.launch, "-m", "adaptsft.train", str(path)], Path(f"{run.run_dir}.log"))
         model, curves = str(run.run_dir), trajectories(run.run_dir / "metrics.jsonl")
     out = Path(f"{run.run_dir}.evaluation")

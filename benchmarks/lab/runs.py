@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from transformers.utils import logging
 
 import adaptsft
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
+from adaptsft.config.schema import Config
 from adaptsft.model.tiny import make_tiny_model
 from benchmarks.lab import scoring, tasks
 from benchmarks.lab.regimes import FAMILIES, Part, Regime, find
@@ -142,7 +143,7 @@ def commit() -> str:
 
 def configure(
     run_dir: Path, model: Path, seed: int, sources: dict[str, Path], cache: Path, *keys: Any
-) -> configuration.Config:
+) -> Config:
     """The trainer's configuration, left in `run_dir`.yaml so that any run can be repeated by hand. Raises ConfigError."""
     data: dict[str, Any] = {
         "template": "plain",
@@ -158,10 +159,10 @@ def configure(
     path = Path(f"{run_dir}.yaml")  # not with_suffix: the name of a method may hold a dot
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(OmegaConf.to_yaml(OmegaConf.merge(*keys, places, files)))
-    return configuration.load([str(path)])
+    return load_config([str(path)])
 
 
-def train_logged(config: configuration.Config, show: bool = False) -> None:
+def train_logged(config: Config, show: bool = False) -> None:
     """Train; the trainer's lines go to `run_dir`.log, or are shown."""
     from adaptsft.train import train
 

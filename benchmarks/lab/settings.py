@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from adaptsft.config import schema as configuration
-from adaptsft.config.resolve import validate
+from adaptsft.config.resolve import resolve_and_validate
+from adaptsft.config.schema import Config
 from adaptsft.errors import ConfigError, require
 from benchmarks.lab.regimes import FAMILIES, find
 
@@ -116,8 +116,8 @@ def trainer_keys(name: str, finetune: dict[str, Any], method: dict[str, Any]) ->
     keys = OmegaConf.merge(finetune, method)
     stand_ins = {"run_dir": "x", "model": {"path": "x"}, "data": {"path": "x"}}
     try:
-        config = OmegaConf.merge(OmegaConf.structured(configuration.Config), keys, stand_ins)
-        validate(cast(configuration.Config, OmegaConf.to_object(config)))
+        config = OmegaConf.merge(OmegaConf.structured(Config), keys, stand_ins)
+        resolve_and_validate(cast(Config, OmegaConf.to_object(config)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"finetune, or method {name}: {str(error).splitlines()[0]}") from None
     except ConfigError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.errors import UserError, require
 from benchmarks.paper import reproduce_results, reproduce_table
 from benchmarks.paper.reproduce_stages import Choices, Stage, estimate, stages
@@ -194,7 +194,7 @@ def questions(
     absent = {
         path
         for job in asked
-        for path in data_files(configuration.load(job.arguments))
+        for path in data_files(load_config(job.arguments))
         if not path.exists()
     }
     if absent:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.errors import DataError
 from adaptsft.evals import alpaca, samples
 from benchmarks.lab.runs import commit
@@ -89,7 +89,7 @@ def facts(name: str, table: Table, job: Job, folder: Path) -> Row:
         more["alpha"] = job.value
     elif job.key:
         more |= {"percentile": 100 * job.value, "side": ">=" if "lower" in job.key else "<="}
-        more["objective"] = configuration.load(job.arguments).objective.base
+        more["objective"] = load_config(job.arguments).objective.base
     if table.likelihood:
         place = "diagnosis" if job.objective == BASE else f"{job.name}/likelihood"
         if (folder / place / "base_stats.json").is_file():

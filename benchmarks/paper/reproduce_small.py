@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.evals.data import load_items
 from adaptsft.evals.tasks import Task, load_task, to_dict
 from adaptsft.model.tiny import CHATML, SAMPLE_TEXT, bpe_tokenizer, make_tiny_model
@@ -100,7 +100,7 @@ def stand_in_model(place: Path, hub: str, seed: int = 0) -> None:
 
 def training_data(place: Path, job: Job, examples: int) -> None:
     """The files that a recipe reads, each of that many sums to be added up."""
-    for path in data_files(configuration.load(job.arguments)):
+    for path in data_files(load_config(job.arguments)):
         rows, draw = [], random.Random(str(path))
         for number in range(examples):
             a, b = draw.randrange(1000), draw.randrange(1000)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.data.sources import files_of, training_sources
 from adaptsft.errors import DataError
@@ -99,7 +99,7 @@ def stages(
     def add(
         stage: str, words: list[str], reads: str = "", configured: list[str] | None = None
     ) -> str:
-        config = None if configured is None else configuration.load(configured)
+        config = None if configured is None else load_config(configured)
         content = [] if config is None else [dataclasses.asdict(config), contents(config)]
         found.append(Stage(stage, words, folder, digest([words, content, reads])))
         return found[-1].fingerprint
@@ -218,7 +218,7 @@ def strict_arguments(job: Job, choices: Choices) -> list[str]:
     """What --strict adds: the authors' loop, and for a threshold their mean over the tokens that it keeps."""
     if not choices.strict:
         return []
-    masks = configuration.load(job.arguments).objective.name == "threshold"
+    masks = load_config(job.arguments).objective.name == "threshold"
     return [
         str(RECIPES / "parts" / "strict.yaml"),
         *(["objective.normalizer=kept"] if masks else []),

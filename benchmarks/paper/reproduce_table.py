@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.errors import ConfigError
 from benchmarks.lab import settings
@@ -124,7 +124,7 @@ def model_of(name: str, table: Table, asked: str) -> str:
 def hub_name(name: str, model: str) -> str:
     table = read(name)
     first = recipe(name, model, table.objectives[0], (table.conditions or [""])[0])
-    return configuration.load([str(first)]).model.path
+    return load_config([str(first)]).model.path
 
 
 def jobs(name: str, table: Table, model: str, objectives: list[str]) -> list[Job]:

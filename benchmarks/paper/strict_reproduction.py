@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from safetensors.torch import load_file
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.model.tiny import bpe_tokenizer, make_tiny_model, texts_of
 from adaptsft.train import train
 from adaptsft.training.run_folder import environment
@@ -48,9 +48,7 @@ def run(
         "data.cache_dir": folder / "cache", "data.validation_examples": 128, "train.global_batch_size": 16, "train.micro_batch_size": 2,
         "checkpoint.export_dtype": "fp32", "train.device": "cpu", "log.tensorboard": "false",
     }  # fmt: skip
-    return train(
-        configuration.load([f"{key}={value}" for key, value in (common | settings).items()])
-    )
+    return train(load_config([f"{key}={value}" for key, value in (common | settings).items()]))
 
 
 def fine_tuned(

@@ -10,7 +10,7 @@ from adaptsft_kernels.rows import TokenOutputs, TokenStatistics
 
 __all__ = [
     "TokenOutputs",
-    "Rows",
+    "TokenStatistics",
     "choose_implementation",
     "describe_implementation",
     "dropped_share",

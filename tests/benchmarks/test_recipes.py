@@ -14,8 +14,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from adaptsft import diagnose, train as trainer
-from adaptsft.config import schema as configuration
-from adaptsft.config.schema import Config, DataConfig
+from adaptsft.config.load import _parse_file
+from adaptsft.config.resolve import load_config
+from adaptsft.config.schema import Config, DataConfig, all_keys
 from adaptsft.errors import UserError
 from adaptsft.evals.__main__ import main as evaluate
 from adaptsft.evals.tasks import load_task
@@ -85,7 +86,7 @@ def stand_ins(
     monkeypatch.setenv("HOME", str(place))  # of the cache of tokenised data
 
     def put(recipe: Path) -> None:
-        config = configuration.load([str(recipe)])
+        config = load_config([str(recipe)])
         reproduce_small.stand_in_model(place, config.model.path)
         reproduce_small.training_data(
             place, Job("", "", recipe=recipe), 2 * config.train.global_batch_size
@@ -111,8 +112,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
                 asker = sys._getframe(1).f_globals["__name__"]
                 if asker.startswith("adaptsft") and asker not in (
                     "adaptsft.config",
-                    "adaptsft.validate",
-                    "adaptsft.strict",
+                    "adaptsft.config.resolve",
+                    "adaptsft.config.strict",
                 ):
                     found.add(prefix + name)
             return plain(self, name)
@@ -128,8 +129,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def said(recipe: Path) -> Iterator[tuple[str, str, Any]]:
     """(file, key, value) of everything that a recipe and the parts it is made of say, in the order in which it is merged."""
-    for origin, values in configuration._parse_file(recipe, ()):
-        for name, _, _ in configuration.all_keys():
+    for origin, values in _parse_file(recipe, ()):
+        for name, _, _ in all_keys():
             if (value := OmegaConf.select(values, name)) is not None:
                 yield (
                     origin,
@@ -140,7 +141,7 @@ def said(recipe: Path) -> Iterator[tuple[str, str, Any]]:
 
 def restated(recipe: Path) -> list[str]:
     """What is in force without being said."""
-    in_force, found = {name: default for name, _, default in configuration.all_keys()}, []
+    in_force, found = {name: default for name, _, default in all_keys()}, []
     for origin, name, value in said(recipe):
         found += [f"{origin}: {name}={value}"] if in_force[name] == value else []
         in_force[name] = value
@@ -150,7 +151,7 @@ def restated(recipe: Path) -> list[str]:
 def record(recipe: Path, run: Path, *overrides: str) -> list[dict[str, Any]] | str:
     """What a run of a recipe records, but for the clock; or the error that it is refused with."""
     try:
-        config = configuration.load(
+        config = load_config(
             [str(recipe), f"run_dir={run}", "log.tensorboard=false", "train.device=cpu", *overrides]
         )
         trainer.train(config)
@@ -166,9 +167,7 @@ def without_effect(
     """The keys whose other value changes nothing that a run records. Those that are `changeable` may not, and are not asked."""
     before, found = record(recipe, folder / "as_it_is"), []
     assert isinstance(before, list), before
-    may = {
-        name for name, declared, _ in configuration.all_keys() if declared.metadata["changeable"]
-    }
+    may = {name for name, declared, _ in all_keys() if declared.metadata["changeable"]}
     for origin, name, value in said(recipe):
         if name in may or (only is not None and (origin, name) not in only):
             continue
@@ -249,7 +248,7 @@ def test_nothing_is_restated() -> None:
 def test_settings_of_appendix_c() -> None:
     """Those that the recipes leave to the program's defaults, too."""
     for path in EVERY:
-        config = configuration.load([str(path)])
+        config = load_config([str(path)])
         train = config.train
         assert (
             train.epochs,
@@ -277,7 +276,7 @@ def test_settings_of_appendix_c() -> None:
             ), path
     sizes = {"qwen2.5-3b": (5e-5, 8), "qwen2.5-7b": (2e-6, 4), "qwen2.5-14b": (1e-6, 2)}
     for model, expected in sizes.items():
-        train = configuration.load([str(RECIPES / "table8" / f"{model}_neg_p.yaml")]).train
+        train = load_config([str(RECIPES / "table8" / f"{model}_neg_p.yaml")]).train
         assert (train.lr, train.global_batch_size) == expected
 
 

@@ -1,11 +1,11 @@
 """What a user may ask for: merging, refusals that name the fix, and the generated reference."""
 
-from pathlib import Path
-
 import pytest
 
-from adaptsft.config import schema as configuration
-from adaptsft.config.schema import Config, load
+from adaptsft.config.load import differences, read_config, save_config
+from adaptsft.config.reference import help_text, markdown
+from adaptsft.config.resolve import load_config
+from adaptsft.config.schema import Config, all_keys
 from adaptsft.errors import ConfigError
 from tests.conftest import REPO
 
@@ -17,7 +17,7 @@ def test_yaml_then_arguments_the_later_wins(tmp_path):
     file.write_text(
         "train: {lr: 1.0e-4, max_steps: 7}\nobjective: {name: focal, params: {gamma: 3}}\n"
     )
-    config = load(
+    config = load_config(
         [str(file), *BASE, "train.lr=2e-4", "data.fields={prompt: question, completion: answer}"]
     )
     assert (config.train.lr, config.train.max_steps, config.objective.params) == (
@@ -38,33 +38,36 @@ def test_a_file_extends_others(tmp_path):
     )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("extends: [parts/math.yaml]\nrun_dir: r\ntrain: {max_steps: 7}\n")
-    config = load([str(recipe), "train.max_steps=8"])
+    config = load_config([str(recipe), "train.max_steps=8"])
     assert (config.model.path, config.data.path, config.train.lr) == ("m", "d.jsonl", 2e-4)
     assert (config.train.epochs, config.train.max_steps) == (3, 8)
 
     (tmp_path / "parts" / "model.yaml").write_text("extends: ../recipe.yaml\n")
     with pytest.raises(ConfigError, match="extends itself"):
-        load([str(recipe)])
+        load_config([str(recipe)])
     recipe.write_text("extends: parts/other.yaml\n")
     with pytest.raises(ConfigError, match=r"recipe.yaml: extends: no such file: .*other.yaml"):
-        load([str(recipe)])
+        load_config([str(recipe)])
     recipe.write_text("extends: parts/math.yaml\n")
     (tmp_path / "parts" / "model.yaml").write_text("train: {lrr: 1}\n")
     with pytest.raises(ConfigError, match=r"model\.yaml: unknown key train\.lrr"):
-        load([str(recipe)])
+        load_config([str(recipe)])
 
 
 @pytest.mark.parametrize(
     "template", ["{prompt}", "Q: {prompt} ", "[{prompt}]", "{prompt} # 1", "a: b: {prompt}"]
 )
 def test_text_needs_no_second_quotes(template):
-    assert load([*BASE, f"data.prompt_template={template}"]).data.prompt_template == template
-    assert load([*BASE, 'data.prompt_template="{prompt}\\n"']).data.prompt_template == "{prompt}\n"
-    assert load([*BASE, "run_dir=007", "model.path=1e3"]).run_dir == "007"
+    assert load_config([*BASE, f"data.prompt_template={template}"]).data.prompt_template == template
+    assert (
+        load_config([*BASE, 'data.prompt_template="{prompt}\\n"']).data.prompt_template
+        == "{prompt}\n"
+    )
+    assert load_config([*BASE, "run_dir=007", "model.path=1e3"]).run_dir == "007"
 
 
 def test_several_sources(tmp_path):
-    config = load(
+    config = load_config(
         [
             "run_dir=r",
             "model.path=m",
@@ -165,7 +168,7 @@ def test_several_sources(tmp_path):
 )
 def test_refusals_name_key_value_and_fix(arguments, parts):
     with pytest.raises(ConfigError) as caught:
-        load([*BASE, *arguments])
+        load_config([*BASE, *arguments])
     for part in parts:
         assert part in str(caught.value)
 
@@ -174,14 +177,18 @@ def test_a_mapping_replaces_the_one_before_it_and_a_key_adds_to_it(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("data: {path: a.jsonl, fields: {prompt: question, completion: answer}}\n")
     common = [str(file), "run_dir=r", "model.path=m"]
-    assert load([*common, "data.fields={messages: chat}"]).data.fields == {"messages": "chat"}
-    assert load([*common, "data.fields.id=none"]).data.fields == {
+    assert load_config([*common, "data.fields={messages: chat}"]).data.fields == {
+        "messages": "chat"
+    }
+    assert load_config([*common, "data.fields.id=none"]).data.fields == {
         "prompt": "question",
         "completion": "answer",
         "id": "none",
     }
     assert (
-        load([*common, "data.path=", "data.fields={}", "data.sources=[{path: b.jsonl}]"]).data.path
+        load_config(
+            [*common, "data.path=", "data.fields={}", "data.sources=[{path: b.jsonl}]"]
+        ).data.path
         == ""
     )
 
@@ -190,27 +197,27 @@ def test_broken_yaml_names_the_file(tmp_path):
     file = tmp_path / "broken.yaml"
     file.write_text("train: {lr: 1\n")
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
-        load([str(file)])
+        load_config([str(file)])
 
 
 def test_saved_and_read_again_is_the_same(tmp_path):
-    config = load([*BASE, "objective.params.gamma=2", "objective.name=focal"])
-    configuration.save(config, tmp_path / "config.yaml")
-    assert configuration.read(tmp_path / "config.yaml") == config
-    other = load([*BASE, "train.lr=1", "log.every=3"])
-    changes = configuration.differences(load(BASE), other)
+    config = load_config([*BASE, "objective.params.gamma=2", "objective.name=focal"])
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+    other = load_config([*BASE, "train.lr=1", "log.every=3"])
+    changes = differences(load_config(BASE), other)
     assert changes == ["train.lr: 1e-05 -> 1.0"], (
         "what cannot change the result may differ on resume"
     )
 
 
 def test_help_and_reference_name_every_key():
-    text, document = configuration.help_text(), (REPO / "docs" / "config.md").read_text()
-    for name, declared, _ in configuration.all_keys():
+    text, document = help_text(), (REPO / "docs" / "config.md").read_text()
+    for name, declared, _ in all_keys():
         assert declared.metadata["help"]
         assert f"  {name}  [" in text
-    assert document.strip() == configuration.markdown().strip(), (
-        "run: python -m adaptsft.config > docs/config.md"
+    assert document.strip() == markdown().strip(), (
+        "run: python -m adaptsft.config.reference > docs/config.md"
     )
 
 
@@ -221,4 +228,4 @@ CONFIGS = sorted(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configurations_load(path):
-    assert isinstance(load([str(path), *BASE]), Config)
+    assert isinstance(load_config([str(path), *BASE]), Config)

@@ -13,13 +13,14 @@ from adaptsft.config.schema import ControllerConfig, ObjectiveConfig, TrainConfi
 from adaptsft.controllers.base import REGISTRY, Progress
 from adaptsft.controllers.runtime import ControllerRuntime, build
 from adaptsft.controllers.schedules import Schedule
-from adaptsft.controllers.validate import describe
-from adaptsft.objectives.state import SourceStatistics, initial_state
+from adaptsft.controllers.validate import describe_controllers
+from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.step import (
     BINS,
     COLUMNS,
     LOG_NLL_RANGE,
     LOGIT_RANGE,
+    SourceStatistics,
     StepStatistics,
     bin_index,
 )
@@ -400,6 +401,6 @@ def test_a_controller_registered_from_outside_is_configured_like_ours():
 
 def test_documentation_is_current():
     page = (Path(__file__).parent.parent / "docs" / "controllers.md").read_text()
-    assert describe() in page, (
+    assert describe_controllers() in page, (
         "paste the output of `python -m adaptsft.controllers.validation` into docs/controllers.md"
     )

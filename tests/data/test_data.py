@@ -530,7 +530,7 @@ def test_ids_are_those_of_a_source(tmp_path, settings):
 
 def test_ids_decide_where_their_digests_agree(tmp_path, settings, monkeypatch):
     """All digests are the same here: an id that is another is no error, one that is the same is found."""
-    monkeypatch.setattr("adaptsft.data.tokenized.digest", lambda value: 5)
+    monkeypatch.setattr("adaptsft.data.cache.digest", lambda value: 5)
     settings.path = str(tmp_path / "shards")
     with_ids(tmp_path / "shards", ["a", "b"], ["c"], ["d"])
     assert len(open_data(settings, tokenizer(), seed=0, log=quiet)[0]) == 4
@@ -1036,7 +1036,7 @@ def test_a_flipped_bit_in_the_cache_is_noticed(settings, name):
 
 
 def test_progress_has_a_share_and_an_eta(settings, monkeypatch):
-    monkeypatch.setattr("adaptsft.data.tokenized.PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr("adaptsft.data.cache.PROGRESS_EVERY", 0.0)
     write(Path(settings.path), *[{"prompt": "a", "completion": str(i)} for i in range(2000)])
     lines: list[str] = []
     open_data(settings, tokenizer(), seed=0, log=lines.append)

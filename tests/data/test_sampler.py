@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from adaptsft.config.schema import Config, DataConfig, SourceConfig
-from adaptsft.data import collator as collate
 from adaptsft.data.cache import TokenizedData, open_data
-from adaptsft.data.collator import eval_batches
+from adaptsft.data.collator import collate, eval_batches
 from adaptsft.data.packing import best_fit_decreasing
 from adaptsft.data.sampler import BatchSampler, assign_to_ranks
 from adaptsft.errors import ConfigError

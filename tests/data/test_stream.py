@@ -23,7 +23,8 @@ from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import Part, cut, folder_of, list_files
 from adaptsft.data.stream import Tokeniser
 from adaptsft.errors import CheckpointError, ConfigError, DataError
-from adaptsft.objectives.library import nll, register
+from adaptsft.objectives.base import register
+from adaptsft.objectives.library import nll
 from adaptsft.train import train
 from tests.data.test_remote import serving
 from tests.data.test_sampler import sizes_only

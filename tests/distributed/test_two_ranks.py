@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import read_config, save_config
 from adaptsft.train import train
 from tests.conftest import REPO
 from tests.runs import loaded_state, metrics_of, saved_state, small_config, write_data
@@ -91,9 +91,9 @@ def runs(tmp_path_factory, tiny_model) -> Path:
         one = {} if name != "replicated" else {"train__replicas": 1}
         for micro in (4, 1):
             train(config(f"{name}-1x{micro}", case, train__micro_batch_size=micro, **one))
-        configuration.save(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
+        save_config(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
     # one micro-batch per rank and step, to compare the communication of accumulation with
-    configuration.save(
+    save_config(
         config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512),
         folder / "two" / "whole.yaml",
     )
@@ -105,7 +105,7 @@ def runs(tmp_path_factory, tiny_model) -> Path:
     )
     for name, more in (("strict", {}), ("strict_bf16", BF16)):
         case = strict | more | {"train__max_steps": 1}
-        configuration.save(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
+        save_config(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
     load = {
         "config": "tied",
         "checkpoint": str(folder / "tied-1x1" / "checkpoints" / "step_00000002"),
@@ -134,8 +134,7 @@ def test_any_split_of_the_same_tokens_is_the_same_step(runs, name):
         for key in (key for key in whole if key.startswith("tensors/")):
             torch.testing.assert_close(state[key], whole[key], rtol=1e-6, atol=0)
         ours, theirs = (
-            metrics_of(configuration.read(runs / run / "config.yaml"))[0]
-            for run in (other, f"{name}-1x4")
+            metrics_of(read_config(runs / run / "config.yaml"))[0] for run in (other, f"{name}-1x4")
         )
         assert ours.keys() == theirs.keys()
         for key in ours:
@@ -148,7 +147,7 @@ def test_a_checkpoint_of_one_rank_loads_on_two_and_the_reverse(runs):
         torch.load(runs / "two" / "loaded.pt"),
     )
     by_two = runs / "tied-2ranks" / "checkpoints" / "step_00000002"
-    on_one = loaded_state(configuration.read(runs / "tied-1x1" / "config.yaml"), by_two)
+    on_one = loaded_state(read_config(runs / "tied-1x1" / "config.yaml"), by_two)
     for written, loaded in ((written_by_one, on_two), (saved_state(by_two), on_one)):
         compared = [key for key in loaded if key in written]
         assert any("exp_avg_sq" in key for key in compared) and any(
@@ -161,7 +160,7 @@ def test_a_checkpoint_of_one_rank_loads_on_two_and_the_reverse(runs):
 
 def test_summed_micro_batches_on_two_ranks_are_the_hand_written_formula(runs):
     expected, target_tokens, kept = reference_gradient(
-        configuration.read(runs / "strict-2ranks" / "config.yaml"), 2, LOWER
+        read_config(runs / "strict-2ranks" / "config.yaml"), 2, LOWER
     )
     assert (
         len(kept) == 4

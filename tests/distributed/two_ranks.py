@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import read_config
 from adaptsft.distributed.ranks import rank
 from adaptsft.train import train
 from tests.runs import loaded_state
@@ -30,12 +30,10 @@ def main(folder: Path) -> None:
     reductions = {}
     for file in sorted(folder.glob("*.yaml")):
         with Reductions() as counter:
-            train(configuration.read(file))
+            train(read_config(file))
         reductions[file.stem] = counter.count
     job = json.loads((folder / "load.json").read_text())
-    state = loaded_state(
-        configuration.read(folder / f"{job['config']}.yaml"), Path(job["checkpoint"])
-    )
+    state = loaded_state(read_config(folder / f"{job['config']}.yaml"), Path(job["checkpoint"]))
     if rank() == 0:
         torch.save(state, folder / "loaded.pt")
         (folder / "reductions.json").write_text(json.dumps(reductions))

@@ -4,6 +4,7 @@ import json
 import threading
 from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
@@ -214,8 +215,8 @@ def test_templates(tiny_model):
 class Server(BaseHTTPRequestHandler):
     """Answers as an OpenAI-compatible server does: every second request is first turned away, as a busy one is."""
 
-    seen: list = []  # noqa: RUF012
-    refused: set = set()  # noqa: RUF012
+    seen: ClassVar[list] = []
+    refused: ClassVar[set] = set()
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

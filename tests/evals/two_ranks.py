@@ -17,8 +17,9 @@ from adaptsft.distributed.ranks import mesh, print0, process_group, rank, rank0_
 from adaptsft.errors import ConfigError
 from adaptsft.evals import in_training
 from adaptsft.evals.__main__ import main as evals
-from adaptsft.model.build import NLL, build_model, load_pretrained
+from adaptsft.model.build import build_model, load_pretrained
 from adaptsft.model.export import export
+from adaptsft.objectives.build import NLL
 from adaptsft.training.optim import build_optimizer
 from tests.runs import flatten, small_config
 

@@ -32,7 +32,8 @@ from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stream import Stream
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import rank
-from adaptsft.objectives.library import register, talr
+from adaptsft.objectives.base import register
+from adaptsft.objectives.library import talr
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
 

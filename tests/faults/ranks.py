@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import save_config
 from adaptsft.config.schema import Config
 from adaptsft.distributed import checkpoint
 from tests.runs import PROCESSES
@@ -70,7 +70,7 @@ class Started:
     ) -> None:
         self.run, self.began = Path(config.run_dir), time.monotonic()
         side = self.run.with_name(f"{self.run.name}{tag}.life")
-        configuration.save(config, side.with_suffix(".yaml"))
+        save_config(config, side.with_suffix(".yaml"))
         self.logs = [side.with_suffix(f".{number}.log") for number in range(RANKS)]
         self.traces = [side.with_suffix(f".{number}.trace") for number in range(RANKS)]
         port = free_port()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import save_config
 from tests.conftest import REPO
 from tests.faults.ranks import HUNG, STOPPED, Started, live
 from tests.runs import metrics_of, saved_state
@@ -239,7 +239,7 @@ def test_a_clock_that_jumps(make_config, same, tally):
 
 def torchrun(config, faults: list[dict], *options: str) -> subprocess.CompletedProcess:
     file = Path(config.run_dir).with_suffix(".torchrun.yaml")
-    configuration.save(config, file)
+    save_config(config, file)
     command = [
         sys.executable,
         "-m",

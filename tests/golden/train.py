@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.resolve import load_config
 from adaptsft.model.tiny import make_tiny_model
 from adaptsft.train import train
 from tests.golden.__main__ import RUNS, arguments
@@ -21,10 +21,10 @@ def main(folder: Path) -> None:
         make_tiny_model(folder / "model", "llama", tied=False)
         (folder / "machine.json").write_text(json.dumps(machine()))
     for name in (name for name, (wanted, _) in RUNS.items() if wanted == ranks):
-        train(configuration.load(arguments(name, folder)))
+        train(load_config(arguments(name, folder)))
     if ranks == 1:
         shutil.rmtree(folder / "resume" / "checkpoints" / "step_00000006")
-        train(configuration.load(arguments("resume", folder)))
+        train(load_config(arguments("resume", folder)))
 
 
 def machine() -> dict[str, str]:

@@ -13,12 +13,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.data.collator import Batch
+from adaptsft.data.documents import Documents
 from adaptsft.distributed.ranks import mesh, process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.attention import Documents
-from adaptsft.model.build import NLL, build_model, check_fused_loss_matches_model, load_pretrained
+from adaptsft.model.build import build_model, check_fused_loss_matches_model, load_pretrained
 from adaptsft.model.export import export
+from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from tests.runs import small_config
 

@@ -1,8 +1,7 @@
 """Every objective against 50 digits and autograd, at the ends of its range, and as a user configures it."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import mpmath as mp
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.errors import ConfigError
-from adaptsft.objectives import library as objectives
-from adaptsft.objectives.library import REGISTRY, build, describe, register
+from adaptsft.objectives import library
+from adaptsft.objectives.base import REGISTRY, Objective, register
+from adaptsft.objectives.build import build_objective, describe_objectives
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenStatistics
 from tests.conftest import REPO
@@ -174,12 +174,12 @@ def control_for(case: Case, count: int) -> ObjectiveState:
     )
 
 
-def shipped() -> dict[str, objectives.Objective]:
+def shipped() -> dict[str, Objective]:
     """The registry without what other tests have added to it."""
     return {
         name: objective
         for name, objective in REGISTRY.items()
-        if objective.function.__module__ == objectives.__name__
+        if objective.function.__module__ == library.__name__
     }
 
 
@@ -190,7 +190,9 @@ def test_every_objective_has_a_reference() -> None:
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_loss_and_s_agree_to_50_digits(case: Case) -> None:
     rows = rows_at(case.points)
-    loss, s = build(ObjectiveConfig(**case.config))(rows, control_for(case, len(case.points)))
+    loss, s = build_objective(ObjectiveConfig(**case.config))(
+        rows, control_for(case, len(case.points))
+    )
     for point, loss_here, s_here in zip(case.points, loss.tolist(), s.tolist(), strict=True):
         p = mp.mpf(point)
         if case.weighted:
@@ -209,7 +211,7 @@ def test_loss_and_s_agree_to_50_digits(case: Case) -> None:
 def test_s_agrees_with_autograd(case: Case) -> None:
     p = torch.tensor([2e-8, 1e-5, 0.03, 0.3, 0.6, 0.8, 0.97, 1 - 2e-6], dtype=torch.float64)
     logp = p.log().requires_grad_()
-    loss, s = build(ObjectiveConfig(**case.config))(
+    loss, s = build_objective(ObjectiveConfig(**case.config))(
         rows_of(logp, -torch.expm1(logp)), control_for(case, len(p))
     )
     slope = torch.autograd.grad(loss.sum(), logp)[0] if loss.requires_grad else torch.zeros_like(p)
@@ -226,7 +228,7 @@ def test_finite_at_the_ends_in_fp32(name: str, alpha: float) -> None:
     control = control_of(5, torch.float32, alpha=alpha, mean_p=0.0, sequence_nll=0.0)
     for params in ({}, {"batch": 1.0}):
         if params.keys() <= REGISTRY.get(name, REGISTRY["nll"]).parameters.keys():
-            loss, s = build(ObjectiveConfig(name=name, params=params))(rows, control)
+            loss, s = build_objective(ObjectiveConfig(name=name, params=params))(rows, control)
             assert loss.dtype == s.dtype == torch.float32
             assert loss.isfinite().all() and s.isfinite().all(), (loss, s)
             assert (s >= 0).all()
@@ -234,7 +236,7 @@ def test_finite_at_the_ends_in_fp32(name: str, alpha: float) -> None:
 
 def test_log1mp_beyond_its_clamp_is_the_tangent() -> None:
     rows = rows_at(BEYOND_CLAMP)
-    loss, s = build(ObjectiveConfig(name="log1mp"))(rows, None)
+    loss, s = build_objective(ObjectiveConfig(name="log1mp"))(rows, None)
     for point, loss_here, s_here in zip(BEYOND_CLAMP, loss.tolist(), s.tolist(), strict=True):
         m = 1 - mp.mpf(point)
         assert abs(s_here - (1 - m) / mp.mpf(1e-6)) <= 1e-12 * s_here
@@ -245,9 +247,9 @@ def test_log1mp_beyond_its_clamp_is_the_tangent() -> None:
 
 def test_alpha_is_smooth_through_zero() -> None:
     rows = rows_at(P)
-    at_zero, _ = build(ObjectiveConfig(name="alpha"))(rows, control_of(len(P)))
+    at_zero, _ = build_objective(ObjectiveConfig(name="alpha"))(rows, control_of(len(P)))
     for a in (9e-7, 1.1e-6):  # either side of the branch
-        loss, _ = build(ObjectiveConfig(name="alpha"))(rows, control_of(len(P), alpha=a))
+        loss, _ = build_objective(ObjectiveConfig(name="alpha"))(rows, control_of(len(P), alpha=a))
         torch.testing.assert_close(loss, at_zero, rtol=5e-5, atol=0)
 
 
@@ -292,7 +294,7 @@ def test_documented_peaks(
     name: str, params: dict, alpha: float, times: str, peak: float, at: float
 ) -> None:
     p = torch.linspace(1e-4, 1 - 1e-4, 9999, dtype=torch.float64)
-    value = build(ObjectiveConfig(name=name, params=params))(
+    value = build_objective(ObjectiveConfig(name=name, params=params))(
         rows_of(p.log(), 1 - p), control_of(len(p), alpha=alpha)
     )[1]
     value = value * (1 - p) if times == "W" else value
@@ -307,7 +309,7 @@ def test_threshold_follows_each_rows_own_bounds() -> None:
         upper=torch.tensor([1.0, 1.0, 0.5, 1.0, 1.0, 0.9]),
     )
     objective, rows = (
-        build(ObjectiveConfig(name="threshold", base="neg_p", lower=0.2)),
+        build_objective(ObjectiveConfig(name="threshold", base="neg_p", lower=0.2)),
         rows_of(p.log(), 1 - p),
     )
     loss, s = objective(rows, control)
@@ -322,13 +324,17 @@ def test_what_is_kept() -> None:
     rows, control = rows_of(p.log(), 1 - p), control_of(3, lower=0.1, upper=0.5)
     kept = {
         name: objective.keep(rows, control).tolist()
-        for name, objective in {n: build(ObjectiveConfig(name=n)) for n in REGISTRY}.items()
+        for name, objective in {
+            n: build_objective(ObjectiveConfig(name=n)) for n in REGISTRY
+        }.items()
     }
     assert kept.pop("gce") == [False, False, True] and kept.pop("profit") == [False, True, True]
     assert all(value == [True, True, True] for value in kept.values())
 
     p = torch.tensor([0.05, 0.3, 0.6, 0.8])
-    both = build(ObjectiveConfig(name="threshold", base="gce", lower=0.1, params={"k": 0.4}))
+    both = build_objective(
+        ObjectiveConfig(name="threshold", base="gce", lower=0.1, params={"k": 0.4})
+    )
     assert both.keep(rows_of(p.log(), 1 - p), control_of(4, lower=0.1, upper=0.7)).tolist() == [
         False,
         False,
@@ -341,12 +347,13 @@ def test_published_batch_forms() -> None:
     p = torch.tensor([0.2, 0.9, 0.5, 0.7, 0.3], dtype=torch.float64)
     rows, control = rows_of(p.log(), 1 - p, sequence=torch.tensor([0, 0, 1, 2, 3])), control_of(5)
     talr, cayley_ = (
-        build(ObjectiveConfig(name=name, params={"batch": 1})) for name in ("talr", "cayley")
+        build_objective(ObjectiveConfig(name=name, params={"batch": 1}))
+        for name in ("talr", "cayley")
     )
     assert (
         talr.whole_batch
         and cayley_.whole_batch
-        and not build(ObjectiveConfig(name="talr")).whole_batch
+        and not build_objective(ObjectiveConfig(name="talr")).whole_batch
     )
     nll = -p.log()
     median = torch.stack([nll[:2].mean(), *nll[2:]]).median()
@@ -370,7 +377,7 @@ def test_declared_needs_and_uses_are_what_is_read() -> None:
             return getattr(self.values, name)
 
     for name in [*REGISTRY, "threshold"]:
-        objective = build(ObjectiveConfig(name=name))
+        objective = build_objective(ObjectiveConfig(name=name))
         rows, control = Reads(rows_at(P)), Reads(control_of(len(P)))
         objective.function(rows, control)
         assert control.names == objective.uses, name
@@ -421,14 +428,25 @@ def test_declared_needs_and_uses_are_what_is_read() -> None:
 )
 def test_what_cannot_work_is_refused(config: dict, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        build(ObjectiveConfig(**config))
+        build_objective(ObjectiveConfig(**config))
     for word in words:
         assert word in str(error.value)
 
 
-def test_an_objective_registered_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "REGISTRY", REGISTRY.copy())
+@pytest.fixture
+def only_shipped() -> Iterator[None]:
+    """The registry without what other tests register, and as it was afterwards."""
+    everything = REGISTRY.copy()
+    ours = shipped()
+    REGISTRY.clear()
+    REGISTRY.update(ours)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(everything)
 
+
+@pytest.mark.usefixtures("only_shipped")
+def test_an_objective_registered_from_outside() -> None:
     @register("square", uses=["alpha"], bounds={"weight": (0.0, 10.0)})
     def square(
         rows: TokenStatistics, control: Any, *, weight: float = 1.0
@@ -439,29 +457,29 @@ def test_an_objective_registered_from_outside(monkeypatch: pytest.MonkeyPatch) -
         return weight * rows.one_minus_p**2, 2 * weight * rows.logp.exp() * rows.one_minus_p
 
     rows = rows_at(["0.25"])
-    loss, s = build(ObjectiveConfig(name="square", alpha=1.0, params={"weight": 2}))(
+    loss, s = build_objective(ObjectiveConfig(name="square", alpha=1.0, params={"weight": 2}))(
         rows, control_of(1)
     )
     assert loss.item() == pytest.approx(2 * 0.75**2) and s.item() == pytest.approx(4 * 0.25 * 0.75)
-    assert build(ObjectiveConfig(name="threshold", base="square")).uses == {
+    assert build_objective(ObjectiveConfig(name="threshold", base="square")).uses == {
         "alpha",
         "lower",
         "upper",
     }
-    assert "| weight (1-p)^2 " in describe() and "| weight=1 " in describe()
+    assert "| weight (1-p)^2 " in describe_objectives() and "| weight=1 " in describe_objectives()
     with pytest.raises(ValueError, match="square is registered already"):
         register("square")(square)
     with pytest.raises(ConfigError, match=r"params\.weight=11"):
-        build(ObjectiveConfig(name="square", params={"weight": 11}))
+        build_objective(ObjectiveConfig(name="square", params={"weight": 11}))
 
 
+@pytest.mark.usefixtures("only_shipped")
 def test_documentation_is_current_and_its_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (REPO / "docs" / "objectives.md").read_text()
-    monkeypatch.setattr(objectives, "REGISTRY", shipped())
-    assert describe() in text, (
-        "paste the output of `python -m adaptsft.objectives` into docs/objectives.md"
+    assert describe_objectives() in text, (
+        "paste the output of `python -m adaptsft.objectives.build` into docs/objectives.md"
     )
     exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], {"__name__": "example"})
-    objective = build(ObjectiveConfig(name="cosine", alpha=1.0, params={"power": 2.0}))
+    objective = build_objective(ObjectiveConfig(name="cosine", alpha=1.0, params={"power": 2.0}))
     loss, s = objective(rows_at(P), control_of(len(P), alpha=1.0))
     assert loss.isfinite().all() and (s >= 0).all() and s.max() <= 1

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from adaptsft.config.schema import ObjectiveConfig
+from adaptsft.controllers.runtime import with_step_statistics
 from adaptsft.data.collator import Batch
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.step import (
@@ -15,7 +16,6 @@ from adaptsft.statistics.step import (
     StepStatistics,
     histogram_quantile,
     p_of_bin_edges,
-    with_step_statistics,
 )
 from adaptsft.training.metrics import summary
 from adaptsft_kernels import TokenOutputs

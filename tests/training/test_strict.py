@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import differences
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.sampler import BatchSampler
@@ -249,13 +249,10 @@ def test_what_the_options_make_part_of_the_result_is_pinned_on_resume(tmp_path, 
         "train__reduce_every_micro_batch": True,
     }
     assert (
-        configuration.differences(
-            small_config(tmp_path, model), small_config(tmp_path, model, **changes)
-        )
-        == []
+        differences(small_config(tmp_path, model), small_config(tmp_path, model, **changes)) == []
     ), "without the options"
     masters = small_config(tmp_path, model, **BF16), small_config(tmp_path, model, **BF16 | changes)
-    assert configuration.differences(*masters) == ["train.reduce_every_micro_batch: False -> True"]
+    assert differences(*masters) == ["train.reduce_every_micro_batch: False -> True"]
 
 
 def test_a_run_says_and_records_that_the_options_are_on(tmp_path, model, capsys):

@@ -22,7 +22,7 @@ from adaptsft.analysis.report import curves, findings, outputs
 from adaptsft.analysis.report.charts import HEIGHT, WIDTH, Chart, layout
 from adaptsft.analysis.report.findings import Finding, changes, figures
 from adaptsft.analysis.report.folder import SOURCES, RunFolder, mapping, number
-from adaptsft.config import schema as configuration
+from adaptsft.config.schema import all_keys
 
 NAME, VALUE, TEXT = 80, 400, 1500  # characters of a name, a setting and a text that are shown
 POLICY = "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
@@ -96,13 +96,16 @@ def build(
         *evaluations.findings,
     ]
     style, script = (
-        files("adaptsft.report").joinpath(name).read_text() for name in ("page.css", "page.js")
+        files("adaptsft.analysis.report").joinpath(name).read_text()
+        for name in ("page.css", "page.js")
     )
     environment = Environment(
         autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"cut": cut, "figures": figures}
-    template = environment.from_string(files("adaptsft.report").joinpath("page.html").read_text())
+    template = environment.from_string(
+        files("adaptsft.analysis.report").joinpath("page.html").read_text()
+    )
     page = template.render(
         width=WIDTH,
         height=HEIGHT,
@@ -223,7 +226,7 @@ def _capability(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
 
 def _settings(runs: Sequence[RunFolder]) -> dict[str, Any]:
     """Keys whose values differ between the runs, or of one run from the defaults; and all of them."""
-    defaults = {name: default for name, _, default in configuration.all_keys()}
+    defaults = {name: default for name, _, default in all_keys()}
     keys = list(
         dict.fromkeys(key for run in runs for key in run.config)
     )  # an older run lacks keys that are newer: they had the default

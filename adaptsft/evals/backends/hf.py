@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from adaptsft.config import schema as configuration
+from adaptsft.config.load import read_config
 from adaptsft.config.schema import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
@@ -27,7 +27,7 @@ def locate(name: str) -> tuple[str, DataConfig, str]:
     folder = Path(name)
     if not (folder / "config.yaml").is_file():
         return name, DataConfig(prompt_template="{prompt}"), folder.name
-    config = configuration.read(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
     if not (folder / "final").is_dir():
         fix = f"let the run finish, or write one with python -m adaptsft.export {folder} OUT"
         raise CheckpointError(f"--model {folder}: the run has no final/ model yet: {fix}")

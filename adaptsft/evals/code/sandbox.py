@@ -306,7 +306,7 @@ def _ended(code: int) -> str:
     if number == signal.SIGKILL:
         return "killed for its memory or CPU time"
     return (
-        f"killed by {signal.SourceStatistics(number).name}"
-        if number in set(signal.SourceStatistics)
+        f"killed by {signal.Signals(number).name}"
+        if number in set(signal.Signals)
         else f"exited with {code} before its last test"
     )

@@ -9,7 +9,9 @@ from torch import Tensor
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.drawing import NAMES, canvas, style
 from adaptsft.errors import ConfigError
-from adaptsft.objectives import library as objectives
+from adaptsft.objectives.base import REGISTRY
+from adaptsft.objectives.build import build_objective
+from adaptsft.objectives.library import threshold
 from adaptsft.objectives.state import ObjectiveState, initial_state, per_token
 from adaptsft_kernels import TokenStatistics
 
@@ -81,7 +83,7 @@ def curve(specification: str, p: Tensor) -> Curve:
     fields: dict[str, Any] = {key: settings[key] for key in KEYS if key in settings}
     parameters = {key: value for key, value in settings.items() if key not in KEYS}
     config = ObjectiveConfig(name=name, params=parameters, **fields)
-    objective = objectives.build(config)
+    objective = build_objective(config)
     control = per_token(
         initial_state(config, 1, torch.device("cpu")), torch.zeros(len(p), dtype=torch.int64)
     )
@@ -135,13 +137,9 @@ def rows(p: Tensor, others: int) -> TokenStatistics:
 
 
 def _main_parameter(name: str, specification: str) -> str:
-    objective = (
-        objectives.threshold(objectives.REGISTRY["nll"])
-        if name == "threshold"
-        else objectives.REGISTRY.get(name)
-    )
+    objective = threshold(REGISTRY["nll"]) if name == "threshold" else REGISTRY.get(name)
     if objective is None:
-        objectives.build(ObjectiveConfig(name=name))  # says which name is near
+        build_objective(ObjectiveConfig(name=name))  # says which name is near
         raise AssertionError("an unknown name is refused")
     for candidate in ("alpha", "lower", *objective.parameters):
         if candidate in objective.uses or candidate in objective.parameters:

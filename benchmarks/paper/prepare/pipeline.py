@@ -112,7 +112,7 @@ class Written:
         self.ids: set[str] = set()
         self.digest = hashlib.sha256()
         final.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.partial, "wb")  # noqa: SIM115 (closed by `close`)
+        self.file = open(self.partial, "wb")  # noqa: SIM115
 
     def add(self, row: Record) -> None:
         if row["id"] in self.ids:

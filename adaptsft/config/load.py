@@ -1,0 +1,186 @@
+"""From a YAML file and `key=value` arguments to a typed configuration, merged by OmegaConf in struct mode.
+
+A file may build on others: `extends: [base.yaml, …]`, relative to it, merged in order before its own keys. A misspelt key and a
+value of the wrong type are refused here; what a value may be, and which go together, adaptsft.config.resolve checks.
+"""
+
+import difflib
+import json
+import os
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adaptsft.config import strict
+from adaptsft.config.schema import Config, all_keys, get, type_name
+from adaptsft.errors import ConfigError
+
+
+def parse_arguments(arguments: list[str]) -> Config:
+    """The configuration from `[CONFIG.yaml] key=value …` (later wins). Raises ConfigError; loads no model and no data."""
+    merged = OmegaConf.structured(Config)
+    for origin, values in (part for argument in arguments for part in _parse(argument)):
+        try:
+            _refuse_booleans(values)
+            for name in _keys_of(
+                "dict"
+            ):  # a mapping replaces the one before it; its keys, one by one, add to it
+                if OmegaConf.select(values, name) is not None and origin.startswith(f"{name}="):
+                    OmegaConf.update(merged, name, {}, merge=False)
+            merged = OmegaConf.merge(merged, values)
+        except (OmegaConfBaseException, TypeError) as error:
+            raise ConfigError(f"{origin}: {_explain(error)}") from None
+    try:
+        config = typing.cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:  # an interpolation ${…} that leads nowhere
+        raise ConfigError(_explain(error)) from None
+    return config
+
+
+def _parse(argument: str) -> list[tuple[str, Any]]:
+    """Where it is said, and what: one `key=value`, or a file after the files that it extends."""
+    if argument.startswith("-"):
+        raise ConfigError(
+            f"{argument}: not an option; settings are written key=value, and --help lists the keys"
+        )
+    if "=" in argument:
+        return [(argument, _parse_value(argument))]
+    if not Path(argument).is_file():
+        raise ConfigError(
+            f"{argument}: no such configuration file (arguments are a YAML file or key=value)"
+        )
+    return _parse_file(Path(argument), ())
+
+
+def _parse_file(path: Path, extending: tuple[Path, ...]) -> list[tuple[str, Any]]:
+    if path in extending:
+        raise ConfigError(f"{path}: extends itself, by way of {', '.join(map(str, extending))}")
+    try:
+        values: Any = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(f"{path}: holds a list; a configuration is a mapping of keys to values")
+    extends = values.pop("extends", None) or []
+    parts: list[tuple[str, Any]] = []
+    for name in [extends] if isinstance(extends, str) else extends:
+        parent = Path(os.path.normpath(path.parent / str(name)))
+        if not parent.is_file():
+            raise ConfigError(
+                f"{path}: extends: no such file: {parent} (names are relative to the file that extends)"
+            )
+        parts += _parse_file(parent, (*extending, path))
+    return [*parts, (str(path), values)]
+
+
+def _parse_value(argument: str) -> Any:
+    name, text = argument.split("=", 1)
+    if name in _keys_of("str"):
+        # text is taken as it is, whatever YAML would make of {prompt}, 007, # or nothing at all; in double quotes \n is a line break
+        quoted = text[:1] in ("'", '"')
+        try:
+            return OmegaConf.from_dotlist(
+                [f"{name}={json.dumps(yaml.safe_load(text) if quoted else text)}"]
+            )
+        except yaml.YAMLError:
+            raise ConfigError(f"{argument}: the quotes do not close") from None
+    groups = {declared.split(".")[0] for declared, _, _ in all_keys() if "." in declared}
+    try:
+        values = OmegaConf.from_dotlist([argument])
+    except (yaml.YAMLError, OmegaConfBaseException):
+        raise ConfigError(
+            f"{argument}: the value is not valid YAML; put it in quotes: '{name}=\"{text}\"'"
+        ) from None
+    if name in groups and not OmegaConf.is_dict(values[name]):
+        first = next(declared for declared, _, _ in all_keys() if declared.startswith(f"{name}."))
+        raise ConfigError(f"{argument}: {name} is a group of keys; did you mean {first}={text}?")
+    for kind, example in (("list", "[a, b]"), ("dict", "{a: b}")):
+        value = OmegaConf.select(values, name)
+        if name in _keys_of(kind) and not (
+            OmegaConf.is_list(value) if kind == "list" else OmegaConf.is_dict(value)
+        ):
+            raise ConfigError(
+                f"{argument}: must be a {'list' if kind == 'list' else 'mapping'}, such as {name}='{example}'"
+            )
+    return values
+
+
+def _refuse_booleans(values: Any, name: str = "") -> None:
+    """YAML reads yes, no, on and off as true and false; where text is meant that would become the name 'True'."""
+    meant = {declared.split(".")[-1] for declared in _keys_of("bool")}
+    children = (
+        values.items()
+        if OmegaConf.is_dict(values)
+        else enumerate(values)
+        if OmegaConf.is_list(values)
+        else ()
+    )
+    for key_, value in children:
+        if isinstance(value, bool) and key_ not in meant:
+            raise ConfigError(f"{name}{key_}: YAML reads this value as {value}; put it in quotes")
+        _refuse_booleans(value, f"{name}{key_}.")
+
+
+def _keys_of(kind: str) -> set[str]:
+    """Names of the keys declared as str (also `str | None`), bool, list or dict."""
+    return {name for name, declared, _ in all_keys() if re.match(rf"{kind}\b", type_name(declared))}
+
+
+# what other trainers call it
+ALIASES = {
+    "learning_rate": "train.lr",
+    "batch_size": "train.global_batch_size",
+    "num_epochs": "train.epochs",
+    "output_dir": "run_dir",
+}
+
+
+def _explain(error: Exception) -> str:
+    """One line for OmegaConf's error: the full key, what is wrong with it, and the nearest key that exists."""
+    full_key = getattr(error, "full_key", None) or ""
+    if alias := ALIASES.get(full_key.split(".")[-1]):
+        return f"unknown key {full_key}; did you mean {alias}?"
+    if "not in" in str(error):
+        names = [name for name, _, _ in all_keys()]
+        last = full_key.split(".")[-1]
+        near = difflib.get_close_matches(full_key, names, n=1, cutoff=0.75) or [
+            n for n in names if n.split(".")[-1] == last
+        ]
+        near = near or difflib.get_close_matches(full_key, names, n=1, cutoff=0.5)
+        return f"unknown key {full_key}" + (
+            f"; did you mean {near[0]}?" if near else "; --help lists the keys"
+        )
+    return f"key {full_key}: {str(error).splitlines()[0]}"
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`key: old -> new` for every key that differs and that could change what is learned."""
+    changed, pinned = [], strict.pinned(old)
+    for name, declared, _ in all_keys():
+        if (name in pinned or not declared.metadata["changeable"]) and get(old, name) != get(
+            new, name
+        ):
+            changed.append(f"{name}: {get(old, name)} -> {get(new, name)}")
+    return changed
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read_config(path: Path) -> Config:
+    """A configuration that `save` wrote. Raises ConfigError where the file is damaged or from another version."""
+    try:
+        return typing.cast(
+            Config,
+            OmegaConf.to_object(
+                OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+            ),
+        )
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not a configuration of this version: {error}") from None
