@@ -25,35 +25,33 @@ from adaptsft.analysis.continuum import place_of
 from adaptsft.analysis.diagnosis import markdown, plot
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import TokenizedData, open_data
+from adaptsft.data.cache import TokenizedData
 from adaptsft.data.collator import Batch
-from adaptsft.data.documents import Documents
 from adaptsft.data.loader import BatchLoader
-from adaptsft.data.sampler import BatchSampler
+from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
     check_same_config,
-    mesh,
+    device_mesh,
     print0,
     process_group,
     raise_on_all_ranks,
     rank,
     rank0_first,
-    world_size,
 )
 from adaptsft.distributed.signals import Watchdog
 from adaptsft.errors import CheckpointError, ConfigError, UserError
 from adaptsft.model.build import (
-    NLL,
     ShardedModel,
     build_model,
     check_fused_loss_matches_model,
     compute_dtype,
-    load_pretrained,
 )
+from adaptsft.model.pretrained import load_pretrained
+from adaptsft.objectives.build import NLL
 from adaptsft.statistics.base_model import SCHEMA, FineHistogram, encode, identity
 from adaptsft.statistics.step import StepStatistics
+from adaptsft.training.environment import environment
 from adaptsft.training.quantiles import base_pass
-from adaptsft.training.run_folder import environment
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 BUCKETS = 15  # of the reliability diagram and ECE, equal steps of the likeliest token's probability (Guo et al., arXiv:1706.04599)
@@ -134,35 +132,28 @@ def diagnose(options: Options, config: Config) -> str:
         config,
         train=dataclasses.replace(config.train, compile=False, activation_checkpointing="none"),
     )
-    masters = config.strict_reproduction.bf16_masters
+    masters = config.model.param_dtype == "bf16"
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
         check_same_config((options, config))
         raise_on_all_ranks(lambda: _make_folder(out))
-        devices = mesh(device, config.train.replicas)
+        mesh = device_mesh(device, config.train.replicas)
         pretrained = rank0_first(lambda: load_pretrained(config.model))
-        data, _ = rank0_first(
-            lambda: open_data(
-                config.data, pretrained.tokenizer, config.seed, print0, verify=rank() == 0
-            )
+        opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
+        data = opened.train
+        model = build_model(config.model, config.train, pretrained, mesh, device)
+        with_buckets = model.attention_backend == "sdpa"
+        loader = stack.enter_context(
+            BatchLoader(opened, config, pretrained.pad_id, with_buckets, device)
         )
-        plan = BatchSampler(data, config, world_size())
-        model, attention = build_model(
-            config.model, config.train, pretrained, devices, device, masters
-        )
-        batches = BatchLoader(
-            plan, config, pretrained.tokenizer.pad_token_id or 0, attention == "sdpa", device
-        )
-        stack.callback(batches.pool.shutdown)
-        check_fused_loss_matches_model(model, *batches(0)[0], config.train.loss_chunk)
+        check_fused_loss_matches_model(model, loader.first())
 
         sample = data.take(drawn(data, options.sample, config.seed))
         watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))
         measured = measure(
             model,
-            batches.in_order(sample),
+            loader.in_order(sample),
             sample,
-            config.train.loss_chunk,
             options.per_token,
             device,
             watchdog,
@@ -203,9 +194,8 @@ def drawn(data: TokenizedData, count: int | None, seed: int) -> np.ndarray:
 @torch.no_grad()
 def measure(
     model: ShardedModel,
-    batches: Iterable[tuple[Batch, Documents]],
+    batches: Iterable[Batch],
     sample: TokenizedData,
-    chunk: int,
     per_token: bool,
     device: torch.device,
     watchdog: Watchdog,
@@ -219,16 +209,14 @@ def measure(
     examples = torch.zeros(len(sample), 1 + len(FIGURES), dtype=torch.float64, device=device)
     logp = torch.zeros(tokens if per_token else 0)
     begins = torch.from_numpy(sample.target_tokens.cumsum(dtype=np.int64) - sample.target_tokens)
-    for number, (batch, documents) in enumerate(
+    for number, batch in enumerate(
         base_pass(model, batches, tokens, "measuring p under the base model")
     ):
         watchdog.beat(number + 1)
-        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
+        _, rows, kept = model.token_loss(batch, NLL, None, 1.0)
         if not len(batch.targets):
             continue
-        statistics.add(
-            rows, torch.ones_like(rows.top1), dataclasses.replace(batch, base_logp=rows.logp)
-        )
+        statistics.add(rows, kept, batch)
         fine.add(rows, batch.source)
         p, confidence, ones = (
             rows.logp.exp(),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from adaptsft.config.load import read_config
 from adaptsft.distributed import checkpoint
-from adaptsft.distributed.ranks import mesh, print0, process_group
+from adaptsft.distributed.ranks import device_mesh, print0, process_group
 from adaptsft.errors import CheckpointError, UserError
-from adaptsft.model.build import build_model, load_pretrained
+from adaptsft.model.build import build_model
 from adaptsft.model.export import export
+from adaptsft.model.pretrained import load_pretrained
 
 
 def main(arguments: list[str]) -> int:
@@ -40,17 +41,14 @@ def main(arguments: list[str]) -> int:
             pretrained = load_pretrained(config.model)
             config.train.compile = False
             config.model.attention = "sdpa"
-            config.train.loss_implementation, config.train.loss_logits = (
-                "auto",
-                "fp32",
-            )  # what the run's GPUs did; no loss is computed here
-            model, _ = build_model(
+            # what the run's GPUs did; no loss is computed here
+            config.train.loss_implementation, config.train.loss_logits = "auto", "fp32"
+            model = build_model(
                 config.model,
                 config.train,
                 pretrained,
-                mesh(device, 1),
+                device_mesh(device, 1),
                 device,
-                config.strict_reproduction.bf16_masters,
             )
             checkpoint.load_model(found, model)
             export(model, pretrained, options.out, options.dtype)

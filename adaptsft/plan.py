@@ -31,15 +31,15 @@ def micro_batches(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str],
     try:
         if tokenizer is None:
             raise ConfigError(f"model.path={config.model.path} has no tokenizer that can be read")
-        part = cut(config, list_files(config.data), 0, 0) if config.data.stream else None
+        shard = cut(config, list_files(config.data), 0, 0) if config.data.stream else None
         data, _ = open_data(
             config.data,
             tokenizer,
             config.seed,
             log=lambda line: print(line, file=sys.stderr),
-            part=part,
+            shard=shard,
         )
-        plan = BatchSampler(data, config, gpus, part)
+        plan = BatchSampler(data, config, gpus, shard)
         steps = train.max_steps or plan.steps(train.epochs)
     except UserError as error:
         guess = -(-train.global_batch_size // (gpus * train.micro_batch_size))
@@ -94,7 +94,7 @@ def advice(
         changes.append((name, {}, gpus, 1))
     changes.append((f"--gpus {2 * gpus}", {}, 2 * gpus, max(1, count // 2)))
     if (
-        config.strict_reproduction.summed_micro_batches
+        config.train.loss_reduction == "micro_batch"
     ):  # the number of micro-batches, and who shares one, are part of what is learned
         changes = [change for change in changes if change[2:] == (gpus, count)]
     lines = []
@@ -130,7 +130,7 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     memory, parameters, trained = trace(config, model_config, gpu, gpus, count)
     device = "GPU" if gpu else "rank"
     shape = f"{config.train.micro_batch_size} x {config.data.max_length:,} tokens, checkpointing {config.train.activation_checkpointing}"
-    masters = "bf16" if config.strict_reproduction.bf16_masters else "fp32"
+    masters = config.model.param_dtype
     rows = [
         (f"parameters, {masters}", memory.parameters, "exact"),
         (f"AdamW moments, {masters}", memory.moments, "exact"),

@@ -14,23 +14,25 @@ from pathlib import Path
 import torch
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig, TrainConfig
-from adaptsft.controllers.runtime import ControllerRuntime
+from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.objectives.base import REGISTRY
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.step import StepStatistics
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
+from adaptsft.training.optim import progress_at
 
 STEPS, ROUNDS, SOURCES = 200, 21, 4
 
 
 def milliseconds(name: str, device: torch.device) -> float:
     """Mean over STEPS of one call, the device's work included."""
-    control = initial_state(ObjectiveConfig(), SOURCES, device)
-    steering = ControllerRuntime(ControllerConfig(name=name), TrainConfig(), STEPS + 1, control)
+    state = initial_state(ObjectiveConfig(), SOURCES, device)
+    objective = AdaptiveObjective(REGISTRY["concentration"], state, ControllerConfig(name=name))
     found, skip = StepStatistics(SOURCES, device), torch.zeros((), device=device)
     found.buffer.fill_(1.0)
     began = time.perf_counter()
     for done in range(1, STEPS + 1):
-        control = steering.advance(control, found, skip, done)
+        objective.update(found, skip, progress_at(done, STEPS + 1, TrainConfig()))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - began) / STEPS

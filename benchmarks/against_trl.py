@@ -35,7 +35,7 @@ from adaptsft.data.cache import open_data
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.model.tiny import bpe_tokenizer, make_tiny_model, texts_of
 from adaptsft.train import train
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 
 Steps = dict[str, list[float]]  # figure -> one value per step
 RESULT = Path(__file__).parent / "results" / "against_trl.json"

@@ -36,14 +36,14 @@ from adaptsft.config.schema import Config
 from adaptsft.data.cache import open_data
 from adaptsft.data.collator import collate
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.model.build import load_pretrained
+from adaptsft.model.pretrained import load_pretrained
 from adaptsft.model.tiny import (
     bpe_tokenizer,
     make_tiny_model,
     texts_of,
 )
 from adaptsft.train import train
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 
 IMPORTED = time.perf_counter()
 RESULT = Path(__file__).parent / "results" / "data_scale.json"

@@ -33,7 +33,7 @@ import torch
 from loss_peers import Problem, Run, candidates, make_problem  # pyrefly: ignore[missing-import]  # beside this file
 from torch import Tensor
 
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 from adaptsft_kernels import describe_implementation
 
 Shape = tuple[int, int, int]  # N, D, V

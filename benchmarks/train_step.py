@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from train_step_runs import CANDIDATES, EXAMPLES, SHAPES, WARM_UP, Setting  # pyrefly: ignore[missing-import]  # beside this file
 
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 # A round: processes, and the runs in each. The first run of a process warms the machine up, hence not one of the pairs.

@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.distributed import checkpoint
-from adaptsft.distributed.ranks import mesh, process_group
-from adaptsft.model.build import build_model, load_pretrained
+from adaptsft.distributed.ranks import device_mesh, process_group
+from adaptsft.model.build import build_model
+from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.base import register
 from adaptsft.objectives.library import nll
 from adaptsft.objectives.state import initial_state
@@ -131,11 +132,11 @@ def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
 def loaded_state(config: Config, saved: Path) -> dict[str, torch.Tensor]:
     """What model, optimizer and control hold after loading a checkpoint on this many ranks."""
     with process_group("cpu") as device:
-        model, _ = build_model(
+        model = build_model(
             config.model,
             config.train,
             load_pretrained(config.model),
-            mesh(device, config.train.replicas),
+            device_mesh(device, config.train.replicas),
             device,
         )
         optimizer = build_optimizer(model, config.train)

@@ -26,8 +26,8 @@ def test_attention_backends_agree_on_a_pack(backend, window):
     except ConfigError as error:
         pytest.skip(str(error))
     documents = Documents.build(
-        torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), 64, device, with_buckets=True
-    )
+        torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), 64, with_buckets=True
+    ).to(device)
     generator = torch.Generator(device).manual_seed(0)
     query = torch.randn(64, 4, 64, generator=generator, device=device)
     key, value = (torch.randn(64, 2, 64, generator=generator, device=device) for _ in range(2))

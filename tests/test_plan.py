@@ -20,12 +20,13 @@ from transformers import AutoConfig
 
 from adaptsft.analysis.memory import trace
 from adaptsft.config.schema import Config
-from adaptsft.distributed.ranks import mesh
-from adaptsft.model.build import build_model, fsdp_modules, load_pretrained
+from adaptsft.distributed.ranks import device_mesh
+from adaptsft.model.build import build_model, fsdp_modules
+from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.plan import main
 from adaptsft.training.optim import build_optimizer, guarded_step
-from tests.model.test_model import documents_of, packed_batch
+from tests.model.test_model import packed_batch
 from tests.runs import small_config
 
 TOLERANCE = {
@@ -83,26 +84,22 @@ def measured(
     with ranks(number), Tracker() as tracker:
         device = torch.device("cpu")
         pretrained = load_pretrained(config.model)
-        model, _ = build_model(
+        model = build_model(
             config.model,
             config.train,
             pretrained,
-            mesh(device, config.train.replicas),
+            device_mesh(device, config.train.replicas),
             device,
-            config.strict_reproduction.bf16_masters,
         )
         optimizer = build_optimizer(model, config.train)
         batch = packed_batch(rows, pretrained.config.vocab_size)
-        documents = documents_of(batch)
 
         def step() -> None:
             for micro_batch in range(micro_batches):
                 model.set_requires_gradient_sync(
                     config.train.reduce_every_micro_batch or micro_batch + 1 == micro_batches
                 )
-                loss, _ = model.token_loss(
-                    batch, documents, NLL, None, 1.0, config.train.loss_chunk
-                )
+                loss, _, _ = model.token_loss(batch, NLL, None, 1.0)
                 loss.backward()
                 del loss
 
@@ -168,7 +165,7 @@ CASES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
         4,
         2,
         64,
-        {"strict_reproduction__bf16_masters": True, "model__compute_dtype": "bf16"},
+        {"model__param_dtype": "bf16", "model__compute_dtype": "bf16"},
     ),
 }
 MODES = [(name, mode) for name in list(CASES)[:2] for mode in ("none", "full", "per_op")]

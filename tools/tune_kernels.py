@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from profile_kernels import ceilings, objective_above, synchronize  # pyrefly: ignore[missing-import]  # beside this file
 
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 from adaptsft_kernels import describe_implementation, linear_objective, triton_rows
 from adaptsft_kernels.rows import Head
 

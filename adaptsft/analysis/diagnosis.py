@@ -32,7 +32,7 @@ def markdown(content: dict[str, Any], out: Path) -> str:
         else f"{content['sample']:,} examples of each source, drawn by seed"
     )
     rounded = (
-        " of weights rounded to bf16 (strict_reproduction.bf16_masters)"
+        " of weights rounded to bf16 (model.param_dtype=bf16)"
         if content["model"]["bf16_masters"]
         else ""
     )

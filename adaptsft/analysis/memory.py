@@ -3,7 +3,7 @@
 Three kinds of figures come out:
 
 exact: bytes of fp32 parameters, their gradients and AdamW's moments on a rank: 4, 4 and 8 per trained parameter, half of each with
-  strict_reproduction.bf16_masters, each parameter split by rows into ceil(rows / ranks) (FSDP2,
+  model.param_dtype=bf16, each parameter split by rows into ceil(rows / ranks) (FSDP2,
   torch.distributed.fsdp._fully_shard._fsdp_param).
 traced: activations. Forward and backward of the decoder run on fake tensors, which have shapes and no data, with the same code, attention
   seam and checkpointing as in training; every storage is counted while it lives. Assumed: full rows of one document each.
@@ -273,7 +273,7 @@ def trace(
         )
     reduces, master = (
         train.reduce_every_micro_batch,
-        2 if config.strict_reproduction.bf16_masters else 4,
+        2 if config.model.param_dtype == "bf16" else 4,
     )
     return (
         Memory(

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import re
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptsft.config import strict
 from adaptsft.config.schema import Config, all_keys, get, type_name
 from adaptsft.errors import ConfigError
 
@@ -26,6 +26,8 @@ def parse_arguments(arguments: list[str]) -> Config:
     merged = OmegaConf.structured(Config)
     for origin, values in (part for argument in arguments for part in _parse(argument)):
         try:
+            for old, new in rename_keys(values):
+                print(f"{origin}: {old} is called {new} now", file=sys.stderr)
             _refuse_booleans(values)
             for name in _keys_of(
                 "dict"
@@ -131,6 +133,32 @@ def _keys_of(kind: str) -> set[str]:
     return {name for name, declared, _ in all_keys() if re.match(rf"{kind}\b", type_name(declared))}
 
 
+# keys of the release before, what they are called now, and the new value for each old one
+RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
+    "strict_reproduction.summed_micro_batches": (
+        "train.loss_reduction",
+        {True: "micro_batch", False: "step"},
+    ),
+    "strict_reproduction.bf16_masters": ("model.param_dtype", {True: "bf16", False: "fp32"}),
+}
+
+
+def rename_keys(values: Any) -> list[tuple[str, str]]:
+    """Replace the keys of the release before in `values`; returns (old=value, new=value) of each."""
+    renamed = []
+    for old, (new, meaning) in RENAMED.items():
+        group, name = old.split(".")
+        if OmegaConf.is_dict(values.get(group)) and name in values[group]:
+            value = values[group].pop(name)
+            if not values[group]:
+                del values[group]
+            if value not in meaning:
+                raise ConfigError(f"{old}={value}: must be true or false; use {new}")
+            OmegaConf.update(values, new, meaning[value])
+            renamed.append((f"{old}={str(value).lower()}", f"{new}={meaning[value]}"))
+    return renamed
+
+
 # what other trainers call it
 ALIASES = {
     "learning_rate": "train.lr",
@@ -160,13 +188,23 @@ def _explain(error: Exception) -> str:
 
 def differences(old: Config, new: Config) -> list[str]:
     """`key: old -> new` for every key that differs and that could change what is learned."""
-    changed, pinned = [], strict.pinned(old)
+    changed, pinned = [], _pinned(old)
     for name, declared, _ in all_keys():
-        if (name in pinned or not declared.metadata["changeable"]) and get(old, name) != get(
-            new, name
-        ):
+        free = declared.metadata["changeable"] and name not in pinned
+        if not free and get(old, name) != get(new, name):
             changed.append(f"{name}: {get(old, name)} -> {get(new, name)}")
     return changed
+
+
+def _pinned(config: Config) -> set[str]:
+    """Keys that may usually change when a run is resumed, and that settings of this run make part
+    of what is learned."""
+    keys: set[str] = set()
+    if config.train.loss_reduction == "micro_batch":
+        keys |= {"train.micro_batch_size"}
+    if config.model.param_dtype == "bf16":  # the sum over micro-batches is rounded after each
+        keys |= {"train.reduce_every_micro_batch"}
+    return keys
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -174,13 +212,13 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """A configuration that `save` wrote. Raises ConfigError where the file is damaged or from another version."""
+    """A configuration that `save_config` wrote, of this release or the one before. Raises ConfigError
+    where the file is damaged or older."""
     try:
+        values = OmegaConf.load(path)
+        rename_keys(values)
         return typing.cast(
-            Config,
-            OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-            ),
+            Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
         )
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not a configuration of this version: {error}") from None

@@ -4,7 +4,6 @@ import difflib
 import math
 import re
 
-from adaptsft.config import strict
 from adaptsft.config.load import parse_arguments
 from adaptsft.config.schema import Config, all_keys, get
 from adaptsft.controllers.validate import acts_through, validate_controller
@@ -41,7 +40,7 @@ def resolve_and_validate(config: Config) -> None:
     _numbers(config)
     _train(config)
     _objective(config)
-    strict.validate(config)
+    _loss_reduction(config)
 
 
 def _choices(config: Config) -> None:
@@ -119,8 +118,8 @@ def _stream(config: Config) -> None:
         f"{start}: quantiles are measured on the whole training set; set objective.lower and objective.upper instead",
     )
     require(
-        config.controller.base_stats == "" and config.controller.base_logp == "",
-        f"{start}: controller.base_stats and base_logp are of a whole training set; leave them out",
+        config.controller.base_stats == "",
+        f"{start}: controller.base_stats is of a whole training set; leave it out",
     )
 
 
@@ -222,4 +221,27 @@ def _objective(config: Config) -> None:
     require(
         not config.objective.unit_mass or config.objective.name != "nll",
         "objective.unit_mass=true has no effect with objective.name=nll, whose weights are all 1",
+    )
+
+
+def _loss_reduction(config: Config) -> None:
+    """How packs divide among ranks, BatchSampler checks."""
+    if config.train.loss_reduction == "step":
+        return
+    start, train = "train.loss_reduction=micro_batch", config.train
+    require(
+        not config.data.packing,
+        f"{start} with data.packing=true: the number of packs in a step, and with it the size of the "
+        "summed gradient, would depend on the lengths of its examples; set data.packing=false",
+    )
+    require(
+        not config.objective.unit_mass,
+        f"{start} with objective.unit_mass=true: the one keeps the gradient's size independent of the "
+        "objective, the other multiplies it by the number of micro-batches; set objective.unit_mass=false",
+    )
+    require(
+        train.global_batch_size % train.micro_batch_size == 0,
+        f"{start}: train.global_batch_size={train.global_batch_size} is no multiple of "
+        f"train.micro_batch_size={train.micro_batch_size}, and the examples of a smaller micro-batch "
+        "would weigh more; choose sizes that divide",
     )

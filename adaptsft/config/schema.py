@@ -33,6 +33,12 @@ class ModelConfig:
         "dtype of forward and backward, whatever that of the masters. auto: bf16 on GPU, fp32 on CPU",
         ("auto", "fp32", "bf16"),
     )
+    param_dtype: str = key(
+        "fp32",
+        "dtype of the weights that are trained, of their gradients and of AdamW's moments; in bf16, "
+        "as in the paper's code, small updates are lost to rounding",
+        ("fp32", "bf16"),
+    )
     attention: str = key(
         "auto",
         "how documents in a pack attend; auto takes the first that works here",
@@ -184,10 +190,6 @@ class ControllerConfig:
         "",
         "closed loops: base_stats.json of adaptsft.diagnose, instead of measuring the base model in the first steps",
     )
-    base_logp: str = key(
-        "",
-        "base_logp.safetensors of adaptsft.diagnose: the base model's probability of every token, for learnability",
-    )
 
 
 @dataclass
@@ -201,6 +203,14 @@ class TrainConfig:
         1,
         "rows (packs, or padded examples) per rank in one forward; changes memory and speed, not what is learned",
         changeable=True,
+    )
+    loss_reduction: str = key(
+        "step",
+        "what the summed loss of a micro-batch is divided by. step: the target tokens of the whole "
+        "step, so that no split changes it. micro_batch: its own tokens (kept ones with "
+        "objective.normalizer=kept), and gradients are summed, as in the paper's code; needs "
+        "data.packing=false; see docs/strict_reproduction.md",
+        ("step", "micro_batch"),
     )
     lr: float = key(1e-5, "peak learning rate")
     lr_schedule: str = key("cosine", "shape after warm-up", ("cosine", "linear", "constant", "wsd"))
@@ -266,20 +276,6 @@ class TrainConfig:
 
 
 @dataclass
-class StrictReproductionConfig:
-    summed_micro_batches: bool = key(
-        False,
-        "average each micro-batch over its own tokens (kept ones with objective.normalizer=kept) and sum their gradients, as the paper's "
-        "code did; needs data.packing=false, and train.micro_batch_size and the number of ranks then change what is learned; "
-        "see docs/strict_reproduction.md",
-    )
-    bf16_masters: bool = key(
-        False,
-        "weights, their gradients and AdamW's moments in bf16, as in the paper's code: small updates are lost to rounding",
-    )
-
-
-@dataclass
 class CheckpointConfig:
     every: int = key(0, "steps between checkpoints (0: only at the end)", changeable=True)
     keep_last: int = key(2, "checkpoints kept, the newest ones", changeable=True)
@@ -340,7 +336,6 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    strict_reproduction: StrictReproductionConfig = field(default_factory=StrictReproductionConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -3,9 +3,9 @@
 import math
 
 import torch
+from torch import Tensor
 
 from adaptsft.controllers.base import Controller, Progress, State, full, register
-from adaptsft.controllers.feedback import ema, ramp
 from adaptsft.statistics.step import SourceStatistics
 
 
@@ -57,3 +57,13 @@ class Auto(Controller):
             "ratio": ratio,
             "alpha": self.amplitude(moment.progress) * ramp(ratio, self.low, self.high),
         }
+
+
+def ramp(x: Tensor, low: float, high: float) -> Tensor:
+    """0 below low, 1 above high, straight between."""
+    return ((x - low) / (high - low)).clamp(0.0, 1.0)
+
+
+def ema(old: Tensor, new: Tensor, decay: float) -> Tensor:
+    """decay * old + (1 - decay) * new; the new value where there is no old one (NaN)."""
+    return torch.where(old.isnan(), new, decay * old + (1.0 - decay) * new)

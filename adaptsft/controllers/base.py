@@ -43,7 +43,10 @@ class Controller:
         "alpha"  # the objective that it acts through, where objective.name is not set
     )
     moves: ClassVar[tuple[str, ...]] = ("alpha",)
-    needs_base_logp: ClassVar[bool] = False
+
+    def moved_fields(self) -> tuple[str, ...]:
+        """Fields of ObjectiveState that it moves; its state has an entry of that name for each."""
+        return self.moves
 
     def check(self) -> str | None:
         """What is wrong with the parameters, as `key=value: reason`, or None."""

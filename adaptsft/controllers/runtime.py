@@ -1,29 +1,117 @@
-"""What the training loop calls: the configured controller, its memory, and the control of the next step."""
-
-import math
+"""The configured objective together with what moves it during training."""
 
 import torch
 from torch import Tensor
 
-from adaptsft.config.schema import ControllerConfig, TrainConfig
-from adaptsft.controllers import auto, feedback  # noqa: F401 (they fill the registry)
+from adaptsft.config.schema import Config, ControllerConfig
+from adaptsft.controllers import auto, schedules  # noqa: F401 (they fill the registry)
 from adaptsft.controllers.base import REGISTRY, Controller, Progress, State
 from adaptsft.controllers.schedules import Schedule
-from adaptsft.objectives.state import ObjectiveState
+from adaptsft.data.cache import TokenizedData
+from adaptsft.distributed.ranks import raise_on_all_ranks
+from adaptsft.model.pretrained import Pretrained
+from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import build_objective, with_exempt
+from adaptsft.objectives.state import ObjectiveState, initial_state
+from adaptsft.statistics.base_model import BaseStatistics
 from adaptsft.statistics.step import (
     BINS,
     LOG_NLL_RANGE,
-    SourceStatistics,
     StepStatistics,
     histogram_quantile,
 )
-from adaptsft.training.optim import learning_rate
 
-MASS_DECAY = 0.9  # of the running mean of s
+MASS_DECAY = 0.9  # of the running mean of the token weights
 
 
-def build(config: ControllerConfig) -> Controller | None:
-    """The configured controller with its parameters; None for controller.name=fixed. The names were checked by `validate`."""
+class AdaptiveObjective:
+    """`function` is the objective and `state` what it reads, per source, in the step to come.
+
+    `memory` is the controller's own state: tensors with a row per source and a last one for all of
+    them. With `state` it is all that a checkpoint holds of an objective. `base` are the statistics of
+    the base model (controller.base_stats), where they were given.
+    """
+
+    def __init__(
+        self,
+        function: Objective,
+        state: ObjectiveState,
+        config: ControllerConfig,
+        base: BaseStatistics | None = None,
+    ):
+        self.function, self.config, self.base = function, config, base
+        self.controller = build_controller(config)
+        self.memory: State = {}
+        rows, device = len(state.alpha) + 1, state.alpha.device
+        if self.controller is not None:
+            measured = None if base is None else base.per_source()
+            self.memory = self.controller.start(rows, device, measured)
+            self.memory["seen_tokens"] = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.state = self._moved(state)
+
+    @classmethod
+    def build(
+        cls, config: Config, pretrained: Pretrained, data: TokenizedData, device: torch.device
+    ) -> "AdaptiveObjective":
+        """That of a run's first step. Raises ConfigError on all ranks."""
+        function = build_objective(config.objective)
+        function = with_exempt(function, config.objective, pretrained.tokenizer, device)
+        base = raise_on_all_ranks(
+            lambda: BaseStatistics.configured(
+                config.controller, model=pretrained.folder, data=data, device=device
+            )
+        )
+        state = initial_state(config.objective, len(data.names), device)
+        return cls(function, state, config.controller, base)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint saves, and loads in place."""
+        memory = {f"controller.{name}": value for name, value in self.memory.items()}
+        return self.state._asdict() | memory
+
+    def update(self, statistics: StepStatistics, skipped: Tensor, progress: Progress) -> None:
+        """Move `state` to the step at `progress`, from the all-reduced statistics of the step before.
+
+        If that was skipped (0-d, 1.), it stays as it was: statistics that are not finite must not
+        move it.
+        """
+        new, keep = with_step_statistics(self.state, statistics), skipped > 0
+        old_and_new = zip(self.state, new, strict=True)
+        new = ObjectiveState(*(torch.where(keep, old, moved) for old, moved in old_and_new))
+        if self.controller is not None:
+            self._update_memory(statistics, keep, progress)
+        self.state = self._moved(new)
+
+    def _update_memory(self, statistics: StepStatistics, skipped: Tensor, progress: Progress):
+        assert self.controller is not None
+        seen = statistics.per_source()
+        memory = {name: value for name, value in self.memory.items() if name != "seen_tokens"}
+        memory = self.controller.update(memory, seen, progress)
+        memory["seen_tokens"] = self.memory["seen_tokens"] + seen.tokens
+        # a source without a token in the step keeps its memory; a schedule needs no tokens to move
+        moves = (seen.tokens > 0) & ~skipped | isinstance(self.controller, Schedule)
+        for name, value in self.memory.items():  # in place: checkpoints load into these tensors
+            rows = moves.view(-1, *[1] * (value.ndim - 1))
+            value.copy_(torch.where(rows, memory[name], value))
+
+    def _moved(self, state: ObjectiveState) -> ObjectiveState:
+        """The state with what the controller moves, each source drawn towards the common value as long
+        as it has few tokens: (N own + kappa common) / (N + kappa), N its tokens so far,
+        kappa = controller.shrinkage."""
+        if self.controller is None:
+            return state
+        moved = {}
+        for name in self.controller.moved_fields():
+            own, common = self.memory[name][:-1], self.memory[name][-1:]
+            tokens, kappa = self.memory["seen_tokens"][:-1], self.config.shrinkage
+            share = tokens / (tokens + kappa) if kappa > 0 else torch.ones_like(tokens)
+            moved[name] = (share * own + (1 - share) * common).float()
+        return state._replace(**moved)
+
+
+def build_controller(config: ControllerConfig) -> Controller | None:
+    """The configured controller with its parameters; None for controller.name=fixed. The names were
+    checked by `validate_controller`."""
     if config.name == "fixed":
         return None
     cls = REGISTRY[config.name]
@@ -33,97 +121,18 @@ def build(config: ControllerConfig) -> Controller | None:
     return cls(config.parameter, config.start, config.end, config.begin, config.finish, points)
 
 
-class ControllerRuntime:
-    """`memory` is the controller's state; with the control it is all that a checkpoint holds of it."""
-
-    def __init__(
-        self,
-        config: ControllerConfig,
-        train: TrainConfig,
-        steps: int,
-        control: ObjectiveState,
-        base: SourceStatistics | None = None,
-    ):
-        self.config, self.train, self.steps = config, train, steps
-        self.controller = build(config)
-        self.memory: State = {}
-        rows, device = len(control.alpha) + 1, control.alpha.device
-        if self.controller is not None:
-            self.memory = self.controller.start(rows, device, base)
-            self.memory["seen_tokens"] = torch.zeros(rows, dtype=torch.float64, device=device)
-        self.first = self._moved(control)
-
-    def tensors(self, control: ObjectiveState) -> dict[str, Tensor]:
-        """What a checkpoint saves and loads in place."""
-        return control._asdict() | {
-            f"controller.{name}": value for name, value in self.memory.items()
-        }
-
-    def advance(
-        self, control: ObjectiveState, statistics: StepStatistics, skip: Tensor, done: int
-    ) -> ObjectiveState:
-        """The control of step `done` (0-based), from the all-reduced statistics of the step before it; if that was skipped (0-d, 1.),
-        it stays as it was: statistics that are not finite must not steer."""
-        new, skipped = with_step_statistics(control, statistics), skip > 0
-        new = ObjectiveState(
-            *(
-                torch.where(skipped, before, after)
-                for after, before in zip(new, control, strict=True)
-            )
-        )
-        if self.controller is None:
-            return new
-        seen = statistics.signals()
-        moment = Progress(
-            done,
-            self.steps,
-            learning_rate(done, self.steps, self.train) / (self.train.lr or 1.0),
-            self._warming(done),
-        )
-        state = self.controller.update(
-            {k: v for k, v in self.memory.items() if k != "seen_tokens"}, seen, moment
-        )
-        state["seen_tokens"] = self.memory["seen_tokens"] + seen.tokens
-        steers = (seen.tokens > 0) & ~skipped | isinstance(
-            self.controller, Schedule
-        )  # a schedule needs no tokens to move
-        for name, value in self.memory.items():  # in place: checkpoints load into these tensors
-            value.copy_(torch.where(steers.view(-1, *[1] * (value.ndim - 1)), state[name], value))
-        return self._moved(new)
-
-    def _warming(self, step: int) -> bool:
-        return step < math.ceil(self.train.warmup_ratio * self.steps)
-
-    def _moved(self, control: ObjectiveState) -> ObjectiveState:
-        """The control with what the controller moves, each source drawn towards the common value as long as it has few tokens:
-        (N own + kappa common) / (N + kappa), N its tokens so far, kappa = controller.shrinkage."""
-        if self.controller is None:
-            return control
-        moved = {}
-        for name in (
-            self.controller.moves
-            if not isinstance(self.controller, Schedule)
-            else (self.config.parameter,)
-        ):
-            own, common = self.memory[name][:-1], self.memory[name][-1:]
-            tokens, kappa = self.memory["seen_tokens"][:-1], self.config.shrinkage
-            share = tokens / (tokens + kappa) if kappa > 0 else torch.ones_like(tokens)
-            moved[name] = (share * own + (1 - share) * common).float()
-        return control._replace(**moved)
-
-
-def with_step_statistics(control: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
-    """The control with `mean_p`, `sequence_nll` and the running `mass` after this step; sources without a token in it
+def with_step_statistics(state: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
+    """The state with `mean_p`, `sequence_nll` and the running `mass` after this step; sources without a token in it
     keep their last value."""
     tokens = statistics.column("tokens")
     mean_p = statistics.column("p") / tokens
     sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
     seen = tokens > 0
-    mass = control.mass + (1 - MASS_DECAY) * (
-        (statistics.column("weight").sum() / tokens.sum()).float() - control.mass
+    mass = state.mass + (1 - MASS_DECAY) * (
+        (statistics.column("weight").sum() / tokens.sum()).float() - state.mass
     )
-    return control._replace(
-        mean_p=torch.where(seen, mean_p.float(), control.mean_p),
-        sequence_nll=torch.where(seen, sequence_nll.float(), control.sequence_nll),
+    return state._replace(
+        mean_p=torch.where(seen, mean_p.float(), state.mean_p),
+        sequence_nll=torch.where(seen, sequence_nll.float(), state.sequence_nll),
         mass=mass,
     )

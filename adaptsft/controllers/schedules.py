@@ -21,6 +21,9 @@ class Schedule(Controller):
     finish: float = 1.0
     points: tuple[tuple[float, float], ...] = ()
 
+    def moved_fields(self) -> tuple[str, ...]:
+        return (self.parameter,)
+
     def value(self, moment: Progress) -> float:
         return self.start_value + (self.end_value - self.start_value) * self.shape(moment)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
-from adaptsft.controllers import auto, feedback, schedules  # noqa: F401 (they fill the registry)
+from adaptsft.controllers import auto, schedules  # noqa: F401 (they fill the registry)
 from adaptsft.controllers.base import REGISTRY, parameters
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.errors import require
@@ -49,7 +49,7 @@ def validate_controller(
     cls = REGISTRY.get(config.name)
     if cls is None:
         _unread(config, ("parameter", *SHAPE, "points"), "linear")
-        _unread(config, ("params", "shrinkage", "base_logp"), "auto")
+        _unread(config, ("params", "shrinkage"), "auto")
         quantiles = (objective_config.lower_quantile, objective_config.upper_quantile)
         read = config.base_stats == "" or quantiles != (None, None)
         require(
@@ -64,7 +64,7 @@ def validate_controller(
             "linear",
         )
         _unread(config, () if "points" in read else ("points",), "piecewise")
-        _unread(config, ("params", "shrinkage", "base_stats", "base_logp"), "auto")
+        _unread(config, ("params", "shrinkage", "base_stats"), "auto")
         _schedule(config, objective_config, objective)
     else:
         _unread(config, ("parameter", "start", "end", "begin", "finish", "points"), "linear")
@@ -142,15 +142,6 @@ def _closed_loop(
             f"leave objective.name out (it acts through {cls.objective})",
         )
     _not_fixed_too(config, objective_config, cls.moves)
-    require(
-        not cls.needs_base_logp or config.base_logp != "",
-        f"controller.name={config.name} needs the base model's probability of every token: run "
-        "`python -m adaptsft.diagnose CONFIG sample=all per_token=true` and set controller.base_logp to the file it writes",
-    )
-    require(
-        cls.needs_base_logp or config.base_logp == "",
-        f"controller.base_logp={config.base_logp} has no effect with controller.name={config.name}: learnability reads it",
-    )
 
 
 def _not_fixed_too(

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from adaptsft.config.schema import DataConfig, SourceConfig
 from adaptsft.data.ids import check_id, digest, repeated, same_digests
 from adaptsft.data.remote import copy_of, fetched, is_remote
-from adaptsft.data.shards import Part
+from adaptsft.data.shards import Shard
 from adaptsft.data.sources import Records, default_name, files_of, open_records, training_sources
 from adaptsft.data.template import Layout, Segment, Template
 from adaptsft.errors import ConfigError, DataError
@@ -188,25 +188,25 @@ def open_data(
     seed: int,
     log: Log = print,
     verify: bool = True,
-    part: Part | None = None,
+    shard: Shard | None = None,
 ) -> tuple[TokenizedData, TokenizedData | None]:
     """The training data, and the held-out data if there is any. The first call tokenises, which is for one process to do; the next ones,
     of other processes or later runs, read the cache. Summaries and progress go to `log`, a line at a time.
 
     `verify` reads the cache once to compare its checksums, and compares the ids of a source's files; of the ranks of a run one is enough.
-    Of a stream, the training data is `part`.
+    Of a stream, the training data is `shard`.
     Held-out examples keep the source of the training data they come from; data.validation_path is source 0, and read with the field map
     of the first source. Raises ConfigError and DataError.
     """
     template = Template(tokenizer, config)
     sources = training_sources(config)
     cache = Path(config.cache_dir).expanduser()
-    if part is None:
+    if shard is None:
         train = _open(
             sources, [files_of(source) for source in sources], template, config, cache, log, verify
         )
     else:
-        train = _open(sources, [part.files], template, config, part.cache, log, verify)
+        train = _open(sources, [shard.files], template, config, shard.cache, log, verify)
     held_out = None
     if config.validation_path:
         source = SourceConfig(

@@ -3,48 +3,42 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adaptsft.data.cache import TokenizedData
+from adaptsft.data.documents import Documents, to_device
 from adaptsft.data.sampler import MicroBatch, assign_to_ranks, pack_examples
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of L tokens, n target tokens, m sequences (examples). The padding at the end of a row is a document of its own."""
+    """B packs (or padded examples) of L tokens with n target tokens in m sequences (examples)."""
 
     ids: Tensor  # int64 [B, L]
     positions: Tensor  # int64 [B, L], from 0 in each document
-    cu_seqlens: Tensor  # int32 [documents + 1], where documents begin and end in the B * L tokens laid end to end
-    target_idx: (
-        Tensor  # int64 [n], ascending: flat index of the hidden state that predicts a target token
-    )
+    documents: Documents  # the padding at the end of a pack is a document of its own
+    # int64 [n], ascending: flat index of the hidden state that predicts a target token
+    target_idx: Tensor
     targets: Tensor  # int64 [n], that token
     source: Tensor  # int64 [n], its source
     sequence: Tensor  # int64 [n], its sequence, 0 … m - 1, ascending
     sequence_lengths: Tensor  # int64 [m], target tokens of each sequence
     sequence_source: Tensor  # int64 [m]
-    base_logp: Tensor | None = (
-        None  # fp32 [n], log p of the token under the base model, where it was measured
-    )
-    examples: np.ndarray | None = (
-        None  # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
-    )
+    # fp32 [n], log p of the token under the base model, where it was measured
+    base_logp: Tensor | None = None
+    # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
+    examples: np.ndarray | None = None
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        """The batch on a device. With non_blocking, the copy to a GPU goes through pinned memory and the host does not wait for it."""
-
-        def move(tensor: Tensor) -> Tensor:
-            if non_blocking and device.type == "cuda":
-                tensor = tensor.pin_memory()
-            return tensor.to(device, non_blocking=non_blocking)
-
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; the host does not wait for the copies to a GPU."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
+        moved: dict[str, Any] = {name: to_device(t, device) for name, t in tensors.items()}
+        return dataclasses.replace(self, documents=self.documents.to(device), **moved)
 
 
 def collate(
@@ -53,6 +47,7 @@ def collate(
     *,
     pad_id: int,
     pad_multiple: int = 1,
+    with_buckets: bool = True,
     base_logp: Callable[[int], np.ndarray] | None = None,
 ) -> Batch:
     """The batch of these rows, each as long as the longest, rounded up to pad_multiple. No rows give one row of padding, so that a rank
@@ -90,7 +85,7 @@ def collate(
     return Batch(
         ids=torch.from_numpy(ids).view(count, length),
         positions=torch.from_numpy(positions).view(count, length),
-        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        documents=Documents.build(torch.tensor(bounds, dtype=torch.int32), length, with_buckets),
         target_idx=torch.from_numpy(np.concatenate([empty, *valid])),
         targets=torch.from_numpy(np.concatenate([empty, *targets])),
         source=sequence_source.repeat_interleave(sequence_lengths),
@@ -114,6 +109,7 @@ def eval_batches(
     packing: bool,
     pad_id: int,
     pad_multiple: int = 1,
+    with_buckets: bool = True,
     world_size: int = 1,
     rank: int = 0,
 ) -> Iterator[Batch]:
@@ -124,4 +120,10 @@ def eval_batches(
         examples = np.arange(begin, min(begin + window, len(data)))
         rows = pack_examples(examples, data.lengths, max_length if packing else 0)
         for micro_batch in assign_to_ranks(rows, data.lengths, world_size, micro_batch_size)[rank]:
-            yield collate(micro_batch, data, pad_id=pad_id, pad_multiple=pad_multiple)
+            yield collate(
+                micro_batch,
+                data,
+                pad_id=pad_id,
+                pad_multiple=pad_multiple,
+                with_buckets=with_buckets,
+            )

@@ -1,4 +1,4 @@
-"""Where the documents of a pack begin and end, in the forms that attention back ends read."""
+"""Where the documents of a batch begin and end, in the forms that attention back ends read."""
 
 from typing import NamedTuple
 
@@ -6,33 +6,33 @@ import torch
 from torch import Tensor
 
 
-class Documents(NamedTuple):
-    """Where the documents of a [B, L] batch lie. flash and varlen read `cu_seqlens`; sdpa reads `buckets` and `inverse`."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A copy to a GPU goes through pinned memory: from pageable memory the
+    host may wait until the GPU has come to the copy."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-    cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B*L tokens
-    max_length: int
-    buckets: tuple[
-        Tensor, ...
-    ]  # int64 [documents, length] each: token indices of documents of similar length, padded at the end
-    inverse: Tensor  # int64 [B*L]: where each token lies in the concatenated buckets
+
+class Documents(NamedTuple):
+    """flash and varlen read `cu_seqlens` and `max_length`; sdpa reads `buckets` and `inverse`."""
+
+    cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B * L tokens laid end to end
+    max_length: int  # no document is longer
+    # int64 [documents, length] each: token indices of documents of similar length, padded at the end
+    buckets: tuple[Tensor, ...]
+    inverse: Tensor  # int64 [B * L]: where each token lies in the concatenated buckets
 
     @classmethod
-    def build(
-        cls, cu_seqlens: Tensor, max_length: int, device: torch.device, with_buckets: bool
-    ) -> "Documents":
-        """From offsets on the host. Documents are grouped by length, rounded up to a power of two: few calls, little padding."""
+    def build(cls, cu_seqlens: Tensor, max_length: int, with_buckets: bool) -> "Documents":
+        """From offsets on the host. Documents are grouped by length, rounded up to a power of two:
+        few calls, little padding."""
         empty = torch.empty(0, dtype=torch.int64)
-        buckets, inverse = (_buckets(cu_seqlens)) if with_buckets else ((), empty)
+        buckets, inverse = _buckets(cu_seqlens) if with_buckets else ((), empty)
+        return cls(cu_seqlens, max_length, buckets, inverse)
 
-        def move(tensor: Tensor) -> Tensor:
-            # from memory that is not pinned, the host may wait until the GPU has come to the copy
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(
-                device, non_blocking=True
-            )
-
-        return cls(
-            move(cu_seqlens), max_length, tuple(move(bucket) for bucket in buckets), move(inverse)
-        )
+    def to(self, device: torch.device) -> "Documents":
+        buckets = tuple(to_device(bucket, device) for bucket in self.buckets)
+        cu_seqlens, inverse = (to_device(t, device) for t in (self.cu_seqlens, self.inverse))
+        return Documents(cu_seqlens, self.max_length, buckets, inverse)
 
 
 def _buckets(cu_seqlens: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

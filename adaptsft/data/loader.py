@@ -1,68 +1,76 @@
-"""Batches on the device: the next step's are prepared by one background thread while the current step runs."""
+"""Batches on the device: one background thread prepares the next step's while a step runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import TokenizedData
 from adaptsft.data.collator import Batch, collate, eval_batches
-from adaptsft.data.documents import Documents
-from adaptsft.data.sampler import BatchSampler
+from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank, world_size
-from adaptsft.statistics.base_model import BaseLogProbabilities
-
-MicroBatches = list[tuple[Batch, Documents]]
+from adaptsft.distributed.signals import Watchdog
 
 
 class BatchLoader:
-    """`loader(step)` gives this rank's micro-batches of an optimizer step, with the base model's log p of their tokens if `base` is given.
+    """This rank's micro-batches of every optimizer step.
 
-    It has no state: the plan is a pure function of the step.
+    It has no state: the sampler is a pure function of the step. `with_buckets` is whether attention is
+    SDPA, which reads documents in buckets of similar length. `base_logp`, if given, maps an example to
+    log p of its target tokens under the base model, and is collated with them. A context manager.
     """
 
     def __init__(
         self,
-        plan: BatchSampler,
+        data: TrainingData,
         config: Config,
         pad_id: int,
-        buckets: bool,
+        with_buckets: bool,
         device: torch.device,
-        base: BaseLogProbabilities | None = None,
+        base_logp: Callable[[int], np.ndarray] | None = None,
     ):
-        self.plan, self.config, self.pad_id, self.buckets, self.device = (
-            plan,
-            config,
-            pad_id,
-            buckets,
-            device,
-        )
-        self.base_logp = base.of if base is not None else None
+        self.data, self.config, self.pad_id, self.device = data, config, pad_id, device
+        self.with_buckets, self.base_logp = with_buckets, base_logp
         self.pool = ThreadPoolExecutor(1)
-        self.ahead: dict[int, Future[MicroBatches]] = {}
+        self.ahead: dict[int, Future[list[Batch]]] = {}
 
-    def __call__(self, step: int, prefetch: bool = False) -> MicroBatches:
+    def __enter__(self) -> "BatchLoader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.pool.shutdown()
+
+    def step(self, step: int, watchdog: Watchdog) -> list[Batch]:
+        """The micro-batches of a step (0-based); those of the next one are prepared meanwhile."""
+        self.data.advance(step, watchdog)
         ready = self.ahead.pop(step, None)
-        if prefetch:
-            self.ahead[step + 1] = self.pool.submit(self._load, step + 1)
-        return ready.result() if ready is not None else self._load(step)
+        if step + 1 < min(self.data.steps, self.data.sampler.end):
+            self.ahead[step + 1] = self.pool.submit(self.load, step + 1)
+        return ready.result() if ready is not None else self.load(step)
 
-    def _load(self, step: int) -> MicroBatches:
-        pad, data = self.config.data.pad_multiple, self.plan.data
-        micro_batches = self.plan.micro_batches(step, rank())
+    def first(self) -> Batch:
+        """The first micro-batch of the first step that the data holds."""
+        return self.load(self.data.sampler.first)[0]
+
+    def load(self, step: int) -> list[Batch]:
+        """The micro-batches of a step, prepared now."""
         collated = (
-            collate(rows, data, pad_id=self.pad_id, pad_multiple=pad, base_logp=self.base_logp)
-            for rows in micro_batches
+            collate(
+                packs,
+                self.data.sampler.data,
+                pad_id=self.pad_id,
+                pad_multiple=self.config.data.pad_multiple,
+                with_buckets=self.with_buckets,
+                base_logp=self.base_logp,
+            )
+            for packs in self.data.sampler.micro_batches(step, rank())
         )
-        return [self._place(batch) for batch in collated]
+        return [batch.to(self.device) for batch in collated]
 
-    def _place(self, batch: Batch) -> tuple[Batch, Documents]:
-        documents = Documents.build(batch.cu_seqlens, batch.ids.shape[1], self.device, self.buckets)
-        return batch.to(self.device, non_blocking=True), documents
-
-    def in_order(self, data: TokenizedData) -> Iterator[tuple[Batch, Documents]]:
-        """All of `data` once, dealt over the ranks; every rank gets the same number of micro-batches."""
+    def in_order(self, data: TokenizedData) -> Iterator[Batch]:
+        """All of `data` once, spread over the ranks; every rank gets the same number of micro-batches."""
         settings = self.config.data
         batches = eval_batches(
             data,
@@ -71,7 +79,8 @@ class BatchLoader:
             packing=settings.packing,
             pad_id=self.pad_id,
             pad_multiple=settings.pad_multiple,
+            with_buckets=self.with_buckets,
             world_size=world_size(),
             rank=rank(),
         )
-        return map(self._place, batches)
+        return (batch.to(self.device) for batch in batches)

@@ -15,7 +15,7 @@ import numpy as np
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import TokenizedData
 from adaptsft.data.packing import best_fit_decreasing
-from adaptsft.data.shards import Part
+from adaptsft.data.shards import Shard
 from adaptsft.errors import ConfigError
 
 Row = list[int]  # examples that share a row
@@ -27,22 +27,22 @@ class BatchSampler:
     laid end to end, G = train.global_batch_size. A source of weight w has floor(w) copies of each example in an epoch, and a random share
     w - floor(w) of them once more, another share each epoch. Raises ConfigError where a source has no example in an epoch.
 
-    Part n of a stream is one such epoch, of number n, with steps [first, end); those of its examples that fill no step are left out.
+    Shard n of a stream is one such epoch, of number n, with steps [first, end); those of its examples that fill no step are left out.
     """
 
     def __init__(
-        self, data: TokenizedData, config: Config, world_size: int, part: Part | None = None
+        self, data: TokenizedData, config: Config, world_size: int, shard: Shard | None = None
     ) -> None:
-        self.data, self.seed, self.world_size, self.part = data, config.seed, world_size, part
+        self.data, self.seed, self.world_size, self.shard = data, config.seed, world_size, shard
         self.global_batch_size, self.micro_batch_size = (
             config.train.global_batch_size,
             config.train.micro_batch_size,
         )
         self.capacity = config.data.max_length if config.data.packing else 0
-        self.as_drawn = config.strict_reproduction.summed_micro_batches
+        self.as_drawn = config.train.loss_reduction == "micro_batch"
         if self.as_drawn and self.global_batch_size % (world_size * self.micro_batch_size):
             raise ConfigError(
-                f"strict_reproduction.summed_micro_batches=true: train.global_batch_size={self.global_batch_size} is no multiple of "
+                f"train.loss_reduction=micro_batch: train.global_batch_size={self.global_batch_size} is no multiple of "
                 f"{world_size} ranks x train.micro_batch_size={self.micro_batch_size}, and the examples of a smaller micro-batch would "
                 "weigh more; choose sizes that divide"
             )
@@ -59,11 +59,11 @@ class BatchSampler:
         self.epoch_size = sum(
             copies * len(members) + partial for members, copies, partial in self.sources
         )
-        self.first = part.first if part else 0
-        self.end = part.first + self.epoch_size // self.global_batch_size if part else sys.maxsize
-        if part and self.end == self.first:
+        self.first = shard.first if shard else 0
+        self.end = shard.first + self.epoch_size // self.global_batch_size if shard else sys.maxsize
+        if shard and self.end == self.first:
             raise ConfigError(
-                f"data.stream={config.data.stream}: a part of the stream ({', '.join(part.files[:2])} …) holds {self.epoch_size} examples, "
+                f"data.stream={config.data.stream}: a shard of the stream ({', '.join(shard.files[:2])} …) holds {self.epoch_size} examples, "
                 f"less than one step of train.global_batch_size={self.global_batch_size}: raise data.stream"
             )
         # a step reads one epoch, or two where one ends within it
@@ -72,7 +72,9 @@ class BatchSampler:
     def _epoch_order(self, epoch: int) -> np.ndarray:
         random = np.random.Generator(
             np.random.PCG64(
-                np.random.SeedSequence([self.seed, epoch + (self.part.number if self.part else 0)])
+                np.random.SeedSequence(
+                    [self.seed, epoch + (self.shard.number if self.shard else 0)]
+                )
             )
         )
         parts = []
@@ -90,7 +92,7 @@ class BatchSampler:
             place += len(parts[-1])
         return np.concatenate(parts)
 
-    def valid_tokens(self, step: int) -> int:
+    def target_tokens(self, step: int) -> int:
         """Supervised tokens of a step over all ranks and micro-batches: what its loss is divided by."""
         return int(self.data.target_tokens[self.examples(step)].sum())
 
@@ -105,7 +107,7 @@ class BatchSampler:
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """What the rank computes in a step. Every rank has the same number of micro-batches.
 
-        Where each micro-batch is averaged on its own (strict_reproduction.summed_micro_batches), who shares one with whom matters: the
+        Where each micro-batch is averaged on its own (train.loss_reduction=micro_batch), who shares one with whom matters: the
         ranks take the examples in turn, as drawn, as torch's DistributedSampler deals them. By length, short examples would weigh more.
         """
         if self.as_drawn:
@@ -131,35 +133,35 @@ class BatchSampler:
     def epoch(self, step: int) -> float:
         """Epochs (of a stream: passes over its files) seen before a step."""
         epochs = (step - self.first) * self.global_batch_size / self.epoch_size
-        return epochs if self.part is None else (self.part.number + epochs) / self.part.per_pass
+        return epochs if self.shard is None else (self.shard.number + epochs) / self.shard.per_pass
 
     def extent(self, steps: int) -> str:
-        """How much of the data so many steps see; of a stream an estimate from this part."""
-        if self.part is None:
+        """How much of the data so many steps see; of a stream an estimate from this shard."""
+        if self.shard is None:
             return f"{self.epoch(steps):.2f} epochs of {self.epoch_size:,}"
-        return f"about {self.epoch(steps):.2f} passes of {self.part.per_pass} parts; this part has {self.epoch_size:,} examples"
+        return f"about {self.epoch(steps):.2f} passes of {self.shard.per_pass} shards; this shard has {self.epoch_size:,} examples"
 
     def where(self, step: int) -> list[str]:
         """Where the examples of a step come from, as file:line."""
         return [self.data.where(int(example)) for example in self.examples(step)]
 
     def position(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` steps holds of the data: a fingerprint of it and, of a stream, the part that goes on. Also
+        """What a checkpoint after `step` steps holds of the data: a fingerprint of it and, of a stream, the shard that goes on. Also
         the number of ranks, where that changes what is learned."""
         return self._place(step) | ({"ranks": self.world_size} if self.as_drawn else {})
 
     def _place(self, step: int) -> dict[str, Any]:
-        if self.part is None:
+        if self.shard is None:
             return {"fingerprint": self.data.fingerprint}
-        if step in (self.first, self.end):  # of a part that has not begun only the files are known
+        if step in (self.first, self.end):  # of a shard that has not begun only the files are known
             return {
-                "part": self.part.number + (step == self.end),
+                "part": self.shard.number + (step == self.end),
                 "first": step,
-                "fingerprint": self.part.listing,
+                "fingerprint": self.shard.listing,
             }
-        known = self.part.listing + self.data.fingerprint
+        known = self.shard.listing + self.data.fingerprint
         return {
-            "part": self.part.number,
+            "part": self.shard.number,
             "first": self.first,
             "fingerprint": hashlib.sha256(known.encode()).hexdigest(),
         }

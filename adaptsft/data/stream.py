@@ -1,8 +1,8 @@
-"""Training on a set larger than the disk: while one part of its files is learned, a process beside the run tokenises the next.
+"""Training on a set larger than the disk: while one shard of its files is learned, a process beside the run tokenises the next.
 
-Rank 0 looks after the folder of the parts. It holds two at most: the part before is deleted when all ranks have opened the next one, and
-only then is the one after that begun, so the space is bounded whatever happens. The price: a run that goes on from a checkpoint in a part
-that has been deleted tokenises that part again.
+Rank 0 looks after the folder of the shards. It holds two at most: the shard before is deleted when all ranks have opened the next one, and
+only then is the one after that begun, so the space is bounded whatever happens. The price: a run that goes on from a checkpoint in a shard
+that has been deleted tokenises that shard again.
 """
 
 import multiprocessing
@@ -23,87 +23,82 @@ import torch.distributed as dist
 from adaptsft.config.schema import Config
 from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.data.shards import Part, cut, folder_of, list_files
-from adaptsft.distributed import checkpoint
+from adaptsft.data.shards import Shard, cut, folder_of, list_files
 from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, rank0_first, world_size
 from adaptsft.distributed.signals import Watchdog
 from adaptsft.errors import DataError, UserError
 
 ASK_EVERY = 5.0  # seconds
-PROGRESS = "progress"  # file in a part's folder: the newest line of its tokenising
+PROGRESS = "progress"  # file in a shard's folder: the newest line of its tokenising
 
 
 class Stream:
-    """The parts of a stream, from that of the checkpoint `start` on. All ranks make one and call it together. A context manager."""
+    """The shards of a stream, from that of the checkpoint on whose `numbers` are given. All ranks make one and call it together."""
 
-    def __init__(self, config: Config, tokenizer: Any, start: Path | None) -> None:
+    def __init__(self, config: Config, tokenizer: Any, numbers: dict[str, Any]) -> None:
         self.config, self.tokenizer = config, tokenizer
         # rank 0 alone lists the files: thousands of ranks need not ask a server
         files = [raise_on_all_ranks(lambda: list_files(config.data) if rank() == 0 else [])]
         dist.broadcast_object_list(files)
         self.files = files[0]
-        numbers = checkpoint.read_numbers(start) if start is not None else {}
-        self.part = cut(config, self.files, numbers.get("part", 0), numbers.get("first", 0))
+        self.shard = cut(config, self.files, numbers.get("part", 0), numbers.get("first", 0))
         self.tokeniser: Tokeniser | None = None
-        self.begun = -1  # number of the part last begun
+        self.begun = -1  # number of the shard last begun
         if rank() == 0:
-            _delete_all_but(folder_of(config), [self.part.number, self.part.number + 1])
+            _delete_all_but(folder_of(config), [self.shard.number, self.shard.number + 1])
 
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         if self.tokeniser is not None:
             self.tokeniser.process.kill()
             self.tokeniser.process.join()
 
-    def plan_of(self, step: int, plan: BatchSampler, watchdog: Watchdog) -> BatchSampler:
-        """The plan that holds the step: `plan`, the one so far, or where that has come to its end, the next part's. Raises DataError."""
-        if step == plan.end:
-            self.part = cut(self.config, self.files, self.part.number + 1, step)
+    def sampler_of(self, step: int, sampler: BatchSampler, watchdog: Watchdog) -> BatchSampler:
+        """The sampler that holds the step: `sampler`, the one so far, or where that has come to its end, the next shard's. Raises DataError."""
+        if step == sampler.end:
+            self.shard = cut(self.config, self.files, self.shard.number + 1, step)
             self._wait(step, watchdog)
             data = rank0_first(self._open)
-            plan.data.close()
-            plan = BatchSampler(data, self.config, world_size(), self.part)
+            sampler.data.close()
+            sampler = BatchSampler(data, self.config, world_size(), self.shard)
             if rank() == 0:
-                _delete_all_but(folder_of(self.config), [self.part.number])
-        if self.begun != self.part.number:
-            self.begun = self.part.number
-            self._begin(plan)
-        return plan
+                _delete_all_but(folder_of(self.config), [self.shard.number])
+        if self.begun != self.shard.number:
+            self.begun = self.shard.number
+            self._begin(sampler)
+        return sampler
 
-    def _begin(self, plan: BatchSampler) -> None:
-        """Say what a part holds, and have the next one tokenised if the run gets there."""
-        lost = plan.epoch_size - (plan.end - plan.first) * plan.global_batch_size
+    def _begin(self, sampler: BatchSampler) -> None:
+        """Say what a shard holds, and have the next one tokenised if the run gets there."""
+        lost = sampler.epoch_size - (sampler.end - sampler.first) * sampler.global_batch_size
         print0(
-            f"part {self.part.number + 1} of the stream: steps {plan.first + 1:,} to {plan.end:,}; {lost:,} of its {plan.epoch_size:,} "
+            f"shard {self.shard.number + 1} of the stream: steps {sampler.first + 1:,} to {sampler.end:,}; {lost:,} of its {sampler.epoch_size:,} "
             "examples are left over at its end, too few for a step, and not seen in this pass"
         )
-        if rank() == 0 and plan.end < self.config.train.max_steps:
+        if rank() == 0 and sampler.end < self.config.train.max_steps:
             self.tokeniser = self.tokeniser or Tokeniser(self.config, self.tokenizer)
-            part = cut(self.config, self.files, self.part.number + 1, plan.end)
-            (part.cache / PROGRESS).unlink(missing_ok=True)  # of an earlier life
+            shard = cut(self.config, self.files, self.shard.number + 1, sampler.end)
+            (shard.cache / PROGRESS).unlink(missing_ok=True)  # of an earlier life
             with suppress(ConnectionError):  # it has died: `result` tells
-                self.tokeniser.jobs.send(part)
+                self.tokeniser.jobs.send(shard)
 
     def _open(self) -> TokenizedData:
         if self.tokeniser is not None:
             self.tokeniser.result()
         config = replace(self.config.data, validation_path="")  # the held-out data is open already
-        return open_data(config, self.tokenizer, self.config.seed, print0, rank() == 0, self.part)[
+        return open_data(config, self.tokenizer, self.config.seed, print0, rank() == 0, self.shard)[
             0
         ]
 
     def _wait(self, step: int, watchdog: Watchdog) -> None:
-        """Until rank 0's tokeniser has done this part. A tokeniser that makes no progress does not keep the watchdog quiet."""
+        """Until rank 0's tokeniser has done this shard. A tokeniser that makes no progress does not keep the watchdog quiet."""
         news, shown = torch.ones((), dtype=torch.int64), ""
         while news < 2:
             if self.tokeniser is not None:
-                ready, line = self.tokeniser.jobs.poll(ASK_EVERY), _noted(self.part)
+                ready, line = self.tokeniser.jobs.poll(ASK_EVERY), _noted(self.shard)
                 news.fill_(2 if ready else int(line != shown))
                 if not ready:
                     print0(
-                        f"waiting for part {self.part.number + 1} of the stream: {line or 'its process is starting'}"
+                        f"waiting for shard {self.shard.number + 1} of the stream: {line or 'its process is starting'}"
                     )
                 shown = line
             dist.broadcast(news, 0)
@@ -112,7 +107,7 @@ class Stream:
 
 
 class Tokeniser:
-    """A process that tokenises the parts sent to it. It ends with this one, whatever ends that."""
+    """A process that tokenises the shards sent to it. It ends with this one, whatever ends that."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
         context = multiprocessing.get_context(
@@ -121,7 +116,7 @@ class Tokeniser:
         self.jobs, theirs = context.Pipe()
         settings = replace(config.data, validation_path="")
         self.process = context.Process(
-            target=_tokenise_parts, args=(theirs, settings, tokenizer, config.seed), daemon=True
+            target=_tokenise_shards, args=(theirs, settings, tokenizer, config.seed), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -144,7 +139,7 @@ class Tokeniser:
             raise error
 
 
-def _tokenise_parts(jobs: Connection, config: Any, tokenizer: Any, seed: int) -> None:
+def _tokenise_shards(jobs: Connection, config: Any, tokenizer: Any, seed: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(
             number, signal.SIG_IGN
@@ -152,15 +147,15 @@ def _tokenise_parts(jobs: Connection, config: Any, tokenizer: Any, seed: int) ->
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):  # the run is over
         while True:
-            part: Part = jobs.recv()
+            shard: Shard = jobs.recv()
             error: UserError | None = None
             try:
-                part.cache.mkdir(parents=True, exist_ok=True)
-                open_data(config, tokenizer, seed, partial(_note, part), verify=False, part=part)
+                shard.cache.mkdir(parents=True, exist_ok=True)
+                open_data(config, tokenizer, seed, partial(_note, shard), verify=False, shard=shard)
             except UserError as caught:
                 error = caught
             except OSError as caught:
-                error = DataError(f"{part.cache}: cannot be written: {caught}")
+                error = DataError(f"{shard.cache}: cannot be written: {caught}")
             jobs.send(error)
 
 
@@ -171,13 +166,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _note(part: Part, line: str) -> None:
-    (part.cache / PROGRESS).write_text(line)
+def _note(shard: Shard, line: str) -> None:
+    (shard.cache / PROGRESS).write_text(line)
 
 
-def _noted(part: Part) -> str:
+def _noted(shard: Shard) -> str:
     try:
-        return (part.cache / PROGRESS).read_text()
+        return (shard.cache / PROGRESS).read_text()
     except OSError:  # nothing yet
         return ""
 
@@ -190,6 +185,6 @@ def _delete_all_but(folder: Path, numbers: list[int]) -> None:
             if gone.is_dir():
                 shutil.rmtree(
                     gone, ignore_errors=True
-                )  # what cannot be deleted now is tried again with the next part
+                )  # what cannot be deleted now is tried again with the next shard
             else:
                 gone.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from adaptsft.config.schema import CheckpointConfig
 from adaptsft.distributed.ranks import print0, rank, sync_errors
 from adaptsft.errors import CheckpointError
 
@@ -30,12 +31,19 @@ MANIFEST = "manifest.json"
 class Checkpointer:
     """Saves to `folder/step_00000042`, keeps the newest `keep_last`, and never deletes before the next one is complete."""
 
-    def __init__(self, folder: Path, keep_last: int, async_save: bool, on_error: str):
-        self.folder, self.keep_last, self.on_error = folder, keep_last, on_error
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        self.folder, self.keep_last, self.on_error = folder, config.keep_last, config.on_error
         # a group of its own: the background save talks while the training loop does
-        self.group: Any = dist.new_group(backend="gloo") if async_save else None
+        self.group: Any = dist.new_group(backend="gloo") if config.async_save else None
         self.background = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """A background save ends, also where the run ends by an exception and the ranks no longer talk."""
+        self.background.shutdown()
 
     def save(
         self,
@@ -83,10 +91,6 @@ class Checkpointer:
         pending, self.pending = self.pending, None
         if self.group is not None:
             self._together(lambda: None if pending is None else pending.result())
-
-    def close(self) -> None:
-        """Let a background save end, also where the run ends by an exception and the ranks no longer talk."""
-        self.background.shutdown()
 
     def _together(self, work: Callable[[], None]) -> bool:
         """Run on every rank; True if storage failed on none. A failure on any is raised on all, or only told (`on_error: continue`)."""

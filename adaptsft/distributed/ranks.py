@@ -71,7 +71,7 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
-def mesh(device: torch.device, replicas: int) -> DeviceMesh:
+def device_mesh(device: torch.device, replicas: int) -> DeviceMesh:
     """One dimension to shard over; with replicas > 1 (HSDP) a second one, outermost, to replicate over. The inner one should fit a node."""
     world = world_size()
     if world % replicas:

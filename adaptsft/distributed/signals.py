@@ -68,11 +68,15 @@ class Stopper:
 
 
 class Watchdog:
-    """Ends this rank when it has made no progress for `seconds`, saying where it stands: a collective that one rank never joins would
-    otherwise hold the others for hours. A context manager."""
+    """Ends this rank when it has made no progress for `seconds`, and prints where it stands: a
+    collective that one rank never joins would otherwise hold the others for hours.
+
+    It watches from the first beat to `stop`. A context manager.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.step, self.last = seconds, 0, time.monotonic()
+        self.seconds, self.step = seconds, 0
+        self.last = float("inf")  # when there was progress
         self.over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -80,6 +84,9 @@ class Watchdog:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         self.over.set()
 
     def beat(self, step: int) -> None:

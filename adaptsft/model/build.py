@@ -4,13 +4,10 @@ No rank ever holds the whole model. The loss path is a method of the model, `tok
 and the fused loss reads a plain full weight (reading a sharded head outside would silently drop the other ranks' gradient).
 """
 
-import difflib
 import functools
 import math
 import re
 import types
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,135 +25,24 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
 )
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
-from adaptsft.data.cache import TokenizedData
 from adaptsft.data.collator import Batch
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.load import load_weights
+from adaptsft.model.pretrained import Pretrained
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import NLL
-from adaptsft.objectives.state import controls
+from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_rows
 from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
 
 # What build_model returns: a PreTrainedModel that fully_shard has made an FSDPModule, with token_loss as one more method. No type says so.
 ShardedModel = Any
-
-
-@dataclass
-class Pretrained:
-    """What surrounds the weights: kept to build the model and to write a complete folder at the end."""
-
-    folder: Path
-    config: Any
-    tokenizer: Any  # PreTrainedTokenizerBase
-    generation: GenerationConfig | None
-    new_tokens: list[int]
-
-
-def load_pretrained(config: ModelConfig) -> Pretrained:
-    """Config, tokenizer and generation settings of `model.path`, a folder or a name on the hub. Raises ConfigError."""
-    folder = _local_folder(config)
-    try:
-        model_config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code
-        )
-        generation = (
-            GenerationConfig.from_pretrained(folder)
-            if (folder / "generation_config.json").is_file()
-            else None
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={config.path}: {str(error).strip()}") from None
-    if not list(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"model.path={config.path}: no *.safetensors in it; load and save the model once with transformers to convert it"
-        )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            config.tokenizer or folder, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.tokenizer={config.tokenizer or folder}: {str(error).strip()}"
-        ) from None
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise ConfigError(
-            f"model.tokenizer={config.tokenizer or folder}: no tokenizer in it; set model.tokenizer to a folder or name that has one"
-        )
-    known = len(tokenizer)
-    for token in config.add_tokens:
-        if not token.strip() or token in tokenizer.get_vocab():
-            raise ConfigError(
-                f"model.add_tokens: {token!r} is {'empty' if not token.strip() else 'a token of the tokenizer already'}: leave it out"
-            )
-    tokenizer.add_tokens(config.add_tokens)
-    text_config = model_config.get_text_config()
-    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
-    return Pretrained(
-        folder, model_config, tokenizer, generation, list(range(known, len(tokenizer)))
-    )
-
-
-def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
-    """Raises ConfigError where an example is longer than the model has positions for."""
-    positions = getattr(pretrained.config.get_text_config(), "max_position_embeddings", None) or 0
-    longest = max(int(part.lengths.max()) for part in data if part is not None)
-    if 0 < positions < longest:
-        raise ConfigError(
-            f"data.max_length: an example has {longest:,} tokens, and the model positions for {positions:,} (max_position_embeddings in "
-            f"{pretrained.folder / 'config.json'}): lower data.max_length, or raise the positions there if the model can be stretched"
-        )
-
-
-def _local_folder(config: ModelConfig) -> Path:
-    folder = Path(config.path)
-    if folder.is_dir():
-        if config.revision:
-            raise ConfigError(
-                f"model.revision={config.revision}: {config.path} is a folder here, not a model on the hub: leave it out"
-            )
-        return folder
-    if (
-        folder.is_absolute()
-        or config.path.startswith(".")
-        or (folder.parent != Path(".") and folder.parent.is_dir())
-    ):
-        beside = (
-            [str(path) for path in folder.parent.iterdir() if path.is_dir()]
-            if folder.parent.is_dir()
-            else []
-        )
-        near = difflib.get_close_matches(config.path, beside, n=1)
-        raise ConfigError(
-            f"model.path={config.path}: no such folder"
-            + (f"; did you mean {near[0]}?" if near else "")
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                config.path,
-                revision=config.revision,
-                ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"],
-            )
-        )
-    except (
-        Exception
-    ) as error:  # whatever the hub client raises, without network or without such a model
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(
-            f"model.path={config.path}: no such folder here, and the hub does not give it: {reason}"
-        ) from None
 
 
 def build_model(
@@ -165,11 +51,10 @@ def build_model(
     pretrained: Pretrained,
     mesh: DeviceMesh,
     device: torch.device,
-    bf16_masters: bool = False,
-) -> tuple[ShardedModel, str]:
-    """The sharded model with its pretrained weights (fp32 masters, compute in `model.compute_dtype`), and the attention backend chosen.
+) -> ShardedModel:
+    """The sharded model with its pretrained weights (in model.param_dtype, compute in model.compute_dtype).
 
-    `bf16_masters` is that of `strict_reproduction`; gradients and AdamW's moments take the dtype of the masters.
+    Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
     dtype = compute_dtype(config, device)
     backend = raise_on_all_ranks(
@@ -189,12 +74,13 @@ def build_model(
             trust_remote_code=config.trust_remote_code,
         )
     model.config.use_cache = False
-    if bf16_masters:
+    if config.param_dtype == "bf16":
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay fp32
             parameter.data = parameter.data.to(torch.bfloat16)
     freeze(model, config.freeze)
     for block in blocks(model):
         prepare_block(block, train)
+    model.attention_backend = backend
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     shard(model, mesh, dtype)
@@ -206,7 +92,7 @@ def build_model(
     assert tied == bool(pretrained.config.get_text_config().tie_word_embeddings), (
         "the tie of head and embeddings was lost"
     )
-    return model.train(), backend
+    return model.train()
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -231,24 +117,27 @@ def loss_settings(train: TrainConfig, dtype: torch.dtype, device: torch.device) 
     return {
         "implementation": train.loss_implementation,
         "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None,
+        "chunk_size": train.loss_chunk,
     }
 
 
 def token_loss(
     self: PreTrainedModel,
     batch: Batch,
-    documents: attention.Documents,
     objective: Objective,
-    control: Any,
-    scale: Tensor,
-    chunk: int,
-) -> tuple[Tensor, TokenOutputs]:
-    """Loss of the target tokens of a micro-batch, times `scale`, and their statistics. Bound to the model as its method.
+    state: ObjectiveState | None,
+    scale: Tensor | float,
+) -> tuple[Tensor, TokenOutputs, Tensor]:
+    """Loss of the target tokens of a micro-batch, times `scale`; their statistics; and which of them
+    the objective keeps, bool [n]. Bound to the model as its method.
 
     Only the hidden states that predict a target token reach the head; the logits are never held whole.
     """
     hidden = self.base_model(
-        input_ids=batch.ids, position_ids=batch.positions, documents=documents, use_cache=False
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        documents=batch.documents,
+        use_cache=False,
     ).last_hidden_state
     head = head_of(self)
     head(
@@ -259,13 +148,26 @@ def token_loss(
     logit_scale = getattr(settings, "logit_scale", None) or 1.0 / (
         getattr(settings, "logits_scaling", None) or 1.0
     )
-    control, source = controls(control, batch.source, batch.targets, objective.exempt)
-    return linear_objective(
-        hidden.flatten(0, 1), head.weight, batch.targets, objective, control,
-        source=source, sequence=batch.sequence, target_idx=batch.target_idx, bias=head.bias,
-        softcap=getattr(settings, "final_logit_softcapping", None), logit_scale=logit_scale, scale=scale, chunk_size=chunk,
+    source = batch.source
+    if state is not None:
+        state, source = with_exempt_rows(state, source, batch.targets, objective.exempt)
+    loss, tokens = linear_objective(
+        hidden.flatten(0, 1),
+        head.weight,
+        batch.targets,
+        objective,
+        state,
+        source=source,
+        sequence=batch.sequence,
+        target_idx=batch.target_idx,
+        bias=head.bias,
+        softcap=getattr(settings, "final_logit_softcapping", None),
+        logit_scale=logit_scale,
+        scale=scale,
         **cast(dict[str, Any], self.loss_settings),
-    )  # fmt: skip
+    )
+    kept = objective.keep(tokens, None if state is None else per_token(state, source))
+    return loss, tokens, kept
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
@@ -401,23 +303,17 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_fused_loss_matches_model(
-    model: ShardedModel,
-    batch: Batch,
-    documents: attention.Documents,
-    chunk: int = 0,
-    tokens: int = 256,
-) -> None:
+def check_fused_loss_matches_model(model: ShardedModel, batch: Batch, count: int = 256) -> None:
     """Compare log p of a few targets by `token_loss` with the model's own forward: whatever its head does must be what we differentiate.
 
     Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)). All ranks call it together.
     """
     model.eval()  # no dropout: both ways must see the same hidden states
     with torch.compiler.set_stance("force_eager"):  # not worth compiling for
-        _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
+        _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
         row, column = (
-            batch.target_idx[:tokens] // batch.ids.shape[1],
-            batch.target_idx[:tokens] % batch.ids.shape[1],
+            batch.target_idx[:count] // batch.ids.shape[1],
+            batch.target_idx[:count] % batch.ids.shape[1],
         )
         columns = torch.cat(
             [column, column.new_zeros(1)]
@@ -425,15 +321,15 @@ def check_fused_loss_matches_model(
         output = model(
             input_ids=batch.ids,
             position_ids=batch.positions,
-            documents=documents,
+            documents=batch.documents,
             use_cache=False,
             logits_to_keep=columns,
         )
     logits = output.logits[row, torch.searchsorted(columns, column)]
-    own = logits.float().log_softmax(-1).gather(1, batch.targets[:tokens, None]).squeeze(1)
+    own = logits.float().log_softmax(-1).gather(1, batch.targets[:count, None]).squeeze(1)
     model.train()
     reshard(model)
-    error = float((own - rows.logp[:tokens]).abs().mean()) if len(own) else 0.0
+    error = float((own - tokens.logp[:count]).abs().mean()) if len(own) else 0.0
 
     def check() -> None:
         if math.isnan(error):

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from adaptsft.distributed.ranks import rank, sync_errors
 from adaptsft.errors import CheckpointError
-from adaptsft.model.build import Pretrained, embedding_of, head_of
+from adaptsft.model.build import embedding_of, head_of
+from adaptsft.model.pretrained import Pretrained
 
 SHARD_BYTES = 5 * 1024**3
 

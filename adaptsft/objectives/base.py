@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptsft_kernels import TokenStatistics
+from adaptsft_kernels import TokenOutputs, TokenStatistics
 
 Result = tuple[Tensor, Tensor]  # loss [n], s [n]
 
@@ -49,7 +49,7 @@ class Objective:
             control.exempt > 0, 1.0, s
         )
 
-    def keep(self, rows: TokenStatistics, control: Any) -> Tensor:
+    def keep(self, rows: TokenStatistics | TokenOutputs, control: Any) -> Tensor:
         """Which tokens count for `objective.normalizer=kept`: bool [n], all True for an objective without a mask."""
         if self.mask is None:
             return torch.ones_like(rows.top1)

@@ -43,21 +43,20 @@ def initial_state(config: ObjectiveConfig, sources: int, device: torch.device) -
     )
 
 
-def per_token(control: ObjectiveState, source: Tensor) -> ObjectiveState:
-    """The control of every token: source int64 [n] -> fields [n]."""
-    return ObjectiveState(*(field[source] for field in control))
+def per_token(state: ObjectiveState, source: Tensor) -> ObjectiveState:
+    """The state of every token: source int64 [n] -> fields [n]."""
+    return ObjectiveState(*(field[source] for field in state))
 
 
-def controls(
-    control: ObjectiveState, source: Tensor, targets: Tensor, exempt: Tensor | None
+def with_exempt_rows(
+    state: ObjectiveState, source: Tensor, targets: Tensor, exempt: Tensor | None
 ) -> tuple[ObjectiveState, Tensor]:
-    """The control [2 sources] and the row of every token in it, int64 [n]: tokens whose label is among `exempt` read a copy of their
-    source's control that says so."""
+    """The state with fields [2 sources], and the index into them of every token, int64 [n]: targets
+    among the ids `exempt` read a copy of their source's state that marks them."""
     if exempt is None:
-        return control, source
-    both = ObjectiveState(*(torch.cat([field, field]) for field in control))
-    both = both._replace(
-        exempt=torch.cat([torch.zeros_like(control.exempt), torch.ones_like(control.exempt)])
-    )
+        return state, source
+    both = ObjectiveState(*(torch.cat([field, field]) for field in state))
+    marks = torch.cat([torch.zeros_like(state.exempt), torch.ones_like(state.exempt)])
     # not torch.isin, which sorts, and waits for the device, from a few dozen ids on
-    return both, source + len(control.exempt) * (targets[:, None] == exempt).any(1)
+    is_exempt = (targets[:, None] == exempt).any(1)
+    return both._replace(exempt=marks), source + len(state.exempt) * is_exempt

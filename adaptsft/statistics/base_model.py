@@ -65,6 +65,15 @@ class BaseStatistics:
     sampled: str  # "all", or the number of examples per source
 
     @classmethod
+    def configured(
+        cls, config: ControllerConfig, *, model: Path, data: TokenizedData, device: torch.device
+    ) -> "BaseStatistics | None":
+        """What controller.base_stats names, if it is set. Raises ConfigError."""
+        if not config.base_stats:
+            return None
+        return cls.load(Path(config.base_stats), model=model, data=data, device=device)
+
+    @classmethod
     def load(
         cls, path: Path, *, model: Path, data: TokenizedData, device: torch.device
     ) -> "BaseStatistics":
@@ -112,26 +121,9 @@ class BaseStatistics:
             )
         return cls(statistics, fine, str(content["sample"]))
 
-    def signals(self) -> SourceStatistics:
+    def per_source(self) -> SourceStatistics:
         """What controllers see of a step, here of an epoch under the base model: fp64 [sources + 1], the last row for all sources."""
-        return self.statistics.signals()
-
-
-def read(
-    config: ControllerConfig, model: Path, data: TokenizedData, device: torch.device
-) -> tuple[BaseStatistics | None, "BaseLogProbabilities | None"]:
-    """What controller.base_stats and controller.base_logp name. Raises ConfigError."""
-    stats = (
-        BaseStatistics.load(Path(config.base_stats), model=model, data=data, device=device)
-        if config.base_stats
-        else None
-    )
-    logp = (
-        BaseLogProbabilities.open(Path(config.base_logp), model=model, data=data)
-        if config.base_logp
-        else None
-    )
-    return stats, logp
+        return self.statistics.per_source()
 
 
 def encode(statistics: StepStatistics, fine: FineHistogram, number: int) -> dict[str, Any]:
@@ -164,7 +156,7 @@ class BaseLogProbabilities:
             metadata, values = file.metadata() or {}, file.get_slice("logp")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"controller.base_logp={path}: cannot be read ({error}); {FIX}, with sample=all per_token=true"
+                f"{path}: cannot be read ({error}); {FIX}, with sample=all per_token=true"
             ) from None
         _expect(path, metadata, "schema", str(SCHEMA))
         _same(path, json.loads(metadata["model"]), json.loads(metadata["data"]), model, data)

@@ -14,25 +14,10 @@ from torch import Tensor
 from adaptsft.data.collator import Batch
 from adaptsft_kernels import TokenOutputs
 
-COLUMNS = (
-    "tokens",
-    "kept",
-    "p",
-    "nll",
-    "loss",
-    "weight",
-    "below_0.2",
-    "above_0.5",
-    "above_0.55",
-    "top1",
-    "entropy",
-)
-COLUMNS += (
-    "collision",
-    "collision_top1",
-)  # c = sum_i p_i^2, and c where the target is the likeliest token
-# tokens that the base model found unlikely (p < .2) or likely (p > .5), and their NLL now; 0 without its probabilities
-COLUMNS += ("base_low", "base_low_nll", "base_high", "base_high_nll", "sequences")
+# Sums over the target tokens of a source: of p, the NLL, the objective's loss, its token weight; how
+# many have p below .2, …; collision is c = sum_i p_i^2. `sequences` counts examples.
+COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55")
+COLUMNS += ("top1", "entropy", "collision", "sequences")
 BINS = 256
 # The histogram of log p has equal steps of log-odds: log p - log(1 - p) is log p itself where p is small and keeps resolving where p
 # nears 1, as most tokens of a strong model do.
@@ -42,26 +27,18 @@ LOG_NLL_RANGE = (-9.0, 4.0)
 
 
 class SourceStatistics(NamedTuple):
-    """Statistics of a step: fp64, one row per source and a last one for all of them; NaN where a source had no token.
-
-    Shares are of the target tokens. `histogram` counts p in steps of log-odds (adaptsft.statistics.step.LOGIT_RANGE). The base_ fields
-    need the base model's own probability of every token (controller.base_logp) and count 0 tokens without it.
-    """
+    """Statistics of a step, as controllers see them: fp64, one row per source and a last one for all of
+    them together; NaN where a source had no token. Shares are of the target tokens."""
 
     tokens: Tensor
     mean_p: Tensor
-    nll: Tensor  # nats per token
     low: Tensor  # share with p < .2
     high: Tensor  # share with p > .5
-    top1: Tensor  # share whose target no other token beats
     collision: Tensor  # mean of c = sum_i p_i^2
-    precision: Tensor  # mean of top1 weighted by c: where the model is sure, how often it is right
-    sequence_nll: Tensor  # median over sequences of their mean NLL
-    histogram: Tensor  # [sources + 1, BINS], shares of the tokens
-    base_low_tokens: Tensor  # tokens with p < .2 under the base model
-    base_low_nll: Tensor  # their NLL now, nats per token
-    base_high_tokens: Tensor  # tokens with p > .5 under the base model
-    base_high_nll: Tensor
+    sequence_nll: Tensor  # median over sequences of their mean NLL, nats per token
+    histogram: (
+        Tensor  # [sources + 1, BINS] of p in equal steps of log-odds over LOGIT_RANGE, shares
+    )
 
 
 class StepStatistics:
@@ -76,41 +53,29 @@ class StepStatistics:
         self.table = self.buffer[:-1].view(sources, self.width)
         self.stop = self.buffer[-1]
 
-    def add(self, rows: TokenOutputs, kept: Tensor, batch: Batch) -> None:
-        """Count the target tokens of a micro-batch: rows and kept are [n], as batch.source is."""
+    def reset(self) -> None:
+        """Before the first micro-batch of a step."""
+        self.buffer.zero_()
+
+    def add(self, tokens: TokenOutputs, kept: Tensor, batch: Batch) -> None:
+        """Count the target tokens of a micro-batch; `kept` bool [n] says which the objective keeps."""
         if batch.targets.numel() == 0:
             return
-        p = rows.logp.exp()
-        ones = torch.ones_like(p)
-        features = (
-            ones,
-            kept,
-            p,
-            -rows.logp,
-            rows.loss,
-            rows.weight,
-            p < 0.2,
-            p > 0.5,
-            p > 0.55,
-            rows.top1,
-            rows.entropy,
-        )
-        features += (rows.collision, rows.collision * rows.top1)
-        if batch.base_logp is not None:
-            low, high = batch.base_logp < math.log(0.2), batch.base_logp > math.log(0.5)
-            features += (low, -rows.logp * low, high, -rows.logp * high)
+        p, nll = tokens.logp.exp(), -tokens.logp
+        features = (torch.ones_like(p), kept, p, nll, tokens.loss, tokens.weight)
+        features += (p < 0.2, p > 0.5, p > 0.55, tokens.top1, tokens.entropy, tokens.collision)
         sums = torch.stack([feature.double() for feature in features], dim=1)
         sources = torch.arange(self.table.shape[0], device=p.device)
         # a product with the one-hot matrix, not index_add: its order of summation is fixed on a GPU too
         membership = (batch.source == sources[:, None]).double()
         self.table[:, : sums.shape[1]] += membership @ sums
+        in_source = (batch.sequence_source == sources[:, None]).double()
+        self.table[:, COLUMNS.index("sequences")] += in_source.sum(1)
         sequence_nll = torch.segment_reduce(
-            -rows.logp.double(), "mean", lengths=batch.sequence_lengths, unsafe=True
+            nll.double(), "mean", lengths=batch.sequence_lengths, unsafe=True
         )
-        self.table[:, len(COLUMNS) - 1] += (
-            (batch.sequence_source == sources[:, None]).double().sum(1)
-        )
-        self._count(len(COLUMNS), log_odds(rows.logp, rows.one_minus_p), LOGIT_RANGE, batch.source)
+        odds = log_odds(tokens.logp, tokens.one_minus_p)
+        self._count(len(COLUMNS), odds, LOGIT_RANGE, batch.source)
         self._count(len(COLUMNS) + BINS, sequence_nll.log(), LOG_NLL_RANGE, batch.sequence_source)
 
     def _count(
@@ -127,26 +92,19 @@ class StepStatistics:
         """Sums of a column, fp64 [sources]."""
         return self.table[:, COLUMNS.index(name)]
 
-    def signals(self) -> SourceStatistics:
-        """What controllers see: one row per source and a last one for all of them together."""
+    def per_source(self) -> SourceStatistics:
+        """What controllers see."""
         table = torch.cat([self.table, self.table.sum(0, keepdim=True)])
         sums = dict(zip(COLUMNS, table.unbind(1), strict=False))
-        tokens, low, high = sums["tokens"], sums["base_low"], sums["base_high"]
+        tokens = sums["tokens"]
         return SourceStatistics(
             tokens=tokens,
             mean_p=sums["p"] / tokens,
-            nll=sums["nll"] / tokens,
             low=sums["below_0.2"] / tokens,
             high=sums["above_0.5"] / tokens,
-            top1=sums["top1"] / tokens,
             collision=sums["collision"] / tokens,
-            precision=sums["collision_top1"] / sums["collision"],
             sequence_nll=histogram_quantile(table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp(),
             histogram=table[:, len(COLUMNS) : len(COLUMNS) + BINS] / tokens[:, None],
-            base_low_tokens=low,
-            base_low_nll=sums["base_low_nll"] / low,
-            base_high_tokens=high,
-            base_high_nll=sums["base_high_nll"] / high,
         )
 
 

@@ -1,13 +1,13 @@
-"""What a run tells: a progress line, metrics.jsonl (one object per step) and TensorBoard, all from one batched read per `log.every`.
+"""Metrics of every step: metrics.jsonl, a progress line, TensorBoard.
 
-Every step leaves one fp64 vector on the device: the step's all-reduced statistics, the control it used, and a few scalars. Nothing
-waits for the device until `flush` copies the rows since the last flush to the host together.
+A step's figures stay on the device: its statistics, the objective's state and a few scalars. Nothing
+waits for the device until `flush` copies those of all steps since the last flush to the host.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
     check_same_state,
     print0,
@@ -23,87 +25,82 @@ from adaptsft.distributed.ranks import (
     rank,
     world_size,
 )
-from adaptsft.errors import CheckpointError
-from adaptsft.objectives.base import Objective
+from adaptsft.errors import CheckpointError, NonFiniteError
+from adaptsft.files import replacing
+from adaptsft.model.build import ShardedModel
 from adaptsft.objectives.state import ObjectiveState
-from adaptsft.statistics.step import BINS, COLUMNS, LOGIT_RANGE, StepStatistics, p_of_bin_edges
+from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
+from adaptsft.training.flops import flops_per_token, peak_flops
+from adaptsft.training.setup import Run
+from adaptsft.training.tensorboard import Board
 
-# dense bf16 peak, FLOP/s, from the vendors' data sheets
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-}
-BARS = 64  # of the histograms of p in metrics.jsonl and eval.jsonl; TensorBoard gets all stats.BINS
+BARS = 64  # of the histograms of p in metrics.jsonl and eval.jsonl; TensorBoard gets all BINS
+MEANS = ("nll", "p", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy")
 
 
 class Metrics:
-    """Collects step rows on the device; rank 0 writes them."""
+    """Collects the figures of steps on the device; rank 0 writes them. A context manager."""
 
     def __init__(
         self,
-        run: Path,
-        names: list[str],
-        steps: int,
-        first_step: int,
-        tensorboard: bool,
-        objective: Objective,
-        kept_only: bool,
-        flops_per_token: float,
-        examples_of: Callable[[int], list[str]],
-        device: torch.device,
+        run: Run,
+        model: ShardedModel,
+        objective: AdaptiveObjective,
+        data: TrainingData,
+        first: int,
     ):
-        self.run, self.names, self.steps, self.device = run, names, steps, device
-        self.objective, self.examples_of = objective, examples_of
-        self.kept_only, self.flops_per_token = kept_only, flops_per_token
-        self.rows: list[Tensor] = []
-        self.host: list[dict[str, float]] = []
-        self.clock, self.started, self.first_step = (
-            time.perf_counter(),
-            time.perf_counter(),
-            first_step,
-        )
+        """`first`: steps already taken. Lines of later steps, of a run that went further, are dropped."""
+        self.folder, self.config, self.device, self.data = run.folder, run.config, run.device, data
+        self.uses, self.first = objective.function.uses, first
+        self.kept_only = run.config.objective.normalizer == "kept"
+        self.flops_per_token = flops_per_token(model, data.train)
+        self.on_device: list[Tensor] = []
+        self.on_host: list[dict[str, float]] = []
+        self.clock = self.started = time.perf_counter()
         self.skipped_in_a_row = self.longest_skip = 0
         self.file = self.board = None
         if rank() == 0:
-            drop_rows_after(run / "metrics.jsonl", first_step)
-            drop_rows_after(run / "nonfinite.jsonl", first_step)
-            drop_rows_after(
-                run / "eval.jsonl", first_step or -1
-            )  # a new run evaluates step 0 itself
-            self.file = (run / "metrics.jsonl").open("a")
-            if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
+            drop_lines_after(self.folder / "metrics.jsonl", first)
+            drop_lines_after(self.folder / "nonfinite.jsonl", first)
+            # a new run evaluates step 0 itself
+            drop_lines_after(self.folder / "eval.jsonl", first or -1)
+            self.file = (self.folder / "metrics.jsonl").open("a")
+            if self.config.log.tensorboard:
+                self.board = Board(self.folder / "tensorboard", first)
 
-                self.board = SummaryWriter(
-                    str(run / "tensorboard"), purge_step=first_step + 1 if first_step else 0
-                )
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):  # a full disk has been reported where the line was written
+            if self.file is not None:
+                self.file.close()
+            if self.board is not None:
+                self.board.close()
 
     def record(
         self,
         step: int,
         statistics: StepStatistics,
-        control: ObjectiveState,
+        state: ObjectiveState,
         grad_norm: Tensor,
         skipped: Tensor,
-        **host: float,
+        lr: float,
+        micro_batches: list[Any],
     ) -> None:
-        """Keep the row of a finished step (1-based); `host` holds numbers that the host knows anyway."""
-        parts = [
-            statistics.table.flatten(),
-            control.alpha,
-            control.lower,
-            control.upper,
-            torch.stack([grad_norm, skipped]),
-        ]
-        self.rows.append(torch.cat([part.double() for part in parts]))
-        self.host.append({"step": step, **host})
+        """Keep the figures of `step` (0-based), which used this state of the objective."""
+        parts = [statistics.table.flatten(), state.alpha, state.lower, state.upper]
+        parts.append(torch.stack([grad_norm, skipped]))
+        self.on_device.append(torch.cat([part.double() for part in parts]))
+        sampler = self.data.sampler
+        known = {"step": step + 1, "lr": lr, "epoch": sampler.epoch(step + 1)}
+        known["all_tokens"] = sampler.tokens(step)
+        if self.config.train.loss_reduction == "micro_batch":
+            known["micro_batches"] = len(micro_batches)
+        self.on_host.append(known)
 
     @contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Time in here (evaluating, saving) is not counted as training."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -112,220 +109,180 @@ class Metrics:
         self.clock += time.perf_counter() - began
 
     def flush(self) -> list[dict[str, Any]]:
-        """Read the recorded rows, write them on rank 0, and return them. The one place where training waits for the device."""
-        if not self.rows:
+        """Read the figures of the steps recorded, write them on rank 0, and return them. The one place
+        where training waits for the device. Raises NonFiniteError after too many skipped steps."""
+        if not self.on_device:
             return []
-        values = torch.stack(self.rows).cpu().numpy()
-        check_same_state(
-            int(self.host[-1]["step"]), np.nan_to_num(values).tobytes()
-        )  # a NaN has many bit patterns
+        values = torch.stack(self.on_device).cpu().numpy()
+        last = int(self.on_host[-1]["step"])
+        check_same_state(last, np.nan_to_num(values).tobytes())  # a NaN has many bit patterns
         now = time.perf_counter()
         seconds, self.clock = (now - self.clock) / len(values), now
-        rows = [
-            self._decode(vector, host, seconds)
-            for vector, host in zip(values, self.host, strict=True)
-        ]
-        self.rows, self.host = [], []
-        for row in rows:
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if row["skipped"] else 0
+        both = zip(values, self.on_host, strict=True)
+        lines = [self._decode(vector, known, seconds) for vector, known in both]
+        self.on_device, self.on_host = [], []
+        for line in lines:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if line["skipped"] else 0
             self.longest_skip = max(self.longest_skip, self.skipped_in_a_row)
-        raise_on_all_ranks(lambda: self._write(rows, values[-1]))
-        print0(self._line(rows[-1]))
-        if not any(row["kept"] for row in rows):
+        raise_on_all_ranks(lambda: self._write(lines, values[-1]))
+        print0(self._progress_line(lines[-1]))
+        if not any(line["kept"] for line in lines):
             print0(
-                f"  no token was kept in the last {len(rows)} steps, so nothing is learned: widen the threshold"
+                f"  no token was kept in the last {len(lines)} steps, so nothing is learned: widen the "
+                "threshold"
             )
-        return rows
+        if self.longest_skip >= self.config.train.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"by step {last}, {self.longest_skip} steps in a row had a loss or gradient that is "
+                "not finite"
+            )
+        return lines
 
-    def _write(self, rows: list[dict[str, Any]], last: np.ndarray) -> None:
+    def _decode(self, vector: np.ndarray, known: dict[str, float], seconds: float) -> dict:
+        sources = len(self.data.names)
+        width = len(COLUMNS) + 2 * BINS
+        table = vector[: sources * width].reshape(sources, width)
+        state = vector[sources * width : sources * (width + 3)].reshape(3, sources)
+        settings = dict(zip(("alpha", "lower", "upper"), state, strict=True))
+        grad_norm, skipped = vector[-2:]
+        line: dict[str, Any] = dict(known) | summary(table.sum(0), self.kept_only)
+        line |= {name: float(values.mean()) for name, values in settings.items()}
+        line |= {"grad_norm": float(grad_norm), "skipped": bool(skipped), "seconds": seconds}
+        line["tokens_per_second_per_rank"] = known["all_tokens"] / seconds / world_size()
+        if sources > 1:
+            line["sources"] = {
+                name: summary(table[i], self.kept_only)
+                | {setting: float(values[i]) for setting, values in settings.items()}
+                for i, name in enumerate(self.data.names)
+            }
+        return line
+
+    def _write(self, lines: list[dict[str, Any]], last: np.ndarray) -> None:
         if self.file is None:
             return
         try:
-            self.file.writelines(_json(row) for row in rows)
+            self.file.writelines(_json(line) for line in lines)
             self.file.flush()
-            for row in rows:
-                if row["skipped"]:
-                    with (self.run / "nonfinite.jsonl").open("a") as file:
-                        file.write(
-                            _json({"step": row["step"], "examples": self.examples_of(row["step"])})
-                        )
-            self._board(rows, last)
+            for line in (line for line in lines if line["skipped"]):
+                examples = self.data.sampler.where(line["step"] - 1)
+                self._append("nonfinite.jsonl", {"step": line["step"], "examples": examples})
+            if self.board is not None:
+                self._write_board(self.board, lines, last)
         except OSError as error:
             raise CheckpointError(
-                f"{self.run / 'metrics.jsonl'}: could not be written: {error}. The checkpoints are intact"
+                f"{self.folder / 'metrics.jsonl'}: could not be written: {error}. The checkpoints are "
+                "intact"
             ) from None
 
-    def _decode(self, vector: np.ndarray, host: dict[str, float], seconds: float) -> dict[str, Any]:
-        sources = len(self.names)
-        width = len(COLUMNS) + 2 * BINS
-        table = vector[: sources * width].reshape(sources, width)
-        alpha, lower, upper = vector[sources * width : sources * (width + 3)].reshape(3, sources)
-        grad_norm, skipped = vector[-2:]
-        row: dict[str, Any] = dict(host)
-        row |= summary(table.sum(0), self.kept_only)
-        row |= {
-            "alpha": float(alpha.mean()),
-            "lower": float(lower.mean()),
-            "upper": float(upper.mean()),
-        }
-        row |= {"grad_norm": float(grad_norm), "skipped": bool(skipped)}
-        row |= {
-            "seconds": seconds,
-            "tokens_per_second_per_rank": host["all_tokens"] / seconds / world_size(),
-        }
-        if sources > 1:
-            settings = zip(self.names, table, alpha, lower, upper, strict=True)
-            row["sources"] = {
-                n: summary(t, self.kept_only)
-                | {"alpha": float(a), "lower": float(lo), "upper": float(up)}
-                for n, t, a, lo, up in settings
-            }
-        return row
-
-    def _board(self, rows: list[dict[str, Any]], last: np.ndarray) -> None:
-        if self.board is None:
-            return
-        for row in rows:
-            flat = {f"train/{k}": v for k, v in row.items() if isinstance(v, float)}
-            for name, values in row.get("sources", {}).items():
-                flat |= {f"{name}/{k}": v for k, v in values.items() if isinstance(v, float)}
-            for tag, value in flat.items():
-                self.board.add_scalar(tag, value, row["step"])
-        width = len(COLUMNS) + 2 * BINS
-        for i, name in enumerate(self.names):
-            counts = last[i * width + len(COLUMNS) : i * width + len(COLUMNS) + BINS]
-            _add_histogram(self.board, f"p/{name}", counts, rows[-1]["step"])
-        self.board.flush()
+    def _write_board(self, board: Board, lines: list[dict[str, Any]], last: np.ndarray) -> None:
+        for line in lines:
+            board.scalars("train", line, line["step"])
+            for name, values in line.get("sources", {}).items():
+                board.scalars(name, values, line["step"])
+        table = last[: len(self.data.names) * (len(COLUMNS) + 2 * BINS)]
+        for name, sums in zip(self.data.names, np.split(table, len(self.data.names)), strict=True):
+            board.histogram_of_p(f"p/{name}", _histogram(sums), lines[-1]["step"])
+        board.flush()
 
     def evaluation(self, step: int, names: list[str], statistics: StepStatistics) -> dict[str, Any]:
         """Write and return the held-out figures after `step` steps."""
         table = statistics.table.cpu().numpy()
-        row: dict[str, Any] = {"step": step} | summary(table.sum(0), self.kept_only)
+        line: dict[str, Any] = {"step": step} | summary(table.sum(0), self.kept_only)
         if len(names) > 1:
-            row["sources"] = {
-                name: summary(t, self.kept_only) for name, t in zip(names, table, strict=True)
-            }
-        raise_on_all_ranks(
-            lambda: self._write_evaluation(row, table.sum(0)[len(COLUMNS) : len(COLUMNS) + BINS])
-        )
+            sources = zip(names, table, strict=True)
+            line["sources"] = {name: summary(sums, self.kept_only) for name, sums in sources}
+        raise_on_all_ranks(lambda: self._write_evaluation(line, line, table.sum(0)))
         print0(
-            f"  held out at step {step}: nll {row['nll']:.4f}  mean p {row['mean_p']:.4f}  loss {row['loss']:.4f}  top-1 {row['top1']:.3f}"
+            f"  held out at step {step}: nll {line['nll']:.4f}  mean p {line['mean_p']:.4f}  "
+            f"loss {line['loss']:.4f}  top-1 {line['top1']:.3f}"
         )
-        return row
+        return line
 
     def tasks(self, step: int, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Write and return the scores {task: {metric: value}}, and the answers kept with them, after `step` steps."""
+        """Write and return the scores {task: {metric: value}}, and the answers kept with them, after
+        `step` steps."""
         scores = {
             f"{task}/{metric}": value
             for task, values in found.items()
             for metric, value in values.items()
+            if isinstance(value, float)
         }
-        scalars = {name: value for name, value in scores.items() if isinstance(value, float)}
-        raise_on_all_ranks(
-            lambda: self._write_scores({"step": step, "tasks": found}, {"step": step} | scalars)
-        )
-        print0(
-            f"  tasks at step {step}: "
-            + "  ".join(f"{name} {value:.3f}" for name, value in scalars.items())
-        )
+        line = {"step": step, "tasks": found}
+        raise_on_all_ranks(lambda: self._write_evaluation(line, scores, None))
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        print0(f"  tasks at step {step}: {shown}")
         return found
 
-    def _write_evaluation(self, row: dict[str, Any], histogram: np.ndarray) -> None:
-        self._write_scores(row, row)
-        if self.board is not None:
-            _add_histogram(self.board, "eval/p", histogram, row["step"])
-
-    def _write_scores(self, row: dict[str, Any], scalars: dict[str, Any]) -> None:
+    def _write_evaluation(self, line: dict[str, Any], scalars: dict[str, Any], sums: Any) -> None:
         if self.file is None:
             return
         try:
-            with (self.run / "eval.jsonl").open("a") as file:
-                file.write(_json(row))
+            self._append("eval.jsonl", line)
             if self.board is not None:
-                for tag, value in scalars.items():
-                    if isinstance(value, float):
-                        self.board.add_scalar(f"eval/{tag}", value, row["step"])
+                self.board.scalars("eval", scalars, line["step"])
+                if sums is not None:
+                    self.board.histogram_of_p("eval/p", _histogram(sums), line["step"])
         except OSError as error:
             raise CheckpointError(
-                f"{self.run}: eval.jsonl could not be written: {error}. The checkpoints are intact"
+                f"{self.folder}: eval.jsonl could not be written: {error}. The checkpoints are intact"
             ) from None
 
-    def _line(self, row: dict[str, Any]) -> str:
-        step = row["step"]
-        done = step - self.first_step
-        eta = (time.perf_counter() - self.started) / done * (self.steps - step)
-        parts = [
-            f"step {step}/{self.steps} {100 * step / self.steps:3.0f}% ETA {_duration(eta)}",
-            f"loss {row['loss']:.4f}",
-            f"nll {row['nll']:.4f}",
-        ]
-        parts.append(f"p {row['mean_p']:.3f}")
-        if "alpha" in self.objective.uses:
-            parts.append(f"alpha {row['alpha']:.2f}")
-        if "lower" in self.objective.uses:
-            parts.append(
-                f"kept [{row['lower']:.3g}, {row['upper']:.3g}] {100 * row['kept'] / max(row['tokens'], 1):.0f}%"
-            )
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self.folder / name).open("a") as file:
+            file.write(_json(line))
+
+    def _progress_line(self, line: dict[str, Any]) -> str:
+        step, steps, speed = line["step"], self.data.steps, line["tokens_per_second_per_rank"]
+        left = (time.perf_counter() - self.started) / (step - self.first) * (steps - step)
+        parts = [f"step {step}/{steps} {100 * step / steps:3.0f}% ETA {_duration(left)}"]
+        parts += [f"loss {line['loss']:.4f}", f"nll {line['nll']:.4f}", f"p {line['mean_p']:.3f}"]
+        if "alpha" in self.uses:
+            parts.append(f"alpha {line['alpha']:.2f}")
+        if "lower" in self.uses:
+            share = 100 * line["kept"] / max(line["tokens"], 1)
+            parts.append(f"kept [{line['lower']:.3g}, {line['upper']:.3g}] {share:.0f}%")
         parts += [
-            f"norm {row['grad_norm']:.3g}",
-            f"lr {row['lr']:.2e}",
-            f"{row['tokens_per_second_per_rank']:,.0f} tok/s/rank",
+            f"norm {line['grad_norm']:.3g}",
+            f"lr {line['lr']:.2e}",
+            f"{speed:,.0f} tok/s/rank",
         ]
         if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-            peak = next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
-            if peak:
-                parts.append(
-                    f"MFU {100 * row['tokens_per_second_per_rank'] * self.flops_per_token / peak:.0f}%"
-                )
+            if peak := peak_flops(torch.cuda.get_device_name(self.device)):
+                parts.append(f"MFU {100 * speed * self.flops_per_token / peak:.0f}%")
             parts.append(f"peak {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB")
-        return "  ".join(parts) + ("  SKIPPED: not finite" if row["skipped"] else "")
-
-    def close(self) -> None:
-        with suppress(OSError):  # a full disk has been reported where the row was written
-            if self.file is not None:
-                self.file.close()
-            if self.board is not None:
-                self.board.close()
+        return "  ".join(parts) + ("  SKIPPED: not finite" if line["skipped"] else "")
 
 
 def summary(sums: np.ndarray, kept_only: bool) -> dict[str, Any]:
-    """Means over the target tokens from a row of StepStatistics.table; `loss` over the kept ones where the objective asks so.
+    """Means over the target tokens from a row of StepStatistics.table; `loss` is that over the kept
+    ones where the objective asks so.
 
-    `p_histogram` counts the tokens in BARS equal steps of the log-odds of p, over stats.LOGIT_RANGE.
+    `p_histogram` counts the tokens in BARS equal steps of the log-odds of p, over LOGIT_RANGE.
     """
     values = dict(zip(COLUMNS, sums.tolist(), strict=False))
     tokens = values["tokens"] or math.nan
     denominator = (values["kept"] or math.nan) if kept_only else tokens
-    means = {
-        name: values[name] / tokens
-        for name in (
-            "nll",
-            "p",
-            "weight",
-            "below_0.2",
-            "above_0.5",
-            "above_0.55",
-            "top1",
-            "entropy",
-        )
-    }
+    means = {name: values[name] / tokens for name in MEANS}
     means["mean_p"] = means.pop("p")
+    bars = _histogram(sums).reshape(BARS, -1).sum(1).tolist()
     return {
         "loss": values["loss"] / denominator,
         **means,
         "tokens": values["tokens"],
         "kept": values["kept"],
         "sequences": values["sequences"],
-        "p_histogram": [
-            round(count)
-            for count in sums[len(COLUMNS) : len(COLUMNS) + BINS].reshape(BARS, -1).sum(1).tolist()
-        ],
+        "p_histogram": [round(count) for count in bars],
     }
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Cut a JSON-lines file back to the rows of steps up to `step`: a resumed run writes the others again. A torn last line goes too."""
+def _histogram(sums: np.ndarray) -> np.ndarray:
+    """Counts of log p, [BINS], in a row of StepStatistics.table."""
+    return sums[len(COLUMNS) : len(COLUMNS) + BINS]
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Cut a JSON-lines file back to the lines of steps up to `step`: a resumed run writes the others
+    again. A torn last line is dropped too."""
     if not path.is_file():
         return
     kept = []
@@ -336,12 +293,11 @@ def drop_rows_after(path: Path, step: int) -> None:
         except (ValueError, TypeError, KeyError):
             continue
         kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.rename(path)
+    with replacing(path) as partial:
+        partial.write_text("".join(kept))
 
 
-def _json(row: dict[str, Any]) -> str:
+def _json(line: dict[str, Any]) -> str:
     """A line of JSON; numbers that are not finite, which JSON does not know, become null."""
 
     def clean(value: Any) -> Any:
@@ -349,19 +305,7 @@ def _json(row: dict[str, Any]) -> str:
             return {key: clean(part) for key, part in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(clean(row)) + "\n"
-
-
-def _add_histogram(board, tag: str, counts: np.ndarray, step: int) -> None:
-    """Histogram of p: the bins are equal steps of log-odds, TensorBoard wants their upper edges in p."""
-    edges = p_of_bin_edges()
-    low, high = LOGIT_RANGE
-    middles = 1 / (1 + np.exp(-(low + (high - low) * (np.arange(BINS) + 0.5) / BINS)))
-    total = float((counts * middles).sum())
-    squares = float((counts * middles**2).sum())
-    board.add_histogram_raw(
-        tag, 0.0, 1.0, int(counts.sum()), total, squares, edges[1:], counts.tolist(), step
-    )
+    return json.dumps(clean(line)) + "\n"
 
 
 def _duration(seconds: float) -> str:

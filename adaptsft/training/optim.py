@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from adaptsft.config.schema import TrainConfig
+from adaptsft.controllers.base import Progress
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -30,7 +31,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Learning rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then the shape of `train.lr_schedule`."""
-    warmup = math.ceil(config.warmup_ratio * steps)
+    warmup = _warmup_steps(steps, config)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     share = (step - warmup) / max(steps - warmup, 1)
@@ -47,6 +48,16 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
         case name:
             raise AssertionError(name)
     return config.lr * (config.lr_min_ratio + (1.0 - config.lr_min_ratio) * shape)
+
+
+def progress_at(step: int, steps: int, config: TrainConfig) -> Progress:
+    """What controllers know of optimizer step `step` (0-based) of `steps`."""
+    share = learning_rate(step, steps, config) / (config.lr or 1.0)
+    return Progress(step, steps, share, step < _warmup_steps(steps, config))
+
+
+def _warmup_steps(steps: int, config: TrainConfig) -> int:
+    return math.ceil(config.warmup_ratio * steps)
 
 
 @torch.no_grad()

@@ -7,18 +7,19 @@ import torch
 import torch.distributed as dist
 
 from adaptsft.config.schema import ObjectiveConfig
+from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.data.cache import TokenizedData
 from adaptsft.data.collator import Batch
-from adaptsft.data.documents import Documents
+from adaptsft.data.loader import BatchLoader
 from adaptsft.distributed.ranks import print0
 from adaptsft.model.build import ShardedModel, reshard
 from adaptsft.objectives.build import NLL
-from adaptsft.objectives.state import ObjectiveState
-from adaptsft.statistics.base_model import BaseStatistics, FineHistogram
+from adaptsft.statistics.base_model import FineHistogram
 
 
 def base_pass(
-    model: ShardedModel, batches: Iterable[tuple[Batch, Documents]], tokens: int, what: str
-) -> Iterator[tuple[Batch, Documents]]:
+    model: ShardedModel, batches: Iterable[Batch], tokens: int, what: str
+) -> Iterator[Batch]:
     """`batches`, this rank's share of the data, with the model in evaluation mode (no dropout), and a progress line "what: share, ETA".
 
     `tokens` are the target tokens over all ranks.
@@ -26,8 +27,8 @@ def base_pass(
     started = said = time.perf_counter()
     seen = 0
     model.eval()
-    for batch, documents in batches:
-        yield batch, documents
+    for batch in batches:
+        yield batch
         seen += len(batch.targets) * dist.get_world_size()
         if time.perf_counter() - said > 5:
             said = time.perf_counter()
@@ -38,42 +39,36 @@ def base_pass(
 
 
 @torch.no_grad()
-def with_quantiles(
+def set_quantile_thresholds(
     model: ShardedModel,
     config: ObjectiveConfig,
-    control: ObjectiveState,
-    batches: Iterable[tuple[Batch, Documents]],
-    tokens: int,
-    chunk: int,
-    base: BaseStatistics | None = None,
-) -> ObjectiveState:
-    """`control` with lower and upper set, per source, to the quantiles that the objective asks for.
+    objective: AdaptiveObjective,
+    data: TokenizedData,
+    loader: BatchLoader,
+) -> None:
+    """Set lower and upper of the objective, per source, to the quantiles that it asks for, if any.
 
-    They are those of `base`, if it is given; else all `batches`, this rank's share of the training data, are run through the model.
-    `tokens`, their target tokens over all ranks, is for the progress line.
+    They are those of controller.base_stats, if it is given; else all of `data` runs through the model.
     """
     asked = {"lower": config.lower_quantile, "upper": config.upper_quantile}
     if all(q is None for q in asked.values()):
-        return control
-    if base is not None:
-        histogram = base.fine
+        return
+    if objective.base is not None:
+        histogram = objective.base.fine
         print0(
-            f"quantiles of p under the base model: from controller.base_stats (examples of each source: {base.sampled})"
+            "quantiles of p under the base model: from controller.base_stats (examples of each "
+            f"source: {objective.base.sampled})"
         )
     else:
-        histogram = FineHistogram(len(control.alpha), control.alpha.device)
-        for batch, documents in base_pass(
-            model, batches, tokens, "measuring quantiles of p under the base model"
-        ):
-            _, rows = model.token_loss(batch, documents, NLL, None, 1.0, chunk)
-            histogram.add(rows, batch.source)
+        histogram = FineHistogram(len(data.names), objective.state.alpha.device)
+        what = "measuring quantiles of p under the base model"
+        for batch in base_pass(model, loader.in_order(data), int(data.target_tokens.sum()), what):
+            _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
+            histogram.add(tokens, batch.source)
         dist.all_reduce(histogram.counts)
     for name, q in asked.items():
         if q is not None:
             threshold = histogram.quantile(q)
-            control = control._replace(**{name: threshold})
-            print0(
-                f"objective.{name}_quantile={q}: {name} = "
-                + ", ".join(f"{value:.6g}" for value in threshold.tolist())
-            )
-    return control
+            objective.state = objective.state._replace(**{name: threshold})
+            values = ", ".join(f"{value:.6g}" for value in threshold.tolist())
+            print0(f"objective.{name}_quantile={q}: {name} = {values}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adaptsft.errors import ConfigError
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 from benchmarks.lab import plots
 from benchmarks.lab.regimes import FAMILIES, find
 from benchmarks.lab.runs import UNTOUCHED

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from adaptsft.config.resolve import load_config
 from adaptsft.model.tiny import bpe_tokenizer, make_tiny_model, texts_of
 from adaptsft.train import train
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 
 RESULT = Path(__file__).parent / "results" / "strict_reproduction.json"
 OPTIONS = {

@@ -118,7 +118,7 @@ def test_a_step_has_the_same_examples_however_it_is_split():
             )
             if not packing:
                 assert all(len(row) == 1 for share in shares for rows in share for row in rows)
-            assert split.valid_tokens(step) == sum(
+            assert split.target_tokens(step) == sum(
                 data.target_tokens[i] * n for i, n in expected.items()
             )
             assert split.tokens(step) == sum(data.lengths[i] * n for i, n in expected.items())
@@ -218,7 +218,7 @@ def test_batch_is_its_documents(data, packing, multiple):
         ids, positions, bounds = (
             batch.ids.flatten(),
             batch.positions.flatten(),
-            batch.cu_seqlens.tolist(),
+            batch.documents.cu_seqlens.tolist(),
         )
         assert (bounds[0], bounds[-1]) == (0, count * length)
         assert set(range(0, count * length, length)) <= set(bounds)
@@ -247,7 +247,7 @@ def test_batch_is_its_documents(data, packing, multiple):
 
 def test_dtypes(data):
     batch = collate([[0, 1], [2]], data, pad_id=PAD, pad_multiple=8)
-    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.documents.cu_seqlens.dtype == torch.int32
     for name in (
         "ids",
         "positions",
@@ -286,7 +286,7 @@ def test_tokens_carry_their_source(tmp_path):
 def test_a_batch_without_rows(data):
     batch = collate([], data, pad_id=PAD, pad_multiple=8)
     assert batch.ids.tolist() == [[PAD] * 8]
-    assert batch.cu_seqlens.tolist() == [0, 8]
+    assert batch.documents.cu_seqlens.tolist() == [0, 8]
     assert (
         batch.targets.shape
         == batch.target_idx.shape
@@ -321,7 +321,7 @@ def test_evaluation_sees_every_example_once(data, packing):
         assert len({len(share) for share in shares}) == 1
         seen: Counter = Counter()
         for batch in itertools.chain(*shares):
-            bounds = batch.cu_seqlens.tolist()
+            bounds = batch.documents.cu_seqlens.tolist()
             seen.update(
                 tuple(batch.ids.flatten()[a:b].tolist()) for a, b in itertools.pairwise(bounds)
             )

@@ -260,7 +260,7 @@ def test_it_goes_on_bitwise_from_a_part_that_was_deleted(whole, stream_config, c
     assert (Path(again.run_dir) / final).read_bytes() == (Path(config.run_dir) / final).read_bytes()
     said = capfd.readouterr().err
     assert (
-        "part 4 of the stream: steps 6 to 7; 4 of its 14 examples are left over at its end" in said
+        "shard 4 of the stream: steps 6 to 7; 4 of its 14 examples are left over at its end" in said
     )
 
 
@@ -320,7 +320,7 @@ def test_the_planner_opens_one_part(stream_config):
     assert count >= 1
     assert (
         lines[0]
-        == "steps: 9 of 5 examples, about 1.07 passes of 3 parts; this part has 14 examples"
+        == "steps: 9 of 5 examples, about 1.07 passes of 3 shards; this shard has 14 examples"
     )
     first = cut(config, list_files(config.data), 0, 0)
     assert [path.name for path in folder_of(config).iterdir()] == [first.cache.name]

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import torch
 
-from adaptsft.data.cache import open_data
 from adaptsft.data.loader import BatchLoader
-from adaptsft.data.sampler import BatchSampler
-from adaptsft.distributed.ranks import mesh, print0, process_group, rank, rank0_first, world_size
+from adaptsft.data.training_data import TrainingData
+from adaptsft.distributed.ranks import (
+    device_mesh,
+    process_group,
+    rank,
+)
 from adaptsft.errors import ConfigError
 from adaptsft.evals import in_training
 from adaptsft.evals.__main__ import main as evals
-from adaptsft.model.build import build_model, load_pretrained
+from adaptsft.model.build import build_model
 from adaptsft.model.export import export
+from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.training.optim import build_optimizer
 from tests.runs import flatten, small_config
@@ -47,9 +51,7 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
     beats, shown = Beats(), {}
     with process_group("cpu") as device:
         pretrained = load_pretrained(config.model)
-        data, _ = rank0_first(
-            lambda: open_data(config.data, pretrained.tokenizer, config.seed, print0)
-        )
+        data = TrainingData(config, pretrained.tokenizer, None)
         with suppress(ConfigError):
             in_training.prepare(["humaneval"], data_dir, 5, 8, pretrained.tokenizer, config.data)
             raise AssertionError("programs are not run in training")
@@ -58,25 +60,24 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
         )
         for name in ("plain", "evaluated"):
             torch.manual_seed(7)
-            model, attention = build_model(
-                config.model, config.train, pretrained, mesh(device, 1), device
+            model = build_model(
+                config.model, config.train, pretrained, device_mesh(device, 1), device
             )
             optimizer = build_optimizer(model, config.train)
-            plan = BatchSampler(data, config, world_size())
-            load_step = BatchLoader(plan, config, 0, attention == "sdpa", device)
+            loader = BatchLoader(data, config, 0, model.attention_backend == "sdpa", device)
             for step in range(2):
                 if name == "evaluated":
                     found = in_training.evaluate(
                         model, pretrained.tokenizer, tasks, batch_size=2, beat=beats
                     )
-                for batch, documents in load_step(step):
-                    loss, _ = model.token_loss(
-                        batch, documents, NLL, None, 1.0 / plan.valid_tokens(step), 0
+                for batch in loader.load(step):
+                    loss, _, _ = model.token_loss(
+                        batch, NLL, None, 1.0 / data.sampler.target_tokens(step)
                     )
                     loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            load_step.pool.shutdown()
+            loader.load.pool.shutdown()
             state = flatten(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
             ) | {"random": torch.get_rng_state()}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from adaptsft.config.schema import Config
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 from tests.faults import faulty  # noqa: F401  registers the objective
 from tests.faults.ranks import Life, live
 from tests.runs import metrics_of, small_config

@@ -5,7 +5,7 @@ FAULTS='[{"rank": 1, "at": "step", "step": 3, "do": "kill"}]' torchrun … -m te
 A fault: `rank`; where it happens (`at`); what happens (`do`: a name of ACTIONS below). Places:
     step, call      in the objective, in its call `call` (1-based, default 1) of the step (1-based)
     eval, call      the same in an evaluation
-    begin, flush, all_reduce, optimizer, claim, load, export  on entering these, of `step` where there is one
+    begin, flush, all_reduce, optimizer, lock, load, export  on entering these, of `step` where there is one
     wait            on waiting for the part of a stream that begins with `step`
     save, op        before file operation `op` (1-based) of the save after `step`: open, fsync, mkdir, rename, remove, rmdir
     run             from the start: `do` changes what the whole run sees (a clock that jumps, a prune that fails)
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from adaptsft import train as trainer
-from adaptsft.controllers.runtime import ControllerRuntime
+from adaptsft.controllers.runtime import AdaptiveObjective
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stream import Stream
 from adaptsft.distributed import checkpoint
@@ -36,6 +36,9 @@ from adaptsft.objectives.base import register
 from adaptsft.objectives.library import talr
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
+from adaptsft.training import resume
+from adaptsft.training.evaluation import Evaluator
+from adaptsft.training.metrics import Metrics
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
@@ -47,7 +50,7 @@ class State:
     phase, step, call = "start", 0, 0
     saving, operation = 0, 0  # the step of the save that goes on, its file operations so far
     trace: Path | None = None  # receives a line per step and per file operation of a save
-    control: ObjectiveState | None = None
+    objective: ObjectiveState | None = None
     lock, mine = threading.Lock(), threading.local()
 
 
@@ -149,31 +152,27 @@ def file_operation(name: str, path: str) -> None:
     State.mine.inside = False
 
 
+def begin_step(loader: BatchLoader, step: int, watchdog: Any) -> None:
+    """The loop's first call in a step."""
+    State.phase, State.step, State.call = "step", step + 1, 0
+    note(step=step + 1)
+    strike("begin", step=step + 1)
+    if State.objective is not None and fault_at("state", step=step + 1) is not None:
+        # in place: what the loop holds, after the last checkpoint was saved
+        State.objective.alpha.add_(1)
+
+
 def install_hooks() -> None:
     """Know the step and the phase, and count the file operations of every save."""
-    load, advance = BatchLoader.__call__, ControllerRuntime.advance
+    before(BatchLoader, "step", begin_step)
+    update = AdaptiveObjective.update
 
-    def load_step(self, step, *arguments, **named):
-        if "prefetch" in named:  # the loop's own call, the first thing in a step
-            State.phase, State.step, State.call = "step", step + 1, 0
-            note(step=step + 1)
-            strike("begin", step=step + 1)
-            if State.control is not None and fault_at("control", step=step + 1) is not None:
-                State.control.alpha.add_(
-                    1
-                )  # in place: what the loop holds, after the last checkpoint was saved
-        return load(self, step, *arguments, **named)
+    def update_objective(self, *arguments):
+        update(self, *arguments)
+        State.objective = self.state
 
-    def advance_step(self, control, statistics, skip, done):
-        State.control = advance(self, control, statistics, skip, done)
-        return State.control
-
-    BatchLoader.__call__, ControllerRuntime.advance = load_step, advance_step
-    evaluate, save = trainer.evaluate, checkpoint.Checkpointer.save
-
-    def evaluate_step(*arguments, **named):
-        State.phase, State.call = "eval", 0
-        return evaluate(*arguments, **named)
+    AdaptiveObjective.update = update_objective
+    save = checkpoint.Checkpointer.save
 
     def save_step(self, step, *arguments, **named):
         State.saving, State.operation = step, 0
@@ -181,15 +180,19 @@ def install_hooks() -> None:
         if not self.group:  # a save in the background goes on
             State.saving = 0
 
-    trainer.evaluate, checkpoint.Checkpointer.save = evaluate_step, save_step
+    def evaluating(*arguments, **named):
+        State.phase, State.call = "eval", 0
+
+    checkpoint.Checkpointer.save = save_step
+    before(Evaluator, "evaluate", evaluating)
     before(
         StepStatistics,
         "all_reduce",
         lambda self: State.phase == "step" and strike("all_reduce", step=State.step),
     )
     before(trainer, "guarded_step", lambda *arguments: strike("optimizer", step=State.step))
-    before(trainer.Metrics, "flush", lambda self: strike("flush", step=State.step))
-    before(trainer, "claim", lambda *arguments: strike("claim"))
+    before(Metrics, "flush", lambda self: strike("flush", step=State.step))
+    before(resume, "lock", lambda run: strike("lock"))
     before(Stream, "_wait", lambda self, step, watchdog: strike("wait", step=step + 1))
     before(checkpoint, "load", lambda *arguments: strike("load"))
     before(trainer, "export", lambda *arguments: strike("export"))

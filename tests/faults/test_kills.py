@@ -10,7 +10,7 @@ from tests.faults.ranks import KILLED, live
 # places in the steps; the rank changes from place to place
 STEPS = [
     {"at": "step", "step": 1},
-    {"at": "claim"},
+    {"at": "lock"},
     {"at": "begin", "step": 2},
     {"at": "all_reduce", "step": 2},
     {"at": "step", "step": 2, "call": 2},

@@ -137,7 +137,7 @@ def test_another_control_on_one_rank(make_config, same, tally):
     with tally("ranks disagree: control") as trial:
         trial.begin()
         config = make_config("control")
-        life = live(config, {"rank": 1, "at": "control", "step": 3})
+        life = live(config, {"rank": 1, "at": "state", "step": 3})
         assert life.codes == [6, 6], life.stderr[-3000:]
         assert "DisagreementError" in life.stderr and "step 4" in life.stderr
         assert life.newest == 2, "what the ranks do not agree on must not be saved"

@@ -29,7 +29,7 @@ IN_STEPS = [
 WHILE_WAITING = [
     {"rank": 0, "at": "wait", "step": 3},
     {"rank": 1, "at": "wait", "step": 5},
-    {"rank": 0, "at": "claim"},
+    {"rank": 0, "at": "lock"},
     {"rank": 1, "at": "flush", "step": 5},
     {"rank": 0, "at": "wait", "step": 6},
     {"rank": 0, "at": "begin", "step": 6},

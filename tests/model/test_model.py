@@ -14,11 +14,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.data.collator import Batch
 from adaptsft.data.documents import Documents
-from adaptsft.distributed.ranks import mesh, process_group
+from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.build import build_model, check_fused_loss_matches_model, load_pretrained
+from adaptsft.model.build import build_model, check_fused_loss_matches_model
 from adaptsft.model.export import export
+from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from tests.runs import small_config
@@ -59,7 +60,7 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     return Batch(
         ids,
         positions,
-        bounds.int(),
+        Documents.build(bounds.int(), ids.shape[1], with_buckets=True),
         valid,
         ids.flatten()[valid + 1],
         source,
@@ -69,22 +70,16 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     )
 
 
-def documents_of(batch: Batch) -> Documents:
-    return Documents.build(
-        batch.cu_seqlens, batch.ids.shape[1], torch.device("cpu"), with_buckets=True
-    )
-
-
 def built(folder: Path, device, **settings):
     pretrained = load_pretrained(ModelConfig(path=str(folder), **settings))
-    model, backend = build_model(
+    model = build_model(
         ModelConfig(path=str(folder), **settings),
         TrainConfig(),
         pretrained,
-        mesh(device, 1),
+        device_mesh(device, 1),
         device,
     )
-    assert backend == "sdpa"
+    assert model.attention_backend == "sdpa"
     return model, pretrained
 
 
@@ -99,13 +94,12 @@ def test_a_pack_gives_what_transformers_gives_for_each_document_alone(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
-    loss, rows = model.token_loss(
-        batch, documents_of(batch), NLL, None, 1.0 / len(batch.targets), 7
-    )
+    model.loss_settings["chunk_size"] = 7
+    loss, rows, _ = model.token_loss(batch, NLL, None, 1.0 / len(batch.targets))
     loss.backward()
 
     expected = []
-    for begin, end in itertools.pairwise(batch.cu_seqlens):
+    for begin, end in itertools.pairwise(batch.documents.cu_seqlens):
         ids = batch.ids.flatten()[begin:end][None]
         logits = reference(input_ids=ids, use_cache=False).logits[0, :-1]
         expected.append(logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1))
@@ -137,7 +131,7 @@ def test_sliding_window_and_softcap_are_honoured_within_a_pack(tiny_model, devic
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
-    _, rows = model.token_loss(batch, documents_of(batch), NLL, None, 1.0, 0)
+    _, rows, _ = model.token_loss(batch, NLL, None, 1.0)
     ids = batch.ids[1:2]
     expected = (
         reference(input_ids=ids, use_cache=False)
@@ -153,9 +147,9 @@ def test_sliding_window_and_softcap_are_honoured_within_a_pack(tiny_model, devic
 def test_another_document_of_the_pack_cannot_be_seen(tiny_model, device):
     model, pretrained = built(tiny_model("llama", tied=False), device)
     batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
-    _, before = model.token_loss(batch, documents_of(batch), NLL, None, 1.0, 0)
+    _, before, _ = model.token_loss(batch, NLL, None, 1.0)
     batch.ids[0, 5:14] = 7  # the second document of the first row; the labels stay
-    _, after = model.token_loss(batch, documents_of(batch), NLL, None, 1.0, 0)
+    _, after, _ = model.token_loss(batch, NLL, None, 1.0)
     changed = (before.logp != after.logp).nonzero().squeeze(1).tolist()
     assert set(changed) <= set(range(4, 12)) and changed
 
@@ -163,12 +157,12 @@ def test_another_document_of_the_pack_cannot_be_seen(tiny_model, device):
 def test_verify_head_catches_a_head_that_the_loss_does_not_know(tiny_model, device):
     model, pretrained = built(tiny_model("llama", tied=False), device)
     batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
-    check_fused_loss_matches_model(model, batch, documents_of(batch))
+    check_fused_loss_matches_model(model, batch)
     model.config.logit_scale = (
         0.25  # known to token_loss, unknown to the Llama that computes the logits
     )
     with pytest.raises(ConfigError, match="linear head"):
-        check_fused_loss_matches_model(model, batch, documents_of(batch))
+        check_fused_loss_matches_model(model, batch)
 
 
 def test_heads_that_a_gpu_kernel_does_not_take_are_known_before_it_runs():
@@ -190,7 +184,7 @@ def test_attention_that_cannot_be_honoured_is_refused(device):
     with pytest.raises(ConfigError, match=r"model\.attention=varlen.*GPU"):
         attention.choose("varlen", device, torch.bfloat16, None)
     seam = ALL_ATTENTION_FUNCTIONS[attention.SEAM["sdpa"]]
-    documents = Documents.build(torch.tensor([0, 4]), 4, device, with_buckets=True)
+    documents = Documents.build(torch.tensor([0, 4]), 4, with_buckets=True)
     states = torch.randn(1, 2, 4, 8)
     with pytest.raises(ConfigError, match="s_aux"):
         seam(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.plan import main as plan_main
 from adaptsft.train import train
 from adaptsft.training.optim import guarded_step, scale_and_clip
-from adaptsft.training.run_folder import check_position
+from adaptsft.training.resume import check_position
 from tests.runs import metrics_of, saved_state, small_config
 
 SUMMED: dict[str, Any] = {
-    "strict_reproduction__summed_micro_batches": True,
+    "train__loss_reduction": "micro_batch",
     "data__packing": False,
     "train__global_batch_size": 4,
     "seed": 1,
@@ -33,7 +34,7 @@ ONE_STEP: dict[str, Any] = {
     "train__warmup_ratio": 0.0,
     "train__max_steps": 1,
 }
-BF16: dict[str, Any] = {"strict_reproduction__bf16_masters": True}
+BF16: dict[str, Any] = {"model__param_dtype": "bf16"}
 LOWER = 0.003  # keeps about a fifth of the tokens, another share in each micro-batch
 KEPT: dict[str, Any] = {
     "objective__name": "threshold",
@@ -146,7 +147,7 @@ def test_of_equal_micro_batches_it_is_the_default_gradient_times_their_number(tm
     norms = {}
     for micro in (1, 2):
         for summed in (False, True):
-            switch = SUMMED | {"strict_reproduction__summed_micro_batches": summed}
+            switch = SUMMED | {"train__loss_reduction": "micro_batch" if summed else "step"}
             config = small_config(
                 tmp_path,
                 model,
@@ -166,7 +167,7 @@ def test_clipping_sets_in_where_the_default_does_not_reach_it(tmp_path, model):
     clipped = {}
     for summed in (False, True):
         settings = SUMMED | {
-            "strict_reproduction__summed_micro_batches": summed,
+            "train__loss_reduction": "micro_batch" if summed else "step",
             "train__clip_norm": 5.0,
             "train__max_steps": 3,
         }
@@ -210,10 +211,7 @@ def test_micro_batches_are_of_examples_as_drawn_not_by_length(tmp_path, model):
 def test_what_has_no_meaning_is_refused(tmp_path, model, settings, parts):
     with pytest.raises(ConfigError) as caught:
         small_config(tmp_path, model, **SUMMED | settings)
-    assert all(
-        part in str(caught.value)
-        for part in ["strict_reproduction.summed_micro_batches=true", *parts]
-    )
+    assert all(part in str(caught.value) for part in ["train.loss_reduction=micro_batch", *parts])
 
 
 def test_a_step_that_ranks_cannot_share_evenly_is_refused(tmp_path, model):
@@ -232,7 +230,7 @@ def test_what_the_options_make_part_of_the_result_is_pinned_on_resume(tmp_path, 
     train(config)
     refused: list[dict[str, Any]] = [
         {"train__micro_batch_size": 1},
-        {"strict_reproduction__summed_micro_batches": False},
+        {"train__loss_reduction": "step"},
     ]
     for change in refused:
         with pytest.raises(ConfigError, match=next(iter(change)).replace("__", r"\.")):
@@ -240,9 +238,14 @@ def test_what_the_options_make_part_of_the_result_is_pinned_on_resume(tmp_path, 
 
     data = tokenised(config)
     start = Path(config.run_dir) / "checkpoints" / "step_00000001"
-    assert check_position(start, BatchSampler(data, config, 1), 2) == 1
-    with pytest.raises(CheckpointError, match="was trained on 1 ranks, this run has 2"):
-        check_position(start, BatchSampler(data, config, 2), 2)
+    for ranks in (1, 2):
+        sampler = BatchSampler(data, config, ranks)
+        of_run = SimpleNamespace(sampler=sampler, steps=2, position=sampler.position)
+        if ranks == 1:
+            assert check_position(start, of_run) == 1
+        else:
+            with pytest.raises(CheckpointError, match="was trained on 1 ranks, this run has 2"):
+                check_position(start, of_run)
 
     changes: dict[str, Any] = {
         "train__micro_batch_size": 2,
@@ -262,25 +265,14 @@ def test_a_run_says_and_records_that_the_options_are_on(tmp_path, model, capsys)
         config = small_config(tmp_path, model, name, **settings | {"train__max_steps": 1})
         train(config)
         out = capsys.readouterr().err
-        environment = json.loads((Path(config.run_dir) / "environment.json").read_text())
         row = metrics_of(config)[0]
         if name == "plain":
-            assert (
-                "strict_reproduction" not in out
-                and "strict_reproduction" not in environment
-                and "micro_batches" not in row
-            )
+            assert "loss_reduction" not in out and "param_dtype" not in out
+            assert "micro_batches" not in row
             continue
-        assert (
-            out.index("strict_reproduction.summed_micro_batches: ")
-            < out.index("strict_reproduction.bf16_masters: ")
-            < out.index("model: ")
-        )
+        reduction, dtype = (out.index(f"{key}: ") for key in ("micro_batch", "param_dtype=bf16"))
+        assert reduction < dtype < out.index("model: ")
         assert "over its own kept tokens, and the gradients of 4 per rank are summed" in out
-        assert environment["strict_reproduction"] == {
-            "summed_micro_batches": True,
-            "bf16_masters": True,
-        }
         assert row["micro_batches"] == 4
 
 
@@ -347,7 +339,11 @@ def test_most_weights_of_a_run_stand_still_at_a_small_learning_rate(tmp_path, mo
             "train__max_steps": 3,
         }
         config = small_config(
-            tmp_path, model, str(masters), strict_reproduction__bf16_masters=masters, **settings
+            tmp_path,
+            model,
+            str(masters),
+            model__param_dtype="bf16" if masters else "fp32",
+            **settings,
         )
         train(config)
         first, last = (
@@ -387,8 +383,8 @@ def test_the_plan_names_bf16_and_advises_nothing_that_changes_the_result(tmp_pat
     ]
     arguments += ["train.activation_checkpointing=per_op", "train.reduce_every_micro_batch=true"]
     options = [
-        "strict_reproduction.bf16_masters=true",
-        "strict_reproduction.summed_micro_batches=true",
+        "model.param_dtype=bf16",
+        "train.loss_reduction=micro_batch",
     ]
     assert plan_main([*arguments, *options, "--gpu-memory", "0.000001"]) == 1
     out = capsys.readouterr().out

@@ -38,7 +38,7 @@ def duration(seconds: float) -> str:
 
 def write(folder: Path, results: Results) -> None:
     """Print the report and leave results.md, .csv, .json and .png in the folder."""
-    from adaptsft.training.run_folder import environment
+    from adaptsft.training.environment import environment
 
     facts, regimes, seeds = (
         environment(),

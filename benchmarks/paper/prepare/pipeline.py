@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from adaptsft.config.schema import DataConfig
 from adaptsft.data.template import Layout, Template
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.training.run_folder import environment
+from adaptsft.training.environment import environment
 from benchmarks.paper.prepare.sets import Convert, TrainingSet
 from benchmarks.paper.prepare.source import Options, Part, Record, Source
 

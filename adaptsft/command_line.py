@@ -1,0 +1,33 @@
+"""The first answer of a command: its help, and what can be seen to be wrong without torch, which takes
+seconds to import."""
+
+import os
+import sys
+
+from adaptsft.config.load import parse_arguments
+from adaptsft.config.paths import local_model_folder
+from adaptsft.config.reference import help_text
+from adaptsft.errors import UserError
+
+
+def first_answer(arguments: list[str]) -> int | None:
+    """Print the help, or an error in the arguments; returns the exit code, or None where neither is due."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(help_text())
+        return 0 if arguments else 2
+    try:
+        config = parse_arguments(arguments)
+        if config.model.path:
+            local_model_folder(config.model)
+    except UserError as error:
+        return print_error("adaptsft.train", error)
+    return None
+
+
+def print_error(program: str, error: UserError) -> int:
+    """Print the message once per node, and return the exit code: each node has its own command line,
+    and may be the only one with an error."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"{program}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return error.exit_code

@@ -1,0 +1,43 @@
+"""Floating-point operations of a token, and what devices can do."""
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from adaptsft.data.cache import TokenizedData
+from adaptsft.model.build import embedding_of, head_of
+
+# dense bf16 peak, FLOP/s, from the vendors' data sheets; the first name that is part of the device's
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 peak of a device (FLOP/s) by its name; None where it is not known."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
+
+
+def flops_per_token(model: PreTrainedModel, data: TokenizedData) -> float:
+    """Forward and backward of a token, on average over the data.
+
+    As in PaLM (arXiv:2204.02311, appendix B), without what is not computed: 6 per parameter that
+    multiplies the token (an embedding only looks up, and the head sees target tokens only), and
+    attention to the tokens before it.
+    """
+    config, head = model.config.get_text_config(), head_of(model).weight
+    multiplying = sum(parameter.numel() for parameter in model.parameters()) - head.numel()
+    if head is not embedding_of(model).weight:
+        multiplying -= embedding_of(model).weight.numel()
+    tokens, lengths = float(data.lengths.sum()), data.lengths.astype(np.float64)
+    multiplying += head.numel() * float(data.target_tokens.sum()) / tokens
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # per token attended to; causal: half of 12
+    attention = 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim
+    return 6.0 * multiplying + attention * float((lengths**2).sum()) / tokens

@@ -1,0 +1,51 @@
+"""What a run prints before its first step."""
+
+from adaptsft.config.schema import Config
+from adaptsft.data.training_data import TrainingData
+from adaptsft.distributed.ranks import print0, world_size
+from adaptsft.model.build import ShardedModel, compute_dtype
+from adaptsft.training.setup import Run
+from adaptsft_kernels import describe_implementation
+
+
+def log_run_header(run: Run, model: ShardedModel, data: TrainingData) -> None:
+    """Print on rank 0 what is about to run."""
+    config, dtype = run.config, compute_dtype(run.config.model, run.device)
+    if run.checkpoint is not None:
+        print0(f"resuming from {run.checkpoint}")
+    for line in _paper_settings(config):
+        print0(line)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
+    print0(
+        f"model: {type(model).__name__.removeprefix('FSDP')}, {parameters / 1e6:,.2f} M parameters"
+        f"{frozen}, {str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
+        f"attention by {model.attention_backend}"
+    )
+    moved = "" if config.controller.name == "fixed" else f", {config.controller.name} controller"
+    settings = {name: value for name, value in model.loss_settings.items() if name != "chunk_size"}
+    loss = describe_implementation(run.device, dtype, **settings)
+    print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in {loss}")
+    print0(
+        f"plan: {data.steps:,} steps of {config.train.global_batch_size:,} examples = "
+        f"{data.sampler.extent(data.steps)}"
+    )
+
+
+def _paper_settings(config: Config) -> list[str]:
+    """Lines for what the paper's code does and one would not choose; none by default."""
+    train, lines = config.train, []
+    if train.loss_reduction == "micro_batch":
+        tokens = "kept tokens" if config.objective.normalizer == "kept" else "target tokens"
+        count = train.global_batch_size // (world_size() * train.micro_batch_size)
+        lines.append(
+            f"train.loss_reduction=micro_batch: each micro-batch is averaged over its own {tokens}, "
+            f"and the gradients of {count} per rank are summed"
+        )
+    if config.model.param_dtype == "bf16":
+        lines.append(
+            "model.param_dtype=bf16: weights, gradients and AdamW's moments are bf16; updates below "
+            "half an ulp are lost"
+        )
+    return lines

@@ -1,0 +1,46 @@
+"""What the summed loss of a step is divided by."""
+
+import torch
+from torch import Tensor
+
+from adaptsft.config.schema import Config
+from adaptsft.data.training_data import TrainingData
+from adaptsft.distributed.ranks import world_size
+from adaptsft.objectives.state import ObjectiveState
+from adaptsft.statistics.step import StepStatistics
+
+LARGEST_MASS_CORRECTION = 4.0  # of objective.unit_mass, either way
+
+
+class LossNormalizer:
+    """train.loss_reduction=step: the target tokens of the whole step, whose number the sampler knows
+    before any forward pass; objective.normalizer=kept and objective.unit_mass, known after it, then
+    correct the gradients. micro_batch: each micro-batch is averaged over its own tokens and the
+    gradients are summed, as the code of arXiv:2510.00526 does (docs/strict_reproduction.md).
+    """
+
+    def __init__(self, config: Config):
+        self.per_micro_batch = config.train.loss_reduction == "micro_batch"
+        self.kept_only = config.objective.normalizer == "kept"
+        self.unit_mass = config.objective.unit_mass
+
+    def scale(self, data: TrainingData, step: int) -> float:
+        """The factor of a micro-batch's summed loss."""
+        return 1.0 / (world_size() if self.per_micro_batch else data.sampler.target_tokens(step))
+
+    def micro_batch_loss(self, loss: Tensor, kept: Tensor) -> Tensor:
+        """The loss (0-d) to differentiate; `kept` bool [n], counted on the device."""
+        if not self.per_micro_batch:
+            return loss
+        return loss / (kept if self.kept_only else torch.ones_like(kept)).sum().clamp(min=1)
+
+    def correction(self, statistics: StepStatistics, state: ObjectiveState) -> Tensor:
+        """The factor of the step's gradients, 0-d fp32, from its all-reduced statistics."""
+        tokens = statistics.column("tokens").sum()
+        factor = torch.ones_like(tokens)
+        if self.kept_only and not self.per_micro_batch:
+            factor = tokens / statistics.column("kept").sum().clamp(min=1.0)
+        if self.unit_mass:
+            most = LARGEST_MASS_CORRECTION
+            factor = factor / state.mass[0].clamp(1 / most, most)
+        return factor.float()

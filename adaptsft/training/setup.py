@@ -1,0 +1,53 @@
+"""The process group of a run, its devices, and the checkpoint from which it continues."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from adaptsft.config.schema import Config
+from adaptsft.distributed.ranks import (
+    check_same_config,
+    device_mesh,
+    process_group,
+    rank0_first,
+)
+from adaptsft.distributed.signals import Stopper, Watchdog
+from adaptsft.training.run_folder import check_same_checkpoint, find_checkpoint
+
+T = TypeVar("T")
+
+
+@dataclass
+class Run:
+    """What lasts as long as the run. `enter` closes a context manager at its end."""
+
+    config: Config
+    folder: Path
+    checkpoint: Path | None  # verified, to resume from; None for a new run
+    device: torch.device
+    mesh: DeviceMesh
+    watchdog: Watchdog
+    stack: ExitStack
+    stopper: Stopper = field(default_factory=Stopper)
+    result: dict[str, Any] = field(default_factory=dict)  # figures of the last step taken here
+
+    def enter(self, manager: AbstractContextManager[T]) -> T:
+        return self.stack.enter_context(manager)
+
+
+@contextmanager
+def open_run(config: Config) -> Iterator[Run]:
+    """Join the process group, and find out whether there is a run to continue. Nothing is written."""
+    with process_group(config.train.device) as device, ExitStack() as stack:
+        torch.use_deterministic_algorithms(config.train.deterministic)
+        check_same_config(config)
+        checkpoint = rank0_first(lambda: find_checkpoint(config))
+        check_same_checkpoint(checkpoint)
+        mesh = device_mesh(device, config.train.replicas)
+        watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))
+        yield Run(config, Path(config.run_dir), checkpoint, device, mesh, watchdog, stack)
