@@ -34,7 +34,7 @@ from adaptsft.model.export import export
 from adaptsft.model.pretrained import check_lengths, load_pretrained
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after
-from adaptsft.training.evaluation import Evaluator
+from adaptsft.training.evaluation import Evaluator, prepare_tasks
 from adaptsft.training.header import log_run_header
 from adaptsft.training.metrics import Metrics
 from adaptsft.training.normalizer import LossNormalizer
@@ -60,39 +60,38 @@ def train(config: Config) -> dict[str, Any]:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         check_lengths(pretrained, data.train, data.held_out)
-        evaluator = Evaluator(config, pretrained.tokenizer, data.held_out)
+        tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
         optimizer = build_optimizer(model, config.train)
         objective = AdaptiveObjective.build(config, pretrained, data.train, run.device)
-        loader = run.enter(
-            BatchLoader(
-                data, config, pretrained.pad_id, model.attention_backend == "sdpa", run.device
-            )
-        )
+        in_buckets = model.attention_backend == "sdpa"
+        loader = run.enter(BatchLoader(data, config, pretrained.pad_id, in_buckets, run.device))
         check_fused_loss_matches_model(model, loader.first())
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader)
         log_run_header(run, model, data)
         metrics = run.enter(Metrics(run, model, objective, data, first))
         checkpointer = run.enter(Checkpointer(run.folder / "checkpoints", config.checkpoint))
+        evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
         normalizer = LossNormalizer(config)
         statistics = StepStatistics(len(data.names), run.device)
         run.enter(run.stopper)  # from here on, a request to stop saves first
         if first == 0 and config.eval.every > 0:
-            run.result |= evaluator.evaluate(0, model, objective, loader, metrics, run.watchdog)
+            run.result |= evaluator.evaluate(0)
 
         for step in range(first, data.steps):
             run.watchdog.beat(step + 1)
             # dropout is a function of where we are: a checkpoint holds no random state
             torch.manual_seed(hash((config.seed, step, rank())))
-            statistics.reset()
             micro_batches = loader.step(step, run.watchdog)
-            for number, batch in enumerate(micro_batches, 1):
+            normalizer.start_step(step, data)
+            statistics.reset()
+            for batch in micro_batches:
                 model.set_requires_gradient_sync(
-                    number == len(micro_batches) or config.train.reduce_every_micro_batch
+                    batch is micro_batches[-1] or config.train.reduce_every_micro_batch
                 )
                 loss, tokens, kept = model.token_loss(
-                    batch, objective.function, objective.state, normalizer.scale(data, step)
+                    batch, objective.function, objective.state, normalizer.scale
                 )
                 normalizer.micro_batch_loss(loss, kept).backward()
                 statistics.add(tokens, kept, batch)
@@ -115,9 +114,7 @@ def train(config: Config) -> dict[str, Any]:
             if due.log:
                 run.result |= metrics.flush()[-1]
             if due.evaluate and not due.stop:
-                run.result |= evaluator.evaluate(
-                    step + 1, model, objective, loader, metrics, run.watchdog
-                )
+                run.result |= evaluator.evaluate(step + 1)
             if due.save:
                 with metrics.paused():
                     checkpointer.save(
@@ -126,9 +123,7 @@ def train(config: Config) -> dict[str, Any]:
             if due.stop:  # saved first: schedulers kill half a minute or so after they ask
                 checkpointer.wait()
                 if due.evaluate:
-                    run.result |= evaluator.evaluate(
-                        step + 1, model, objective, loader, metrics, run.watchdog
-                    )
+                    run.result |= evaluator.evaluate(step + 1)
                 print0(f"asked to stop: saved after step {step + 1}; resume=auto continues there")
                 return run.result | {"stopped": True}
 

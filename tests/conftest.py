@@ -20,7 +20,8 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Beside a GPU, the tests for CPU stay on the CPU, in fp32 and over gloo, as do the runs that they start: `-m gpu` shows the GPU."""
+    """Beside a GPU, the tests for CPU and the runs that they start stay on the CPU, in fp32 and over
+    gloo: `-m gpu` shows the GPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = (
             ""  # read when CUDA is first asked for, which importing torch does not do
@@ -37,7 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real data sets beside the repository; a test that asks for it is skipped where it is absent."""
+    """Folder of real data sets beside the repository; where it is absent, tests that ask for it are
+    skipped."""
     path = REPO.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip("no ../shared/data beside the repository")
@@ -46,7 +48,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`tiny_model("qwen2", tied=True, layers=1)`: the folder of a tiny random model with its tokenizer, made once per session."""
+    """`tiny_model("qwen2", tied=True, layers=1)`: the folder of a tiny random model with its tokenizer,
+    made once per session."""
     made: dict[tuple, Path] = {}
 
     def folder(arch: str = "llama", **options) -> Path:

@@ -1,4 +1,5 @@
-"""Small real runs for the tests: a generated data file, a configuration, and training in a process of its own that may be killed."""
+"""Small real runs for the tests: a generated data file, a configuration, and training in a process
+of its own that may be killed."""
 
 import itertools
 import json
@@ -24,7 +25,7 @@ from adaptsft.objectives.library import nll
 from adaptsft.objectives.state import initial_state
 from adaptsft.training.optim import build_optimizer
 
-# forkserver: torch and transformers are imported once, each run is still a process of its own with nothing shared
+# forkserver: torch and transformers are imported once, and each run is still a process of its own
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["adaptsft.train", "tests.runs"])
 
@@ -49,15 +50,28 @@ def write_data(path: Path, examples: int, seed: int = 0) -> Path:
 
 
 def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any) -> Config:
-    """A run of six steps over 20 examples, so that it crosses an epoch boundary; keys as on the command line, with __ for dots."""
+    """A run of six steps over 20 examples, which crosses an epoch boundary; keys as on the command
+    line, with __ for dots."""
     data = folder / "data.jsonl"
     if not data.is_file():
         write_data(data, 20)
     settings = {
-        "run_dir": folder / name, "model.path": model, "data.path": data, "data.cache_dir": folder / "cache", "data.max_length": 128,
-        "train.max_steps": 6, "train.global_batch_size": 5, "train.micro_batch_size": 1, "train.lr": 1e-2, "train.warmup_ratio": 0.2,
-        "checkpoint.every": 1, "checkpoint.keep_last": 100, "checkpoint.export_dtype": "fp32", "log.every": 2, "log.tensorboard": False,
-    }  # fmt: skip
+        "run_dir": folder / name,
+        "model.path": model,
+        "data.path": data,
+        "data.cache_dir": folder / "cache",
+        "data.max_length": 128,
+        "train.max_steps": 6,
+        "train.global_batch_size": 5,
+        "train.micro_batch_size": 1,
+        "train.lr": 1e-2,
+        "train.warmup_ratio": 0.2,
+        "checkpoint.every": 1,
+        "checkpoint.keep_last": 100,
+        "checkpoint.export_dtype": "fp32",
+        "log.every": 2,
+        "log.tensorboard": False,
+    }
     settings |= {key.replace("__", "."): value for key, value in overrides.items()}
     return load_config(
         [
@@ -84,7 +98,7 @@ calls_left = 0
 
 @register("nll_then_killed")
 def nll_then_killed(rows, control):
-    """NLL that ends its process by SIGKILL after a number of calls: a crash in the middle of a step."""
+    """NLL that ends its process by SIGKILL after a number of calls: a crash within a step."""
     global calls_left
     calls_left -= 1
     if calls_left == 0:
@@ -101,7 +115,8 @@ def _run(config: Config, kill_after_calls: int) -> None:
 
 
 def run_in_process(config: Config, kill_after_calls: int = 0) -> int:
-    """Train in a new process; its exit code, negative for a signal. Each micro-batch of one chunk is one call."""
+    """Train in a new process; its exit code, negative for a signal. Each micro-batch of one chunk is
+    one call."""
     process = PROCESSES.Process(target=_run, args=(config, kill_after_calls))
     process.start()
     process.join(300)

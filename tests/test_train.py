@@ -1,4 +1,5 @@
-"""The whole path in one process: a run learns, records itself, and refuses what it cannot do before anything is written."""
+"""The whole path in one process: a run learns, records itself, and refuses what it cannot do before
+anything is written."""
 
 import json
 from pathlib import Path

@@ -14,8 +14,8 @@ class Due(NamedTuple):
 
 
 def due_after(step: int, data: TrainingData, config: Config, asked_to_stop: bool) -> Due:
-    """After `step` (0-based). The last step does everything; metrics of a stream are read at the end
-    of each shard, while the examples of the steps that were skipped are still at hand."""
+    """After `step` (0-based). Everything is due after the last one. Metrics of a stream are read at
+    the end of each shard: the examples of skipped steps, which they name, go with it."""
     done, last = step + 1, step + 1 == data.steps
     stop = asked_to_stop and not last
     save = last or stop or _every(config.checkpoint.every, done)

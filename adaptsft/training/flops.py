@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from adaptsft.data.cache import TokenizedData
 from adaptsft.model.build import embedding_of, head_of
 
-# dense bf16 peak, FLOP/s, from the vendors' data sheets; the first name that is part of the device's
+# dense bf16 peak, FLOP/s, from the vendors' data sheets; the first name that is in the device's
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,

@@ -40,12 +40,12 @@ def _paper_settings(config: Config) -> list[str]:
         tokens = "kept tokens" if config.objective.normalizer == "kept" else "target tokens"
         count = train.global_batch_size // (world_size() * train.micro_batch_size)
         lines.append(
-            f"train.loss_reduction=micro_batch: each micro-batch is averaged over its own {tokens}, "
-            f"and the gradients of {count} per rank are summed"
+            "train.loss_reduction=micro_batch: each micro-batch is averaged over its own "
+            f"{tokens}, and the gradients of {count} per rank are summed"
         )
     if config.model.param_dtype == "bf16":
         lines.append(
-            "model.param_dtype=bf16: weights, gradients and AdamW's moments are bf16; updates below "
-            "half an ulp are lost"
+            "model.param_dtype=bf16: weights, gradients and AdamW's moments are bf16; updates "
+            "below half an ulp are lost"
         )
     return lines

@@ -1,7 +1,7 @@
 """Metrics of every step: metrics.jsonl, a progress line, TensorBoard.
 
-A step's figures stay on the device: its statistics, the objective's state and a few scalars. Nothing
-waits for the device until `flush` copies those of all steps since the last flush to the host.
+The figures of a step stay on the device: its statistics, the objective's state and a few scalars.
+Nothing waits for the device until `flush` copies those of all steps since the last one to the host.
 """
 
 import json
@@ -49,7 +49,7 @@ class Metrics:
         data: TrainingData,
         first: int,
     ):
-        """`first`: steps already taken. Lines of later steps, of a run that went further, are dropped."""
+        """`first`: steps already taken. Lines of later steps, if there are any, are dropped."""
         self.folder, self.config, self.device, self.data = run.folder, run.config, run.device, data
         self.uses, self.first = objective.function.uses, first
         self.kept_only = run.config.objective.normalizer == "kept"
@@ -109,8 +109,11 @@ class Metrics:
         self.clock += time.perf_counter() - began
 
     def flush(self) -> list[dict[str, Any]]:
-        """Read the figures of the steps recorded, write them on rank 0, and return them. The one place
-        where training waits for the device. Raises NonFiniteError after too many skipped steps."""
+        """Read the figures of the steps recorded, write them on rank 0, and return them. The one
+        place where training waits for the device.
+
+        Raises NonFiniteError after train.max_nonfinite_steps skipped steps in a row.
+        """
         if not self.on_device:
             return []
         values = torch.stack(self.on_device).cpu().numpy()
@@ -128,13 +131,13 @@ class Metrics:
         print0(self._progress_line(lines[-1]))
         if not any(line["kept"] for line in lines):
             print0(
-                f"  no token was kept in the last {len(lines)} steps, so nothing is learned: widen the "
-                "threshold"
+                f"  no token was kept in the last {len(lines)} steps, so nothing is learned: widen "
+                "the threshold"
             )
         if self.longest_skip >= self.config.train.max_nonfinite_steps:
             raise NonFiniteError(
-                f"by step {last}, {self.longest_skip} steps in a row had a loss or gradient that is "
-                "not finite"
+                f"by step {last}, {self.longest_skip} steps in a row had a loss or gradient that "
+                "is not finite"
             )
         return lines
 
@@ -170,8 +173,8 @@ class Metrics:
                 self._write_board(self.board, lines, last)
         except OSError as error:
             raise CheckpointError(
-                f"{self.folder / 'metrics.jsonl'}: could not be written: {error}. The checkpoints are "
-                "intact"
+                f"{self.folder / 'metrics.jsonl'}: could not be written: {error}. The checkpoints "
+                "are intact"
             ) from None
 
     def _write_board(self, board: Board, lines: list[dict[str, Any]], last: np.ndarray) -> None:
@@ -199,8 +202,8 @@ class Metrics:
         return line
 
     def tasks(self, step: int, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Write and return the scores {task: {metric: value}}, and the answers kept with them, after
-        `step` steps."""
+        """Write and return the scores {task: {metric: value}} after `step` steps, and the answers
+        kept with them."""
         scores = {
             f"{task}/{metric}": value
             for task, values in found.items()
@@ -224,7 +227,8 @@ class Metrics:
                     self.board.histogram_of_p("eval/p", _histogram(sums), line["step"])
         except OSError as error:
             raise CheckpointError(
-                f"{self.folder}: eval.jsonl could not be written: {error}. The checkpoints are intact"
+                f"{self.folder}: eval.jsonl could not be written: {error}. The checkpoints are "
+                "intact"
             ) from None
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
@@ -281,8 +285,8 @@ def _histogram(sums: np.ndarray) -> np.ndarray:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Cut a JSON-lines file back to the lines of steps up to `step`: a resumed run writes the others
-    again. A torn last line is dropped too."""
+    """Cut a JSON-lines file back to the lines of steps up to `step`: a resumed run writes the
+    others again. A torn last line is dropped too."""
     if not path.is_file():
         return
     kept = []

@@ -13,20 +13,24 @@ LARGEST_MASS_CORRECTION = 4.0  # of objective.unit_mass, either way
 
 
 class LossNormalizer:
-    """train.loss_reduction=step: the target tokens of the whole step, whose number the sampler knows
-    before any forward pass; objective.normalizer=kept and objective.unit_mass, known after it, then
-    correct the gradients. micro_batch: each micro-batch is averaged over its own tokens and the
-    gradients are summed, as the code of arXiv:2510.00526 does (docs/strict_reproduction.md).
+    """train.loss_reduction=step divides by the target tokens of the whole step, whose number the
+    sampler knows before any forward pass. objective.normalizer=kept and objective.unit_mass, known
+    after it, then correct the gradients.
+
+    train.loss_reduction=micro_batch averages each micro-batch over its own tokens and sums the
+    gradients, as the code of arXiv:2510.00526 does (docs/strict_reproduction.md).
     """
 
     def __init__(self, config: Config):
         self.per_micro_batch = config.train.loss_reduction == "micro_batch"
         self.kept_only = config.objective.normalizer == "kept"
         self.unit_mass = config.objective.unit_mass
+        self.scale = 1.0
 
-    def scale(self, data: TrainingData, step: int) -> float:
-        """The factor of a micro-batch's summed loss."""
-        return 1.0 / (world_size() if self.per_micro_batch else data.sampler.target_tokens(step))
+    def start_step(self, step: int, data: TrainingData) -> None:
+        """Set `scale`, the factor of the summed loss of the step's micro-batches."""
+        tokens = data.sampler.target_tokens(step)
+        self.scale = 1.0 / (world_size() if self.per_micro_batch else tokens)
 
     def micro_batch_loss(self, loss: Tensor, kept: Tensor) -> Tensor:
         """The loss (0-d) to differentiate; `kept` bool [n], counted on the device."""

@@ -1,4 +1,4 @@
-"""AdamW, its learning rate, and a step that every rank takes or skips together without asking the host."""
+"""AdamW, its learning rate, and a step that all ranks take or skip without asking the host."""
 
 import math
 
@@ -13,24 +13,18 @@ from adaptsft.controllers.base import Progress
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay on matrices only."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [parameter for parameter in trainable if parameter.ndim >= 2],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [parameter for parameter in trainable if parameter.ndim < 2],
-            "weight_decay": 0.0,
-        },
-    ]
-    groups = [group for group in groups if group["params"]]
+    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+    decayed = ((matrices, config.weight_decay), (vectors, 0.0))
+    groups = [{"params": params, "weight_decay": decay} for params, decay in decayed if params]
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True
     )
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Learning rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then the shape of `train.lr_schedule`."""
+    """Learning rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then the shape
+    of train.lr_schedule."""
     warmup = _warmup_steps(steps, config)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -62,9 +56,11 @@ def _warmup_steps(steps: int, config: TrainConfig) -> int:
 
 @torch.no_grad()
 def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
-    """Multiply all gradients by `scale` (0-d) and clip their norm to `max_norm` (0: never); returns the norm before clipping, 0-d fp32."""
+    """Multiply all gradients by `scale` (0-d) and clip their norm to `max_norm` (0: never). Returns
+    the norm before clipping, 0-d fp32."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    # what torch.nn.utils.get_total_norm does, but for the dtype: of bf16 gradients it would round the norm to three digits
+    # what torch.nn.utils.get_total_norm does, except that it would round the norm of bf16 gradients
+    # to three digits
     norm = torch.linalg.vector_norm(
         torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32))
     )
@@ -75,9 +71,11 @@ def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
 
 
 def guarded_step(optimizer: torch.optim.AdamW, lr: float, skip: Tensor) -> None:
-    """Take the optimizer step unless `skip` (0-d, 0. or 1., the same on all ranks); then weights and moments stay bitwise as they were.
+    """Take the optimizer step unless `skip` is 1. (0-d, 0. or 1., the same on all ranks): weights and
+    moments then stay bitwise as they were.
 
-    The fused kernel reads the flag on the device, by the attribute that torch.amp.GradScaler sets for the same purpose.
+    The fused kernel reads the flag on the device, from the attribute that torch.amp.GradScaler sets
+    for the same purpose.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr

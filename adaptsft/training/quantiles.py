@@ -1,4 +1,5 @@
-"""Quantile thresholds: the base model's own quantiles of p on the training data, measured before the first step or read from a file."""
+"""Quantile thresholds: quantiles of p under the base model on the training data, measured before
+the first step or read from a file."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -20,20 +21,21 @@ from adaptsft.statistics.base_model import FineHistogram
 def base_pass(
     model: ShardedModel, batches: Iterable[Batch], tokens: int, what: str
 ) -> Iterator[Batch]:
-    """`batches`, this rank's share of the data, with the model in evaluation mode (no dropout), and a progress line "what: share, ETA".
+    """`batches`, this rank's share of the data, with the model in evaluation mode (no dropout), and
+    a progress line "what: share, ETA".
 
     `tokens` are the target tokens over all ranks.
     """
-    started = said = time.perf_counter()
+    started = shown = time.perf_counter()
     seen = 0
     model.eval()
     for batch in batches:
         yield batch
         seen += len(batch.targets) * dist.get_world_size()
-        if time.perf_counter() - said > 5:
-            said = time.perf_counter()
+        if time.perf_counter() - shown > 5:
+            shown = time.perf_counter()
             share = min(max(seen, 1) / tokens, 1.0)
-            print0(f"{what}: {share:.0%}, ETA {(said - started) * (1 - share) / share:.0f} s")
+            print0(f"{what}: {share:.0%}, ETA {(shown - started) * (1 - share) / share:.0f} s")
     model.train()
     reshard(model)
 
@@ -48,7 +50,7 @@ def set_quantile_thresholds(
 ) -> None:
     """Set lower and upper of the objective, per source, to the quantiles that it asks for, if any.
 
-    They are those of controller.base_stats, if it is given; else all of `data` runs through the model.
+    They are those of controller.base_stats, if given; else all of `data` runs through the model.
     """
     asked = {"lower": config.lower_quantile, "upper": config.upper_quantile}
     if all(q is None for q in asked.values()):

@@ -41,8 +41,8 @@ def resume_or_prepare(
     data: TrainingData,
     loader: BatchLoader,
 ) -> int:
-    """Load the run's checkpoint into model, optimizer and objective, or measure what a new run starts
-    from; then lock the run folder and write into it what is run. Returns the steps already taken."""
+    """Load the run's checkpoint into model, optimizer and objective, or measure what a new run
+    starts from; then lock the run folder and write into it what is run. Returns the steps taken."""
     first = 0
     if run.checkpoint is None:
         set_quantile_thresholds(model, run.config.objective, objective, data.train, loader)

@@ -1,4 +1,4 @@
-"""The run folder: one run at a time writes to it, and it says what was asked, with which versions."""
+"""The run folder: one run at a time writes to it; it holds the configuration and the versions."""
 
 import errno
 import fcntl
@@ -22,7 +22,7 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, er
 
 
 def check_writable(run: Path) -> None:
-    """Raise ConfigError unless the folder, or the nearest one above it that exists, can be written to."""
+    """Raise ConfigError unless the folder, or the nearest existing one above it, is writable."""
     parent = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"run_dir={run}: {parent} is not a folder that can be written to")
@@ -47,7 +47,8 @@ def lock(run: Path) -> TextIO:
         file.close()
         if error.errno in HELD:
             raise ConfigError(
-                f"run_dir={run}: another run is writing to it; wait for it, or choose another run_dir"
+                f"run_dir={run}: another run is writing to it; wait for it, or choose another "
+                "run_dir"
             ) from None
         raise CheckpointError(f"run_dir={run}: cannot be locked: {error}") from None
     return file
@@ -78,8 +79,8 @@ def find_checkpoint(config: Config) -> Path | None:
             )
         if changed := differences(read_config(saved), config):
             raise ConfigError(
-                f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): choose "
-                "another run_dir, or undo the change"
+                f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): "
+                "choose another run_dir, or undo the change"
             )
     check_writable(run)
     complete = checkpoint.complete_checkpoints(run / "checkpoints")
@@ -94,8 +95,8 @@ def find_checkpoint(config: Config) -> Path | None:
     origin = found.parent.parent / "config.yaml"
     if origin.is_file() and (changed := differences(read_config(origin), config)):
         raise CheckpointError(
-            f"resume={found} belongs to a run with another configuration ({'; '.join(changed)}): start "
-            "from its final/ model"
+            f"resume={found} belongs to a run with another configuration ({'; '.join(changed)}): "
+            "start from its final/ model"
         )
     if rank() == 0:
         checkpoint.verify(found)
@@ -103,7 +104,7 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def check_same_checkpoint(found: Path | None) -> None:
-    """Raise unless all ranks have found the same: with a run folder that is not shared they would not."""
+    """Raise unless all ranks have found the same: without a shared run folder they would not."""
     seen: list[str | None] = [None] * world_size()
     dist.all_gather_object(seen, None if found is None else found.name)
     if len(set(seen)) > 1:

@@ -42,7 +42,7 @@ class Run:
 
 @contextmanager
 def open_run(config: Config) -> Iterator[Run]:
-    """Join the process group, and find out whether there is a run to continue. Nothing is written."""
+    """Join the process group, and find out whether there is a run to continue. Writes nothing."""
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
         check_same_config(config)

@@ -1,11 +1,12 @@
-"""Losses, gradient norms, controls and final weights of small runs, kept as a file: `golden.json`.
+"""Losses, gradient norms, objective states and final weights of small runs, kept in `golden.json`.
 
-    python -m tests.golden            run them, show what differs from the file; exit code 1 if anything does
+    python -m tests.golden            run them and show what differs; exit code 1 if anything does
     python -m tests.golden --write    and write the file anew
 
-A change that only moves or renames code leaves every bit as it is. One that means to change numbers writes the file anew, and
-its commit shows which runs changed. Bits depend on the processor and on torch: where these are not those of the file, figures
-are compared to a relative 5e-3 and weights are not.
+A change that only moves or renames code leaves every bit as it is. One that means to change numbers
+writes the file anew, and its commit shows which runs changed. Bits depend on the processor and on
+torch: where these are not those of the file, figures are compared to a relative 5e-3 and weights
+are not.
 """
 
 import argparse
@@ -49,16 +50,19 @@ KEPT = {
 }
 TWO_SOURCES = {
     "data.path": "''",
-    "data.sources": "[{path: FOLDER/data.jsonl, name: sums}, {path: FOLDER/other.jsonl, weight: 0.5}]",
+    "data.sources": (
+        "[{path: FOLDER/data.jsonl, name: sums}, {path: FOLDER/other.jsonl, weight: 0.5}]"
+    ),
 }
 STRICT = {
     "data.packing": "false",
     "train.global_batch_size": 8,
     "train.micro_batch_size": 2,
-    "strict_reproduction.summed_micro_batches": "true",
-    "strict_reproduction.bf16_masters": "true",
+    "train.loss_reduction": "micro_batch",
+    "model.param_dtype": "bf16",
 }
-# name: (ranks, keys). FOLDER holds the data. `resume` is trained, loses its last checkpoint, and is trained again.
+# name: (ranks, keys). FOLDER holds the data. `resume` is trained, loses its last checkpoint, and is
+# trained again.
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
     "packed": (1, {}),
     "padded": (1, {"data.packing": "false", "train.micro_batch_size": 3, "objective.name": "talr"}),
@@ -119,7 +123,7 @@ def measure() -> dict[str, Any]:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """The figures of every step, those of its sources among them, and a digest of the final weights."""
+    """The figures of every step and of its sources, and a digest of the final weights."""
 
     def figures(row: dict[str, Any]) -> dict[str, float]:
         return {name: row[name] for name in FIGURES if name in row}

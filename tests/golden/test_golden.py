@@ -1,4 +1,4 @@
-"""The numbers of a run do not move unless somebody means them to: `python -m tests.golden --write` moves them."""
+"""The numbers of a run only move on purpose: `python -m tests.golden --write`."""
 
 import json
 

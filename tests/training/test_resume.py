@@ -1,4 +1,5 @@
-"""Stopped at any step and resumed, a run is bitwise the run that was never stopped. Real processes, really killed."""
+"""Stopped at any step and resumed, a run is bitwise the run that was never stopped. Real processes,
+really killed."""
 
 import json
 import os
@@ -38,7 +39,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(folder, tiny_model) -> dict:
-    # talr steers by the statistics of the previous step, so that a lost signal would show in the loss; dropout would show a lost seed
+    # talr reads statistics of the previous step: a lost one would show in the loss; dropout would
+    # show a lost seed
     model = tiny_model("qwen2", tied=True)
     dropout = folder / "dropout"
     shutil.copytree(model, dropout)
@@ -265,7 +267,8 @@ def test_only_the_newest_are_kept_and_leftovers_of_a_crash_are_ignored(settings)
 
 
 def test_a_deletion_cut_short_leaves_nothing_that_looks_complete(settings, reference, monkeypatch):
-    """Going back to step 4 deletes 5 and 6: killed in the middle of it, the next start must not take what is left of them."""
+    """Going back to step 4 deletes 5 and 6: killed in the middle of it, the next start must not use
+    what is left of them."""
     same = settings | {"name": "cut_short", "objective__name": "nll_then_killed"}
     run = Path(small_config(**same).run_dir)
     shutil.copytree(reference.run_dir, run)

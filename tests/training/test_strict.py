@@ -1,4 +1,5 @@
-"""strict_reproduction against the formulas of the code it reproduces, written out by hand in float64."""
+"""train.loss_reduction=micro_batch and model.param_dtype=bf16 against the formulas of the paper's code,
+written out by hand in float64."""
 
 import json
 from pathlib import Path
@@ -54,8 +55,9 @@ def reference_gradient(
 ) -> tuple[dict[str, torch.Tensor], list[int], list[int]]:
     """Gradient of step 1, fp64, and the supervised and the kept tokens of every micro-batch.
 
-    mean over ranks of the sum over micro-batches of (the sum of -p over kept tokens / their number). Each example runs alone, so that no
-    padding takes part; ranks take the examples in turn and cut theirs into micro-batches, as DistributedSampler and TensorDict.split do.
+    mean over ranks of the sum over micro-batches of (the sum of -p over kept tokens / their number).
+    Each example runs alone, so that no padding takes part; ranks take the examples in turn and cut
+    theirs into micro-batches, as DistributedSampler and TensorDict.split do.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
     data = tokenised(config)
@@ -85,7 +87,8 @@ def reference_gradient(
 
 
 def assert_gradient(run: Path, expected: dict[str, torch.Tensor]) -> None:
-    """The first moment saved after step 1, with betas[0] = 0, is the gradient; to fp32's accuracy beside the largest."""
+    """The first moment saved after step 1, with betas[0] = 0, is the gradient; to fp32's accuracy
+    beside the largest."""
     state = saved_state(run / "checkpoints" / "step_00000001")
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
