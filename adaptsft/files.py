@@ -1,16 +1,23 @@
-"""Files that appear whole, and names for folders."""
+"""Files that appear whole, folders that one process holds, and names for folders."""
 
+import errno
+import fcntl
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from adaptsft.errors import ConfigError
+from adaptsft.errors import CheckpointError, ConfigError
+
+HELD = (errno.EWOULDBLOCK, errno.EACCES)  # by another process
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which then replaces `path` in one step: no reader ever sees half a file.
+    """A path to write to, which then replaces `path` in one step: no reader sees half a file.
 
     It is `path` with ".tmp" behind it. Where the writing raises, `path` is left as it was.
     """
@@ -20,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> None:
-    """Replace the content of a file in one step; with `sync` it is on the disk when this returns."""
+    """Replace the content of a file in one step; with `sync`, it is on the disk at the return."""
     with replacing(path) as partial, partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -28,8 +35,35 @@ def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> No
             os.fsync(file.fileno())
 
 
+def lock(folder: Path) -> TextIO:
+    """Hold a folder for this process. The lock ends with the process, whatever ends it.
+
+    Raises ConfigError where another process holds it. A file system without locks (some network
+    mounts) is used without one, with a warning.
+    """
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in WITHOUT_LOCKS:
+            print(
+                f"{folder}: its file system has no locks ({error.strerror}): two runs that write to "
+                "it at the same time would not be noticed",
+                file=sys.stderr,
+            )
+            return file
+        file.close()
+        if error.errno in HELD:
+            raise ConfigError(
+                f"{folder}: another run is writing to it; wait for it, or choose another folder"
+            ) from None
+        raise CheckpointError(f"{folder}: cannot be locked: {error}") from None
+    return file
+
+
 def distinct(folders: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell all of them apart. Raises ConfigError where one is named twice."""
+    """The last parts of each path, as many as tell all of them apart. Raises ConfigError where one
+    is named twice."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-count:]) for part in parts]

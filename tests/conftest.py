@@ -20,8 +20,8 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Beside a GPU, the tests for CPU and the runs that they start stay on the CPU, in fp32 and over
-    gloo: `-m gpu` shows the GPU."""
+    """Beside a GPU, the tests for CPU and the runs that they start stay on the CPU, in fp32 and
+    over gloo: `-m gpu` shows the GPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = (
             ""  # read when CUDA is first asked for, which importing torch does not do
@@ -48,8 +48,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`tiny_model("qwen2", tied=True, layers=1)`: the folder of a tiny random model with its tokenizer,
-    made once per session."""
+    """`tiny_model("qwen2", tied=True, layers=1)`: the folder of a tiny random model with its
+    tokenizer, made once per session."""
     made: dict[tuple, Path] = {}
 
     def folder(arch: str = "llama", **options) -> Path:

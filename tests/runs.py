@@ -115,8 +115,8 @@ def _run(config: Config, kill_after_calls: int) -> None:
 
 
 def run_in_process(config: Config, kill_after_calls: int = 0) -> int:
-    """Train in a new process; its exit code, negative for a signal. Each micro-batch of one chunk is
-    one call."""
+    """Train in a new process; its exit code, negative for a signal. Each micro-batch of one chunk
+    is one call."""
     process = PROCESSES.Process(target=_run, args=(config, kill_after_calls))
     process.start()
     process.join(300)

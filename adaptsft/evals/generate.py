@@ -18,7 +18,7 @@ from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.prompts import messages_of
 from adaptsft.evals.samples import Samples, digest
 from adaptsft.evals.tasks import Task, to_dict
-from adaptsft.training.run_folder import lock
+from adaptsft.files import lock
 
 SCHEMA_VERSION = 1
 

@@ -71,8 +71,8 @@ def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
 
 
 def guarded_step(optimizer: torch.optim.AdamW, lr: float, skip: Tensor) -> None:
-    """Take the optimizer step unless `skip` is 1. (0-d, 0. or 1., the same on all ranks): weights and
-    moments then stay bitwise as they were.
+    """Take the optimizer step unless `skip` is 1. (0-d, 0. or 1., the same on all ranks): then
+    weights and moments stay bitwise as they were.
 
     The fused kernel reads the flag on the device, from the attribute that torch.amp.GradScaler sets
     for the same purpose.

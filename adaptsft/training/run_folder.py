@@ -1,24 +1,18 @@
 """The run folder: one run at a time writes to it; it holds the configuration and the versions."""
 
-import errno
-import fcntl
 import json
 import os
 from pathlib import Path
-from typing import TextIO
 
 import torch.distributed as dist
 
 from adaptsft.config.load import differences, read_config, save_config
 from adaptsft.config.schema import Config
 from adaptsft.distributed import checkpoint
-from adaptsft.distributed.ranks import print0, rank, world_size
+from adaptsft.distributed.ranks import rank, world_size
 from adaptsft.errors import CheckpointError, ConfigError
-from adaptsft.files import replacing
+from adaptsft.files import lock, replacing
 from adaptsft.training.environment import environment
-
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # by another process
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def check_writable(run: Path) -> None:
@@ -26,32 +20,6 @@ def check_writable(run: Path) -> None:
     parent = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"run_dir={run}: {parent} is not a folder that can be written to")
-
-
-def lock(run: Path) -> TextIO:
-    """Hold the run folder for this process. The lock ends with the process, whatever ends it.
-
-    Raises ConfigError where another process holds it. A file system without locks (some network
-    mounts) is used without one, with a warning.
-    """
-    file = (run / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in WITHOUT_LOCKS:
-            print0(
-                f"run_dir={run}: its file system has no locks ({error.strerror}), so that two runs "
-                "that write to it at the same time would not be noticed"
-            )
-            return file
-        file.close()
-        if error.errno in HELD:
-            raise ConfigError(
-                f"run_dir={run}: another run is writing to it; wait for it, or choose another "
-                "run_dir"
-            ) from None
-        raise CheckpointError(f"run_dir={run}: cannot be locked: {error}") from None
-    return file
 
 
 def write_what_is_run(config: Config) -> None:

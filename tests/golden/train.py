@@ -1,4 +1,4 @@
-"""What `python -m tests.golden` starts with torchrun: trains its runs of this many ranks in turn."""
+"""What `python -m tests.golden` starts with torchrun: its runs of this many ranks, in turn."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""train.loss_reduction=micro_batch and model.param_dtype=bf16 against the formulas of the paper's code,
-written out by hand in float64."""
+"""train.loss_reduction=micro_batch and model.param_dtype=bf16 against the formulas of the paper's
+code, written out by hand in float64."""
 
 import json
 from pathlib import Path
@@ -55,9 +55,9 @@ def reference_gradient(
 ) -> tuple[dict[str, torch.Tensor], list[int], list[int]]:
     """Gradient of step 1, fp64, and the supervised and the kept tokens of every micro-batch.
 
-    mean over ranks of the sum over micro-batches of (the sum of -p over kept tokens / their number).
-    Each example runs alone, so that no padding takes part; ranks take the examples in turn and cut
-    theirs into micro-batches, as DistributedSampler and TensorDict.split do.
+    mean over ranks of the sum over micro-batches of (the sum of -p over kept tokens / their
+    number). Each example runs alone, so that no padding takes part. Ranks take the examples in turn
+    and cut theirs into micro-batches, as DistributedSampler and TensorDict.split do.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
     data = tokenised(config)
@@ -166,7 +166,8 @@ def test_of_equal_micro_batches_it_is_the_default_gradient_times_their_number(tm
 
 
 def test_clipping_sets_in_where_the_default_does_not_reach_it(tmp_path, model):
-    """Four micro-batches: gradients between a quarter of the limit and the limit are left alone by default, and clipped when summed."""
+    """Four micro-batches: gradients between a quarter of the limit and the limit are not clipped by
+    default, and clipped when summed."""
     clipped = {}
     for summed in (False, True):
         settings = SUMMED | {
@@ -314,7 +315,8 @@ def test_masters_gradients_and_moments_are_bf16_and_resume_is_bitwise(tmp_path, 
 
 
 def test_an_update_below_half_an_ulp_is_lost():
-    """AdamW moves by lr a step. Below 1 the neighbours of bf16 lie 2^-8 apart, so that 2^-9 is where rounding gives way."""
+    """AdamW moves by lr a step. Below 1 the neighbours of bf16 lie 2^-8 apart, so that an update
+    below 2^-9 is lost to rounding."""
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
         for lr in (0.9 * 2**-9, 1.1 * 2**-9):
@@ -332,7 +334,8 @@ def test_an_update_below_half_an_ulp_is_lost():
 
 
 def test_most_weights_of_a_run_stand_still_at_a_small_learning_rate(tmp_path, model):
-    """At lr 1e-5 an update is lost wherever |weight| is above about 2^9 lr = 5e-3; with fp32 masters hardly any is."""
+    """At lr 1e-5 an update is lost wherever |weight| is above about 2^9 lr = 5e-3; with fp32
+    parameters hardly any is."""
     still = {}
     for masters in (False, True):
         settings = {
@@ -369,7 +372,8 @@ def test_the_norm_of_bf16_gradients_is_fp32():
 
 
 def test_the_plan_names_bf16_and_advises_nothing_that_changes_the_result(tmp_path, model, capsys):
-    """Were they not left out, train.micro_batch_size=1, one micro-batch per step and --gpus 2 would be among the advice."""
+    """Otherwise train.micro_batch_size=1, one micro-batch per step and --gpus 2 would be among the
+    advice."""
     data = small_config(tmp_path, model).data
     arguments = [
         f"model.path={model}",
