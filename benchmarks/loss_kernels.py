@@ -18,6 +18,7 @@ Writes benchmarks/results/loss_kernels_<device>.json, machine, versions and comm
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +41,8 @@ from adaptsft_kernels import describe_implementation
 Shape = tuple[int, int, int]  # N, D, V
 SHAPES: dict[str, list[Shape]] = {
     "cpu": [(2048, 512, 32000)],
-    "cuda": [(16384, 4096, 128256), (16384, 3584, 152064), (8192, 1536, 151936)],
+    # the shape of the training step first: cases are written one by one, and time can run out
+    "cuda": [(8192, 1536, 151936), (16384, 4096, 128256), (16384, 3584, 152064)],
 }
 MORE: list[Shape] = [(n, 4096, 128256) for n in (1024, 4096, 65536)] + [(8192, 2304, 262144)]
 RHOS = {"cpu": [0.5], "cuda": [0.75, 0.5, 0.25, 0.1, 0.0]}
@@ -222,7 +225,7 @@ def clocks() -> str | None:
         return None
 
 
-def main() -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -260,8 +263,12 @@ def main() -> int:
         type=Path,
         help="JSON file (default: benchmarks/results/loss_kernels_<device>.json)",
     )
-    args = parser.parse_args()
+    return parser
 
+
+def main() -> int:
+    parser = arguments()
+    args = parser.parse_args()
     device, dtype = (
         torch.device(args.device),
         torch.bfloat16 if args.device == "cuda" else torch.float32,
@@ -279,11 +286,12 @@ def main() -> int:
     }
     out = args.out or Path(__file__).parent / "results" / f"loss_kernels_{args.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "environment": environment(),
-        "implementation": describe_implementation(device, dtype),
-        "rounds": args.rounds,
-    }
+    machine = environment()
+    for package in ("liger-kernel", "cut-cross-entropy"):
+        if importlib.util.find_spec(package.replace("-", "_")):
+            machine["versions"][package] = version(package)
+    result = {"environment": machine, "rounds": args.rounds}
+    result["implementation"] = describe_implementation(device, dtype)
     results, started, cases = (
         [],
         time.perf_counter(),

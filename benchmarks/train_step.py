@@ -17,7 +17,7 @@ their own. Timed on the device from the end of one step to the end of the next, 
 the first few and then of the runs. Saving and exporting are left out.
 
 MFU: the operations that the step needs, over what the data sheet promises (--peak-tflops). They are 6 per weight of the layers and
-token, 6 per weight of the head and *supervised* token, 12 x layers x width of the heads per pair of tokens of which one sees the other:
+token, 6 per weight of the head and *target* token, 12 x layers x width of the heads per pair of tokens of which one sees the other:
 the count of PaLM (arXiv:2204.02311, appendix B) without prompt tokens in the head, and with the pairs that there are: causal, within
 documents. `of gemm`: over what a product of two random 8192 x 8192 matrices reaches, measured after the runs in the same processes.
 """
@@ -43,11 +43,12 @@ from train_step_runs import CANDIDATES, EXAMPLES, SHAPES, WARM_UP, Setting  # py
 from adaptsft.training.environment import environment
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
-# A round: processes, and the runs in each. The first run of a process warms the machine up, hence not one of the pairs.
+# A round: processes, and the runs in each. What would be missed most comes first: time can run out.
+# The first run of the second process warms the machine up, hence not one of the pairs.
 ORDER = [
+    ["adaptive, compiled"],
     ["-p", "NLL", "adaptive", "adaptive", "NLL", "p >= .2", "NLL", "adaptive"],
     ["TRL"],
-    ["adaptive, compiled"],
 ]
 
 
@@ -130,7 +131,7 @@ def check(run: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """The run, failed where it was not trained on the tokens that it was given, or did not learn."""
     if "failed" in run:
         return run
-    for what in ("tokens", "supervised"):
+    for what in ("tokens", "target_tokens"):
         if run[what] != [facts[what]]:
             return run | {"failed": f"{what} of its steps: {run[what]}, of the data: {facts[what]}"}
     if run["name"] in ("NLL", "TRL") and not run["nll"][-1] < run["nll"][0]:
@@ -162,7 +163,7 @@ def ratio(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
     }
 
 
-def main() -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -219,6 +220,11 @@ def main() -> int:
         default=RESULT,
         help="JSON file (default: benchmarks/results/train_step.json)",
     )
+    return parser
+
+
+def main() -> int:
+    parser = arguments()
     args = parser.parse_args()
     args.length = args.length or (256 if args.tiny else 8192)
     if args.steps <= WARM_UP:
@@ -299,7 +305,7 @@ def table(result: dict[str, Any]) -> str:
     )
     lines = [
         f"\n{facts['parameters'] / 1e6:,.1f} M parameters; every step of every run, TRL's too: {EXAMPLES} examples, "
-        f"{facts['packs']} packs, {facts['tokens']:,} tokens, {facts['target_tokens']:,} of them supervised",
+        f"{facts['packs']} packs, {facts['tokens']:,} tokens, {facts['target_tokens']:,} of them target tokens",
         f"a large product reaches {f'{gemm:.3g}' if gemm else '-'} TFLOP/s here, the data sheet says {promised:g}\n",
         f"{'':20}{'tokens/s':>10}{'to TRL':>8}{'ms/step':>9}{'MFU':>7}{'of gemm':>9}{'GB':>7}{'kept':>6}   NLL, first to last step",
     ]

@@ -134,7 +134,7 @@ def prepare(setting: Setting) -> dict[str, Any]:
     )
     return {
         "tokens": tokens,
-        "supervised": target_tokens,
+        "target_tokens": target_tokens,
         "packs": packs(data, setting.length),
         "flops": needed,
         "parameters": head + body,
@@ -298,7 +298,7 @@ def run_ours(name: str, setting: Setting, trace: Path | None) -> dict[str, Any]:
     ]
     counts = {
         key: sorted({int(row[column]) for row in rows})
-        for key, column in {"tokens": "all_tokens", "supervised": "tokens"}.items()
+        for key, column in {"tokens": "all_tokens", "target_tokens": "tokens"}.items()
     }
     kept = mean(row["kept"] / row["tokens"] for row in rows[WARM_UP:])
     return counts | {"nll": [row["nll"] for row in rows], "kept": kept} | clock.result()
@@ -316,7 +316,7 @@ def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
     )
     from trl import SFTConfig, SFTTrainer
 
-    from adaptsft.data.documents import Documents
+    from adaptsft.data.documents import Documents, padded_length
     from adaptsft.model import attention
     from adaptsft.model.build import compute_dtype
 
@@ -344,9 +344,12 @@ def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
         return ours(module, query.to(dtype), key.to(dtype), value, mask, **options)
 
     def with_documents(module: Any, call: Any, options: dict[str, Any]) -> Any:
-        documents = Documents.build(
-            options["cu_seq_lens_q"], options["input_ids"].shape[1], device, backend == "sdpa"
-        )
+        offsets = options["cu_seq_lens_q"]  # on the device: reading them would wait for it
+        if backend == "sdpa":
+            documents = Documents.build(offsets, True)
+        else:
+            empty = offsets.new_empty(0, dtype=torch.int64)
+            documents = Documents(offsets, padded_length(options["max_length_q"]), (), empty)
         theirs = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
         return call, {name: value for name, value in options.items() if name not in theirs} | {
             "documents": documents
@@ -408,7 +411,7 @@ def run_trl(setting: Setting, trace: Path | None) -> dict[str, Any]:
     steps = [batches[i : i + count] for i in range(0, len(batches), count)]
     return {
         "tokens": sorted({sum(tokens for tokens, _, _ in step) for step in steps}),
-        "supervised": sorted(
+        "target_tokens": sorted(
             {int(sum(target_tokens for _, target_tokens, _ in step)) for step in steps}
         ),
         "nll": [float(sum(loss for _, _, loss in step)) for step in steps],

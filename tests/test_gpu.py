@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
+from adaptsft.statistics.step import LOGIT_RANGE, histogram_quantile
 from adaptsft.train import train
 from tests.runs import metrics_of, saved_state, small_config
 
@@ -26,7 +27,7 @@ def test_attention_backends_agree_on_a_pack(backend, window):
     except ConfigError as error:
         pytest.skip(str(error))
     documents = Documents.build(
-        torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), 64, with_buckets=True
+        torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), with_buckets=True
     ).to(device)
     generator = torch.Generator(device).manual_seed(0)
     query = torch.randn(64, 4, 64, generator=generator, device=device)
@@ -35,6 +36,17 @@ def test_attention_backends_agree_on_a_pack(backend, window):
     half = [tensor.bfloat16() for tensor in (query, key, value)]
     out = attention._BACKENDS[backend](*half, documents, 0.125, window, None, 0.0)
     assert (out.float() - expected).abs().max() < 3e-2
+
+
+def test_quantiles_of_counts_are_the_hosts_also_in_deterministic_mode():
+    """A floating-point cumsum on the device would be an error there."""
+    counts = torch.randint(0, 1000, (2, 256), generator=torch.Generator().manual_seed(0)).double()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = histogram_quantile(counts.cuda(), 0.3, LOGIT_RANGE).cpu()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found, histogram_quantile(counts, 0.3, LOGIT_RANGE))
 
 
 def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model):

@@ -1,30 +1,35 @@
-"""The GPU suite without a GPU: its scripts, JSON and tables, and what becomes of runs that fail or hang."""
+"""The GPU suite without a GPU: scripts, JSON, tables, and runs that fail or hang."""
 
+import importlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from adaptsft.training.run_folder import flops_per_token
+from adaptsft.training.flops import flops_per_token
 from tests.conftest import REPO
 
-sys.path.append(str(REPO / "benchmarks"))
+sys.path += [str(REPO / "benchmarks"), str(REPO / "tools")]
 
+import gpu_tables
 import train_step
 import train_step_runs
 
-FACTS = {"tokens": 100, "supervised": 40, "packs": 2, "flops": 1e9, "parameters": 1000}
+FACTS = {"tokens": 100, "target_tokens": 40, "packs": 2, "flops": 1e9, "parameters": 1000}
 
 
 def run_of(name, seconds, **changes):
     parts = {
         "tokens": [100],
-        "supervised": [40],
+        "target_tokens": [40],
         "nll": [5.0, 4.0],
         "step_seconds": seconds,
         "bytes": None,
@@ -33,29 +38,130 @@ def run_of(name, seconds, **changes):
     return {"name": name} | parts | changes
 
 
+def commands_of(text: str) -> list[str]:
+    """The lines of the blocks that begin with a number, continuations joined."""
+    blocks = re.findall(r"```sh\n# [123]\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    return "".join(re.sub(r"\s*\\\n\s*", " ", block) for block in blocks).splitlines()
+
+
+def test_the_document_gives_the_commands_that_the_suite_runs():
+    suite = ["bash", "tools/gpu_suite.sh", "--print"]
+    printed = subprocess.run(suite, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in printed.splitlines() if not line.startswith("#")]
+    text = (REPO / "docs" / "performance.md").read_text()
+    assert commands_of(text) == lines
+    limits = [int(line.split()[3]) for line in lines]
+    assert sum(limits[:5]) < 580 and limits[5] < 580 and sum(limits[6:]) < 580
+    written = [word for line in lines for word in line.split() if word.endswith(".json")]
+    assert sorted(written) == sorted(f"$OUT/{name}" for name in gpu_tables.FILES)
+    for name in gpu_tables.FILES:
+        assert f"`{name}`" in text, "the table that says which file each table is made from"
+
+
+def test_the_scripts_take_the_flags_of_the_document():
+    for line in commands_of((REPO / "docs" / "performance.md").read_text()):
+        words = shlex.split(line.split(" 2>&1 ")[0])
+        assert words[:3] == ["timeout", "-k", "10"] and words[4] == "python3"
+        script, *flags = words[5:]
+        if script == "-m":
+            assert flags[0] == "pytest" and "-m gpu" in line
+            assert all((REPO / word).is_file() for word in flags if word.endswith(".py"))
+            continue
+        given = importlib.import_module(Path(script).stem).arguments().parse_args(flags)
+        assert given.device == "cuda"
+        if script == "benchmarks/train_step.py":
+            assert set(given.only.split(";")) <= {*train_step_runs.CANDIDATES, "TRL"}
+
+
+def test_a_part_that_takes_longer_than_the_budget_is_ended_and_the_next_one_runs(tmp_path):
+    command = ["bash", "tools/gpu_suite.sh", str(tmp_path), "--rehearse", "--budget", "1"]
+    command += ["--parts", "smoke,masks"]
+    environment = os.environ | {"PYTHON": "sleep"}  # `sleep tools/gpu_smoke.py` fails at once
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "failed: smoke masks" in done.stdout
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(slow)}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and re.search(r"== smoke +[12] s  FAILED", done.stdout)
+    assert "== masks (at most 1 s)" in done.stdout, "of another command, with a budget of its own"
+
+
 @pytest.mark.slow
-def test_the_rehearsal_of_a_training_step_works_to_the_end(tmp_path):
-    command = ["bash", "tools/gpu_suite.sh", str(tmp_path), "--rehearse", "--parts", "step"]
-    done = subprocess.run(
-        command,
-        cwd=REPO,
-        env=os.environ | {"PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-    )
+def test_the_rehearsal_works_to_the_tables(tmp_path, monkeypatch):
+    parts = "step,tune_fp32"
+    command = ["bash", "tools/gpu_suite.sh", str(tmp_path), "--rehearse", "--parts", parts]
+    # compiling takes half a minute, and is left to the suite's own rehearsal
+    environment = os.environ | {"PYTHON": sys.executable, "TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "train_step.json").read_text())
-    for name in ("NLL", "adaptive"):
+    for name in ("NLL", "adaptive", "adaptive, compiled"):
         assert all(run["tokens"] == [result["step"]["tokens"]] for run in result["runs"][name])
-        assert all(run["nll"][-1] < run["nll"][0] for run in result["runs"][name])
+    assert all(run["nll"][-1] < run["nll"][0] for run in result["runs"]["NLL"])
     assert len(result["adaptive / NLL"]["pairs"]) == 3
     assert sum(result["runs"]["adaptive"][-1]["breakdown"].values()) == pytest.approx(1)
     assert "adaptive / NLL, time of a step" in (tmp_path / "suite.log").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {
-        "suite.log",
-        "train_step.json",
-        "trace_step.json.gz",
+        *("suite.log", "train_step.json", "tune_fp32.json", "trace_step.json.gz"),
     }
+    # in this process, which has imported all that they need
+    masks = ["--shape", "256", "64", "1000", "--mask", "0.5", "--rounds", "2"]
+    masks += ["--only", "bare,ours,naive,liger,cce", "--out", str(tmp_path / "loss_masks.json")]
+    profile = ["--shape", "256", "64", "1000", "--logits", "bf16"]
+    profile += ["--trace", str(tmp_path / "trace_bf16.json.gz")]
+    for name, flags in (("loss_kernels", masks), ("profile_kernels", profile)):
+        monkeypatch.setattr(sys, "argv", [name, "--device", "cpu", *flags])
+        assert not importlib.import_module(name).main()
+
+    script = [sys.executable, "benchmarks/gpu_tables.py", str(tmp_path)]
+    text = subprocess.run(script, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    step = 1e3 * float(np.median(result["runs"]["adaptive, compiled"][0]["step_seconds"]))
+    row = next(row for row in text.splitlines() if row.startswith("| adaptive, compiled |"))
+    assert f"{step:.1f}" in row.split(" | ")
+    profile = json.loads((tmp_path / "profile_bf16.json").read_text())
+    assert f"| all | {profile['ms']:.3f} |" in text
+    tuned = json.loads((tmp_path / "tune_fp32.json").read_text())["rows"]
+    fastest = min(row["ms"] for row in tuned if row["kernel"] == "row_sums")
+    assert f"{fastest:.4f}" in next(row for row in text.splitlines() if "| row_sums |" in row)
+    for name in ("loss_dense.json", "train_step_constant.json", "tune_bf16.json"):
+        assert f"not measured ({name} is not there)" in text
+    assert "liger-kernel: not measured" in text and text.startswith("Not measured on a GPU")
+    assert str(tmp_path) not in text
+    before = (REPO / "docs" / "performance.md").read_text()
+    refused = subprocess.run([*script, "--publish"], cwd=REPO, capture_output=True, text=True)
+    assert refused.returncode and "was not measured on a GPU" in refused.stderr
+    assert (REPO / "docs" / "performance.md").read_text() == before
+
+
+def test_tables_of_a_gpu_are_put_between_the_marks(tmp_path, monkeypatch):
+    machine = {"gpu": "NVIDIA H200", "cuda": "13.0"}
+    environment = {"machine": machine, "versions": {"torch": "2.11.0", "flash-attn": None}}
+    environment["command"] = "python benchmarks/loss_kernels.py --out /scratch/x/loss_dense.json"
+    ours = {"ms": 70.25, "ratio": 1.0721, "bytes": 2_500_000_000, "syncs": 0, "repeat": True}
+    ours |= {"dX": 2.2e-3, "dX*": 2.4e-3, "dW": 2.9e-3}
+    candidates = {"ours": ours, "liger": {"failed": "OutOfMemoryError: 140 GB"}}
+    case = {"N,D,V": [8, 4, 16], "mask": 0.0, "clocks": "1980 MHz", "candidates": candidates}
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "loss_dense.json").write_text(
+        json.dumps({"environment": environment, "cases": [case]}),
+    )
+    document = tmp_path / "performance.md"
+    document.write_text(f"before\n{gpu_tables.BEGIN}\nold\n{gpu_tables.END}\nafter\n")
+    monkeypatch.setattr(gpu_tables, "DOCUMENT", document)
+    monkeypatch.setattr(gpu_tables, "RESULTS", tmp_path / "results")
+    assert gpu_tables.main([str(folder), "--publish"]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n") and "old" not in text
+    assert "Measured on NVIDIA H200 (CUDA 13.0)." in text and "1980 MHz" in text
+    assert "| ours | 70.25 | 1.072 | 2.50 | 0 | 2.2e-03 | 2.4e-03 | 2.9e-03 | yes |" in text
+    assert "| liger | OutOfMemoryError: 140 GB |" in text and "cut-cross-entropy: not" in text
+    published = json.loads((tmp_path / "results" / "loss_dense.json").read_text())
+    assert published["environment"]["command"].endswith("--out $OUT/loss_dense.json")
+    assert published["cases"] == [case]
 
 
 def test_a_hang_ends_at_the_limit_and_is_told(tmp_path, capfd):
@@ -91,7 +197,7 @@ def test_what_failed_is_in_the_table_beside_what_did_not():
     [
         ({}, None),
         ({"tokens": [100, 104]}, "tokens of its steps"),
-        ({"supervised": [39]}, "supervised of its steps"),
+        ({"target_tokens": [39]}, "target_tokens of its steps"),
         ({"nll": [5.0, 5.0]}, "has not fallen"),
         ({"nll": [5.2, 5.1]}, "begins at 5.2"),
     ],
@@ -165,4 +271,4 @@ def test_the_trainer_counts_the_operations_of_a_token_as_the_benchmark_does(tied
     )
     data = SimpleNamespace(lengths=np.array([10, 30]), target_tokens=np.array([5, 15]))
     expected = 6 * (body * 40 + head * 20) + 12 * 2 * 16 * (10**2 + 30**2) / 2
-    assert flops_per_token(model, SimpleNamespace(data=data)) * 40 == pytest.approx(expected)
+    assert flops_per_token(model, data) * 40 == pytest.approx(expected)

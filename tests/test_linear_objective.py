@@ -37,7 +37,7 @@ def nll(rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
 def random_head(
     n: int = N, d: int = D, v: int = V, dtype: torch.dtype = torch.float32, valid: float = 0.7
 ) -> tuple[Tensor, ...]:
-    """hidden, weight, bias (leaves) and labels; about 30 % of the rows ignored; targets of every likelihood."""
+    """hidden, weight, bias (leaves) and targets; about 30 % of the rows ignored; targets of every likelihood."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(v, d, dtype=torch.float64, generator=generator)
     targets = torch.randint(0, v, (n,), generator=generator)
@@ -569,17 +569,17 @@ def test_a_non_finite_input_shows_in_the_loss_and_gradient() -> None:
         ({"hidden": torch.zeros(1, N, D)}, r"hidden must be \[N,D\]"),
         ({"hidden": torch.zeros(N, D, dtype=torch.bfloat16)}, r"both be fp32.*bfloat16"),
         (
-            {"labels": torch.zeros(N - 1, dtype=torch.long)},
-            rf"labels must have one entry per row of hidden, \[{N}\]",
+            {"targets": torch.zeros(N - 1, dtype=torch.long)},
+            rf"targets must have one entry per row of hidden, \[{N}\]",
         ),
-        ({"labels": torch.full((N,), V)}, rf"labels must be in \[0, {V}\)"),
+        ({"targets": torch.full((N,), V)}, rf"targets must be in \[0, {V}\)"),
         (
             {"source": torch.zeros(N + 2, dtype=torch.long)},
             "source must have one entry per row of hidden",
         ),
         (
             {"target_idx": torch.arange(4)},
-            r"labels must have one entry per row of target_idx, \[4\]",
+            r"targets must have one entry per row of target_idx, \[4\]",
         ),
         ({"bias": torch.zeros(V + 1)}, rf"bias must be \[{V}\]"),
         ({"logits_dtype": torch.bfloat16}, "logits_dtype=torch.bfloat16 must be torch.float32"),
@@ -599,7 +599,7 @@ def test_what_does_not_fit_is_refused(change: dict, words: str) -> None:
     arguments: dict[str, Any] = {
         "hidden": hidden,
         "weight": weight,
-        "labels": targets,
+        "targets": targets,
         "objective": nll,
     }
     with pytest.raises(ValueError, match=words):
@@ -675,7 +675,7 @@ def test_cuda_equals_cpu_and_waits_for_the_device_only_to_skip_rows(
         ObjectiveConfig(name="threshold", base="talr", lower=0.05, params={"batch": 1})
     )
     arguments: dict[str, Any] = {
-        "labels": targets[target_idx],
+        "targets": targets[target_idx],
         "target_idx": target_idx,
         "source": target_idx % 2,
         "sequence": target_idx // 30,

@@ -3,12 +3,14 @@
     python tools/profile_kernels.py --shape 16384 4096 128256
     python tools/profile_kernels.py --device cpu --shape 1024 256 32000
 
-Prints a table and writes a Chrome trace (open it in chrome://tracing or ui.perfetto.dev). The ceilings are measured first: a large
+Prints a table, and writes it as JSON, and a Chrome trace (open it in chrome://tracing or
+ui.perfetto.dev). The ceilings are measured first: a large
 matrix product in the same dtype, and a large copy. FLOP are counted from the shapes; bytes are the fewest that the pass can move:
 every operand and result once. Products whose bytes are the limit and passes that stay far below the copy are what to look at.
 """
 
 import argparse
+import json
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from adaptsft.training.run_folder import environment
 from adaptsft_kernels import TokenStatistics, describe_implementation, linear_objective
 from adaptsft_kernels.linear_objective import rows_held
 
@@ -44,7 +47,7 @@ def kind_of(name: str) -> str:
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """(TFLOP/s of a matrix product, GB/s of a copy, reading and writing counted), the best of five."""
-    size, bytes_ = (8192, 4 << 30) if device.type == "cuda" else (1536, 256 << 20)
+    size, bytes_ = (8192, 4 << 30) if device.type == "cuda" else (1024, 128 << 20)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.ones(bytes_ // 4, device=device)
     target = torch.empty_like(source)
@@ -69,7 +72,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +90,7 @@ def main() -> None:
     parser.add_argument(
         "--dtype",
         choices=("fp32", "bf16"),
-        help="of hidden and weight (default: bf16 on CUDA, fp32 on CPU)",
+        help="of hidden and weight (default: bf16 on CUDA, else as --logits)",
     )
     parser.add_argument(
         "--logits",
@@ -111,11 +114,20 @@ def main() -> None:
         default=Path("runs/loss_trace.json"),
         help="default: runs/loss_trace.json",
     )
-    args = parser.parse_args()
+    parser.add_argument(
+        "--out", type=Path, help="JSON file (default: profile_LOGITS.json beside the trace)"
+    )
+    return parser
 
+
+def main() -> None:
+    parser = arguments()
+    args = parser.parse_args()
     device, names = torch.device(args.device), {"fp32": torch.float32, "bf16": torch.bfloat16}
-    dtype = names[args.dtype or ("bf16" if args.device == "cuda" else "fp32")]
-    logits = names[args.logits] if dtype == torch.bfloat16 else torch.float32
+    dtype = names[args.dtype or ("bf16" if args.device == "cuda" else args.logits)]
+    logits = names[args.logits]
+    if logits.itemsize < dtype.itemsize:
+        parser.error("--logits bf16 needs --dtype bf16")
     n, d, v = args.shape
     hidden = torch.randn(n, d, device=device).to(dtype).requires_grad_()
     weight = (2 * torch.randn(v, d, device=device) / d**0.5).to(dtype).requires_grad_()
@@ -140,9 +152,8 @@ def main() -> None:
         if args.rho < 1
         else -torch.inf
     )
-    print(
-        f"N={n} D={d} V={v}, rho={args.rho:g}: {describe_implementation(device, dtype, args.implementation, logits)}"
-    )
+    implementation = describe_implementation(device, dtype, args.implementation, logits)
+    print(f"N={n} D={d} V={v}, rho={args.rho:g}: {implementation}")
     flops, bandwidth = ceilings(device, dtype)
     print(
         f"this machine: {flops:.3g} TFLOP/s in a product of {dtype}, {bandwidth:.4g} GB/s in a copy\n"
@@ -170,12 +181,15 @@ def main() -> None:
         "row sums": (0.0, float(n * v * wide)),
         "dz": (0.0, args.rho * n * v * (wide + narrow)),
     }
-    total = sum(milliseconds.values())
+    total, kinds = sum(milliseconds.values()), []
     print(f"{'':18}{'ms':>10}{'share':>8}{'TFLOP/s':>10}{'GB/s':>8}{'of ceiling':>12}")
     for kind, value in sorted(milliseconds.items(), key=lambda item: -item[1]):
         flop, moved = work.get(kind, (0.0, 0.0))
         rate, speed = flop / value / 1e9, moved / value / 1e6
         share = rate / flops if flop else speed / bandwidth
+        known = {"tflops": rate if flop else None, "gb_per_s": speed if moved else None}
+        known["of_ceiling"] = share if flop or moved else None
+        kinds.append({"kind": kind, "ms": value, "share": value / total} | known)
         shown = (
             f"{rate:.1f}" if flop else "-",
             f"{speed:.0f}" if moved else "-",
@@ -190,11 +204,20 @@ def main() -> None:
         f"{'all':18}{total:10.3f}{1:8.1%}   {total / chunks:.3f} ms for each of {chunks} chunks of up to {rows} rows\n"
     )
     print("the ten longest:")
-    for name, value in sorted(largest.items(), key=lambda item: -item[1])[:10]:
+    longest = sorted(largest.items(), key=lambda item: -item[1])[:10]
+    for name, value in longest:
         print(f"{value:10.3f} ms  {name[:110]}")
+    result = {"environment": environment(), "N,D,V": args.shape, "logits": args.logits}
+    result |= {"rho": args.rho, "ms": total, "kinds": kinds}
+    result |= {"dtype": str(dtype).removeprefix("torch."), "implementation": implementation}
+    result |= {"product_tflops": flops, "copy_gb_per_s": bandwidth, "chunks": chunks, "rows": rows}
+    result["longest"] = [{"name": name, "ms": ms} for name, ms in longest]
+    out = args.out or args.trace.with_name(f"profile_{args.logits}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
     args.trace.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(args.trace))
-    print(f"\n{args.trace} written")
+    print(f"\n{args.trace} and {out} written")
 
 
 if __name__ == "__main__":

@@ -96,9 +96,7 @@ def _attend(
     """The seam of adaptsft.model.attention, with the same layouts, around `planned_attention`."""
     batch, heads, length, _ = query.shape
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    if (
-        kwargs["documents"].max_length < 0
-    ):  # varlen has no grouped heads: adaptsft repeats keys and values
+    if kwargs["documents"].max_length < 0:  # varlen that groups no heads: keys are repeated
         k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
     return planned_attention(q, k, v)[0].view(batch, length, heads, -1), None
 
@@ -254,12 +252,10 @@ def trace(
             (torch.zeros(rows, dtype=torch.long),),
             torch.zeros(tokens, dtype=torch.long),
         )
-        documents = Documents(
-            ids.new_zeros(rows[0] + 1, dtype=torch.int32),
-            -1 if backend == "varlen" else rows[1],
-            buckets,
-            inverse,
-        )
+        repeated = backend == "varlen" and not attention.VARLEN_GROUPS_HEADS
+        length = -1 if repeated else rows[1]
+        offsets = ids.new_zeros(rows[0] + 1, dtype=torch.int32)
+        documents = Documents(offsets, length, buckets, inverse)
         with Live([*model.parameters(), *model.buffers()]) as live:
             hidden = model.base_model(
                 input_ids=ids, position_ids=ids, documents=documents, use_cache=False

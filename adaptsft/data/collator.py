@@ -85,7 +85,7 @@ def collate(
     return Batch(
         ids=torch.from_numpy(ids).view(count, length),
         positions=torch.from_numpy(positions).view(count, length),
-        documents=Documents.build(torch.tensor(bounds, dtype=torch.int32), length, with_buckets),
+        documents=Documents.build(torch.tensor(bounds, dtype=torch.int32), with_buckets),
         target_idx=torch.from_numpy(np.concatenate([empty, *valid])),
         targets=torch.from_numpy(np.concatenate([empty, *targets])),
         source=sequence_source.repeat_interleave(sequence_lengths),

@@ -16,23 +16,37 @@ class Documents(NamedTuple):
     """flash and varlen read `cu_seqlens` and `max_length`; sdpa reads `buckets` and `inverse`."""
 
     cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B * L tokens laid end to end
-    max_length: int  # no document is longer
+    max_length: (
+        int  # tokens, for flash and varlen: at least the longest document; see padded_length
+    )
     # int64 [documents, length] each: token indices of documents of similar length, padded at the end
     buckets: tuple[Tensor, ...]
     inverse: Tensor  # int64 [B * L]: where each token lies in the concatenated buckets
 
     @classmethod
-    def build(cls, cu_seqlens: Tensor, max_length: int, with_buckets: bool) -> "Documents":
-        """From offsets on the host. Documents are grouped by length, rounded up to a power of two:
-        few calls, little padding."""
+    def build(cls, cu_seqlens: Tensor, with_buckets: bool) -> "Documents":
+        """From int32 offsets [documents + 1] on the host. For sdpa, documents are grouped by length,
+        rounded up to a power of two: few calls, little padding."""
         empty = torch.empty(0, dtype=torch.int64)
         buckets, inverse = _buckets(cu_seqlens) if with_buckets else ((), empty)
-        return cls(cu_seqlens, max_length, buckets, inverse)
+        longest = padded_length(int(cu_seqlens.diff().max()))
+        return cls(cu_seqlens, longest, buckets, inverse)
 
     def to(self, device: torch.device) -> "Documents":
         buckets = tuple(to_device(bucket, device) for bucket in self.buckets)
         cu_seqlens, inverse = (to_device(t, device) for t in (self.cu_seqlens, self.inverse))
         return Documents(cu_seqlens, self.max_length, buckets, inverse)
+
+
+def padded_length(longest: int) -> int:
+    """The `max_length` that flash and varlen are given for a longest document of `longest` tokens:
+    the next power of two, at least 128, the rows of their smallest tile.
+
+    Their grid has a block for every tile that a document of `max_length` would have, so that the
+    length of a whole pack starts many blocks that find nothing to do. Powers of two are few:
+    compiled layers see few different numbers.
+    """
+    return max(128, 1 << (longest - 1).bit_length())
 
 
 def _buckets(cu_seqlens: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -40,6 +40,9 @@ def process_group(device_kind: str):
             f"{wanted} ranks on this node, which has {torch.cuda.device_count()} GPUs: lower --nproc-per-node"
         )
     if cuda:
+        # cuBLAS reads it when it starts, and train.deterministic needs it: 8 buffers of 4 MiB, as
+        # torch takes by itself on Hopper. What the user has set stays.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))

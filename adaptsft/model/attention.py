@@ -6,15 +6,21 @@ documents of a pack see each other silently (measured: a difference of 0.28 in t
 """
 
 import importlib.util
+import inspect
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
+
+# From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
+# values have to be repeated, which costs memory and traffic. Nothing but the signature tells.
+VARLEN_GROUPS_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _flash(
@@ -48,18 +54,15 @@ def _varlen(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     cu, longest = documents.cu_seqlens, documents.max_length
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     left = -1 if window is None else window - 1
-    return cast(
-        Tensor,
-        varlen_attn(
-            query, key, value, cu, cu, longest, longest, scale=scale, window_size=(left, 0)
-        ),
-    )
+    options: dict[str, Any] = {"scale": scale, "window_size": (left, 0)}
+    if VARLEN_GROUPS_HEADS:
+        options["enable_gqa"] = groups > 1
+    else:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, **options))
 
 
 @torch.compiler.disable

@@ -260,7 +260,8 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
         ),
     )
     for module in fsdp_modules(model):
-        module.set_gradient_divide_factor(1.0)
+        if mesh.size() > 1:  # given a factor, FSDP2 copies a single rank's gradients to divide them
+            module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
 
 

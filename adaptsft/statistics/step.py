@@ -85,8 +85,10 @@ class StepStatistics:
         self.buffer.index_add_(0, cell, torch.ones_like(cell, dtype=torch.float64))
 
     def all_reduce(self) -> None:
-        """Sum over all ranks: the only collective that statistics, counts and the stop flag need in a step."""
-        dist.all_reduce(self.buffer)
+        """Sum over all ranks: the only collective that statistics, counts and the stop flag need in
+        a step. A single rank has the sum already."""
+        if dist.get_world_size() > 1:
+            dist.all_reduce(self.buffer)
 
     def column(self, name: str) -> Tensor:
         """Sums of a column, fp64 [sources]."""
@@ -119,11 +121,24 @@ def bin_index(values: Tensor, limits: tuple[float, float], bins: int) -> Tensor:
     return position.nan_to_num(0.0, posinf=bins, neginf=0.0).clamp(0, bins - 1).long()
 
 
+def running_sums(counts: Tensor) -> Tensor:
+    """counts.cumsum(1) by sums of whole numbers, which come in any order to the same bits. counts
+    fp64 [sources, bins], none below 0 -> fp64 of the same shape.
+
+    A floating-point cumsum on CUDA has no fixed order, and is an error under
+    torch.use_deterministic_algorithms(True); one of int64 is always allowed. The unit is 2^-24:
+    whole counts are summed exactly, up to 2^39 in all, and the shares of a running mean to 6e-8.
+    """
+    unit = 2.0**24
+    sums = (counts * unit).round().long().cumsum(1).double() / unit
+    return torch.where(counts.isnan(), counts, sums)  # a source not seen yet: NaN in every bin
+
+
 def histogram_quantile(counts: Tensor, q: float, limits: tuple[float, float]) -> Tensor:
     """Quantile of the binned values, linear within a bin. counts [sources, bins] -> [sources]; NaN where a row is empty."""
     low, high = limits
     step = (high - low) / counts.shape[1]
-    total = counts.cumsum(1)
+    total = running_sums(counts) if counts.is_cuda else counts.cumsum(1)
     target = q * total[:, -1:]
     index = torch.searchsorted(total, target.clamp(min=1e-9)).clamp(max=counts.shape[1] - 1)
     inside = total.gather(1, index)

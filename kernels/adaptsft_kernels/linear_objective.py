@@ -67,8 +67,8 @@ def linear_objective(
     """scale * sum of the objective over the valid rows (+ scale * z_loss * sum of lse^2), and the statistics of every valid row.
 
     hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64; statistics and accumulators are fp32 (fp64 for fp64).
-    labels int64 [N]; rows whose label is `ignore_index` cost nothing. Finding them waits for the device on CUDA, so a caller who
-    knows them passes `target_idx` int64 [n_valid] (distinct rows of hidden); labels, source and sequence are then [n_valid] too.
+    targets int64 [N]; rows whose label is `ignore_index` cost nothing. Finding them waits for the device on CUDA, so a caller who
+    knows them passes `target_idx` int64 [n_valid] (distinct rows of hidden); targets, source and sequence are then [n_valid] too.
 
     objective(rows, control) -> (loss [n], s [n]) sees one chunk of rows at a time, or all rows of the call at once if it has
     `whole_batch = True` (the logits are then computed twice). `needs = {"top_entropy"}` asks for that statistic. Both results are
@@ -119,7 +119,7 @@ def linear_objective(
             and not 0 <= targets.min() <= targets.max() < weight.shape[0]
         ):
             raise ValueError(
-                f"labels must be in [0, {weight.shape[0]}), found {int(targets.min())} to {int(targets.max())}"
+                f"targets must be in [0, {weight.shape[0]}), found {int(targets.min())} to {int(targets.max())}"
             )
         if control is not None:
             control = type(control)(
@@ -456,7 +456,7 @@ def _check(
             f"bias must be [{len(weight)}] of {weight.dtype}, like weight; found {tuple(bias.shape)} of {bias.dtype}"
         )
     rows, owner = (hidden, "hidden") if target_idx is None else (target_idx, "target_idx")
-    for name, value in (("labels", targets), ("source", source), ("sequence", sequence)):
+    for name, value in (("targets", targets), ("source", source), ("sequence", sequence)):
         if value is not None and value.shape != rows.shape[:1]:
             raise ValueError(
                 f"{name} must have one entry per row of {owner}, [{len(rows)}]; found {tuple(value.shape)}"

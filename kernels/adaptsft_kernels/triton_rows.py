@@ -111,7 +111,7 @@ def sums_settings(logits: torch.dtype) -> dict[str, int]:
 
 
 # a count or an address that is a multiple of 16 in one step and not in the next would compile the kernel again, in the middle of a training
-@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["labels", "out"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["targets", "out"])
 def row_sums(
     logits, bias, V, stride, targets, out, n,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
@@ -154,7 +154,7 @@ def row_sums(
 
 
 @triton.jit(
-    do_not_specialize_on_alignment=["labels", "highest", "at_others", "at_target", "active"]
+    do_not_specialize_on_alignment=["targets", "highest", "at_others", "at_target", "active"]
 )
 def row_gradient(
     logits, bias, V, stride, targets, highest, at_others, at_target, active, out,

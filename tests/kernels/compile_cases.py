@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 from adaptsft_kernels.triton_rows import GRADIENT, row_gradient, row_sums, sums_settings
 
 POINTERS = {
-    "labels": "*i64",
+    "targets": "*i64",
     "active": "*i64",
     "highest": "*fp32",
     "at_others": "*fp32",

@@ -50,7 +50,7 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def head_of(
     n: int = 9, d: int = 8, v: int = 150, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """hidden, weight, bias (leaves), labels; every fourth row ignored; p of the targets from 1e-6 to above .99."""
+    """hidden, weight, bias (leaves), targets; every fourth row ignored; p of the targets from 1e-6 to above .99."""
     generator = torch.Generator().manual_seed(seed)
     weight, bias = torch.randn(v, d, generator=generator), torch.randn(v, generator=generator)
     targets = torch.randint(0, v, (n,), generator=generator)

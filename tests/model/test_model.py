@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.data.collator import Batch
-from adaptsft.data.documents import Documents
+from adaptsft.data.documents import Documents, padded_length
 from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
@@ -21,6 +23,7 @@ from adaptsft.model.build import build_model, check_fused_loss_matches_model
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
+from adaptsft.statistics.step import StepStatistics
 from adaptsft.train import train
 from tests.runs import small_config
 
@@ -60,7 +63,7 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     return Batch(
         ids,
         positions,
-        Documents.build(bounds.int(), ids.shape[1], with_buckets=True),
+        Documents.build(bounds.int(), with_buckets=True),
         valid,
         ids.flatten()[valid + 1],
         source,
@@ -154,6 +157,71 @@ def test_another_document_of_the_pack_cannot_be_seen(tiny_model, device):
     assert set(changed) <= set(range(4, 12)) and changed
 
 
+class Operators(TorchDispatchMode):
+    """The operators that have run, by name, and their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append((func.name(), args))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_single_rank_neither_divides_gradients_nor_sums_statistics_over_ranks(tiny_model, device):
+    model, pretrained = built(tiny_model("llama", tied=False), device)
+    batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
+    loss, tokens, kept = model.token_loss(batch, NLL, None, 1.0)
+    statistics = StepStatistics(1, device)
+    statistics.add(tokens, kept, batch)
+    with Operators() as operators:
+        loss.backward()
+        statistics.all_reduce()
+    names = {name for name, _ in operators.seen}
+    assert "aten::mm" in names and not {"aten::div.Tensor", "c10d::allreduce_"} & names
+    assert statistics.column("tokens").sum() == len(batch.targets)
+
+
+def test_flash_and_varlen_are_given_the_longest_document_not_the_row():
+    offsets = torch.tensor([0, 7, 207, 208, 8192], dtype=torch.int32)
+    for end, expected in ((3, 256), (2, 128), (5, 8192)):
+        chosen = offsets[:end]
+        documents = Documents.build(chosen, with_buckets=False)
+        assert documents.max_length == expected >= int(chosen.diff().max())
+    assert [padded_length(n) for n in (1, 128, 129, 256, 257)] == [128, 128, 256, 256, 512]
+
+
+def test_varlen_repeats_keys_only_where_it_has_to():
+    """Traced with fake tensors: the CPU has no such kernel, and shapes are what counts."""
+    documents = Documents.build(torch.tensor([0, 7, 64], dtype=torch.int32), False)
+    with FakeTensorMode(allow_non_fake_inputs=True), Operators() as operators:
+        query = torch.empty(64, 4, 32, dtype=torch.bfloat16)
+        key, value = (torch.empty(64, 2, 32, dtype=torch.bfloat16) for _ in range(2))
+        out = attention._varlen(query, key, value, documents, 1.0, 5, None, 0.0)
+    assert out.shape == query.shape
+    (inputs,) = (args for name, args in operators.seen if name == "torch_attn::_varlen_attn")
+    heads = [tensor.shape[1] for tensor in inputs[:3]]
+    assert heads == ([4, 2, 2] if attention.VARLEN_GROUPS_HEADS else [4, 4, 4])
+
+
+def test_compiled_attention_is_compiled_twice_whatever_the_longest_document():
+    """Once for the first length, once for any; traced with tensors that hold no data."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    attend = torch.compile(attention._varlen, backend=count, fullgraph=True)
+    query = torch.empty(64, 4, 32, dtype=torch.bfloat16, device="meta")
+    for offsets in ([0, 64], [0, 200, 250], [0, 500, 501, 1000], [0, 3000, 3001, 3002]):
+        documents = Documents.build(torch.tensor(offsets, dtype=torch.int32), False)
+        documents = documents._replace(cu_seqlens=documents.cu_seqlens.to("meta"))
+        attend(query, query[:, :2], query[:, 2:], documents, 1.0, None, None, 0.0)
+    assert len(compiled) == 2
+
+
 def test_verify_head_catches_a_head_that_the_loss_does_not_know(tiny_model, device):
     model, pretrained = built(tiny_model("llama", tied=False), device)
     batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
@@ -184,7 +252,7 @@ def test_attention_that_cannot_be_honoured_is_refused(device):
     with pytest.raises(ConfigError, match=r"model\.attention=varlen.*GPU"):
         attention.choose("varlen", device, torch.bfloat16, None)
     seam = ALL_ATTENTION_FUNCTIONS[attention.SEAM["sdpa"]]
-    documents = Documents.build(torch.tensor([0, 4]), 4, with_buckets=True)
+    documents = Documents.build(torch.tensor([0, 4]), with_buckets=True)
     states = torch.randn(1, 2, 4, 8)
     with pytest.raises(ConfigError, match="s_aux"):
         seam(

@@ -16,6 +16,7 @@ from adaptsft.statistics.step import (
     StepStatistics,
     histogram_quantile,
     p_of_bin_edges,
+    running_sums,
 )
 from adaptsft.training.metrics import summary
 from adaptsft_kernels import TokenOutputs
@@ -143,6 +144,17 @@ def test_quantiles_of_a_histogram():
             float(values.quantile(q)), abs=0.004
         )
     assert histogram_quantile(counts, 0.5, LOGIT_RANGE)[1].isnan()
+
+
+def test_running_sums_of_whole_numbers_are_those_of_cumsum():
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 1 << 30, (3, 256), generator=generator).double()  # 1e11 tokens
+    assert torch.equal(running_sums(counts), counts.cumsum(1))
+    shares = counts / counts.sum(1, keepdim=True)
+    shares[1] = torch.nan  # a running mean that has not begun
+    found = running_sums(shares)
+    torch.testing.assert_close(found, shares.cumsum(1), rtol=0, atol=256 * 2.0**-25, equal_nan=True)
+    assert (found[0].diff() >= 0).all(), "searchsorted needs them in order"
 
 
 def test_extremes_are_counted_in_the_outermost_bins():
