@@ -198,7 +198,7 @@ def test_the_pages_jobs_run_in_small(name, tmp_path, tiny_model, monkeypatch, ca
             runpy.run_path(program, run_name="__main__")
             continue
         assert RUN_HERE[short].main(in_small(short, arguments, tiny_model)) == 0, command
-    assert {"adaptsft.train", "adaptsft.chat"} <= ran
+    assert "adaptsft.train" in ran and len(ran) > 1
 
 
 def in_small(program: str, arguments: list[str], tiny_model) -> list[str]:
