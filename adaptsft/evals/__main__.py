@@ -1,15 +1,17 @@
 """python -m adaptsft.evals: the benchmarks of the paper, in three stages with files between them.
 
-All three stages, then the first one on 8 GPUs that share the items, grading again, tables with a plot, and what there is:
+All three stages, then the first one on 8 GPUs that share the items, grading again, tables with a
+plot, and what there is:
 
-    python -m adaptsft.evals run --model runs/first --tasks gsm8k,math500 --data-dir DATA --out evals/first
+python -m adaptsft.evals run --model runs/first --tasks gsm8k,math500 --data-dir DATA --out
+evals/first
     torchrun --standalone --nproc-per-node 8 -m adaptsft.evals generate --model runs/first --tasks math500 --out evals/first
     python -m adaptsft.evals score evals/first
     python -m adaptsft.evals report --compare evals/nll evals/neg_p
     python -m adaptsft.evals tasks
 
-Killed and started again, `generate` goes on where it was. grade, judge and winrate take anybody's outputs:
-`… grade --help` and so on.
+Killed and started again, `generate` goes on where it was. grade, judge and winrate take anybody's
+outputs: `… grade --help` and so on.
 """
 
 import argparse
@@ -109,7 +111,8 @@ def _generation_options(one: argparse.ArgumentParser) -> None:
 
     one.add_argument(
         "--model",
-        help="run folder of adaptsft.train, Hugging Face folder, or name (on the hub, or as a server calls it)",
+        help="run folder of adaptsft.train, Hugging Face folder, or name (on the hub, or as a "
+        "server calls it)",
     )
     one.add_argument(
         "--backend", default="hf", choices=list(BACKENDS), help="what answers (default: hf)"
@@ -120,7 +123,8 @@ def _generation_options(one: argparse.ArgumentParser) -> None:
         type=_temperatures,
         help="such as 1, or 0,1 for greedy and sampled side by side; default: the task's",
     )
-    # torchrun's own parser takes --n for --nnodes or --nproc-per-node, even behind the module's name: hence the second spelling
+    # torchrun's own parser takes --n for --nnodes or --nproc-per-node, even behind the module's
+    # name: hence the second spelling
     one.add_argument(
         "--n",
         "--samples",
@@ -190,7 +194,8 @@ def _answer(options: argparse.Namespace) -> int:
     code = [task.name for task in tasks if "code" in task.graders]
     if code and getattr(options, "allow_code_exec", None) is False:
         raise ConfigError(
-            f"--tasks {', '.join(code)}: their answers are programs, and grading runs them: add --allow-code-exec if you mean to"
+            f"--tasks {', '.join(code)}: their answers are programs, and grading runs them: add "
+            "--allow-code-exec if you mean to"
         )
     plan = Plan(
         options.out,

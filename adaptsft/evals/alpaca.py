@@ -1,10 +1,13 @@
-"""AlpacaEval 2 from recorded judge annotations: win rate, its standard error, and the length-controlled win rate.
+"""AlpacaEval 2 from recorded judge annotations: win rate, its standard error, and the
+length-controlled win rate.
 
-A preference is the judge's: 1 for the reference (output_1), 2 for the model (output_2), anything between is its probability + 1; 0 and 1.5
-are draws. The length-controlled win rate is what a logistic model of the preferences predicts when both outputs are equally long
-(Dubois et al., arXiv:2404.04475, equation 2; conventions of tatsu-lab/alpaca_eval 0.6.6, length_controlled_v1):
+A preference is the judge's: 1 for the reference (output_1), 2 for the model (output_2), anything
+between is its probability + 1; 0 and 1.5 are draws. The length-controlled win rate is what a
+logistic model of the preferences predicts when both outputs are equally long (Dubois et al.,
+arXiv:2404.04475, equation 2; conventions of tatsu-lab/alpaca_eval 0.6.6, length_controlled_v1):
 
-    logit P(model wins) = bias + w_length * tanh((len_1 - len_2) / std) + w_difficulty * difficulty of the instruction
+logit P(model wins) = bias + w_length * tanh((len_1 - len_2) / std) + w_difficulty * difficulty of
+the instruction
 """
 
 import argparse
@@ -29,9 +32,8 @@ FEATURES = (
 GAMED_WEIGHT = (
     0.2 / 2
 )  # of a row of the gamed baselines, of which there are two; a row of the model weighs 1
-REFERENCE = (
-    "gpt4_1106_preview"  # what difficulties, weights and gamed baselines were measured against
-)
+# what difficulties, weights and gamed baselines were measured against
+REFERENCE = "gpt4_1106_preview"
 FETCH = "hf download tatsu-lab/alpaca_eval {} --repo-type dataset"
 
 
@@ -50,7 +52,9 @@ class Annotations:
 
 
 def read_annotations(path: str | Path) -> list[Annotations]:
-    """Of an annotations.json (a list of records, one model) or its compact layout ({model: {preference, len_1, len_2}}).
+    """Of an annotations.json (a list of records, one model) or its compact layout ({model:
+
+    {preference, len_1, len_2}}).
 
     Raises DataError with file, model and item.
     """
@@ -65,11 +69,13 @@ def read_annotations(path: str | Path) -> list[Annotations]:
             )
             if missing:
                 raise DataError(
-                    f"{path}, {name!r}: {', '.join(sorted(missing))} missing; a compact file holds them for every model"
+                    f"{path}, {name!r}: {', '.join(sorted(missing))} missing; a compact file "
+                    "holds them for every model"
                 )
             if not len(table["preference"]) == len(table["len_1"]) == len(table["len_2"]) > 0:
                 raise DataError(
-                    f"{path}, {name!r}: preference, len_1 and len_2 must be lists of one length, and not empty"
+                    f"{path}, {name!r}: preference, len_1 and len_2 must be lists of one length, "
+                    "and not empty"
                 )
         return [
             _annotations(table, table.get("judge", "unknown"), f"{path}, {name!r}")
@@ -81,7 +87,8 @@ def read_annotations(path: str | Path) -> list[Annotations]:
         or not all(isinstance(record, dict) for record in content)
     ):
         raise DataError(
-            f"{path}: holds neither a list of annotations nor {{model: table}}; see docs/alpaca_eval.md"
+            f"{path}: holds neither a list of annotations nor {{model: table}}; see "
+            "docs/alpaca_eval.md"
         )
     for number, record in enumerate(content):
         for key in ("generator_1", "generator_2", "output_1", "output_2", "preference"):
@@ -95,7 +102,8 @@ def read_annotations(path: str | Path) -> list[Annotations]:
     }
     if len(pairs) > 1:
         raise DataError(
-            f"{path}: holds several models, references or judges, {sorted(pairs)}; give each a file of its own"
+            f"{path}: holds several models, references or judges, {sorted(pairs)}; give each a "
+            "file of its own"
         )
     generator_1, generator_2, judge = pairs.pop()
     table = {
@@ -119,7 +127,8 @@ def _annotations(table: dict[str, Any], judge: str, place: str) -> Annotations:
             number = math.inf
         if not (math.isnan(number) or number == 0 or 1 <= number <= 2):
             raise DataError(
-                f"{place}, item {item}: preference is {value!r}; it must be 0, null, or from 1 (reference) to 2 (model)"
+                f"{place}, item {item}: preference is {value!r}; it must be 0, null, or from 1 "
+                "(reference) to 2 (model)"
             )
         preference[item] = 0.5 if number == 0 else number - 1
     delta = np.asarray(table["len_1"], dtype=np.float64) - np.asarray(
@@ -136,7 +145,10 @@ def _mean(values: Floats) -> tuple[float, float]:
 
 
 def win_rate(annotations: Annotations) -> dict[str, float]:
-    """Win rate (%), its standard error, and the counts. Items without a preference are left out, and counted."""
+    """Win rate (%), its standard error, and the counts.
+
+    Items without a preference are left out, and counted.
+    """
     preference = annotations.preference[~np.isnan(annotations.preference)]
     rate, error = _mean(preference)
     wins, losses, draws = (
@@ -163,13 +175,16 @@ def read_difficulty(path: str | Path) -> Floats:
     known = dict(zip(table["index"], table["instruction_difficulty"], strict=True))
     if set(known) != {str(row) for row in range(len(known))}:
         raise DataError(
-            f"{path}: the column index must hold 0, 1, 2, …; fetch the file anew: {FETCH.format('instruction_difficulty.csv')}"
+            f"{path}: the column index must hold 0, 1, 2, …; fetch the file anew: "
+            f"{FETCH.format('instruction_difficulty.csv')}"
         )
     return _floats([known[str(row)] for row in range(len(known))], path)
 
 
 def _csv(path: str | Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """The named columns of a file; the first one, of row names, has the name "" in those that pandas wrote."""
+    """The named columns of a file; the first one, of row names, has the name "" in those that
+    pandas wrote.
+    """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
@@ -192,10 +207,14 @@ def _floats(texts: Sequence[str], path: str | Path) -> Floats:
 
 
 def _first(difficulty: Floats, n: int, path: str | Path) -> Floats:
-    """Difficulties of n annotated items. They are joined by position, as the leaderboard does: a gap in the annotations shifts them."""
+    """Difficulties of n annotated items.
+
+    They are joined by position, as the leaderboard does: a gap in the annotations shifts them.
+    """
     if n > len(difficulty):
         raise DataError(
-            f"{path}: knows {len(difficulty)} instructions, the annotations hold {n}; is it another data set?"
+            f"{path}: knows {len(difficulty)} instructions, the annotations hold {n}; is it "
+            "another data set?"
         )
     return difficulty[:n]
 
@@ -203,12 +222,15 @@ def _first(difficulty: Floats, n: int, path: str | Path) -> Floats:
 def published_length_controlled(
     weights: str | Path, difficulty: Floats, model: str, baseline: str = REFERENCE
 ) -> tuple[float, float]:
-    """Length-controlled win rate of one published model against another, and its standard error (%), from their published weights."""
+    """Length-controlled win rate of one published model against another, and its standard error
+    (%), from their published weights.
+    """
     table = _csv(weights, ("", *FEATURES))
     for name in (model, baseline):
         if name not in table[""]:
             raise DataError(
-                f"{weights}: no weights of {name!r}; only models of the leaderboard have them. Give --df-gamed to fit them"
+                f"{weights}: no weights of {name!r}; only models of the leaderboard have them. "
+                "Give --df-gamed to fit them"
             )
     rows = np.stack([_floats(table[feature], weights) for feature in FEATURES], axis=1)
     _, slope, bias = rows[table[""].index(model)] - rows[table[""].index(baseline)]
@@ -218,9 +240,10 @@ def published_length_controlled(
 def fitted_length_controlled(annotations: Annotations, df_gamed: str | Path) -> tuple[float, float]:
     """Length-controlled win rate and its standard error (%), from a fit to the annotations.
 
-    `df_gamed`: the file of that name, verbose and concise variants of the reference judged against itself; they tell the effect of
-    length apart from that of quality. An L1-regularised logistic regression without intercept, its strength chosen by 5-fold
-    cross-validation, as the leaderboard does.
+    `df_gamed`: the file of that name, verbose and concise variants of the reference judged against
+    itself; they tell the effect of length apart from that of quality. An L1-regularised logistic
+    regression without intercept, its strength chosen by 5-fold cross-validation, as the leaderboard
+    does.
     """
     table = _csv(
         df_gamed, ("preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
@@ -297,14 +320,17 @@ def evaluate(
     difficulty: str | Path | None = None,
     baseline: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that can be said of one model: `win_rate(…)`, `lc_win_rate` and `lc_standard_error` (None: unavailable), and `notes`.
+    """Everything that can be said of one model:
 
-    At most one of `df_gamed` (fit) and `glm_weights` with `difficulty` (published) may be given; `baseline` names another published
-    model than the reference, and needs `glm_weights`.
+    `win_rate(…)`, `lc_win_rate` and `lc_standard_error` (None: unavailable), and `notes`.
+
+    At most one of `df_gamed` (fit) and `glm_weights` with `difficulty` (published) may be given;
+    `baseline` names another published model than the reference, and needs `glm_weights`.
     """
     if df_gamed and glm_weights:
         raise ConfigError(
-            "--df-gamed fits the length-controlled win rate, --glm-weights looks it up: give one of them"
+            "--df-gamed fits the length-controlled win rate, --glm-weights looks it up: give one "
+            "of them"
         )
     if bool(glm_weights) != bool(difficulty):
         fetch = FETCH.format("instruction_difficulty.csv")
@@ -326,15 +352,18 @@ def evaluate(
         method = f"fitted, {Path(df_gamed).name}"
         if annotations.reference != REFERENCE:
             notes.append(
-                f"the gamed baselines are those of {REFERENCE}, the reference here is {annotations.reference}"
+                f"the gamed baselines are those of {REFERENCE}, the reference here is "
+                f"{annotations.reference}"
             )
         if "gpt4_turbo" not in annotations.judge and annotations.judge != "unknown":
             notes.append(
-                f"the gamed baselines were judged by weighted_alpaca_eval_gpt4_turbo, these outputs by {annotations.judge}"
+                "the gamed baselines were judged by weighted_alpaca_eval_gpt4_turbo, these "
+                f"outputs by {annotations.judge}"
             )
         if len(annotations.preference) != len(read_difficulty(df_gamed)):
             notes.append(
-                "some instructions are missing: difficulties are joined by position, as the leaderboard does, and are shifted after a gap"
+                "some instructions are missing: difficulties are joined by position, as the "
+                "leaderboard does, and are shifted after a gap"
             )
     elif glm_weights and difficulty:
         known = _first(read_difficulty(difficulty), len(annotations.preference), difficulty)
@@ -347,7 +376,8 @@ def evaluate(
     scores = win_rate(annotations)
     if rate is not None and abs(rate - scores["win_rate"]) > 10 and baseline is None:
         notes.append(
-            "LC is more than 10 points from WR: look at the lengths, and for constant outputs, before believing either"
+            "LC is more than 10 points from WR: look at the lengths, and for constant outputs, "
+            "before believing either"
         )
     return {
         "model": annotations.model,
@@ -364,8 +394,10 @@ def evaluate(
 def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(
         prog="python -m adaptsft.evals winrate",
-        description="AlpacaEval 2: win rate, standard error and length-controlled win rate from recorded judge annotations.",
-        epilog="Annotations are made by `python -m adaptsft.evals judge`, or downloaded from the leaderboard. See docs/alpaca_eval.md.",
+        description="AlpacaEval 2: win rate, standard error and length-controlled win rate from "
+        "recorded judge annotations.",
+        epilog="Annotations are made by `python -m adaptsft.evals judge`, or downloaded from the "
+        "leaderboard. See docs/alpaca_eval.md.",
     )
     parse.add_argument(
         "annotations",
@@ -421,10 +453,12 @@ def main(arguments: list[str]) -> int:
             else f"{result['lc_win_rate']:6.2f}  {result['lc_standard_error']:5.2f}"
         )
         print(
-            f"{result['model']:{width}}  {result['n_total']:5d}  {result['win_rate']:6.2f}  {result['standard_error']:5.2f}  {lc}"
+            f"{result['model']:{width}}  {result['n_total']:5d}  {result['win_rate']:6.2f}  "
+            f"{result['standard_error']:5.2f}  {lc}"
         )
     print(
-        f"reference: {', '.join(sorted({r['reference'] for r in results}))}; judge: {', '.join(sorted({r['judge'] for r in results}))}"
+        f"reference: {', '.join(sorted({r['reference'] for r in results}))}; judge: "
+        f"{', '.join(sorted({r['judge'] for r in results}))}"
     )
     noted: dict[str, list[str]] = {}
     for result in results:

@@ -1,4 +1,6 @@
-"""Types of arguments that several command lines have; what they refuse, argparse says with the option's name."""
+"""Types of arguments that several command lines have; what they refuse, argparse says with the
+option's name.
+"""
 
 from argparse import ArgumentTypeError
 

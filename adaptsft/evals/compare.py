@@ -19,11 +19,15 @@ def item_scores(folder: Path, metric: str) -> dict[str, float]:
 
 
 def compare(a: Path, b: Path, metric: str) -> Difference:
-    """b against a, two scored folders of the same task. Raises DataError where their data is not the same."""
+    """b against a, two scored folders of the same task.
+
+    Raises DataError where their data is not the same.
+    """
     data = [samples.read_json(folder / "run.json")["data"]["sha256"] for folder in (a, b)]
     if data[0] != data[1]:
         raise DataError(
-            f"{a} and {b}: evaluated on other data (sha256 {data[0][:12]}… and {data[1][:12]}…): they cannot be compared"
+            f"{a} and {b}: evaluated on other data (sha256 {data[0][:12]}… and {data[1][:12]}…): "
+            "they cannot be compared"
         )
     left, right = item_scores(a, metric), item_scores(b, metric)
     shared = [item for item in left if item in right]
@@ -37,7 +41,9 @@ def _column(scores: dict[str, float], items: list[str]) -> Scores:
 
 
 def against_best(entries: list[tuple[Path, str]]) -> tuple[int, list[bool]]:
-    """For (folder, metric) entries: which has the highest mean, and whether the 95 % interval of each one's difference from it holds 0."""
+    """For (folder, metric) entries: which has the highest mean, and whether the 95 % interval of
+    each one's difference from it holds 0.
+    """
     means = [
         float(np.mean(list(item_scores(folder, metric).values()))) for folder, metric in entries
     ]

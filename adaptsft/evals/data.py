@@ -1,4 +1,7 @@
-"""From a task's sources to its items: found, hashed, counted, mapped. What is not exactly what the task names is refused."""
+"""From a task's sources to its items: found, hashed, counted, mapped.
+
+What is not exactly what the task names is refused.
+"""
 
 import gzip
 import hashlib
@@ -16,7 +19,10 @@ Record = dict[str, Any]
 
 
 class Item(NamedTuple):
-    """One question. `fields` hold what the prompt names and what graders read (`gold`, `options`, …)."""
+    """One question.
+
+    `fields` hold what the prompt names and what graders read (`gold`, `options`, …).
+    """
 
     id: str
     fields: Record
@@ -25,9 +31,8 @@ class Item(NamedTuple):
 @dataclass(frozen=True)
 class Items:
     items: list[Item]
-    sha256: (
-        str  # of all items of the task, mapped: the same whether they came from a file or the hub
-    )
+    # of all items of the task, mapped: the same whether they came from a file or the hub
+    sha256: str
     origin: str
     verified: bool  # against the hash of the real data
 
@@ -36,8 +41,11 @@ class Items:
 
 
 def load_items(task: Task, data_dir: Path | None = None) -> Items:
-    """Every item of a task. Raises DataError where the data cannot be found, its sha256 or number is not the task's, or a record lacks a
-    field; ConfigError where a library is missing."""
+    """Every item of a task.
+
+    Raises DataError where the data cannot be found, its sha256 or number is not the task's, or a
+    record lacks a field; ConfigError where a library is missing.
+    """
     source, records = _open(task, data_dir)
     read, where = READERS[source.reader], source.file or source.hub or source.generator
     items, seen = [], set()
@@ -51,20 +59,23 @@ def load_items(task: Task, data_dir: Path | None = None) -> Items:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(
-                f"{task.name}: {where}, record {number + 1}: {reason}; the record has {', '.join(record)}"
+                f"{task.name}: {where}, record {number + 1}: {reason}; the record has "
+                f"{', '.join(record)}"
             ) from None
         items.append(Item(f"{item.id}-{number}", fields) if item.id in seen else item)
         seen.add(item.id)
     if len(items) != task.items:
         raise DataError(
-            f"{task.name}: {where} has {len(items)} items, the task names {task.items}: another version of the data?"
+            f"{task.name}: {where} has {len(items)} items, the task names {task.items}: another "
+            "version of the data?"
         )
     digest = hashlib.sha256(
         json.dumps(items, sort_keys=True, ensure_ascii=False).encode()
     ).hexdigest()
     if not source.file and source.sha256 is not None and digest != source.sha256:
         raise DataError(
-            f"{task.name}: the items of {where} have the sha256 {digest}, the task names {source.sha256}: other data"
+            f"{task.name}: the items of {where} have the sha256 {digest}, the task names "
+            f"{source.sha256}: other data"
         )
     return Items(
         items, digest, f"{where} ({source.origin})" if source.origin else where, source.verified
@@ -84,7 +95,8 @@ def _open(task: Task, data_dir: Path | None) -> tuple[Source, Iterator[Record]]:
             if source.file
         ]
         raise DataError(
-            f"{task.name}: found none of its files under --data-dir: {'; '.join(wanted) or 'the task names none'}"
+            f"{task.name}: found none of its files under --data-dir: "
+            f"{'; '.join(wanted) or 'the task names none'}"
         )
     for source in task.sources:
         if source.hub_file:
@@ -94,7 +106,8 @@ def _open(task: Task, data_dir: Path | None) -> tuple[Source, Iterator[Record]]:
                 path = hf_hub_download(
                     source.hub, source.hub_file, repo_type="dataset", revision=source.revision
                 )
-            except Exception as error:  # whatever the hub client raises, without network or without such a data set
+            # whatever the hub client raises, without network or without such a data set
+            except Exception as error:
                 raise _unreachable(task, source, error) from None
             return source, _file_records(Path(path), source, task)
         if source.hub:
@@ -126,12 +139,15 @@ def _unreachable(task: Task, source: Source, error: Exception) -> DataError:
 
 
 def _file_records(path: Path, source: Source, task: Task) -> Iterator[Record]:
-    """The records of a .jsonl, .jsonl.gz, .json, .tsv or .parquet file, once its sha256 is the source's."""
+    """The records of a .jsonl, .jsonl.gz, .json, .tsv or .parquet file, once its sha256 is the
+    source's.
+    """
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if source.sha256 is not None and digest != source.sha256:
         raise DataError(
-            f"{task.name}: {path} has the sha256 {digest}, the task names {source.sha256}: another version, or damaged"
+            f"{task.name}: {path} has the sha256 {digest}, the task names {source.sha256}: "
+            "another version, or damaged"
         )
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -171,7 +187,8 @@ def _parse(text: str, place: str) -> Any:
         raise DataError(f"{place}: not JSON: {error}") from None
 
 
-# Readers: one record -> {id (optional), what the prompt names, what graders read}. A KeyError names the missing field.
+# Readers: one record -> {id (optional), what the prompt names, what graders read}. A KeyError names
+# the missing field.
 
 
 def _fields(record: Record) -> Record:
@@ -212,7 +229,10 @@ def _choices(record: Record) -> Record:
 
 
 def _inline_choices(record: Record) -> Record:
-    """The layout of MedXpertQA's files: `Answer Choices: (A) … (B) …` at the end of the question, and a list of right letters."""
+    """The layout of MedXpertQA's files:
+
+    `Answer Choices: (A) … (B) …` at the end of the question, and a list of right letters.
+    """
     question, _, listed = record["question"].rpartition("\nAnswer Choices: ")
     options: dict[str, str] = {}
     for letter, following in itertools.pairwise(
@@ -235,7 +255,9 @@ def _pubmedqa(record: Record) -> Record:
 
 
 def _openbookqa(record: Record) -> Record:
-    """The published tsv (Question Stem, Choices, Answer Key), or the hub's layout (question_stem, choices, answerKey)."""
+    """The published tsv (Question Stem, Choices, Answer Key), or the hub's layout (question_stem,
+    choices, answerKey).
+    """
     if "question_stem" in record:
         options = dict(zip(record["choices"]["label"], record["choices"]["text"], strict=True))
         return _multiple_choice(record["question_stem"], options, record["answerKey"], record["id"])
@@ -284,7 +306,9 @@ def _evalplus(record: Record) -> Record:
 
 
 def _alpaca(record: Record) -> Record:
-    """AlpacaEval's instructions, in their official order: the difficulty of an instruction is joined by its row."""
+    """AlpacaEval's instructions, in their official order: the difficulty of an instruction is
+    joined by its row.
+    """
     return {
         "question": record["instruction"],
         "instruction": record["instruction"],
@@ -310,7 +334,10 @@ READERS: dict[str, Callable[[Record], Record]] = {
 
 
 def last_boxed(text: str) -> str:
-    r"""The content of the last \boxed{…} or \fbox{…}, braces balanced. Raises ValueError where there is none."""
+    r"""The content of the last \boxed{…} or \fbox{…}, braces balanced.
+
+    Raises ValueError where there is none.
+    """
     start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
     if start < 0:
         raise ValueError("the solution has no \\boxed{}")

@@ -1,13 +1,18 @@
-"""The figlet task of the paper: a word of 2 to 5 letters, drawn in a FIGlet font, is to be read. Generated, item by item.
+"""The figlet task of the paper: a word of 2 to 5 letters, drawn in a FIGlet font, is to be read.
 
-Item i is drawn from the seed 42 + i: a word, a font, one of two questions, in this order, as reasoning-gym's `figlet_font` does (seed 42,
-min_word_len 2, max_word_len 5, space_letters), whose words (reasoning-gym 0.1.25, Apache-2.0) figfont_words.txt lists in their order.
-Train is items 0-39,999 and test 40,000-44,999, as in the paper's script.
+Generated, item by item.
 
-The fonts are not the paper's. There `pyfiglet.getFonts()` follows the order of the directory, so the same seed gives other data on
-another file system: no two machines need agree, and only the authors' copy on the hub (gaotang/figlet_font) has their items. Here fonts are
-sorted, pyfiglet is pinned, and the hash of each split is checked. Which fonts are used is a rule (`legible`) and not a list; with
-`reasoning-gym` installed, `tools/prepare_data.py figfont --generator reasoning-gym` uses that package and its list of fonts, sorted.
+Item i is drawn from the seed 42 + i: a word, a font, one of two questions, in this order, as
+reasoning-gym's `figlet_font` does (seed 42, min_word_len 2, max_word_len 5, space_letters), whose
+words (reasoning-gym 0.1.25, Apache-2.0) figfont_words.txt lists in their order. Train is items
+0-39,999 and test 40,000-44,999, as in the paper's script.
+
+The fonts are not the paper's. There `pyfiglet.getFonts()` follows the order of the directory, so
+the same seed gives other data on another file system: no two machines need agree, and only the
+authors' copy on the hub (gaotang/figlet_font) has their items. Here fonts are sorted, pyfiglet is
+pinned, and the hash of each split is checked. Which fonts are used is a rule (`legible`) and not a
+list; with `reasoning-gym` installed, `tools/prepare_data.py figfont --generator reasoning-gym` uses
+that package and its list of fonts, sorted.
 """
 
 import hashlib
@@ -54,8 +59,10 @@ def figlet(font: str) -> pyfiglet.Figlet:
 
 
 def legible(font: str) -> bool:
-    """Whether words can be told from their drawings: left to right, no capital is blank or drawn like another one, and each takes two
-    rows or more (fonts of one row are ciphers: Morse, hexadecimal, rot13)."""
+    """Whether words can be told from their drawings: left to right, no capital is blank or drawn
+    like another one, and each takes two rows or more (fonts of one row are ciphers: Morse,
+    hexadecimal, rot13).
+    """
     drawings = [
         [line.rstrip() for line in figlet(font).renderText(letter).split("\n") if line.strip()]
         for letter in string.ascii_uppercase
@@ -66,11 +73,15 @@ def legible(font: str) -> bool:
 
 @cache
 def fonts() -> tuple[str, ...]:
-    """The legible fonts of pyfiglet's own folder, sorted. `getFonts` would add those of the system. Takes about two seconds, once."""
+    """The legible fonts of pyfiglet's own folder, sorted.
+
+    `getFonts` would add those of the system. Takes about two seconds, once.
+    """
     version = importlib.metadata.version("pyfiglet")
     if version != PYFIGLET:
         raise ConfigError(
-            f"figfont: pyfiglet {version} is installed, and would draw other items: pip install pyfiglet=={PYFIGLET}"
+            f"figfont: pyfiglet {version} is installed, and would draw other items: pip install "
+            f"pyfiglet=={PYFIGLET}"
         )
     files = (Path(file.name) for file in importlib.resources.files("pyfiglet.fonts").iterdir())
     names = sorted({file.stem for file in files if file.suffix in (".flf", ".tlf")})
@@ -98,7 +109,10 @@ def test_items() -> Iterator[Record]:
 
 
 def reasoning_gym_item() -> Callable[[int], Record]:
-    """`item` by reasoning-gym itself, its fonts sorted. Raises ConfigError where the package is missing."""
+    """`item` by reasoning-gym itself, its fonts sorted.
+
+    Raises ConfigError where the package is missing.
+    """
     try:
         import reasoning_gym
         from reasoning_gym.cognition import figlet_fonts
@@ -125,19 +139,24 @@ def reasoning_gym_item() -> Callable[[int], Record]:
 
 
 def verified(records: Iterable[Record], expected: str) -> Iterator[Record]:
-    """The records as they come, and at their end a DataError where `expected` is not the sha256 of one JSON object a line."""
+    """The records as they come, and at their end a DataError where `expected` is not the sha256 of
+    one JSON object a line.
+    """
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         yield record
     if digest.hexdigest() != expected:
         raise DataError(
-            f"figfont: the items have the sha256 {digest.hexdigest()}, not {expected}: were files of pyfiglet changed?"
+            f"figfont: the items have the sha256 {digest.hexdigest()}, not {expected}: were files "
+            "of pyfiglet changed?"
         )
 
 
 def conversation(record: Record, prompt: Prompt) -> Record:
-    """An item as the trainer reads it (id, messages), with the prompt of the task "figfont": system, user, assistant."""
+    """An item as the trainer reads it (id, messages), with the prompt of the task "figfont":
+    system, user, assistant.
+    """
     turns = (
         ("system", prompt.system),
         ("user", prompt.user.format(**record)),

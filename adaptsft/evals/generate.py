@@ -1,4 +1,7 @@
-"""First stage: every prompt of a task is answered, and the answers are on disk. Killed and started again it goes on where it was."""
+"""First stage: every prompt of a task is answered, and the answers are on disk.
+
+Killed and started again it goes on where it was.
+"""
 
 import dataclasses
 import time
@@ -44,7 +47,8 @@ def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
         plan.temperatures is not None or plan.n is not None or plan.max_tokens is not None
     ):
         raise ConfigError(
-            f"{', '.join(harness)}: lm-eval's task decides how it decodes: leave out --temperature, --n and --max-tokens"
+            f"{', '.join(harness)}: lm-eval's task decides how it decodes: leave out "
+            "--temperature, --n and --max-tokens"
         )
     loaded = {
         task.name: rank0_first(lambda task=task: load_items(task, plan.data_dir)) for task in own
@@ -121,7 +125,8 @@ def requests_of(
         if task.prompt.start:
             if text is None:
                 raise ConfigError(
-                    f"{task.name}: a chat server cannot go on from the answer's given start: use --template chatml or another"
+                    f"{task.name}: a chat server cannot go on from the answer's given start: use "
+                    "--template chatml or another"
                 )
             text += task.prompt.start
         requests += [
@@ -138,7 +143,9 @@ def planned(task: Task, plan: Plan, temperature: float) -> int:
 
 @contextmanager
 def _claimed(folder: Path, asked: dict[str, Any], items: list[Item]) -> Iterator[None]:
-    """The folder is locked, and run.json says what is asked and, afterwards, that it is done. All ranks enter it together.
+    """The folder is locked, and run.json says what is asked and, afterwards, that it is done.
+
+    All ranks enter it together.
 
     Raises ConfigError where the folder holds samples of something else.
     """
@@ -168,7 +175,8 @@ def _claim(folder: Path, asked: dict[str, Any], items: list[Item]) -> Any:
                     or "another version of adaptsft"
                 )
                 raise ConfigError(
-                    f"--out {folder}: holds samples of something else ({different}): name another --out, or delete it"
+                    f"--out {folder}: holds samples of something else ({different}): name another "
+                    "--out, or delete it"
                 )
             asked["started"] = before["started"]
         samples.write_lines(folder / "items.jsonl", (item._asdict() for item in items))
@@ -217,7 +225,8 @@ def _answer(
     missing = [
         (request, key) for request, key in zip(requests, keys, strict=True) if key not in have.rows
     ]
-    # the longest first: memory runs out at once or not at all, and the last batches are the fast ones
+    # the longest first: memory runs out at once or not at all, and the last batches are the fast
+    # ones
     mine = sorted(missing, key=lambda pair: -len(pair[0].text or str(pair[0].messages)))[
         rank() :: world_size()
     ]
@@ -238,7 +247,8 @@ def _answer(
                 )
             except OSError as error:
                 raise CheckpointError(
-                    f"{have.file}: cannot be written: {error}. What is in it stays: the same command goes on"
+                    f"{have.file}: cannot be written: {error}. What is in it stays: the same "
+                    "command goes on"
                 ) from None
             bar.update(min(len(batch) * world_size(), bar.total - bar.n))
 

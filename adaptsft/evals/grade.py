@@ -1,4 +1,7 @@
-"""python -m adaptsft.evals grade GRADER < in.jsonl > out.jsonl: anybody's outputs, graded. A JSON object a line in and out, same order."""
+"""python -m adaptsft.evals grade GRADER < in.jsonl > out.jsonl: anybody's outputs, graded.
+
+A JSON object a line in and out, same order.
+"""
 
 import argparse
 import json
@@ -30,15 +33,19 @@ def main(arguments: list[str]) -> int:
 
         return grade_command(arguments[1:])
     table = "\n".join(
-        f"  {name:15}{grader.help}\n{'':17}reads {', '.join(grader.reads).replace('|', ' or ')}; writes {', '.join(grader.writes)}"
+        f"  {name:15}{grader.help}\n{'':17}reads {', '.join(grader.reads).replace('|', ' or ')}; "
+        f"writes {', '.join(grader.writes)}"
         for name, grader in GRADERS.items()
     )
     parser = argparse.ArgumentParser(
         prog="python -m adaptsft.evals grade",
         usage="%(prog)s GRADER [--workers N] < in.jsonl > out.jsonl",
-        description="Grades outputs: one JSON object per line on stdin, one verdict per line on stdout, in the same order.",
-        epilog=f"graders:\n{table}\n  code           programs, against tests: see `grade code --help`\n\n"
-        "Also written: unparsed (no answer was found) and timeout (stopped; counts as wrong). docs/graders.md has the rules of each.",
+        description="Grades outputs: one JSON object per line on stdin, one verdict per line on "
+        "stdout, in the same order.",
+        epilog=f"graders:\n{table}\n  code           programs, against tests: see `grade code "
+        "--help`\n\n"
+        "Also written: unparsed (no answer was found) and timeout (stopped; counts as wrong). "
+        "docs/graders.md has the rules of each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("grader", metavar="GRADER", choices=GRADERS, help="one of the list below")

@@ -1,8 +1,10 @@
 """Tasks that lm-eval (EleutherAI's evaluation harness) defines, answered by any of our backends.
 
-Its prompts, few-shot examples, extraction and metrics; our models, resumable answers and ranks. `TASKS` pins what is ours to choose. Data
-comes from the hub by name, or from `data_dir`/ORGANISATION/NAME, a copy of the hub's folder (`hf download NAME --repo-type dataset
---local-dir data_dir/NAME`); then nothing is fetched. A task of your own is the path of an lm-eval YAML file, its data where that says.
+Its prompts, few-shot examples, extraction and metrics; our models, resumable answers and ranks.
+`TASKS` pins what is ours to choose. Data comes from the hub by name, or from
+`data_dir`/ORGANISATION/NAME, a copy of the hub's folder (`hf download NAME --repo-type dataset
+--local-dir data_dir/NAME`); then nothing is fetched. A task of your own is the path of an lm-eval
+YAML file, its data where that says.
 """
 
 import json
@@ -41,13 +43,15 @@ FEWSHOT_SEED = 1234  # lm-eval's own default
 
 @dataclass(frozen=True)
 class Pin:
-    files: str  # folder of lm_eval/tasks with its YAML files: indexing all of them takes a quarter of a minute
+    # folder of lm_eval/tasks with its YAML files: indexing all of them takes a quarter of a minute
+    files: str
     dataset: str  # on the hub
     num_fewshot: int | None = None  # None: as the task's file says
 
 
-# The paper names benchmarks, not settings. The numbers of examples are those of the first Open LLM Leaderboard
-# (huggingface.co/spaces/HuggingFaceH4/open_llm_leaderboard); MMLU-ProX and OpenBookQA are as lm-eval has them (5 with reasoning; none).
+# The paper names benchmarks, not settings. The numbers of examples are those of the first Open LLM
+# Leaderboard (huggingface.co/spaces/HuggingFaceH4/open_llm_leaderboard); MMLU-ProX and OpenBookQA
+# are as lm-eval has them (5 with reasoning; none).
 TASKS: dict[str, Pin] = {
     "mmlu": Pin("mmlu/default", "cais/mmlu", 5),
     "arc_challenge": Pin("arc", "allenai/ai2_arc", 25),
@@ -63,9 +67,13 @@ TASKS: dict[str, Pin] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics`: {name: {value, se, n}}, fractions. `rows`: one per item and filter: item_id, prompt, output, extracted, gold, scores.
+    """`metrics`:
 
-    `rates`: `unparsed`, the share of generated answers in which nothing was found. `data_sha256`: of all items, whatever the limit.
+    {name: {value, se, n}}, fractions. `rows`: one per item and filter: item_id, prompt, output,
+    extracted, gold, scores.
+
+    `rates`: `unparsed`, the share of generated answers in which nothing was found. `data_sha256`:
+    of all items, whatever the limit.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -88,12 +96,15 @@ def evaluate(
     num_fewshot: int | None = None,
     seed: int = 42,
 ) -> Evaluation:
-    """Run a task of TASKS, or of an lm-eval YAML file. All ranks call it together, and all get the result.
+    """Run a task of TASKS, or of an lm-eval YAML file.
 
-    Answers are appended to `folder` as they come; those that are there are not asked for again. Without a backend all must be there:
-    that is how recorded answers are scored anew. `items`: how many the data must have. `limit`: the first ones only, of each
-    subject where the task has subjects. `num_fewshot` overrides the pinned number.
-    Raises ConfigError for an unknown task, DataError for data that is missing or not what was named.
+    All ranks call it together, and all get the result.
+
+    Answers are appended to `folder` as they come; those that are there are not asked for again.
+    Without a backend all must be there: that is how recorded answers are scored anew. `items`: how
+    many the data must have. `limit`: the first ones only, of each subject where the task has
+    subjects. `num_fewshot` overrides the pinned number. Raises ConfigError for an unknown task,
+    DataError for data that is missing or not what was named.
     """
     loaded = _load(name, data_dir, num_fewshot)
     leaves = loaded["tasks"]
@@ -106,7 +117,8 @@ def evaluate(
         ):  # each has figures of its own, under the same names
             listed = ", ".join(filter_["name"] for filter_ in filters)
             raise ConfigError(
-                f"{name}: reads its answers in several ways ({listed}): keep one of them in its filter_list"
+                f"{name}: reads its answers in several ways ({listed}): keep one of them in its "
+                "filter_list"
             )
     found = sum(len(task.eval_docs) for task in leaves.values())
     if items is not None and found != items:
@@ -174,8 +186,9 @@ def _load(name: str, data_dir: Path | None, num_fewshot: int | None) -> Any:
         overrides |= {"dataset_path": str(local), "dataset_kwargs": {"cache_dir": _cache(local)}}
     files = Path(lm_eval.__file__).parent / "tasks" / pin.files
     with tempfile.TemporaryDirectory() as folder:
-        # A group of one, in a file: its member takes the overrides and hands them down to the last subject. (Given as a dict, the group's
-        # own keys would be handed down too: TaskManager._load_spec of lm-eval 0.4.13.)
+        # A group of one, in a file: its member takes the overrides and hands them down to the last
+        # subject. (Given as a dict, the group's own keys would be handed down too:
+        # TaskManager._load_spec of lm-eval 0.4.13.)
         kind = (
             "group"
             if name in TaskManager(include_defaults=False, include_path=str(files)).all_groups
@@ -199,8 +212,9 @@ def _load(name: str, data_dir: Path | None, num_fewshot: int | None) -> Any:
 def _cache(folder: Path) -> str:
     """A cache of its own for the files of a folder as they are now.
 
-    In the shared one `datasets` (5.2) tells local folders that have a README apart by their name and that README, not by their data: it
-    would give the items of a file that has changed since, or of another folder of the same name.
+    In the shared one `datasets` (5.2) tells local folders that have a README apart by their name
+    and that README, not by their data: it would give the items of a file that has changed since, or
+    of another folder of the same name.
     """
     files = [
         (str(path), path.stat().st_size, path.stat().st_mtime_ns)
@@ -247,8 +261,9 @@ def _row(leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
 class Model(LM):
     """Our backend as lm-eval's model.
 
-    lm-eval sees one rank: on every rank it builds all requests and scores all answers, and the answering alone is split, here. (Its own
-    splitting pads the ranks with answers that are counted.)
+    lm-eval sees one rank: on every rank it builds all requests and scores all answers, and the
+    answering alone is split, here. (Its own splitting pads the ranks with answers that are
+    counted.)
     """
 
     def __init__(self, task: str, backend: Backend | None, folder: Path, seed: int) -> None:
@@ -267,7 +282,8 @@ class Model(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise ConfigError(
-            f"harness task {self.task}: asks for the perplexity of whole documents, which is not offered here"
+            f"harness task {self.task}: asks for the perplexity of whole documents, which is not "
+            "offered here"
         )
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -285,7 +301,8 @@ class Model(LM):
             settings = {_sampling(question[2]) for question in asked}
             if len(settings) > 1:
                 raise ConfigError(
-                    f"harness task {self.task}: its subtasks decode differently; run them one by one"
+                    f"harness task {self.task}: its subtasks decode differently; run them one by "
+                    "one"
                 )
             return [output.text for output in backend.generate(requests, *settings)]
 
@@ -300,7 +317,9 @@ class Model(LM):
     def _answers(
         self, asked: list[tuple], ask: Callable[[Backend, Sequence[Any]], list[Any]]
     ) -> list[Any]:
-        """The answer to each question (kind, prompt, …): those that are in the folder, and this rank's share of the others."""
+        """The answer to each question (kind, prompt, …): those that are in the folder, and this
+        rank's share of the others.
+        """
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.folder.mkdir(parents=True, exist_ok=True)
         keys = [digest(*question) for question in asked]
@@ -309,7 +328,8 @@ class Model(LM):
             have = Samples(self.folder, rank)
             if absent := len(set(keys) - set(have.rows)) if self.backend is None else 0:
                 raise DataError(
-                    f"{self.folder}: {absent} of {len(keys)} answers to {self.task} are missing: run generate first"
+                    f"{self.folder}: {absent} of {len(keys)} answers to {self.task} are missing: "
+                    "run generate first"
                 )
             return have
 

@@ -1,8 +1,10 @@
-"""Tasks evaluated while a model trains: a few items, greedy, on the sharded model as it stands, all ranks in lockstep.
+"""Tasks evaluated while a model trains: a few items, greedy, on the sharded model as it stands, all
+ranks in lockstep.
 
-The weights are gathered layer by layer for every token that is generated, so this costs about `max_tokens` forwards per batch: meant for
-tens of items and short answers. Nothing that training depends on is touched: no random number is drawn from its generators, and mode,
-attention and sharding are as before when this returns.
+The weights are gathered layer by layer for every token that is generated, so this costs about
+`max_tokens` forwards per batch: meant for tens of items and short answers. Nothing that training
+depends on is touched: no random number is drawn from its generators, and mode, attention and
+sharding are as before when this returns.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +53,10 @@ def prepare(
     tokenizer: Any,
     data: DataConfig,
 ) -> list[HeldOutTask]:
-    """The first `limit` items of each task, rendered by the run's own template. Raises UserError before anything is trained."""
+    """The first `limit` items of each task, rendered by the run's own template.
+
+    Raises UserError before anything is trained.
+    """
     prepared = []
     for name in names:
         task = load_task(name)
@@ -59,7 +64,8 @@ def prepare(
             grader in GRADERS for grader in task.graders
         ):  # programs, judges
             raise ConfigError(
-                f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run on the finished model"
+                f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run "
+                "on the finished model"
             )
         items = load_items(task, data_dir).items[:limit]
         renderer = Renderer(tokenizer, data)
@@ -80,7 +86,10 @@ def evaluate(
     batch_size: int = 16,
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """{task: {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}, the same on all ranks, which call it together.
+    """{task:
+
+    {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}, the same on all
+    ranks, which call it together.
 
     `beat` is called after every token: the trainer's watchdog. Rank 0 grades while the others wait.
     """
@@ -103,7 +112,11 @@ def answer(
     batch_size: int,
     beat: Callable[[], None],
 ) -> list[Output]:
-    """All outputs, on every rank. Rank r answers items r, r + world, …; one that has no more repeats another one, and drops the answer."""
+    """All outputs, on every rank.
+
+    Rank r answers items r, r + world, …; one that has no more repeats another one, and drops the
+    answer.
+    """
     world, count = world_size(), len(task.prompts)
     rounds = -(-count // world)
     mine = [i if i < count else rank() % count for i in range(rank(), rounds * world, world)]
@@ -155,7 +168,9 @@ def _grade(task: HeldOutTask, outputs: list[Output], tokenizer: Any) -> dict[str
 
 @contextmanager
 def generating(model: ShardedModel) -> Iterator[None]:
-    """The model in a state to generate: no dropout, attention with a cache instead of packed documents, and no compiling for its shapes."""
+    """The model in a state to generate: no dropout, attention with a cache instead of packed
+    documents, and no compiling for its shapes.
+    """
     attention = model.config._attn_implementation
     model.eval()
     model.set_attn_implementation("eager" if has_softcap(model) else "sdpa")

@@ -1,12 +1,15 @@
-"""Pairwise judging as AlpacaEval 2 does it: which of two outputs is better, by the probability of the judge's first token.
+"""Pairwise judging as AlpacaEval 2 does it: which of two outputs is better, by the probability of
+the judge's first token.
 
-The outputs are called m and M, in an order that is drawn from the instruction; with p = p(m) / (p(m) + p(M)) the preference is 2 - p where
-the reference was m, and 1 + p where the order was switched (`weighted_alpaca_eval_gpt4_turbo` of tatsu-lab/alpaca_eval@cd543a149df8). The
-prompt, judge_prompt.txt, is that repository's alpaca_eval_clf.txt (Apache-2.0), byte for byte.
+The outputs are called m and M, in an order that is drawn from the instruction; with p = p(m) /
+(p(m) + p(M)) the preference is 2 - p where the reference was m, and 1 + p where the order was
+switched (`weighted_alpaca_eval_gpt4_turbo` of tatsu-lab/alpaca_eval@cd543a149df8). The prompt,
+judge_prompt.txt, is that repository's alpaca_eval_clf.txt (Apache-2.0), byte for byte.
 
-Outputs are written by models, and can address the judge (tatsu-lab/alpaca_eval#414: a constant output "won" 86.5 %). So the chat's turns
-are split before outputs are put in; triple quotes in an output are escaped, since they delimit it; outputs that imitate the prompt, or
-repeat each other, are counted and reported. None of this makes a judge safe: look at what is flagged.
+Outputs are written by models, and can address the judge (tatsu-lab/alpaca_eval#414: a constant
+output "won" 86.5 %). So the chat's turns are split before outputs are put in; triple quotes in an
+output are escaped, since they delimit it; outputs that imitate the prompt, or repeat each other,
+are counted and reported. None of this makes a judge safe: look at what is flagged.
 """
 
 import argparse
@@ -33,7 +36,9 @@ from adaptsft.evals.samples import Samples, digest
 
 PROMPT = Path(__file__).with_name("judge_prompt.txt")
 SEED = 0  # of the order; the default of that repository
-CHARACTERS_PER_TOKEN = 4.85  # of the prompts of 802 recorded judgements of alpaca-7b: 4,018 characters and 828 tokens of gpt-4-1106-preview each
+# of the prompts of 802 recorded judgements of alpaca-7b: 4,018 characters and 828 tokens of
+# gpt-4-1106-preview each
+CHARACTERS_PER_TOKEN = 4.85
 IMITATIONS = (
     "<|im_start|>",
     "<|im_end|>",
@@ -41,7 +46,9 @@ IMITATIONS = (
     "## Model Outputs",
     "## Best Model Identifier",
 )  # what an honest answer rarely holds
-REPEATED = 0.05  # share of outputs with the same beginning from which they are reported as near-constant; two leaderboard models have 0.001
+# share of outputs with the same beginning from which they are reported as near-constant; two
+# leaderboard models have 0.001
+REPEATED = 0.05
 
 Record = dict[str, Any]
 
@@ -51,12 +58,17 @@ class Judge(Protocol):
     batch_size: int
 
     def judge(self, conversations: Sequence[list[Message]]) -> list[dict[str, float]]:
-        """For each conversation log p of first tokens of the answer, among them "m" and "M" where the judge gives them."""
+        """For each conversation log p of first tokens of the answer, among them "m" and "M" where
+        the judge gives them.
+        """
         ...
 
 
 class LocalJudge:
-    """Any of our backends that renders chats and gives likelihoods. Exact, where a server shows only its five likeliest tokens."""
+    """Any of our backends that renders chats and gives likelihoods.
+
+    Exact, where a server shows only its five likeliest tokens.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.backend, self.batch_size = backend, backend.batch_size
@@ -92,7 +104,8 @@ class ServerJudge(HTTP):
             content = (choice.get("logprobs") or {}).get("content")
             if not content:
                 raise DataError(
-                    f"--url {self.url}: {self.model} answers without logprobs, which the judgement is read from; use another server"
+                    f"--url {self.url}: {self.model} answers without logprobs, which the "
+                    "judgement is read from; use another server"
                 )
             return {token["token"]: token["logprob"] for token in content[0]["top_logprobs"]}
 
@@ -100,7 +113,9 @@ class ServerJudge(HTTP):
 
 
 class RecordedJudge:
-    """The judgements of an annotations.json with raw completions: for checking what we make of them against what was published."""
+    """The judgements of an annotations.json with raw completions: for checking what we make of them
+    against what was published.
+    """
 
     batch_size = 4096
 
@@ -126,7 +141,8 @@ class RecordedJudge:
         keys = [digest(messages) for messages in conversations]
         if missing := sum(key not in self.found for key in keys):
             raise DataError(
-                f"{self.path}: {missing} of these {len(keys)} pairs were not judged there: are outputs and reference the recorded ones?"
+                f"{self.path}: {missing} of these {len(keys)} pairs were not judged there: are "
+                "outputs and reference the recorded ones?"
             )
         return [self.found[key] for key in keys]
 
@@ -148,7 +164,10 @@ def preference(logprobs: dict[str, float], is_switched: bool) -> float:
 def messages_of(
     instruction: str, reference: str, output: str, escape: bool = True
 ) -> list[Message]:
-    """What the judge is sent. `escape`: triple quotes, which delimit the texts, are written \\\"\\\"\\\" inside them."""
+    """What the judge is sent.
+
+    `escape`: triple quotes, which delimit the texts, are written \\\"\\\"\\\" inside them.
+    """
     first, second = (output, reference) if switched(instruction) else (reference, output)
     texts = {"instruction": instruction, "output_1": first, "output_2": second}
     if escape:
@@ -174,19 +193,24 @@ def messages_of(
 
 @dataclass(frozen=True)
 class Outputs:
-    """The answers of one model: rows of instruction and output, in the official order of the instructions."""
+    """The answers of one model: rows of instruction and output, in the official order of the
+    instructions.
+    """
 
     generator: str
     rows: list[Record]
 
 
 def read_outputs(path: Path) -> Outputs:
-    """A model_outputs.json of the leaderboard's layout, or a folder that `generate --tasks alpaca_eval` wrote. Raises DataError."""
+    """A model_outputs.json of the leaderboard's layout, or a folder that `generate --tasks
+    alpaca_eval` wrote. Raises DataError.
+    """
     if path.is_dir():
         folders = samples.folders(path)
         if len(folders) != 1:
             raise DataError(
-                f"{path}: holds {len(folders)} evaluations; name the folder of one, such as OUT/alpaca_eval/T0.7"
+                f"{path}: holds {len(folders)} evaluations; name the folder of one, such as "
+                "OUT/alpaca_eval/T0.7"
             )
         asked = samples.read_json(folders[0] / "run.json")
         answers = {
@@ -197,7 +221,8 @@ def read_outputs(path: Path) -> Outputs:
         items = samples.read_lines(folders[0] / "items.jsonl")[0]
         if missing := [item["id"] for item in items if item["id"] not in answers]:
             raise DataError(
-                f"{folders[0]}: {len(missing)} answers are missing, item {missing[0]} first: run generate again"
+                f"{folders[0]}: {len(missing)} answers are missing, item {missing[0]} first: run "
+                "generate again"
             )
         wanted = ("instruction", "dataset")
         rows = [
@@ -220,10 +245,14 @@ def read_json_list(path: Path, keys: tuple[str, ...]) -> list[Record]:
 
 
 def pairs_of(outputs: Outputs, reference: Outputs, limit: int | None = None) -> list[Record]:
-    """One record per instruction, in the leaderboard's layout but for the judgement. Raises DataError where the instructions differ."""
+    """One record per instruction, in the leaderboard's layout but for the judgement.
+
+    Raises DataError where the instructions differ.
+    """
     if len(outputs.rows) != len(reference.rows):
         raise DataError(
-            f"{outputs.generator} answers {len(outputs.rows)} instructions, {reference.generator} {len(reference.rows)}"
+            f"{outputs.generator} answers {len(outputs.rows)} instructions, {reference.generator} "
+            f"{len(reference.rows)}"
         )
     pairs = []
     for number, (own, other) in enumerate(zip(outputs.rows, reference.rows, strict=True)):
@@ -249,7 +278,9 @@ def pairs_of(outputs: Outputs, reference: Outputs, limit: int | None = None) -> 
 
 
 def annotate(pairs: list[Record], judge: Judge, folder: Path, escape: bool = True) -> list[Record]:
-    """The pairs with annotator, preference, is_switched and logprobs. Equal outputs are a draw, and not sent.
+    """The pairs with annotator, preference, is_switched and logprobs.
+
+    Equal outputs are a draw, and not sent.
 
     Judgements are appended to `folder` as they come; those that are there are not asked for again.
     """
@@ -309,19 +340,23 @@ def warnings(pairs: list[Record]) -> list[str]:
     ]
     if imitating:
         found.append(
-            f"{len(imitating)} outputs imitate the judge's prompt, item {imitating[0]} first: read them"
+            f"{len(imitating)} outputs imitate the judge's prompt, item {imitating[0]} first: "
+            "read them"
         )
     beginnings = Counter(" ".join(pair["output_2"].split())[:100] for pair in pairs)
     beginning, count = beginnings.most_common(1)[0]
     if count > max(1, REPEATED * len(pairs)):
         found.append(
-            f"{count} of {len(pairs)} outputs begin alike, {beginning[:40]!r}: a near-constant model, whose win rate means nothing"
+            f"{count} of {len(pairs)} outputs begin alike, {beginning[:40]!r}: a near-constant "
+            "model, whose win rate means nothing"
         )
     return found
 
 
 def estimate(pairs: list[Record], price: float | None) -> tuple[str, float | None]:
-    """What judging will take: in words, and in the currency of `price`, which is per million tokens of prompt."""
+    """What judging will take: in words, and in the currency of `price`, which is per million tokens
+    of prompt.
+    """
     sent = [pair for pair in pairs if pair["output_1"] != pair["output_2"]]
     characters = sum(
         len(m["content"])
@@ -343,8 +378,10 @@ def estimate(pairs: list[Record], price: float | None) -> tuple[str, float | Non
 def main(arguments: list[str]) -> int:
     parse = argparse.ArgumentParser(
         prog="python -m adaptsft.evals judge",
-        description="Compare a model's AlpacaEval outputs with a reference's; writes OUT/annotations.json and prints the win rate.",
-        epilog="Resumable: the same command asks only for what is missing. See docs/alpaca_eval.md.",
+        description="Compare a model's AlpacaEval outputs with a reference's; writes "
+        "OUT/annotations.json and prints the win rate.",
+        epilog="Resumable: the same command asks only for what is missing. See "
+        "docs/alpaca_eval.md.",
     )
     parse.add_argument(
         "outputs",

@@ -1,9 +1,10 @@
 """Training data for OpenBookQA with clean or noisy labels, in the prompt of the task "openbookqa".
 
-The paper trains on right labels, and on labels of which "small amounts" are wrong (appendix H.4). Its authors' script makes 30 % of them
-wrong, each other option as likely (data/data_process_knowledge_memorization.py of GaotangLi/Beyond-Log-Likelihood@89e4b0c27a73). Here the
-noise is explicit: its rate, its kind, its seed. `python tools/prepare_data.py openbookqa` writes the data; evaluation is the tasks
-`openbookqa` (generated) and `openbookqa_likelihood`.
+The paper trains on right labels, and on labels of which "small amounts" are wrong (appendix H.4).
+Its authors' script makes 30 % of them wrong, each other option as likely
+(data/data_process_knowledge_memorization.py of GaotangLi/Beyond-Log-Likelihood@89e4b0c27a73). Here
+the noise is explicit: its rate, its kind, its seed. `python tools/prepare_data.py openbookqa`
+writes the data; evaluation is the tasks `openbookqa` (generated) and `openbookqa_likelihood`.
 """
 
 import random
@@ -38,7 +39,9 @@ KINDS: dict[str, Callable[[list[str], str, random.Random], str]] = {
 
 @dataclass(frozen=True)
 class Noise:
-    """`rate`: share of the questions that get a wrong label, exactly (rounded to a whole number of them)."""
+    """`rate`: share of the questions that get a wrong label, exactly (rounded to a whole number of
+    them).
+    """
 
     rate: float = 0.0
     kind: str = "uniform"  # a key of KINDS
@@ -52,7 +55,10 @@ class Noise:
 
 
 def labels(questions: list[Question], noise: Noise) -> list[str]:
-    """The letter that each question is taught. With the same seed a higher rate adds mistakes and keeps those of the lower one."""
+    """The letter that each question is taught.
+
+    With the same seed a higher rate adds mistakes and keeps those of the lower one.
+    """
     order = random.Random(noise.seed).sample(range(len(questions)), len(questions))
     taught = [question["gold"] for question in questions]
     for index in order[: round(noise.rate * len(questions))]:
@@ -62,7 +68,10 @@ def labels(questions: list[Question], noise: Noise) -> list[str]:
 
 
 def questions_of(records: Iterable[tuple[str, dict[str, Any]]]) -> list[Question]:
-    """Of (place, record) in the layout of the hub's allenai/openbookqa or of the published tsv. Raises DataError, naming the place."""
+    """Of (place, record) in the layout of the hub's allenai/openbookqa or of the published tsv.
+
+    Raises DataError, naming the place.
+    """
     questions = []
     for place, record in records:
         try:
@@ -90,7 +99,8 @@ def tsv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def training_row(question: Question, taught: str, prompt: Prompt) -> dict[str, Any]:
-    """What the trainer reads (id, prompt, completion; `prompt` is that of the task "openbookqa"), and gold (what is right) and noisy
-    (whether another letter is taught)."""
+    """What the trainer reads (id, prompt, completion; `prompt` is that of the task "openbookqa"),
+    and gold (what is right) and noisy (whether another letter is taught).
+    """
     row = {"id": question["id"], "prompt": fill(prompt.user, question), "completion": taught}
     return row | {"gold": question["gold"], "noisy": taught != question["gold"]}

@@ -8,11 +8,15 @@ from adaptsft.errors import ConfigError
 from adaptsft.evals.tasks import Prompt
 
 Message = dict[str, str]
-DEFAULT_SYSTEM = "You are a helpful assistant."  # Qwen's: says nothing, and is left out where a format has no place for it
+# Qwen's: says nothing, and is left out where a format has no place for it
+DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
 def fill(template: str, fields: dict[str, Any]) -> str:
-    """`{name}` replaced by the field of that name. Not str.format: prompts about code and mathematics are full of braces."""
+    """`{name}` replaced by the field of that name.
+
+    Not str.format: prompts about code and mathematics are full of braces.
+    """
     parts, rest = [], template
     while True:
         start = rest.find("{")
@@ -65,9 +69,11 @@ def _deepseek(messages: list[Message]) -> str:
     )
 
 
-# For base models, whose tokenizer has no chat template, or another one than they were trained with. On the mathematics tasks `chatml` is
-# "qwen-boxed" and `deepseek` is "deepseek-math" (QwenLM/Qwen2.5-Math, evaluation/utils.py); on figfont `chatml` and `llama3` are the
-# paper's prompts (GaotangLi/Beyond-Log-Likelihood@89d63d68, evaluations/figfont/main.py), the latter without a second begin-of-text.
+# For base models, whose tokenizer has no chat template, or another one than they were trained with.
+# On the mathematics tasks `chatml` is "qwen-boxed" and `deepseek` is "deepseek-math"
+# (QwenLM/Qwen2.5-Math, evaluation/utils.py); on figfont `chatml` and `llama3` are the paper's
+# prompts (GaotangLi/Beyond-Log-Likelihood@89d63d68, evaluations/figfont/main.py), the latter
+# without a second begin-of-text.
 FORMATS = {"chatml": _chatml, "llama3": _llama3, "deepseek": _deepseek}
 TEMPLATES = ("auto", "chat", "plain", *FORMATS)
 
@@ -75,8 +81,8 @@ TEMPLATES = ("auto", "chat", "plain", *FORMATS)
 class Renderer:
     """Messages -> text, and text -> the ids that generation starts from.
 
-    `name`: auto is what a run was trained with (`data`), else the tokenizer's chat template, else the bare prompt; chat and plain ask for
-    these; the others are keys of FORMATS.
+    `name`: auto is what a run was trained with (`data`), else the tokenizer's chat template, else
+    the bare prompt; chat and plain ask for these; the others are keys of FORMATS.
     """
 
     def __init__(self, tokenizer: Any, data: DataConfig, name: str = "auto") -> None:
@@ -112,7 +118,8 @@ class Renderer:
             )
         except Exception as error:  # jinja's, or what a template raises itself
             raise ConfigError(
-                f"the tokenizer's chat template refuses the task's messages: {error}; try --template plain"
+                f"the tokenizer's chat template refuses the task's messages: {error}; try "
+                "--template plain"
             ) from None
 
     def ids(self, text: str) -> list[int]:

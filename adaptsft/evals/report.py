@@ -1,6 +1,8 @@
-"""Third stage: results -> tables in the paper's layout (objectives down, benchmarks across) as Markdown, CSV and LaTeX, and a bar plot.
+"""Third stage: results -> tables in the paper's layout (objectives down, benchmarks across) as
+Markdown, CSV and LaTeX, and a bar plot.
 
-`--compare` also marks, in every column, the best run, and those that a paired bootstrap over the items cannot tell from it.
+`--compare` also marks, in every column, the best run, and those that a paired bootstrap over the
+items cannot tell from it.
 """
 
 import csv
@@ -34,7 +36,10 @@ class Cell:
 
 @dataclass
 class Table:
-    """One group of tasks. Cells are found by (row label, column header); a run need not have every column."""
+    """One group of tasks.
+
+    Cells are found by (row label, column header); a run need not have every column.
+    """
 
     group: str
     rows: list[str]
@@ -45,7 +50,10 @@ class Table:
 
 
 def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(folder, result.json) of every scored task below `run`. Raises DataError where there is none, or one of another version."""
+    """(folder, result.json) of every scored task below `run`.
+
+    Raises DataError where there is none, or one of another version.
+    """
     found = [
         (folder, samples.read_json(folder / "result.json"))
         for folder in samples.folders(run)
@@ -58,7 +66,8 @@ def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     for folder, result in found:
         if result.get("schema_version") != 1:
             raise DataError(
-                f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, this version reads 1: score again"
+                f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, this "
+                "version reads 1: score again"
             )
     return found
 
@@ -66,7 +75,9 @@ def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 def build(
     runs: list[Path], compare: bool = False, labels: dict[Path, str] | None = None
 ) -> list[Table]:
-    """The tables of some runs, one per group of tasks; rows are called by `labels`, or else as `_labels` finds."""
+    """The tables of some runs, one per group of tasks; rows are called by `labels`, or else as
+    `_labels` finds.
+    """
     results = {run: read_results(run) for run in runs}
     labels = labels or _labels(results)
     tables: dict[str, Table] = {}
@@ -87,11 +98,13 @@ def build(
                 notes.append(table.footnotes.index(text) + 1)
             for header, metric in task["columns"].items():
                 if metric not in result["metrics"]:
-                    continue  # such as a length-controlled win rate without the file that it is fitted with
+                    # such as a length-controlled win rate without the file that it is fitted with
+                    continue
                 column = f"{header} ({_mode(result)})"
                 if (labels[run], column) in table.cells:
                     raise DataError(
-                        f"{folder}: another task below {run} has the column {column!r} too: give one of them `columns` of its own"
+                        f"{folder}: another task below {run} has the column {column!r} too: give "
+                        "one of them `columns` of its own"
                     )
                 if column not in table.columns:
                     table.columns.append(column)
@@ -122,7 +135,9 @@ def _mode(result: dict[str, Any]) -> str:
 
 
 def _labels(results: dict[Path, list[tuple[Path, dict[str, Any]]]]) -> dict[Path, str]:
-    """A run is called by its objective; with its folder where two have the same, which in the layout RUN/evals are alike at their end."""
+    """A run is called by its objective; with its folder where two have the same, which in the
+    layout RUN/evals are alike at their end.
+    """
     names = {run: found[0][1]["model"]["objective"] for run, found in results.items()}
     alike = {name: [run for run in names if names[run] == name] for name in names.values()}
     folders = {

@@ -1,7 +1,9 @@
-"""The files of one task in one mode: run.json (what was asked), items.jsonl, samples*.jsonl (append-only), scored.jsonl, result.json.
+"""The files of one task in one mode: run.json (what was asked), items.jsonl, samples*.jsonl
+(append-only), scored.jsonl, result.json.
 
-Samples are keyed by a hash of all that decides them, so that what is there is never generated again and never taken for something else. A
-process that is killed leaves at most one torn line, its last, which is dropped.
+Samples are keyed by a hash of all that decides them, so that what is there is never generated again
+and never taken for something else. A process that is killed leaves at most one torn line, its last,
+which is dropped.
 """
 
 import hashlib
@@ -52,7 +54,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> tuple[list[Any], int]:
-    """The rows of a JSON-lines file, and the bytes they take: a last line without its end was torn by a crash, and is not among them."""
+    """The rows of a JSON-lines file, and the bytes they take: a last line without its end was torn
+    by a crash, and is not among them.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -64,7 +68,8 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
             rows.append(json.loads(line))
         except ValueError as error:
             raise DataError(
-                f"{path}:{number}: not JSON ({error}): the file is damaged; remove this line, and it is generated again"
+                f"{path}:{number}: not JSON ({error}): the file is damaged; remove this line, and "
+                "it is generated again"
             ) from None
     return rows, len(whole)
 

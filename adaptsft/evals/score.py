@@ -1,4 +1,7 @@
-"""Second stage: recorded answers -> verdicts of every grader of the task, and result.json. Nothing is generated again."""
+"""Second stage: recorded answers -> verdicts of every grader of the task, and result.json.
+
+Nothing is generated again.
+"""
 
 import hashlib
 import math
@@ -28,7 +31,10 @@ class Grading:
 
 
 def score(folder: Path, grading: Grading) -> dict[str, Any]:
-    """Grade a task-and-mode folder; returns what it writes to result.json. Raises DataError where answers are missing."""
+    """Grade a task-and-mode folder; returns what it writes to result.json.
+
+    Raises DataError where answers are missing.
+    """
     asked = samples.read_json(folder / "run.json")
     task = from_dict(asked["task"], str(folder / "run.json"))
     if task.runner == "harness":
@@ -39,7 +45,8 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     missing = [pair for pair in wanted if pair not in answers]
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(wanted)} answers are missing, item {missing[0][0]} first: run generate again"
+            f"{folder}: {len(missing)} of {len(wanted)} answers are missing, item {missing[0][0]} "
+            "first: run generate again"
         )
 
     rows = [answers[pair] for pair in wanted]
@@ -128,16 +135,21 @@ def _finite(estimate: dict[str, Any]) -> dict[str, Any]:
 def grade(
     name: str, records: list[dict[str, Any]], task: Task, grading: Grading, folder: Path
 ) -> list[dict[str, Any]]:
-    """The verdicts of one grader, in order. Raises ConfigError where it needs what was not given."""
+    """The verdicts of one grader, in order.
+
+    Raises ConfigError where it needs what was not given.
+    """
     if name == "judge":
         preferences = _annotations(folder).preference
         if len(preferences) != len(records):
             raise DataError(
-                f"{folder / 'annotations.json'}: {len(preferences)} judgements of {len(records)} answers: judge again"
+                f"{folder / 'annotations.json'}: {len(preferences)} judgements of {len(records)} "
+                "answers: judge again"
             )
         if np.isnan(preferences).all():
             raise DataError(
-                f"{folder / 'annotations.json'}: the judge chose in none of {len(records)} pairs: it must answer with m or M"
+                f"{folder / 'annotations.json'}: the judge chose in none of {len(records)} pairs: "
+                "it must answer with m or M"
             )
         return [{"win_rate": None if math.isnan(p) else float(p)} for p in preferences]
     with tqdm(
@@ -153,7 +165,10 @@ def grade(
 
 
 def _annotations(folder: Path) -> Any:
-    """The judgements of a folder. Raises DataError, saying how to have them made, where there are none."""
+    """The judgements of a folder.
+
+    Raises DataError, saying how to have them made, where there are none.
+    """
     from adaptsft.evals.alpaca import read_annotations
 
     if not (folder / "annotations.json").is_file():
@@ -165,7 +180,9 @@ def _annotations(folder: Path) -> Any:
 
 
 def _length_controlled(folder: Path, grading: Grading) -> dict[str, dict[str, Any]]:
-    """The length-controlled win rate, where --data-dir holds alpaca/df_gamed.csv, which it is fitted with."""
+    """The length-controlled win rate, where --data-dir holds alpaca/df_gamed.csv, which it is
+    fitted with.
+    """
     from adaptsft.evals.alpaca import evaluate
 
     gamed = grading.data_dir and grading.data_dir / "alpaca" / "df_gamed.csv"
@@ -190,7 +207,9 @@ def grader_version(name: str) -> str:
 
 
 def metrics_of(name: str, verdict: dict[str, Any]) -> dict[str, Any]:
-    """The booleans and numbers of a grader's verdict, None where it has no score; `correct` goes by the grader's name."""
+    """The booleans and numbers of a grader's verdict, None where it has no score; `correct` goes by
+    the grader's name.
+    """
     scores = {
         key: value
         for key, value in verdict.items()
@@ -202,7 +221,9 @@ def metrics_of(name: str, verdict: dict[str, Any]) -> dict[str, Any]:
 def _scored(
     row: dict[str, Any], fields: dict[str, Any], verdicts: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The line of scored.jsonl: the sample, what each grader extracted, and its metrics by name; a grader's `correct` has its name."""
+    """The line of scored.jsonl: the sample, what each grader extracted, and its metrics by name; a
+    grader's `correct` has its name.
+    """
     scores, extracted = {}, {}
     for name, verdict in verdicts.items():
         if "extracted" in verdict:
@@ -217,7 +238,9 @@ def _scored(
 
 
 def _estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:
-    """The mean; with several samples also the paper's rounding, and pass@k of what is right or wrong."""
+    """The mean; with several samples also the paper's rounding, and pass@k of what is right or
+    wrong.
+    """
     found = {name: metrics.mean(table)._asdict()}
     n = table.shape[1]
     if n > 1:
@@ -271,7 +294,9 @@ def _header(asked: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 def deviations(asked: dict[str, Any], task: Task) -> list[str]:
-    """Where this evaluation is not what the task's file describes, and what that file says of the published protocol."""
+    """Where this evaluation is not what the task's file describes, and what that file says of the
+    published protocol.
+    """
     params, decoding, notes = asked["params"], task.decoding, []
     for name, used, published in (
         ("temperature", params.get("temperature"), decoding.temperature),

@@ -1,7 +1,10 @@
-"""Tasks: a pinned YAML file each, in adaptsft/evals/tasks. A new evaluation is one more such file, there or anywhere else.
+"""Tasks: a pinned YAML file each, in adaptsft/evals/tasks.
 
-A file says where the data is and what it must hash to, the prompt, how to decode, who grades and what to report; the dataclasses below are
-its keys. `extends: NAME` starts from another task; `columns`, `sources` and other lists replace its own as a whole.
+A new evaluation is one more such file, there or anywhere else.
+
+A file says where the data is and what it must hash to, the prompt, how to decode, who grades and
+what to report; the dataclasses below are its keys. `extends: NAME` starts from another task;
+`columns`, `sources` and other lists replace its own as a whole.
 """
 
 import difflib
@@ -21,7 +24,10 @@ FOLDER = Path(__file__).parent / "tasks"
 
 @dataclass
 class Source:
-    """Where items come from: a file under --data-dir, a data set on the hub, or a generator. The first one at hand is used."""
+    """Where items come from: a file under --data-dir, a data set on the hub, or a generator.
+
+    The first one at hand is used.
+    """
 
     file: str = ""  # path under --data-dir
     hub: str = ""  # name on the hub
@@ -33,9 +39,8 @@ class Source:
     key: str = ""  # of the list wanted, in a JSON object of lists
     reader: str = "fields"  # a key of data.READERS: what turns a record into an item
     fields: dict[str, str] = field(default_factory=dict)  # field map, ours: theirs
-    sha256: str | None = (
-        None  # of the file; of the items where they come otherwise. null: nobody could fetch it to hash
-    )
+    # of the file; of the items where they come otherwise. null: nobody could fetch it to hash
+    sha256: str | None = None
     verified: bool = False  # sha256 and items were checked against the real data
     origin: str = ""  # where it was published
     licence: str = ""
@@ -45,9 +50,8 @@ class Source:
 class Prompt:
     system: str = ""
     user: str = "{question}"  # {name} stands for a field of the item
-    start: str = (
-        ""  # how the answer begins: put after the rendered prompt, and not part of the output
-    )
+    # how the answer begins: put after the rendered prompt, and not part of the output
+    start: str = ""
     raw: bool = False  # the model continues `user` itself, without any template
 
 
@@ -66,7 +70,8 @@ class Task:
     title: str = ""
     group: str = ""  # a table of the report
     version: int = 1
-    runner: str = "generate"  # generate: the prompt is answered and graded. harness: lm-eval runs `harness_task`
+    # generate: the prompt is answered and graded. harness: lm-eval runs `harness_task`
+    runner: str = "generate"
     harness_task: str = ""
     sources: list[Source] = field(default_factory=list)
     items: int = 0  # how many there must be
@@ -91,7 +96,10 @@ def names() -> list[str]:
 
 
 def load_task(name: str) -> Task:
-    """A task by its name or by the path of its YAML file. Raises ConfigError for one that is unknown, misspelt or incomplete."""
+    """A task by its name or by the path of its YAML file.
+
+    Raises ConfigError for one that is unknown, misspelt or incomplete.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         near = difflib.get_close_matches(name, names(), n=1)
@@ -104,7 +112,10 @@ def load_task(name: str) -> Task:
 
 
 def from_dict(values: Any, origin: str) -> Task:
-    """A task from its keys, as `to_dict` writes them. Raises ConfigError, naming `origin` and the key."""
+    """A task from its keys, as `to_dict` writes them.
+
+    Raises ConfigError, naming `origin` and the key.
+    """
     try:
         return cast(Task, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Task), values)))
     except OmegaConfBaseException as error:

@@ -1,4 +1,6 @@
-"""AlpacaEval: win rates against the leaderboard's, judgements against the recorded ones, and outputs that address the judge."""
+"""AlpacaEval: win rates against the leaderboard's, judgements against the recorded ones, and
+outputs that address the judge.
+"""
 
 import hashlib
 import json
@@ -93,7 +95,9 @@ def test_fitted_length_controlled_win_rates(folder: Path, published) -> None:
 
 
 def test_the_fit_takes_length_out(folder: Path, published) -> None:
-    """Preferences that follow the lengths alone: the model wins where its output is the longer one, which it seldom is."""
+    """Preferences that follow the lengths alone: the model wins where its output is the longer one,
+    which it seldom is.
+    """
     annotations, _ = published[0]
     longer = (annotations.delta_length < 0).astype(float)
     biased = alpaca.Annotations(
@@ -131,7 +135,9 @@ def annotation(preference: object, output: str = "yes") -> dict[str, object]:
 
 
 def test_two_runs_of_one_name_are_two_models(tmp_path: Path) -> None:
-    """Two seeds of an objective are both called by it; only what is drawn everywhere is compared with itself."""
+    """Two seeds of an objective are both called by it; only what is drawn everywhere is compared
+    with itself.
+    """
     name = {"generator_1": "nll", "generator_2": "nll"}
     for rows, lc in (
         ([annotation(1.9) | name] * 5, None),
@@ -228,7 +234,9 @@ def test_the_prompt_is_the_published_one(folder: Path) -> None:
 
 
 def test_recorded_judgements_again_and_resumed(folder: Path, tmp_path: Path) -> None:
-    """Judging what was published, from its recorded log-probabilities, gives its preferences; what is judged is not asked again."""
+    """Judging what was published, from its recorded log-probabilities, gives its preferences; what
+    is judged is not asked again.
+    """
     recorded = json.loads((folder / "annotations_alpaca-7b.json").read_text())
     pairs = judge.pairs_of(
         judge.read_outputs(folder / "alpaca-7b.json"),
@@ -284,7 +292,9 @@ def outputs_file(path: Path, generator: str, outputs: list[str]) -> str:
 
 
 def test_a_server_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A judge that prefers "good" wherever it stands: the order is undone, the model wins what it should. Equal outputs are not sent."""
+    """A judge that prefers "good" wherever it stands: the order is undone, the model wins what it
+    should. Equal outputs are not sent.
+    """
 
     def answer(body: dict) -> dict:
         assert (

@@ -1,4 +1,6 @@
-"""HumanEval+ and MBPP+: taking the program out of a text, reading the files, judging outputs, and the published verdicts."""
+"""HumanEval+ and MBPP+: taking the program out of a text, reading the files, judging outputs, and
+the published verdicts.
+"""
 
 import collections
 import decimal
@@ -84,7 +86,8 @@ def decorated(x): return x
 print(f(2))
 Is that what you wanted?"""
     assert sanitize(text, "f") == (
-        "import math\nUNIT = 1\nclass Box:\n    def get(self): return UNIT\ndef f(x): return Box().get() + helper(x)\n"
+        "import math\nUNIT = 1\nclass Box:\n    def get(self): return UNIT\ndef f(x): return "
+        "Box().get() + helper(x)\n"
         "def helper(x):\n    return math.floor(x)"
     )
     assert sanitize("no code at all, in one line", "f") == "no code at all, in one line"
@@ -319,8 +322,10 @@ def test_an_expected_output_too_large_is_left_out_and_counted(tmp_path: Path) ->
 
 def command(data_dir: Path, lines: str, *options: str) -> subprocess.CompletedProcess[str]:
     program = (
-        "import sys\nfrom adaptsft.errors import UserError\nfrom adaptsft.evals.code.evalplus import grade_command\n"
-        "try: grade_command(sys.argv[1:])\nexcept UserError as error: sys.exit(f'{type(error).__name__}: {error}')"
+        "import sys\nfrom adaptsft.errors import UserError\nfrom adaptsft.evals.code.evalplus "
+        "import grade_command\n"
+        "try: grade_command(sys.argv[1:])\nexcept UserError as error: "
+        "sys.exit(f'{type(error).__name__}: {error}')"
     )
     arguments = ["--data-dir", str(data_dir), "--cache-dir", str(data_dir / "cache"), *options]
     return subprocess.run(
@@ -347,8 +352,8 @@ def test_command(data_dir: Path) -> None:
         ("HumanEval/0", "pass", "pass"),
     ]
     assert (
-        "HumanEvalPlus-v9.9.9: base 100.0  plus 50.0  pass@1, 2 programs for 1 problems, 0 out of time"
-        in run.stderr
+        "HumanEvalPlus-v9.9.9: base 100.0  plus 50.0  pass@1, 2 programs for 1 problems, 0 out of "
+        "time" in run.stderr
     )
 
 
@@ -373,7 +378,9 @@ def test_what_the_command_refuses(
 
 @executes
 def test_published_verdicts(shared_data: Path, tmp_path: Path) -> None:
-    """Some of those that benchmarks/evals_code.py compares in full: the first on each of a few problems that take little time."""
+    """Some of those that benchmarks/evals_code.py compares in full: the first on each of a few
+    problems that take little time.
+    """
     file = shared_data.parent / "cases" / "evalplus_published_verdicts.json"
     cases = [case for case in json.loads(file.read_text())["cases"] if len(case["solution"]) < 2500]
     wanted = {f"HumanEval/{n}" for n in (11, 13, 19, 34)} | {

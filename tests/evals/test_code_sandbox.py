@@ -1,4 +1,7 @@
-"""Programs that try to get out, or to look right without being it. Every escape here has worked against a grader somewhere."""
+"""Programs that try to get out, or to look right without being it.
+
+Every escape here has worked against a grader somewhere.
+"""
 
 import json
 import os
@@ -83,7 +86,8 @@ def test_files_and_secrets_of_the_host_are_out_of_reach(
     )
     seen = outcome(
         kind,
-        "import os\ndef f(): return [dict(os.environ), os.listdir('/'), os.listdir('/tmp'), os.getuid()]",
+        "import os\ndef f(): return [dict(os.environ), os.listdir('/'), os.listdir('/tmp'), "
+        "os.getuid()]",
     )
     assert isinstance(seen, list) and "do not leak" not in str(seen) and seen[3] != 0
     here = (
@@ -173,7 +177,8 @@ def test_output_is_limited(kind: str) -> None:
     assert (
         outcome(
             kind,
-            "import os\ndef f():\n for _ in range(10**4): print('x' * 1000); os.write(2, b'x' * 1000)\n return 1",
+            "import os\ndef f():\n for _ in range(10**4): print('x' * 1000); os.write(2, b'x' * "
+            "1000)\n return 1",
         )
         == 1
     )
@@ -256,16 +261,21 @@ def tell(text):
 @pytest.mark.parametrize(
     "cheat",
     [
-        # equal to everything (evalplus#306, openai/human-eval#67), alone, in a list, as a list, and hashed alike
-        "class Any:\n def __eq__(self, other): return True\n def __ne__(self, other): return False\n def __hash__(self): return 0\n"
+        # equal to everything (evalplus#306, openai/human-eval#67), alone, in a list, as a list, and
+        # hashed alike
+        "class Any:\n def __eq__(self, other): return True\n def __ne__(self, other): return "
+        "False\n def __hash__(self): return 0\n"
         "def f(x): return Any()",
         "class Any:\n def __eq__(self, other): return True\ndef f(x): return [Any()]",
-        "class Any(list):\n def __eq__(self, other): return True\n def __len__(self): return 1\ndef f(x): return Any()",
+        "class Any(list):\n def __eq__(self, other): return True\n def __len__(self): return "
+        "1\ndef f(x): return Any()",
         "class Any(int):\n def __eq__(self, other): return True\ndef f(x): return [Any()]",
         # looking for the answer in the callers' frames
-        "import inspect\ndef f(x):\n for frame in inspect.stack():\n  for name in ('expected', 'exp', 'wanted', 'outputs', 'texts'):\n"
+        "import inspect\ndef f(x):\n for frame in inspect.stack():\n  for name in ('expected', "
+        "'exp', 'wanted', 'outputs', 'texts'):\n"
         "   if name in frame.frame.f_locals: return frame.frame.f_locals[name]",
-        "import gc\ndef f(x): return next((o for o in gc.get_objects() if isinstance(o, list) and o == [x + 1]), None)",
+        "import gc\ndef f(x): return next((o for o in gc.get_objects() if isinstance(o, list) and "
+        "o == [x + 1]), None)",
         # claiming success and leaving
         "import os, inspect\ndef f(x):\n for frame in inspect.stack():\n"
         "  if 'stat' in frame.frame.f_locals: frame.frame.f_locals['stat'].value = 0\n os._exit(0)",
@@ -278,7 +288,8 @@ def tell(text):
         TELL + "tell('[' * 10**5)\ndef f(x): return [x + 1]",
         TELL + 'tell(\'{"i": 0, "t": 0, "large": true}\')\ndef f(x): return [x + 1]',
         # a pickle that would run in whoever loads it
-        "import os\nclass P:\n def __reduce__(self): return os.system, ('touch /tmp/pickled',)\ndef f(x): return P()",
+        "import os\nclass P:\n def __reduce__(self): return os.system, ('touch "
+        "/tmp/pickled',)\ndef f(x): return P()",
         # rewriting what runs it
         "import json\njson.dumps = lambda value: '\"anything\"'\ndef f(x): return 0",
     ],
@@ -295,7 +306,9 @@ def test_looking_right_is_not_being_right(cheat: str, tmp_path: Path) -> None:
     reason="only root can take its own rights away with setpriv",
 )
 def test_without_isolation_nothing_is_run() -> None:
-    """Root without CAP_SYS_ADMIN can neither unshare nor run bubblewrap: as in a container with default rights."""
+    """Root without CAP_SYS_ADMIN can neither unshare nor run bubblewrap: as in a container with
+    default rights.
+    """
     program = "from adaptsft.evals.code import sandbox\ntry: sandbox.isolation()\nexcept sandbox.ConfigError as error: print(error)"
     drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
     command = [*drop, sys.executable, "-c", program]

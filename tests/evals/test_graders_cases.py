@@ -1,4 +1,6 @@
-"""Recorded verdicts of the graders' originals, read from ../shared/cases; skipped where they are absent."""
+"""Recorded verdicts of the graders' originals, read from ../shared/cases; skipped where they are
+absent.
+"""
 
 import json
 import re
@@ -59,7 +61,9 @@ def test_math_paper_on_recorded_verdicts(cases) -> None:
 
 
 def test_both_math_graders_on_model_outputs(cases) -> None:
-    """Qwen's stored verdicts on 100 problems; all by the paper's grader, and by the robust one but for Qwen's own errors."""
+    """Qwen's stored verdicts on 100 problems; all by the paper's grader, and by the robust one but
+    for Qwen's own errors.
+    """
     recorded = cases("qwen_math_800")
     for case in recorded:
         verdict = math_paper.grade(case)

@@ -1,4 +1,6 @@
-"""Tasks of lm-eval on our backends: no network, data laid out as the hub's, results against our own arithmetic."""
+"""Tasks of lm-eval on our backends: no network, data laid out as the hub's, results against our own
+arithmetic.
+"""
 
 import json
 import os
@@ -119,7 +121,9 @@ class Interrupted(HuggingFace):
 def test_likelihoods_of_options(
     tiny_model: Callable[..., Path], openbookqa: Path, tmp_path: Path
 ) -> None:
-    """lm-eval's accuracy is that of our own likelihoods; an interrupted run goes on, and is scored without a model."""
+    """lm-eval's accuracy is that of our own likelihoods; an interrupted run goes on, and is scored
+    without a model.
+    """
     model = str(tiny_model("llama"))
     backend = HuggingFace(model, batch_size=6)
     with pytest.raises(KeyboardInterrupt):
@@ -149,7 +153,9 @@ def test_likelihoods_of_options(
 
 
 def test_generated_answers(tmp_path: Path) -> None:
-    """MMLU-ProX in Swahili: 5 examples by default, lm-eval's pattern, the share in which nothing was found, the mean over subjects."""
+    """MMLU-ProX in Swahili: 5 examples by default, lm-eval's pattern, the share in which nothing
+    was found, the mean over subjects.
+    """
     question = {
         "question": "Je, 2 + 2 ni ngapi?",
         "cot_content": "Jibu: Hebu tufikiri. Jibu ni (B).",
@@ -191,7 +197,8 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         '{"q": "Capital of France?", "a": "Paris"}\n{"q": "Capital of Peru?", "a": "Lima"}\n'
     )
     (tmp_path / "capitals.yaml").write_text(
-        f"task: capitals\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'capitals.jsonl'}}}}}\ntest_split: test\n"
+        "task: capitals\ndataset_path: json\ndataset_kwargs: "
+        f"{{data_files: {{test: {tmp_path / 'capitals.jsonl'}}}}}\ntest_split: test\n"
         "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
         "generation_kwargs: {until: ['.'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\n"
     )

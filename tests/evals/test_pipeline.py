@@ -1,4 +1,6 @@
-"""All three stages with real parts: tiny models trained by the trainer, real items, real kills, real ranks."""
+"""All three stages with real parts: tiny models trained by the trainer, real items, real kills,
+real ranks.
+"""
 
 import csv
 import json
@@ -64,7 +66,9 @@ def results_of(out: Path) -> dict[str, dict]:
 
 
 def test_end_to_end_on_real_items(run, shared_data, tmp_path, capsys):
-    """A model that the trainer has made, on GSM8K, MATH-500, figfont and OpenBookQA; greedy and temperature 1 side by side."""
+    """A model that the trainer has made, on GSM8K, MATH-500, figfont and OpenBookQA; greedy and
+    temperature 1 side by side.
+    """
     out = tmp_path / "out"
     settings = [
         "--model",
@@ -132,7 +136,9 @@ def test_end_to_end_on_real_items(run, shared_data, tmp_path, capsys):
 
 
 def test_killed_and_resumed_is_the_same(tiny_model, shared_data, tmp_path):
-    """SIGKILL while samples are written, a last line torn besides; then the same command, in other batches."""
+    """SIGKILL while samples are written, a last line torn besides; then the same command, in other
+    batches.
+    """
     model = tiny_model("llama")
     settings = [
         "--model",
@@ -301,7 +307,9 @@ def test_report_marks_the_best_and_what_is_within_noise(replayed, tmp_path):
 
 
 def test_runs_in_folders_of_one_name_keep_their_rows(replayed, tmp_path, capsys):
-    """Two seeds of one objective, each evaluated into RUN/evals as the guide has it; the second with other items."""
+    """Two seeds of one objective, each evaluated into RUN/evals as the guide has it; the second
+    with other items.
+    """
     runs = [tmp_path / seed / "evals" for seed in ("seed0", "seed1")]
     for run, name in zip(runs, ("good", "bad"), strict=True):
         shutil.copytree(replayed / name, run)
@@ -494,7 +502,9 @@ def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data)
 
 
 def test_two_ranks(tiny_model, shared_data, tmp_path):
-    """Tasks evaluated between steps give what the exported weights give, and change nothing of training; `generate` splits its items."""
+    """Tasks evaluated between steps give what the exported weights give, and change nothing of
+    training; `generate` splits its items.
+    """
     model = tiny_model("gemma3")
     small_config(tmp_path, model)  # writes the data
     command = [

@@ -213,7 +213,9 @@ def test_templates(tiny_model):
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers as an OpenAI-compatible server does: every second request is first turned away, as a busy one is."""
+    """Answers as an OpenAI-compatible server does: every second request is first turned away, as a
+    busy one is.
+    """
 
     seen: ClassVar[list] = []
     refused: ClassVar[set] = set()

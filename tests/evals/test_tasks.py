@@ -1,4 +1,6 @@
-"""The shipped tasks and their data: pinned, counted, and refused where they are not what they should be."""
+"""The shipped tasks and their data: pinned, counted, and refused where they are not what they
+should be.
+"""
 
 import gzip
 import json

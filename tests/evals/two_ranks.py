@@ -1,4 +1,5 @@
-"""Started by torchrun on two gloo ranks: trains a little, once with tasks evaluated in between and once without, then answers one.
+"""Started by torchrun on two gloo ranks: trains a little, once with tasks evaluated in between and
+once without, then answers one.
 
 torchrun --standalone --nproc-per-node 2 -m tests.evals.two_ranks FOLDER MODEL DATA
 """

@@ -1,6 +1,8 @@
-"""What answers prompts: a Hugging Face model, vLLM, an OpenAI-compatible server, or a file of recorded outputs.
+"""What answers prompts: a Hugging Face model, vLLM, an OpenAI-compatible server, or a file of
+recorded outputs.
 
-One protocol, `Backend`. A new backend is one module with `open_backend(options)` and one line in `BACKENDS`.
+One protocol, `Backend`. A new backend is one module with `open_backend(options)` and one line in
+`BACKENDS`.
 """
 
 import argparse
@@ -15,7 +17,10 @@ Message = dict[str, str]  # role, content
 
 
 class Request(NamedTuple):
-    """One answer that is wanted. `text` is the rendered prompt, None where the backend has the messages rendered by a server."""
+    """One answer that is wanted.
+
+    `text` is the rendered prompt, None where the backend has the messages rendered by a server.
+    """
 
     item_id: str
     sample: int  # 0 … n-1 for the same item
@@ -26,7 +31,10 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. Temperature 0 is greedy; `stop` strings end an answer and are not part of it."""
+    """How to decode.
+
+    Temperature 0 is greedy; `stop` strings end an answer and are not part of it.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -36,9 +44,8 @@ class Sampling:
 
 class Output(NamedTuple):
     text: str
-    finish_reason: (
-        str  # "stop", "length" (max_tokens reached), or "prompt_too_long" (nothing was generated)
-    )
+    # "stop", "length" (max_tokens reached), or "prompt_too_long" (nothing was generated)
+    finish_reason: str
     n_tokens: int
 
 
@@ -49,8 +56,10 @@ class Likelihood(NamedTuple):
 
 
 class Backend(Protocol):
-    """`identity` names what answers (model, fingerprint of its weights, engine, versions, dtype): samples of two identities never mix.
-    `batch_size`: how many requests it likes to be given at once."""
+    """`identity` names what answers (model, fingerprint of its weights, engine, versions, dtype):
+    samples of two identities never mix. `batch_size`: how many requests it likes to be given at
+    once.
+    """
 
     identity: dict[str, Any]
     batch_size: int
@@ -64,7 +73,10 @@ class Backend(Protocol):
         ...
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """log p(continuation | context) of (context, continuation) pairs, in order. The context may be empty."""
+        """log p(continuation | context) of (context, continuation) pairs, in order.
+
+        The context may be empty.
+        """
         ...
 
 
@@ -88,13 +100,16 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], object]] = {
 
 
 def open_backend(name: str, options: argparse.Namespace) -> Backend:
-    """Raises ConfigError for a backend that is unknown, not installed, lacks an option, or is given one of another."""
+    """Raises ConfigError for a backend that is unknown, not installed, lacks an option, or is given
+    one of another.
+    """
     if name not in BACKENDS:
         raise ConfigError(f"--backend {name}: choose one of {', '.join(BACKENDS)}")
     for option, (readers, default) in OPTIONS.items():
         if name not in readers and getattr(options, option, default) != default:
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(
-                f"{flag} {getattr(options, option)}: --backend {name} does not read it; it is of --backend {' or '.join(readers)}"
+                f"{flag} {getattr(options, option)}: --backend {name} does not read it; it is of "
+                f"--backend {' or '.join(readers)}"
             )
     return importlib.import_module(BACKENDS[name]).open_backend(options)

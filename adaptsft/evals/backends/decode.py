@@ -1,8 +1,10 @@
-"""Decoding a batch with any causal language model of transformers, sharded or whole: each row by itself, whatever it is batched with.
+"""Decoding a batch with any causal language model of transformers, sharded or whole: each row by
+itself, whatever it is batched with.
 
-Not `model.generate`: that draws from the global generator, so that an answer depends on its neighbours; takes repetition penalties and
-top-k from files beside the weights; and keeps finished rows to the end. This loop is all that is needed, and the same one evaluates a
-model that FSDP has sharded, in lockstep on all ranks.
+Not `model.generate`: that draws from the global generator, so that an answer depends on its
+neighbours; takes repetition penalties and top-k from files beside the weights; and keeps finished
+rows to the end. This loop is all that is needed, and the same one evaluates a model that FSDP has
+sharded, in lockstep on all ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +32,13 @@ def decode(
     lockstep: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Output]:
-    """Continue each prompt (token ids) until a token of `ends`, a stop string, max_tokens or the end of the `context` window.
+    """Continue each prompt (token ids) until a token of `ends`, a stop string, max_tokens or the
+    end of the `context` window.
 
-    Token t of a request is where its own uniform number u_t, from its own seed, falls in the cumulative distribution: the batch cannot
-    change it but by the rounding of its logits. With `lockstep` all ranks run as many forwards as the slowest; each must bring a prompt.
-    Raises ConfigError where the model gives NaN (not in lockstep: the other ranks would be left waiting).
+    Token t of a request is where its own uniform number u_t, from its own seed, falls in the
+    cumulative distribution: the batch cannot change it but by the rounding of its logits. With
+    `lockstep` all ranks run as many forwards as the slowest; each must bring a prompt. Raises
+    ConfigError where the model gives NaN (not in lockstep: the other ranks would be left waiting).
     """
     limits = [max(min(params.max_tokens, context - len(prompt)), 0) for prompt in prompts]
     uniforms = torch.stack(
@@ -76,7 +80,8 @@ def decode(
         ).logits[:, -1]
         if step == 0 and not lockstep and bool(logits.isnan().any()):
             raise ConfigError(
-                f"{model.name_or_path}: the model gives logits that are NaN; are its weights finite?"
+                f"{model.name_or_path}: the model gives logits that are NaN; are its weights "
+                "finite?"
             )
         tokens = choose(logits, params, uniforms[rows, step])
         for row, token in enumerate(tokens.tolist()):
@@ -121,9 +126,8 @@ def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:
     p = (logits.double() / params.temperature).softmax(-1)
     if params.top_p < 1:
         ordered, index = p.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= params.top_p] = (
-            0.0  # the token that crosses top_p stays
-        )
+        # the token that crosses top_p stays
+        ordered[ordered.cumsum(-1) - ordered >= params.top_p] = 0.0
         p = torch.zeros_like(p).scatter(-1, index, ordered)
     cumulative = p.cumsum(-1)
     return (
@@ -134,7 +138,10 @@ def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:
 
 
 def _stopped(tokenizer: Any, answer: list[int], stops: tuple[str, ...]) -> bool:
-    """Whether a stop string has just been completed. A token has at least one byte, so the tail holds it."""
+    """Whether a stop string has just been completed.
+
+    A token has at least one byte, so the tail holds it.
+    """
     tail = tokenizer.decode(
         answer[-(max(len(stop.encode()) for stop in stops) + 4) :], skip_special_tokens=True
     )

@@ -1,4 +1,6 @@
-"""A Hugging Face model in this process: on CPU or GPU, one whole copy per rank (`torchrun` splits the items)."""
+"""A Hugging Face model in this process: on CPU or GPU, one whole copy per rank (`torchrun` splits
+the items).
+"""
 
 import argparse
 import hashlib
@@ -22,8 +24,10 @@ from adaptsft.model.attention import has_softcap
 
 
 def locate(name: str) -> tuple[str, DataConfig, str]:
-    """Where the weights of a run folder, a Hugging Face folder or a name of the hub are, the template it was trained with, and a label: the
-    objective of a run, else the name. Raises CheckpointError for a run that has not finished."""
+    """Where the weights of a run folder, a Hugging Face folder or a name of the hub are, the
+    template it was trained with, and a label: the objective of a run, else the name. Raises
+    CheckpointError for a run that has not finished.
+    """
     folder = Path(name)
     if not (folder / "config.yaml").is_file():
         return name, DataConfig(prompt_template="{prompt}"), folder.name
@@ -35,7 +39,10 @@ def locate(name: str) -> tuple[str, DataConfig, str]:
 
 
 def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
-    """An objective as tables call it: `threshold lower 0.2`, `alpha alpha linear 0->1`, `concentration auto`."""
+    """An objective as tables call it:
+
+    `threshold lower 0.2`, `alpha alpha linear 0->1`, `concentration auto`.
+    """
     if controller.name in ("linear", "cosine", "lr"):
         return f"{objective.name} {controller.parameter} {controller.name} {controller.start:g}->{controller.end:g}"
     if controller.name == "piecewise":
@@ -146,7 +153,8 @@ class HuggingFace:
             except torch.OutOfMemoryError:
                 fix = "lower it; what is answered is kept"
                 raise ConfigError(
-                    f"--batch-size {self.batch_size}: {len(batch)} prompts do not fit the GPU: {fix}"
+                    f"--batch-size {self.batch_size}: {len(batch)} prompts do not fit the GPU: "
+                    f"{fix}"
                 ) from None
             for i, output in zip(batch, done, strict=True):
                 outputs[i] = output
@@ -191,8 +199,11 @@ class HuggingFace:
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
-    """Token ids of both, and how many of them are the continuation's. Spaces that end a context are moved to the continuation, whose first
-    token holds them; an empty context is the begin- or end-of-text token."""
+    """Token ids of both, and how many of them are the continuation's.
+
+    Spaces that end a context are moved to the continuation, whose first token holds them; an empty
+    context is the begin- or end-of-text token.
+    """
     stripped = context.rstrip()
     context, continuation = stripped, context[len(stripped) :] + continuation
     if not context:

@@ -1,7 +1,8 @@
-"""An OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a provider. --url is the part before /chat/completions.
+"""An OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a provider. --url is the part before
+/chat/completions.
 
-With `--template auto` the server renders the messages (/chat/completions); with a template of prompts.FORMATS the text is rendered here and
-sent to /completions.
+With `--template auto` the server renders the messages (/chat/completions); with a template of
+prompts.FORMATS the text is rendered here and sent to /completions.
 """
 
 import argparse
@@ -24,14 +25,17 @@ PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that are worth an
 
 
 class HTTP:
-    """The key is read from the environment (OPENAI_API_KEY), sent to --url and nowhere else, and never written."""
+    """The key is read from the environment (OPENAI_API_KEY), sent to --url and nowhere else, and
+    never written.
+    """
 
     def __init__(
         self, url: str, model: str, template: str, parallel: int, timeout: float = 600.0
     ) -> None:
         if template not in ("auto", *FORMATS):
             raise ConfigError(
-                f"--template {template}: with --backend http use auto (the server's own), {', '.join(FORMATS)}"
+                f"--template {template}: with --backend http use auto (the server's own), "
+                f"{', '.join(FORMATS)}"
             )
         self.url, self.model, self.template, self.timeout = (
             url.rstrip("/"),
@@ -136,9 +140,8 @@ class HTTP:
                     answer = json.load(reply)
                 if isinstance(answer, dict) and answer.get("choices"):
                     return answer
-                reason = (
-                    f"no choices in {json.dumps(answer)[:300]}"  # a proxy's error with status 200
-                )
+                # a proxy's error with status 200
+                reason = f"no choices in {json.dumps(answer)[:300]}"
                 break
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.read(300).decode(errors='replace').strip()}"
@@ -147,13 +150,15 @@ class HTTP:
             except (OSError, ValueError) as error:  # refused, reset, timed out, or not JSON
                 reason = str(error)
         raise DataError(
-            f"--url {self.url}: {path} failed: {reason}. What was answered is kept: the same command goes on from there"
+            f"--url {self.url}: {path} failed: {reason}. What was answered is kept: the same "
+            "command goes on from there"
         )
 
 
 def open_backend(options: argparse.Namespace) -> HTTP:
     if not options.url or not options.model:
         raise ConfigError(
-            "--backend http needs --url (such as http://localhost:8000/v1) and --model, the name it serves"
+            "--backend http needs --url (such as http://localhost:8000/v1) and --model, the name "
+            "it serves"
         )
     return HTTP(options.url, options.model, options.template, options.batch_size or 16)

@@ -1,7 +1,8 @@
 """Recorded outputs in place of a model: anybody's answers, graded by these graders.
 
---replay is a JSON-lines file (or a JSON list) of objects with an id and an output; `--replay-fields id=task_id,output=completion` names
-them as the file does. Several objects with the same id are its samples, in order.
+--replay is a JSON-lines file (or a JSON list) of objects with an id and an output; `--replay-fields
+id=task_id,output=completion` names them as the file does. Several objects with the same id are its
+samples, in order.
 """
 
 import argparse
@@ -19,11 +20,14 @@ class Replay:
     batch_size = 4096
 
     def __init__(self, path: Path, fields: dict[str, str], label: str) -> None:
-        """Raises ConfigError for a field map that cannot be, DataError for a file that cannot be read."""
+        """Raises ConfigError for a field map that cannot be, DataError for a file that cannot be
+        read.
+        """
         unknown = set(fields) - {"id", "output", "finish_reason"}
         if unknown:
             raise ConfigError(
-                f"--replay-fields {', '.join(sorted(unknown))}: the fields are id, output and finish_reason"
+                f"--replay-fields {', '.join(sorted(unknown))}: the fields are id, output and "
+                "finish_reason"
             )
         names = {"id": "item_id", "output": "output", "finish_reason": "finish_reason"} | fields
         try:
@@ -41,7 +45,8 @@ class Replay:
                 have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 wanted = f"{names['id']!r} and {names['output']!r}"
                 raise DataError(
-                    f"--replay {path}, record {number}: {wanted} are wanted, it has {have}; name them by --replay-fields"
+                    f"--replay {path}, record {number}: {wanted} are wanted, it has {have}; name "
+                    "them by --replay-fields"
                 )
             self.answers[str(row[names["id"]])].append(
                 Output(row[names["output"]], row.get(names["finish_reason"]) or "stop", 0)
@@ -67,7 +72,8 @@ class Replay:
         if absent:
             first = absent[0]
             raise DataError(
-                f"--replay {self.path}: no output {first.sample + 1} for item {first.item_id!r}, nor for {len(absent) - 1} others; "
+                f"--replay {self.path}: no output {first.sample + 1} for item {first.item_id!r}, "
+                f"nor for {len(absent) - 1} others; "
                 "lower --n or --limit, or name the fields by --replay-fields"
             )
         return [self.answers[request.item_id][request.sample] for request in requests]

@@ -1,4 +1,7 @@
-"""vLLM in this process. It splits a model over GPUs itself (--tensor-parallel), so it is not started by torchrun."""
+"""vLLM in this process.
+
+It splits a model over GPUs itself (--tensor-parallel), so it is not started by torchrun.
+"""
 
 import argparse
 import math
@@ -16,8 +19,11 @@ from adaptsft.evals.prompts import Renderer
 
 
 class VLLM:
-    """Seeds are passed per request. Answers at temperature 0 still depend on the batch a little, unless VLLM_BATCH_INVARIANT=1 is set
-    (vllm-project/vllm#5898, #23138); what was set is recorded."""
+    """Seeds are passed per request.
+
+    Answers at temperature 0 still depend on the batch a little, unless VLLM_BATCH_INVARIANT=1 is
+    set (vllm-project/vllm#5898, #23138); what was set is recorded.
+    """
 
     batch_size = 1024  # vLLM schedules within: this is only how often samples are written
 
@@ -27,7 +33,8 @@ class VLLM:
             import vllm  # type: ignore[import-not-found]
         except ImportError:
             raise ConfigError(
-                "--backend vllm: vLLM is not installed here: pip install 'adaptsft[vllm]', or use --backend hf"
+                "--backend vllm: vLLM is not installed here: pip install 'adaptsft[vllm]', or use "
+                "--backend hf"
             ) from None
         self.vllm = vllm
         path, data, label = locate(name)

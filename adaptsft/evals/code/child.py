@@ -1,15 +1,19 @@
-"""Runs inside the sandbox: shuts itself in, reads one job from stdin, calls one function on many inputs, writes what came back.
+"""Runs inside the sandbox: shuts itself in, reads one job from stdin, calls one function on many
+inputs, writes what came back.
 
     python child.py CONFIG        (started by sandbox.py alone; CONFIG is JSON)
 
-Three processes where there is no bubblewrap: the launcher makes the namespaces; process 1 in them builds a file system of a few read-only
-folders and waits, so that the kernel ends everything when it ends; process 2, the worker, gives up its user, its capabilities and most
-system calls, and only then reads the job. Under bubblewrap only the worker is ours. Standard library only; nothing here is trusted by the
-grader: whatever runs below may rewrite this module, and can then only lie about what its own function returned.
+Three processes where there is no bubblewrap: the launcher makes the namespaces; process 1 in them
+builds a file system of a few read-only folders and waits, so that the kernel ends everything when
+it ends; process 2, the worker, gives up its user, its capabilities and most system calls, and only
+then reads the job. Under bubblewrap only the worker is ours. Standard library only; nothing here is
+trusted by the grader: whatever runs below may rewrite this module, and can then only lie about what
+its own function returned.
 
-Out, on the pipe that was stdout, a JSON object a line: {"ready": true} before the code is run, or {"setup": message} where it could not be
-shut in; then {"i": test, "t": CPU seconds, "value": encoded} or {"i", "t", "large": true} for each test, or for the first
-that did not return, as the last one, {"i", "t", "error"} or {"i", "t", "timeout": true}.
+Out, on the pipe that was stdout, a JSON object a line: {"ready": true} before the code is run, or
+{"setup": message} where it could not be shut in; then {"i": test, "t": CPU seconds, "value":
+encoded} or {"i", "t", "large": true} for each test, or for the first that did not return, as the
+last one, {"i", "t", "error"} or {"i", "t", "timeout": true}.
 """
 
 import contextlib
@@ -59,8 +63,9 @@ SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERRNO, SECCOMP_KILL_PROCESS = (
 )
 EPERM, ENOSYS = 1, 38
 
-# What a process without capabilities could still use to reach others, to multiply, or to hold memory that no limit counts; new user
-# namespaces among them, which would give capabilities back. (asm/unistd_64.h; asm-generic/unistd.h)
+# What a process without capabilities could still use to reach others, to multiply, or to hold
+# memory that no limit counts; new user namespaces among them, which would give capabilities back.
+# (asm/unistd_64.h; asm-generic/unistd.h)
 DENIED = {
     "x86_64": {
         "socket": 41, "execve": 59, "execveat": 322, "fork": 57, "vfork": 58, "unshare": 272, "setns": 308, "ptrace": 101,
@@ -104,7 +109,9 @@ def mount(
 
 
 def become(run: Callable[[], None]) -> None:
-    """Runs `run` in a new process, waits for it, and ends as it ended (128 + signal where one ended it)."""
+    """Runs `run` in a new process, waits for it, and ends as it ended (128 + signal where one ended
+    it).
+    """
     pid = os.fork()
     if pid:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -117,7 +124,10 @@ def die_with_parent() -> None:
 
 
 def enter_namespaces(config: dict[str, Any]) -> None:
-    """Leaves host files, network, processes and IPC behind. Root needs no user namespace: it changes its user later."""
+    """Leaves host files, network, processes and IPC behind.
+
+    Root needs no user namespace: it changes its user later.
+    """
     uid, gid = os.getuid(), os.getgid()
     spaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
     call("unshare", LIBC.unshare(spaces if uid == 0 else spaces | CLONE_NEWUSER))
@@ -183,7 +193,9 @@ def build_root(folders: list[str], links: dict[str, str], scratch: int) -> None:
 
 
 def give_up_rights(config: dict[str, Any]) -> None:
-    """No user, no capability, no way to regain one, little memory and time, and no system call of DENIED."""
+    """No user, no capability, no way to regain one, little memory and time, and no system call of
+    DENIED.
+    """
     memory = config["memory"]
     for what, most in (
         (resource.RLIMIT_AS, memory),
@@ -220,7 +232,9 @@ def give_up_rights(config: dict[str, Any]) -> None:
 
 
 def seccomp_filter(machine: str) -> bytes:
-    """The classic-BPF program: another architecture's calls end the process, DENIED ones fail with EPERM, and only threads may be made."""
+    """The classic-BPF program: another architecture's calls end the process, DENIED ones fail with
+    EPERM, and only threads may be made.
+    """
     load, equal, at_least, any_bit, give = (
         0x20,
         0x15,
@@ -258,7 +272,9 @@ def seccomp_filter(machine: str) -> bytes:
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises Timeout after `seconds` of CPU, or ten times as many on the clock: another job on the machine must not change a verdict."""
+    """Raises Timeout after `seconds` of CPU, or ten times as many on the clock: another job on the
+    machine must not change a verdict.
+    """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 10 * seconds)
     try:
@@ -273,7 +289,9 @@ def out_of_time(number: int, frame: Any) -> None:
 
 
 def run_job(job: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
-    """Executes the code once for each group of tests, in a module of its own, and calls its function on the inputs until one raises."""
+    """Executes the code once for each group of tests, in a module of its own, and calls its
+    function on the inputs until one raises.
+    """
     signal.signal(signal.SIGPROF, out_of_time)
     signal.signal(signal.SIGALRM, out_of_time)
     index = 0

@@ -1,9 +1,11 @@
-"""HumanEval(+) and MBPP(+): runs solutions in the sandbox and judges what comes out, as evalplus 0.3.1 does.
+"""HumanEval(+) and MBPP(+): runs solutions in the sandbox and judges what comes out, as evalplus
+0.3.1 does.
 
     python -m adaptsft.evals grade code --data-dir DIR --allow-code-exec < in.jsonl > out.jsonl
 
-`base` passes where all tests of the original benchmark do, `plus` where those and evalplus' further ones do. Expected outputs are computed
-by running the data set's own solution, in the same sandbox, and kept in a cache.
+`base` passes where all tests of the original benchmark do, `plus` where those and evalplus' further
+ones do. Expected outputs are computed by running the data set's own solution, in the same sandbox,
+and kept in a cache.
 """
 
 import argparse
@@ -30,7 +32,8 @@ from adaptsft.evals.code.problems import Problem, Problems
 
 Record = dict[str, Any]
 
-# Limits of evalplus 0.3.1 (evalplus/config.py, untrusted_check), in seconds; of CPU here, so that a busy machine does not change verdicts.
+# Limits of evalplus 0.3.1 (evalplus/config.py, untrusted_check), in seconds; of CPU here, so that a
+# busy machine does not change verdicts.
 TEST_SECONDS, TIMES_REFERENCE, ALL_TESTS_SECONDS = 1.0, 4.0, 60.0
 LARGEST_OUTPUT = (
     16 * 2**20
@@ -58,14 +61,17 @@ def grade(
     cache_dir: Path | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Record]:
-    """Verdicts on `records` ({"task_id", "solution"}), in their order: what `judge` returns, and "data", the version.
+    """Verdicts on `records` ({"task_id", "solution"}), in their order: what `judge` returns, and
+    "data", the version.
 
-    `workers` sandboxes at a time (0: one per core), each with `sandbox.Limits`. `progress` is called with 1 after each record.
-    Raises ConfigError without `allow_code_exec` or where nothing isolates; DataError for a record that names no problem.
+    `workers` sandboxes at a time (0: one per core), each with `sandbox.Limits`. `progress` is
+    called with 1 after each record. Raises ConfigError without `allow_code_exec` or where nothing
+    isolates; DataError for a record that names no problem.
     """
     if not allow_code_exec:
         raise ConfigError(
-            "the solutions are programs that a model wrote, and grading runs them: add --allow-code-exec if you mean to"
+            "the solutions are programs that a model wrote, and grading runs them: add "
+            "--allow-code-exec if you mean to"
         )
     sandbox.isolation()
     data = {
@@ -77,7 +83,8 @@ def grade(
         found = data[record["task_id"].partition("/")[0]]
         if record["task_id"] not in found.by_id:
             raise DataError(
-                f"record {number}: task_id {record['task_id']!r} is not in {found.name}; another --version has it, or none"
+                f"record {number}: task_id {record['task_id']!r} is not in {found.name}; another "
+                "--version has it, or none"
             )
         tasks.append((found, found.by_id[record["task_id"]]))
     cache = (
@@ -112,7 +119,8 @@ def _family(record: Record, index: int) -> str:
     for key in ("task_id", "solution"):
         if not isinstance(record.get(key), str):
             raise DataError(
-                f"record {index + 1}: {key!r} must be a text; the record has {', '.join(record) or 'nothing'}"
+                f"record {index + 1}: {key!r} must be a text; the record has "
+                f"{', '.join(record) or 'nothing'}"
             )
     family = record["task_id"].partition("/")[0]
     if family not in problems.FAMILIES:
@@ -125,8 +133,9 @@ def _family(record: Record, index: int) -> str:
 def judge(problem: Problem, expected: Expected, solution: str) -> Record:
     """Runs one solution on all tests, until the first that it fails.
 
-    Returns task_id; base and plus: "pass" or "fail"; reason: why not, or None; test: number of the failed test (base first), or None;
-    timeout: whether time was the reason; untested: tests left out because their expected output is too large.
+    Returns task_id; base and plus: "pass" or "fail"; reason: why not, or None; test: number of the
+    failed test (base first), or None; timeout: whether time was the reason; untested: tests left
+    out because their expected output is too large.
     """
     split = len(problem.base)
     groups = [
@@ -175,7 +184,8 @@ def judge(problem: Problem, expected: Expected, solution: str) -> Record:
         reason = str(error)
     except sandbox.SandboxError as error:
         raise UserError(
-            f"{problem.task_id}: the sandbox did not start: {error}; nothing of this was counted. Try fewer --workers"
+            f"{problem.task_id}: the sandbox did not start: {error}; nothing of this was counted. "
+            "Try fewer --workers"
         ) from None
     return {
         "task_id": problem.task_id,
@@ -231,7 +241,10 @@ def _job(
 
 
 def expected_outputs(problem: Problem, folder: Path) -> Expected:
-    """From the cache in `folder`, or by running the reference solution. A damaged file, or one of other code or Python, is made anew."""
+    """From the cache in `folder`, or by running the reference solution.
+
+    A damaged file, or one of other code or Python, is made anew.
+    """
     tests = [problem.base, problem.plus]
     job = _job(
         problem.reference, problem, tests, [[60.0] * len(group) for group in tests], [60.0, 60.0]
@@ -258,7 +271,8 @@ def expected_outputs(problem: Problem, folder: Path) -> Expected:
             seconds.append(round(float(message["t"]), 6))
     except (sandbox.RunError, sandbox.SandboxError) as error:
         raise UserError(
-            f"{problem.task_id}: the data set's own solution failed at test {len(outputs)} of {count}: {error}; "
+            f"{problem.task_id}: the data set's own solution failed at test {len(outputs)} of "
+            f"{count}: {error}; "
             f"without its outputs nothing can be graded. Is the memory enough?"
         ) from None
     written = json.dumps({"key": key, "outputs": outputs, "seconds": seconds}).encode()
@@ -274,7 +288,10 @@ def expected_outputs(problem: Problem, folder: Path) -> Expected:
 
 
 def _cached(path: Path) -> Record | None:
-    """The content of a cache file: a line with its sha256, then JSON. None where it is absent or they do not agree."""
+    """The content of a cache file: a line with its sha256, then JSON.
+
+    None where it is absent or they do not agree.
+    """
     try:
         digest, _, content = gzip.decompress(path.read_bytes()).partition(b"\n")
     except (FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile):
@@ -299,9 +316,12 @@ def pass_at_1(verdicts: Iterable[Record]) -> dict[str, float]:
 def grade_task(
     records: Sequence[Record], task: Any, grading: Any, progress: Callable[[int], Any]
 ) -> list[Record]:
-    """The grader of the evaluation pipeline: `records` hold question and response; the program is taken out of them as evalplus does.
+    """The grader of the evaluation pipeline:
 
-    `task` is an evals.tasks.Task, `grading` an evals.score.Grading. Returns base and plus (bool), timeout, and extracted: the program.
+    `records` hold question and response; the program is taken out of them as evalplus does.
+
+    `task` is an evals.tasks.Task, `grading` an evals.score.Grading. Returns base and plus (bool),
+    timeout, and extracted: the program.
     """
     try:
         from adaptsft.evals.code.sanitize import sanitize
@@ -348,10 +368,13 @@ def grade_command(arguments: list[str]) -> int:
     """`grade code`: JSON lines from stdin to stdout. Returns 0; raises UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m adaptsft.evals grade code",
-        description="Runs programs against the tests of HumanEval+ and MBPP+. Reads JSON lines with task_id (HumanEval/… or Mbpp/…) and "
-        "solution (a whole program: prompt and completion); writes one line for each, in order: task_id, base and plus (pass or fail), "
+        description="Runs programs against the tests of HumanEval+ and MBPP+. Reads JSON lines "
+        "with task_id (HumanEval/… or Mbpp/…) and "
+        "solution (a whole program: prompt and completion); writes one line for each, in order: "
+        "task_id, base and plus (pass or fail), "
         "reason, test, timeout, untested, data.",
-        epilog="A solution is run as it is; adaptsft.evals.code.sanitize takes one out of an answer. How programs are isolated: "
+        epilog="A solution is run as it is; adaptsft.evals.code.sanitize takes one out of an "
+        "answer. How programs are isolated: "
         "docs/code_execution.md",
     )
     parser.add_argument(
@@ -405,8 +428,10 @@ def grade_command(arguments: list[str]) -> int:
         rows = [verdict for verdict in verdicts if verdict["data"] == name]
         share, timeouts = pass_at_1(rows), sum(row["timeout"] for row in rows)
         print(
-            f"{name}: base {100 * share['base']:.1f}  plus {100 * share['plus']:.1f}  pass@1, {count} programs for "
-            f"{len({row['task_id'] for row in rows})} problems, {timeouts} out of time; isolated by {sandbox.isolation()}",
+            f"{name}: base {100 * share['base']:.1f}  plus {100 * share['plus']:.1f}  pass@1, "
+            f"{count} programs for "
+            f"{len({row['task_id'] for row in rows})} problems, {timeouts} out of time; isolated "
+            f"by {sandbox.isolation()}",
             file=sys.stderr,
         )
     return 0

@@ -1,7 +1,9 @@
-"""Is this output right? The rules of evalplus 0.3.1 (evalplus/eval/__init__.py, _special_oracle.py), in the grader's process.
+"""Is this output right? The rules of evalplus 0.3.1 (evalplus/eval/__init__.py,
+_special_oracle.py), in the grader's process.
 
-`out` was rebuilt by values.decode, so every object here has a type of the standard library, of numpy, or is `Opaque`: no method of the code
-under test can run, and an object that says it equals everything arrives as one that equals nothing.
+`out` was rebuilt by values.decode, so every object here has a type of the standard library, of
+numpy, or is `Opaque`: no method of the code under test can run, and an object that says it equals
+everything arrives as one that equals nothing.
 """
 
 import math
@@ -21,7 +23,10 @@ AS_SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extr
 
 
 def tolerance(atol: float, expected: Any) -> float:
-    """The absolute tolerance from this test on. A float among the expected outputs raises it for all later tests too, as in evalplus."""
+    """The absolute tolerance from this test on.
+
+    A float among the expected outputs raises it for all later tests too, as in evalplus.
+    """
     return 1e-6 if atol == 0 and _is_floats(expected) else atol
 
 
@@ -29,7 +34,9 @@ def is_right(problem: Problem, arguments: Any, out: Any, expected: Any, atol: fl
     """Whether `out` is as good as `expected`. Never raises: what cannot be compared is wrong."""
     try:
         return _is_right(problem, arguments, out, expected, atol)
-    except Exception:  # unhashable items, ragged arrays, numbers out of range, nesting: many ways not to be the expected output
+    # unhashable items, ragged arrays, numbers out of range, nesting: many ways not to be the
+    # expected output
+    except Exception:
         return False
 
 
@@ -72,12 +79,16 @@ def _is_floats(value: Any) -> bool:
 
 
 def _surface_area(edge: float, height: float) -> int:
-    """Of a square pyramid, for those who took the height as the distance from base to apex (Mbpp/581)."""
+    """Of a square pyramid, for those who took the height as the distance from base to apex
+    (Mbpp/581).
+    """
     return round(edge**2 + 2 * edge * math.sqrt((edge / 2) ** 2 + height**2))
 
 
 def _digit_distance(one: int, other: int) -> int:
-    """Sum of the differences of digits at the same place, for those who padded the shorter number with zeros (Mbpp/558)."""
+    """Sum of the differences of digits at the same place, for those who padded the shorter number
+    with zeros (Mbpp/558).
+    """
     digits, width = (str(one), str(other)), max(len(str(one)), len(str(other)))
     return sum(
         abs(int(a) - int(b)) for a, b in zip(*(text.zfill(width) for text in digits), strict=True)

@@ -1,4 +1,6 @@
-"""HumanEval+ and MBPP+ (github.com/evalplus, Apache-2.0): the files, their versions, and the inputs as the Python values that are meant."""
+"""HumanEval+ and MBPP+ (github.com/evalplus, Apache-2.0): the files, their versions, and the inputs
+as the Python values that are meant.
+"""
 
 import gzip
 import hashlib
@@ -17,7 +19,8 @@ FAMILIES = {
 }  # prefix of task ids -> prefix of files
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)$")
 
-# sha256 of the published files: evalplus/humanevalplus_release and evalplus/mbppplus_release, as <name>.jsonl.gz of release <version>
+# sha256 of the published files: evalplus/humanevalplus_release and evalplus/mbppplus_release, as
+# <name>.jsonl.gz of release <version>
 PUBLISHED = {
     "HumanEvalPlus-Mini-v0.1.10": "91486741f1627101021fbe50523df08eebb5b0bf5e804b633dcd5ca3c14dbd2f",
     "HumanEvalPlus-v0.1.10": "272720b90ac375502c8ed23cd791c2a93dfb22a911641a494da74a426c09f101",
@@ -29,7 +32,10 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A function to write. `base` and `plus` are lists of its tests, each the list of arguments of one call."""
+    """A function to write.
+
+    `base` and `plus` are lists of its tests, each the list of arguments of one call.
+    """
 
     task_id: str
     entry_point: str
@@ -48,10 +54,12 @@ class Problems:
 
 
 def load(family: str, data_dir: Path, versions: Iterable[str] = ()) -> Problems:
-    """The data set of a family (HumanEval, Mbpp) in `data_dir` or data_dir/code: the newest version, or the one that `versions` names.
+    """The data set of a family (HumanEval, Mbpp) in `data_dir` or data_dir/code: the newest
+    version, or the one that `versions` names.
 
-    A version is v0.1.9 or a file's name without its ending (HumanEvalPlus-Mini-v0.1.10; the mini set is only taken by its name).
-    Raises ConfigError where there is none or not that one; DataError where the file is damaged or is not the published one.
+    A version is v0.1.9 or a file's name without its ending (HumanEvalPlus-Mini-v0.1.10; the mini
+    set is only taken by its name). Raises ConfigError where there is none or not that one;
+    DataError where the file is damaged or is not the published one.
     """
     found: dict[str, Path] = {}
     for folder in (data_dir / "code", data_dir):
@@ -61,8 +69,10 @@ def load(family: str, data_dir: Path, versions: Iterable[str] = ()) -> Problems:
         }
     if not found:
         raise ConfigError(
-            f"--data-dir {data_dir}: no {FAMILIES[family]}-….jsonl.gz in it or in its folder `code`; the releases are at "
-            f"github.com/evalplus/{FAMILIES[family].lower()}_release, and the version belongs into the name: {FAMILIES[family]}-v….jsonl.gz"
+            f"--data-dir {data_dir}: no {FAMILIES[family]}-….jsonl.gz in it or in its folder "
+            "`code`; the releases are at "
+            f"github.com/evalplus/{FAMILIES[family].lower()}_release, and the version belongs "
+            f"into the name: {FAMILIES[family]}-v….jsonl.gz"
         )
     full = [
         name
@@ -78,7 +88,8 @@ def load(family: str, data_dir: Path, versions: Iterable[str] = ()) -> Problems:
         chosen = sorted(full, key=_version)[-1:]
     if len(chosen) != 1:
         raise ConfigError(
-            f"--version {' '.join(wanted) or '(none)'}: names {len(chosen)} versions of {FAMILIES[family]}; "
+            f"--version {' '.join(wanted) or '(none)'}: names {len(chosen)} versions of "
+            f"{FAMILIES[family]}; "
             f"choose one of {', '.join(sorted(found))}"
         )
     return _read(chosen[0], found[chosen[0]])
@@ -94,7 +105,8 @@ def _read(name: str, path: Path) -> Problems:
     digest = hashlib.sha256(content).hexdigest()
     if digest != PUBLISHED.get(name, digest):
         raise DataError(
-            f"{path}: its sha256 is {digest}, the published file's is {PUBLISHED[name]}: damaged, or not that version"
+            f"{path}: its sha256 is {digest}, the published file's is {PUBLISHED[name]}: damaged, "
+            "or not that version"
         )
     by_id = {}
     try:
@@ -111,13 +123,14 @@ def _read(name: str, path: Path) -> Problems:
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(
-            f"{path}, problem {len(by_id) + 1}: cannot be read: {type(error).__name__}: {error}; fetch it again"
+            f"{path}, problem {len(by_id) + 1}: cannot be read: {type(error).__name__}: {error}; "
+            "fetch it again"
         ) from None
     return Problems(name, by_id)
 
 
-# JSON has no tuples, sets or complex numbers. What the arguments of an MBPP problem were is only known by its number:
-# evalplus 0.3.1, evalplus/data/mbpp.py, mbpp_deserialize_inputs.
+# JSON has no tuples, sets or complex numbers. What the arguments of an MBPP problem were is only
+# known by its number: evalplus 0.3.1, evalplus/data/mbpp.py, mbpp_deserialize_inputs.
 
 
 def _nested(value: Any) -> Any:

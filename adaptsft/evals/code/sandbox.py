@@ -1,8 +1,10 @@
-"""Runs untrusted Python: no network, host files or rights, little memory and time. docs/code_execution.md says what it is not.
+"""Runs untrusted Python: no network, host files or rights, little memory and time.
+docs/code_execution.md says what it is not.
 
-Bubblewrap shuts the child in where it is installed and works, else Linux namespaces do (child.py); `isolation` tries an escape of each kind
-first, and refuses where one succeeds. The child gets code and inputs, and returns outputs as JSON (values.py): it never holds an expected
-output, so that forging its results means to compute them.
+Bubblewrap shuts the child in where it is installed and works, else Linux namespaces do (child.py);
+`isolation` tries an escape of each kind first, and refuses where one succeeds. The child gets code
+and inputs, and returns outputs as JSON (values.py): it never holds an expected output, so that
+forging its results means to compute them.
 """
 
 import functools
@@ -32,7 +34,8 @@ ENVIRONMENT = {
     "PATH": "/usr/bin",
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",  # a set of strings has one order in every run: the verdict on `list(set(…))` does not change
+    # a set of strings has one order in every run: the verdict on `list(set(…))` does not change
+    "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
@@ -69,7 +72,10 @@ class SandboxError(Exception):
 
 
 class RunError(Exception):
-    """The code ended its process, was ended, or wrote to the channel itself. The message is the reason to report."""
+    """The code ended its process, was ended, or wrote to the channel itself.
+
+    The message is the reason to report.
+    """
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,20 @@ class Limits:
     """What one child may use."""
 
     cpu: int  # seconds of CPU
-    wall: float  # seconds on the clock: for those that wait; on a busy machine it must not end one that computes
+    # seconds on the clock: for those that wait; on a busy machine it must not end one that computes
+    wall: float
     memory: int = 4 * 2**30  # bytes of address space (evalplus 0.3.1: the same)
 
 
 @functools.cache
 def isolation() -> str:
-    """What isolates here: the first of bubblewrap and namespaces from which none of ESCAPES succeeds. ConfigError where neither works."""
+    """What isolates here: the first of bubblewrap and namespaces from which none of ESCAPES
+    succeeds. ConfigError where neither works.
+    """
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise ConfigError(
-            f"code execution needs Linux on x86_64 or aarch64, this is {platform.system()} on {platform.machine()}: run it in a Linux "
+            f"code execution needs Linux on x86_64 or aarch64, this is {platform.system()} on "
+            f"{platform.machine()}: run it in a Linux "
             f"virtual machine or container"
         )
     problems = []
@@ -99,7 +109,8 @@ def isolation() -> str:
         "code of a model is only run in isolation, and none works here. "
         + "; ".join(problems)
         + ". To mend it: install bubblewrap (the package is called so), or allow user namespaces (sysctl user.max_user_namespaces=10000; "
-        "on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0), or start the container with `--security-opt seccomp=unconfined "
+        "on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0), or start the container "
+        "with `--security-opt seccomp=unconfined "
         "--cap-add SYS_ADMIN`, or grade the recorded outputs on a machine where one of these holds"
     )
 
@@ -125,10 +136,13 @@ def probe(kind: str) -> str | None:
 def run(
     job: bytes, most_bytes: list[int], limits: Limits, *, kind: str | None = None
 ) -> Generator[dict[str, Any], None, None]:
-    """The child's messages (child.py), one for each test until the first that did not return. They are hostile data: only "i" is sure.
+    """The child's messages (child.py), one for each test until the first that did not return.
 
-    job: JSON, see `child.run_job`. most_bytes: size of each test's message, at most. Closing the iterator ends the child.
-    Raises SandboxError where the child could not start; RunError where it then ended early, was too slow, wrote too much or out of order.
+    They are hostile data: only "i" is sure.
+
+    job: JSON, see `child.run_job`. most_bytes: size of each test's message, at most. Closing the
+    iterator ends the child. Raises SandboxError where the child could not start; RunError where it
+    then ended early, was too slow, wrote too much or out of order.
     """
     memory = os.memfd_create("job")
     try:
@@ -213,9 +227,11 @@ def command(kind: str, limits: Limits) -> list[str]:
 
 @functools.cache
 def _visible() -> tuple[list[str], dict[str, str], list[str]]:
-    """Host folders and files that the child sees, read-only; symbolic links beside them; folders that hold PACKAGES.
+    """Host folders and files that the child sees, read-only; symbolic links beside them; folders
+    that hold PACKAGES.
 
-    The C library, Python with its standard library, the packages, and this folder: no data, no expected outputs, no configuration.
+    The C library, Python with its standard library, the packages, and this folder: no data, no
+    expected outputs, no configuration.
     """
     links = {path: os.readlink(path) for path in ("/lib", "/lib64") if os.path.islink(path)}
     wanted = [
@@ -251,7 +267,9 @@ def _visible() -> tuple[list[str], dict[str, str], list[str]]:
 def _messages(
     child: subprocess.Popen[bytes], most_bytes: list[int], deadline: float
 ) -> Generator[dict[str, Any], None, None]:
-    """The child's messages as they come, each with "i" its place; without the {"ready": true} before them."""
+    """The child's messages as they come, each with "i" its place; without the {"ready": true}
+    before them.
+    """
     lines = _lines(child, deadline)
     next(lines)
     try:
@@ -274,7 +292,9 @@ def _messages(
 
 
 def _lines(child: subprocess.Popen[bytes], deadline: float) -> Generator[bytes, int, None]:
-    """Lines of the child's pipe; each is asked for with the most bytes that it may have (after a first `next`)."""
+    """Lines of the child's pipe; each is asked for with the most bytes that it may have (after a
+    first `next`).
+    """
     assert child.stdout is not None
     pipe = child.stdout.fileno()
     poll = select.poll()
@@ -299,7 +319,9 @@ def _lines(child: subprocess.Popen[bytes], deadline: float) -> Generator[bytes, 
 
 
 def _ended(code: int) -> str:
-    """What the exit code of a child that ended too early means: 128 + signal where one ended it (child.become; bwrap)."""
+    """What the exit code of a child that ended too early means: 128 + signal where one ended it
+    (child.become; bwrap).
+    """
     number = -code if code < 0 else code - 128
     if number == signal.SIGXCPU:
         return "timeout"

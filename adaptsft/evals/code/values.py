@@ -1,11 +1,14 @@
 """Python values as JSON, both ways between the grader and the sandbox. Nothing is ever unpickled.
 
-None, bool, str, float and small int are themselves, a list is a list; everything else is an object {"t": type, "v": content}:
-int (hex), complex, bytes, tuple, set, frozenset, dict (pairs), fraction, decimal, scalar and ndarray (numpy, with its dtype),
-iterable (a generator, a range, a view: its items; equal to nothing), other (the type's name; equal to nothing).
-Subclasses (Counter, a namedtuple, an enum) are sent as the plain value they hold, so an `__eq__` of their own is left behind.
+None, bool, str, float and small int are themselves, a list is a list; everything else is an object
+{"t": type, "v": content}: int (hex), complex, bytes, tuple, set, frozenset, dict (pairs), fraction,
+decimal, scalar and ndarray (numpy, with its dtype), iterable (a generator, a range, a view: its
+items; equal to nothing), other (the type's name; equal to nothing). Subclasses (Counter, a
+namedtuple, an enum) are sent as the plain value they hold, so an `__eq__` of their own is left
+behind.
 
-This file runs in the sandbox too: the standard library only; numpy is used where the value already has it.
+This file runs in the sandbox too: the standard library only; numpy is used where the value already
+has it.
 """
 
 import sys
@@ -33,7 +36,10 @@ _ITERABLES = (
 
 
 class Opaque:
-    """A value of which only the type's name, and of an iterable the items, came out. Equal to nothing, itself included."""
+    """A value of which only the type's name, and of an iterable the items, came out.
+
+    Equal to nothing, itself included.
+    """
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -54,7 +60,10 @@ class TooLarge(Exception):
 
 
 def encode(value: Any, most: int = 2**62) -> Any:
-    """What json.dumps takes, for any value. Raises TooLarge beyond `most` items, RecursionError for one nested too deep or in itself."""
+    """What json.dumps takes, for any value.
+
+    Raises TooLarge beyond `most` items, RecursionError for one nested too deep or in itself.
+    """
     return _encode(value, [most])
 
 
@@ -119,7 +128,10 @@ def _counted(items: Iterable[Any], left: list[int]) -> Iterator[Any]:
 
 
 def decode(value: Any) -> Any:
-    """The value that `encode` was given. Raises ValueError, TypeError or RecursionError for anything that `encode` does not write."""
+    """The value that `encode` was given.
+
+    Raises ValueError, TypeError or RecursionError for anything that `encode` does not write.
+    """
     if value is None or type(value) in (bool, str, float, int):
         return value
     if type(value) is list:

@@ -1,6 +1,9 @@
-"""Graders: a record in, a verdict out, by name. A new one is a function `record -> verdict` and a line in GRADERS.
+"""Graders: a record in, a verdict out, by name.
 
-Those that let sympy loose on a model's output run in processes of their own, which are killed when they take too long (pool.py).
+A new one is a function `record -> verdict` and a line in GRADERS.
+
+Those that let sympy loose on a model's output run in processes of their own, which are killed when
+they take too long (pool.py).
 """
 
 from collections.abc import Callable, Iterable
@@ -18,9 +21,8 @@ class Grader:
     function: str  # "module:function" in this package, imported when first needed
     reads: tuple[str, ...]  # keys that a record must have; "a|b" is either
     needs: tuple[str, ...] = ()  # packages of the extra `eval`
-    seconds: float | None = (
-        None  # CPU time that a record may take, in a process of its own; None: harmless, graded in this one
-    )
+    # CPU time that a record may take, in a process of its own; None: harmless, graded in this one
+    seconds: float | None = None
     help: str = ""
     writes: tuple[str, ...] = ("correct", "extracted")  # and `unparsed`, where no answer was found
 
@@ -29,7 +31,10 @@ class Grader:
         return self.seconds is not None
 
     def grade(self, record: dict) -> dict:
-        """The verdict on one record. For an isolated grader this starts a process each time: use grade_all for many."""
+        """The verdict on one record.
+
+        For an isolated grader this starts a process each time: use grade_all for many.
+        """
         return grade_all(self.name, [record], workers=1)[0]
 
     @cached_property
@@ -46,7 +51,8 @@ class Grader:
             found = [name for name in key.split("|") if name in record]
             if not found:
                 raise DataError(
-                    f"line {line}: {self.name} reads {key.replace('|', ' or ')}, but the keys are {', '.join(record) or 'none'}"
+                    f"line {line}: {self.name} reads {key.replace('|', ' or ')}, but the keys are "
+                    f"{', '.join(record) or 'none'}"
                 )
             value = record[found[0]]
             kinds = (
@@ -58,7 +64,8 @@ class Grader:
             )
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise DataError(
-                    f"line {line}: {found[0]} is {value!r:.80}; it must be {'an object' if kinds is dict else 'text'}"
+                    f"line {line}: {found[0]} is {value!r:.80}; it must be "
+                    f"{'an object' if kinds is dict else 'text'}"
                 )
 
 
@@ -117,9 +124,11 @@ def grade_all(
 ) -> list[dict]:  # fmt: skip
     """The verdicts of grader `name` on the records, in their order.
 
-    workers: processes of an isolated grader; 0 is one per core. progress is called with 1 after each record (tqdm's `update`). A record
-    that runs out of time, or kills its process, is wrong, and its verdict says `timeout: true` or holds an `error`. Raises ConfigError for
-    an unknown grader or a missing package, DataError (with the record's number, from 1) for a record that cannot be graded.
+    workers: processes of an isolated grader; 0 is one per core. progress is called with 1 after
+    each record (tqdm's `update`). A record that runs out of time, or kills its process, is wrong,
+    and its verdict says `timeout: true` or holds an `error`. Raises ConfigError for an unknown
+    grader or a missing package, DataError (with the record's number, from 1) for a record that
+    cannot be graded.
     """
     if name not in GRADERS:
         raise ConfigError(f"grader {name!r} is unknown; there are {', '.join(GRADERS)}")

@@ -1,8 +1,9 @@
 """Grades words read from Figlet banners: exact match, and two Jaro-Winkler similarities.
 
-`jw_paper` is the similarity of the published figfont scores (GaotangLi/Beyond-Log-Likelihood, evaluations/figfont). It is not the standard
-one, which `jw_standard` is: common prefixes always count (Winkler's threshold of 0.7 is missing), and an odd number of characters that
-match out of order counts as a half transposition (it is rounded down elsewhere).
+`jw_paper` is the similarity of the published figfont scores (GaotangLi/Beyond-Log-Likelihood,
+evaluations/figfont). It is not the standard one, which `jw_standard` is: common prefixes always
+count (Winkler's threshold of 0.7 is missing), and an odd number of characters that match out of
+order counts as a half transposition (it is rounded down elsewhere).
 """
 
 from rapidfuzz.distance import JaroWinkler
@@ -34,7 +35,9 @@ def jaro_winkler_paper(a: str, b: str) -> float:
 
 
 def grade(record: dict) -> dict:
-    """exact_match is literal (no strip, case-sensitive), the similarities are of stripped lower-case strings: both as published."""
+    """exact_match is literal (no strip, case-sensitive), the similarities are of stripped
+    lower-case strings: both as published.
+    """
     output, answer = record["output"], record["answer"]
     folded = output.lower().strip(), answer.lower().strip()
     return {

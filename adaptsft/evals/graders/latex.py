@@ -1,7 +1,8 @@
 """The parsers of the published math grader, without its hole: no text of a model is ever executed.
 
-That grader tries sympy's LaTeX parser, then sympy's `parse_expr`, then latex2sympy. `parse_expr` calls `eval`, so that an answer such as
-`open("/path", "w")` runs. Here the second step reads Python's syntax tree instead, and admits numbers, names, + - * / ** and brackets only.
+That grader tries sympy's LaTeX parser, then sympy's `parse_expr`, then latex2sympy. `parse_expr`
+calls `eval`, so that an answer such as `open("/path", "w")` runs. Here the second step reads
+Python's syntax tree instead, and admits numbers, names, + - * / ** and brackets only.
 """
 
 import ast
@@ -15,8 +16,9 @@ import sympy
 import sympy.parsing.latex._parse_latex_antlr as sympy_latex
 from latex2sympy2_extended import latex2sympy
 
-# sympy refuses its own ANTLR parser with any runtime but 4.11, while math-verify's needs 4.13. The format of generated parsers is the same
-# for the two, so only the checks are switched off: one compares versions, the other prints.
+# sympy refuses its own ANTLR parser with any runtime but 4.11, while math-verify's needs 4.13. The
+# format of generated parsers is the same for the two, so only the checks are switched off: one
+# compares versions, the other prints.
 sympy_latex.version = lambda distribution_name: "4.11"
 for _name in ("LaTeXLexer", "LaTeXParser"):
     setattr(
@@ -69,16 +71,20 @@ def _python_value(node: ast.AST) -> Any:
 
 
 def parse_python(text: str) -> Any:
-    """A sympy expression, or a tuple, list or set of them, from arithmetic in Python's syntax. Raises on anything else."""
+    """A sympy expression, or a tuple, list or set of them, from arithmetic in Python's syntax.
+
+    Raises on anything else.
+    """
     return _python_value(ast.parse(text.strip(), mode="eval").body)
 
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Any:
-    """What the published grader compares: the first parser's result that does not fail, or the text where all fail.
+    """What the published grader compares: the first parser's result that does not fail, or the text
+    where all fail.
 
-    Like there, sympy's LaTeX parser reads as far as it understands and drops the rest (`1,-2` is 1), and each parser sees the text first
-    with its double backslashes halved, then as it is.
+    Like there, sympy's LaTeX parser reads as far as it understands and drops the rest (`1,-2` is
+    1), and each parser sees the text first with its double backslashes halved, then as it is.
     """
     if not _HARMLESS.fullmatch(text):
         return text

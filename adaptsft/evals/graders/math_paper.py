@@ -1,9 +1,11 @@
 r"""The math grader of the published scores, quirks included, on safe parsers (latex.py).
 
-Behaviour: QwenLM/Qwen2.5-Math@a45202bd evaluation/{parser,grader,math_eval}.py (MIT), which GaotangLi/Beyond-Log-Likelihood@220589d
-evaluations/math uses; written anew from what it does. Its quirks are kept: numbers may be off by a factor of 100 either way (5000 for 50);
-bare lists are compared by their first element (`1,-2` equals `1,3`, but not `-2,1`); units are deleted, so that `\text{east}` is the empty
-answer, which any empty extraction equals; `10{,}000` is 10. `math-robust` is the grader without them.
+Behaviour: QwenLM/Qwen2.5-Math@a45202bd evaluation/{parser,grader,math_eval}.py (MIT), which
+GaotangLi/Beyond-Log-Likelihood@220589d evaluations/math uses; written anew from what it does. Its
+quirks are kept: numbers may be off by a factor of 100 either way (5000 for 50); bare lists are
+compared by their first element (`1,-2` equals `1,3`, but not `-2,1`); units are deleted, so that
+`\text{east}` is the empty answer, which any empty extraction equals; `10{,}000` is 10.
+`math-robust` is the grader without them.
 """
 
 import contextlib
@@ -16,13 +18,19 @@ from word2number import w2n
 
 from adaptsft.evals.graders.latex import parse
 
-# Words and letters deleted where they stand alone, in this order (parser.py, from MathQA). A "." stands for any character there.
+# Words and letters deleted where they stand alone, in this order (parser.py, from MathQA). A "."
+# stands for any character there.
 _UNITS_OF_MATHQA = (
-    "east|degree|mph|kmph|ft|m sqaure| m east|sq m|deg|mile|q .|monkey|prime|ratio|profit of rs|rd|o|gm|p . m|lb|tile|per|dm|lt|gain|ab|"
-    "way|west|a .|b .|c .|d .|e .|f .|g .|h .|t|a|h|no change|men|soldier|pie|bc|excess|st|inches|noon|percent|by|gal|kmh|c|acre|rise|"
-    "a . m|th|π r 2|sq|mark|l|toy|coin|sq . m|gallon|° f|profit|minw|yr|women|feet|am|pm|hr|cu cm|square|v â € ™|are|rupee|rounds|cubic|cc|"
-    "mtr|s|ohm|number|kmph|day|hour|minute|min|second|man|woman|sec|cube|mt|sq inch|mp|∏ cm ³|hectare|more|sec|unit|cu . m|cm 2|rs .|rs|kg|"
-    "g|month|km|m|cm|mm|apple|liter|loss|yard|pure|year|increase|decrease|d|less|Surface|litre|pi sq m|s .|metre|meter|inch"
+    "east|degree|mph|kmph|ft|m sqaure| m east|sq m|deg|mile|q .|monkey|prime|ratio|profit of "
+    "rs|rd|o|gm|p . m|lb|tile|per|dm|lt|gain|ab|"
+    "way|west|a .|b .|c .|d .|e .|f .|g .|h .|t|a|h|no "
+    "change|men|soldier|pie|bc|excess|st|inches|noon|percent|by|gal|kmh|c|acre|rise|"
+    "a . m|th|π r 2|sq|mark|l|toy|coin|sq . m|gallon|° f|profit|minw|yr|women|feet|am|pm|hr|cu "
+    "cm|square|v â € ™|are|rupee|rounds|cubic|cc|"
+    "mtr|s|ohm|number|kmph|day|hour|minute|min|second|man|woman|sec|cube|mt|sq inch|mp|∏ cm "
+    "³|hectare|more|sec|unit|cu . m|cm 2|rs .|rs|kg|"
+    "g|month|km|m|cm|mm|apple|liter|loss|yard|pure|year|increase|decrease|d|less|Surface|litre|pi "
+    "sq m|s .|metre|meter|inch"
 )
 _SINGULAR = _UNITS_OF_MATHQA.split("|")
 # With what must be in the text for the pattern to match, which spares most of the searches.
@@ -35,7 +43,9 @@ LETTERS = ("A", "B", "C", "D", "E")
 
 
 def _fix_fracs(text: str) -> str:
-    r"""\frac12 and \frac1{72} to \frac{1}{2} and \frac{1}{72}; all of the text as it was where one of them is cut off."""
+    r"""\frac12 and \frac1{72} to \frac{1}{2} and \frac{1}{72}; all of the text as it was where one
+    of them is cut off.
+    """
     first, *rest = text.split("\\frac")
     fixed = first
     for part in rest:
@@ -72,7 +82,10 @@ def _drop_units(text: str) -> str:
 
 
 def _strip(text: str, keep_units: bool) -> str:
-    """strip_string of parser.py. The order of the steps matters: each sees what the earlier ones left."""
+    """strip_string of parser.py.
+
+    The order of the steps matters: each sees what the earlier ones left.
+    """
     text = text.strip().replace("\n", "").rstrip(".").replace("\\!", "")
     text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace(
         "\\end{array}", "\\end{pmatrix}"
@@ -128,12 +141,16 @@ def _strip(text: str, keep_units: bool) -> str:
 
 @lru_cache(maxsize=16384)
 def normal_form(text: str, keep_units: bool = False) -> str:
-    r"""The form in which answers and golds are compared: stripped twice, for the second time sees what the first laid bare (`x\in`)."""
+    r"""The form in which answers and golds are compared: stripped twice, for the second time sees
+    what the first laid bare (`x\in`).
+    """
     return _strip(_strip(text, keep_units), keep_units)
 
 
 def last_box(text: str) -> str:
-    r"""What follows the last "boxed": up to its closing brace (or the end of the text), or up to a dollar sign where it has no brace."""
+    r"""What follows the last "boxed": up to its closing brace (or the end of the text), or up to a
+    dollar sign where it has no brace.
+    """
     rest = text.split("boxed")[-1]
     if not rest.startswith("{"):
         return rest.split("$")[0].strip()
@@ -146,7 +163,9 @@ def last_box(text: str) -> str:
 
 
 def extract_answer(response: str, keep_units: bool = False) -> str:
-    """The normalised answer of a response: its last box, or what follows "the answer is", or its last number; "" where there is none."""
+    """The normalised answer of a response: its last box, or what follows "the answer is", or its
+    last number; "" where there is none.
+    """
     text = response.replace("ки", "")
     if "final answer is $" in text and "$. I hope" in text:
         answer = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
@@ -174,7 +193,9 @@ def _last_letter(text: str) -> str:
 
 
 def _chosen_letter(response: str) -> str:
-    """The option letter of a whole response: the first one after the last "answer is" or "choice is", else the last of all."""
+    """The option letter of a whole response: the first one after the last "answer is" or "choice
+    is", else the last of all.
+    """
     if (
         response.count("choice is") > 1 or response.count("answer is") > 1
     ):  # the model went on with questions of its own
@@ -246,14 +267,18 @@ def _all_equal(answers: list[str], golds: list[str]) -> bool:
 
 
 def _one_sided(text: str) -> str | None:
-    """The right side of `x=...`, a single equation with at most two characters on the left; None for anything else."""
+    """The right side of `x=...`, a single equation with at most two characters on the left; None
+    for anything else.
+    """
     sides = text.split("=")
     return sides[1] if len(sides) == 2 and len(sides[0].strip()) <= 2 else None
 
 
 @lru_cache(maxsize=16384)
 def math_equal(answer: str, gold: str) -> bool:
-    """Whether two normalised answers count as equal: as text, as numbers, element by element, or in sympy."""
+    """Whether two normalised answers count as equal: as text, as numbers, element by element, or in
+    sympy.
+    """
     if answer.strip().lower() == gold.strip().lower():
         return True
     if gold in LETTERS and _last_letter(answer) == gold:
@@ -308,7 +333,9 @@ def math_equal(answer: str, gold: str) -> bool:
 
 
 def grade(record: dict) -> dict:
-    """`response` is a whole answer, `prediction` only its result; `dataset: minerva_math` keeps the units of both, as published."""
+    """`response` is a whole answer, `prediction` only its result; `dataset: minerva_math` keeps the
+    units of both, as published.
+    """
     keep_units = record.get("dataset") == "minerva_math"
     gold = normal_form(str(record["gold"]), keep_units)
     if "response" in record:

@@ -1,18 +1,25 @@
-r"""The math grader that is meant to be right: math-verify, with mends for what it is known to get wrong.
+r"""The math grader that is meant to be right: math-verify, with mends for what it is known to get
+wrong.
 
-math-verify (huggingface/Math-Verify, 0.9) extracts and compares: sets and lists in any order, intervals, equations, matrices, units, and
-percentages. Added here, each for a cause:
+math-verify (huggingface/Math-Verify, 0.9) extracts and compares: sets and lists in any order,
+intervals, equations, matrices, units, and percentages. Added here, each for a cause:
 
-- `4.5e33` would be read as 4.5 * e * 33: it becomes `4.5 \times 10^{33}` (58 of the 272 Minerva golds are written so);
-- golds of data sets come without delimiters, or with inverted ones (`69$,$84` in OlympiadBench): they are wrapped in dollars, as are bare
-  predictions; otherwise of `3x + 4y + 14 = 0` only the 0 would be read (Math-Verify#60);
-- `10{,}000`, `10\,000`, `\$6`, `\mathrm{e}` and `\sqrt(2)` are rewritten before they are misread (Math-Verify#14, #41);
-- a list that is abbreviated by dots is compared as text: only its beginning would be read (Math-Verify#14);
-- numbers that differ by more than their precision are not equal, however small they are: 1/2^99 and 1/2^98 (Math-Verify#14);
-- an inequality and the interval of its solutions are equal, whichever of them the gold is (Math-Verify#10 has it one way only).
+- `4.5e33` would be read as 4.5 * e * 33: it becomes `4.5 \times 10^{33}` (58 of the 272 Minerva
+  golds are written so);
+- golds of data sets come without delimiters, or with inverted ones (`69$,$84` in OlympiadBench):
+  they are wrapped in dollars, as are bare predictions; otherwise of `3x + 4y + 14 = 0` only the 0
+  would be read (Math-Verify#60);
+- `10{,}000`, `10\,000`, `\$6`, `\mathrm{e}` and `\sqrt(2)` are rewritten before they are misread
+  (Math-Verify#14, #41);
+- a list that is abbreviated by dots is compared as text: only its beginning would be read
+  (Math-Verify#14);
+- numbers that differ by more than their precision are not equal, however small they are: 1/2^99 and
+  1/2^98 (Math-Verify#14);
+- an inequality and the interval of its solutions are equal, whichever of them the gold is
+  (Math-Verify#10 has it one way only).
 
-Runs without time limits of its own (math-verify's SIGALRM fails outside the main thread, Math-Verify#55, and hangs remain, #65): only in a
-process that can be killed (pool.py).
+Runs without time limits of its own (math-verify's SIGALRM fails outside the main thread,
+Math-Verify#55, and hangs remain, #65): only in a process that can be killed (pool.py).
 """
 
 import logging
@@ -86,10 +93,13 @@ def _is_prose(text: str) -> bool:
 
 
 def _delimited(text: str) -> str:
-    """A bare or wrongly delimited formula between dollars; text that math-verify can take apart itself as it is, but for e-notation."""
+    """A bare or wrongly delimited formula between dollars; text that math-verify can take apart
+    itself as it is, but for e-notation.
+    """
     if not _DELIMITERS_BUT_DOLLAR.search(text) and not _is_prose(text):
         parts = text.split("$")
-        # Bare, or without the outer dollars of its source: commas alone between dollars, or one dollar too many and no words (a price).
+        # Bare, or without the outer dollars of its source: commas alone between dollars, or one
+        # dollar too many and no words (a price).
         stray = len(parts) % 2 == 0 and not _WORD.search(_COMMAND.sub(" ", text))
         if stray or (len(parts) % 2 and all(_SEPARATOR.fullmatch(part) for part in parts[1::2])):
             bare = text.replace("$", "").strip().rstrip(".").rstrip()
@@ -101,12 +111,16 @@ def _delimited(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _parse(text: str, match_types: tuple[str, ...]) -> list:
-    """What math-verify makes of the text: [] or [value, text], or [text] where it understood nothing."""
+    """What math-verify makes of the text: [] or [value, text], or [text] where it understood
+    nothing.
+    """
     return parse(text, [MATCH_TYPES[name] for name in match_types], parsing_timeout=None)  # pyrefly: ignore[bad-argument-type]
 
 
 def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
-    """|a - b| / max(|a|, |b|), and the maximum; None where they are not two numbers, or one is a percentage (50 % equals 50 and 1/2)."""
+    """|a - b| / max(|a|, |b|), and the maximum; None where they are not two numbers, or one is a
+    percentage (50 % equals 50 and 1/2).
+    """
     if not all(
         isinstance(x, sympy.Expr) and x.is_number and not x.has(sympy.UnevaluatedExpr)
         for x in (a, b)
@@ -121,7 +135,9 @@ def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
 
 
 def _equal(gold: Any, answer: Any, options: dict) -> bool:
-    """verify, corrected for numbers: a decimal must agree to one in a thousand however small it is, exact numbers to 12 digits."""
+    """verify, corrected for numbers: a decimal must agree to one in a thousand however small it is,
+    exact numbers to 12 digits.
+    """
     correct = verify(gold, answer, timeout_seconds=None, **options)  # pyrefly: ignore[bad-argument-type]
     decimal = any(isinstance(x, sympy.Expr) and x.has(sympy.Float) for x in (gold, answer))
     if not correct and not decimal:
@@ -135,7 +151,9 @@ def _equal(gold: Any, answer: Any, options: dict) -> bool:
 
 
 def _plain(text: str) -> str:
-    r"""Text without what never matters: spaces, dollars, \left and \right, the size of fractions, a full stop."""
+    r"""Text without what never matters: spaces, dollars, \left and \right, the size of fractions, a
+    full stop.
+    """
     return (
         re.sub(r"\s|\\left(?![a-z])|\\right(?![a-z])|\$", "", text)
         .replace("\\dfrac", "\\frac")
@@ -147,14 +165,15 @@ def _plain(text: str) -> str:
 def grade(record: dict) -> dict:
     """`prediction` and `response` are both read as text that holds an answer.
 
-    Optional keys: `match_types`, the ways of extraction to keep to (then nothing is delimited here); `precision`, decimals (6);
-    math-verify's `strict` and `allow_set_relation_comp`.
+    Optional keys: `match_types`, the ways of extraction to keep to (then nothing is delimited
+    here); `precision`, decimals (6); math-verify's `strict` and `allow_set_relation_comp`.
     """
     asked = record.get("match_types")
     unknown = set(asked or ()) - set(MATCH_TYPES)
     if unknown:
         raise DataError(
-            f"match_types holds {', '.join(sorted(unknown))}; the known ones are {', '.join(MATCH_TYPES)}"
+            f"match_types holds {', '.join(sorted(unknown))}; the known ones are "
+            f"{', '.join(MATCH_TYPES)}"
         )
     options = {
         "float_rounding": record.get("precision", 6),

@@ -1,9 +1,11 @@
 """Grades multiple-choice answers in free text, by the two protocols in use for the medical sets.
 
-`paper`: HuatuoGPT-o1's `match_choice` on the whole response, the last match winning (FreedomIntelligence/HuatuoGPT-o1 evaluation, as used
-by GaotangLi/Beyond-Log-Likelihood, evaluations/medical/utils/extract_answer.py). `m1`: the box first, then the same (UCSC-VLAA/m1,
-src/eval/{extract_format,score}.py). Neither ever abstains: garbage is matched to the option that looks most like it. Such guesses are
-marked `unparsed`, so that their rate can be reported beside the score.
+`paper`: HuatuoGPT-o1's `match_choice` on the whole response, the last match winning
+(FreedomIntelligence/HuatuoGPT-o1 evaluation, as used by GaotangLi/Beyond-Log-Likelihood,
+evaluations/medical/utils/extract_answer.py). `m1`: the box first, then the same (UCSC-VLAA/m1,
+src/eval/{extract_format,score}.py). Neither ever abstains: garbage is matched to the option that
+looks most like it. Such guesses are marked `unparsed`, so that their rate can be reported beside
+the score.
 """
 
 import difflib
@@ -19,7 +21,8 @@ def match_choice(text: str, options: dict[str, str]) -> tuple[str, bool]:
     text = text.split("## Final Response\n\n")[-1]
     if stated := re.findall(rf"answer is\s*?([{LETTERS[0]}-{LETTERS[-1]}])", text):
         return stated[-1], False
-    # A letter on its own: after a non-word character, "is ", a Chinese character or word for "is", "item", "be"; never the article "A".
+    # A letter on its own: after a non-word character, "is ", a Chinese character or word for "is",
+    # "item", "be"; never the article "A".
     before = r"[\u4e00-\u9fff]|is |是|项|\*|\W|\ |\(|为|^|'|\"|#"
     alone = re.findall(
         rf"(?:{before})(?![aA] )([{LETTERS[: len(options)]}])(?:\W|[\u4e00-\u9fff]|$)", text
@@ -40,7 +43,10 @@ def match_choice(text: str, options: dict[str, str]) -> tuple[str, bool]:
 
 
 def extract_box(text: str) -> str:
-    r"""What the last \boxed{} holds, without its \text{}, and of an equation the right side. All of the text where there is no box."""
+    r"""What the last \boxed{} holds, without its \text{}, and of an equation the right side.
+
+    All of the text where there is no box.
+    """
     start = text.rfind("\\boxed")
     if start < 0:
         start = text.rfind("\\fbox")

@@ -1,9 +1,10 @@
 """Grading in processes that can be killed.
 
-A worker is this file run as a program: it reads a record per line from stdin and writes a verdict per line to stdout, both JSON, so that
-nothing a worker says is ever unpickled. Its time limit is the kernel's: a timer's signal with the default action ends the process in
-whatever code it hangs, also when its parent is gone. The parent then starts another one. The limit is on CPU time, so that verdicts do
-not depend on what else the machine does.
+A worker is this file run as a program: it reads a record per line from stdin and writes a verdict
+per line to stdout, both JSON, so that nothing a worker says is ever unpickled. Its time limit is
+the kernel's: a timer's signal with the default action ends the process in whatever code it hangs,
+also when its parent is gone. The parent then starts another one. The limit is on CPU time, so that
+verdicts do not depend on what else the machine does.
 """
 
 import contextlib
@@ -123,7 +124,11 @@ def grade_isolated(
 
 
 def forbid(event: str, arguments: tuple) -> None:
-    """An audit hook. A worker has nothing to write, to start or to connect to: should a parser run a model's output, this stops it."""
+    """An audit hook.
+
+    A worker has nothing to write, to start or to connect to: should a parser run a model's output,
+    this stops it.
+    """
     writes = (
         event == "open"
         and isinstance(arguments[2], int)
