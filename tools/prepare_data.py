@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptsft.errors import ConfigError, UserError
-from adaptsft.evals.arguments import positive
+from adaptsft.evals.command_line import positive
 from adaptsft.evals.openbookqa import KINDS, Noise
 from benchmarks.paper.prepare.pipeline import prepare
 from benchmarks.paper.prepare.sets import SETS, TrainingSet

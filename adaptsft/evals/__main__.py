@@ -1,52 +1,66 @@
-"""python -m adaptsft.evals: the benchmarks of the paper, in three stages with files between them.
+r"""python -m adaptsft.evals: the benchmarks of the paper, in three stages with files between them.
 
 All three stages, then the first one on 8 GPUs that share the items, grading again, tables with a
-plot, and what there is:
+plot, and the list of tasks:
 
-python -m adaptsft.evals run --model runs/first --tasks gsm8k,math500 --data-dir DATA --out
-evals/first
-    torchrun --standalone --nproc-per-node 8 -m adaptsft.evals generate --model runs/first --tasks math500 --out evals/first
+    python -m adaptsft.evals run --model runs/first --tasks gsm8k,math500 --data-dir DATA \
+        --out evals/first
+    torchrun --standalone --nproc-per-node 8 -m adaptsft.evals generate --model runs/first \
+        --tasks math500 --out evals/first
     python -m adaptsft.evals score evals/first
     python -m adaptsft.evals report --compare evals/nll evals/neg_p
     python -m adaptsft.evals tasks
 
-Killed and started again, `generate` goes on where it was. grade, judge and winrate take anybody's
-outputs: `… grade --help` and so on.
+`generate` resumes: killed and started again it answers what is missing. grade, judge and winrate
+take anybody's outputs: `… grade --help` and so on.
 """
 
 import argparse
-import math
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from adaptsft.errors import ConfigError, UserError
-from adaptsft.evals.arguments import positive
+from adaptsft.errors import UserError
+from adaptsft.evals.backends.registry import BACKENDS
+from adaptsft.evals.command_line import positive, temperatures
 
-COMMANDS = ("run", "generate", "score", "report", "tasks", "grade", "judge", "winrate")
+# Command -> what runs it. Imported when it is run: torch and transformers take seconds to import,
+# and `--help` or a misspelt option must be answered without them.
+COMMANDS = {
+    "run": "run:run_command",
+    "generate": "generate:run_command",
+    "score": "score:run_command",
+    "report": "report:run_command",
+    "tasks": "tasks:list_tasks",
+    "grade": "grade:main",
+    "judge": "alpaca.judge:main",
+    "winrate": "alpaca.winrate:main",
+}
+OWN_PARSER = ("grade", "judge", "winrate")  # these parse their arguments themselves
 
 
 def main(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
-    elsewhere: dict[str, Callable[[list[str]], int]] = {
-        "grade": _grade,
-        "judge": _judge,
-        "winrate": _winrate,
-    }
     try:
-        if command in elsewhere:
-            return elsewhere[command](arguments[1:])
+        if command in OWN_PARSER:
+            return _function_of(command)(arguments[1:])
         options = parser().parse_args(arguments or ["--help"])
-        return options.work(options)
+        return _function_of(options.command)(options)
     except UserError as error:
         print(f"adaptsft.evals: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(
-            "\nadaptsft.evals: interrupted; the same command goes on with what is missing",
+            "\nadaptsft.evals: interrupted; the same command continues with what is missing",
             file=sys.stderr,
         )
         return 130
+
+
+def _function_of(command: str) -> Callable[..., int]:
+    module, function = COMMANDS[command].split(":")
+    return getattr(importlib.import_module(f"adaptsft.evals.{module}"), function)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,26 +69,28 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = whole.add_subparsers(metavar=f"{{{','.join(COMMANDS)}}}", required=True)
-
+    commands = whole.add_subparsers(
+        dest="command", metavar=f"{{{','.join(COMMANDS)}}}", required=True
+    )
     run = commands.add_parser("run", help="generate, score and report")
     generate = commands.add_parser("generate", help="answer the prompts of tasks; resumable")
-    for one, work in ((run, _run), (generate, _generate)):
-        one.set_defaults(work=work)
-        one.add_argument(
-            "--tasks",
-            required=True,
-            help="names, comma-separated (see `tasks`), or paths of YAML files of your own",
-        )
-        one.add_argument(
-            "--out", required=True, type=Path, help="folder of this evaluation: OUT/TASK/MODE/…"
-        )
-        _generation_options(one)
     score = commands.add_parser("score", help="grade recorded answers")
-    score.set_defaults(work=_score)
-    score.add_argument("out", type=Path, help="folder of an evaluation, or of one of its tasks")
     report = commands.add_parser("report", help="tables (Markdown, CSV, LaTeX) and a bar plot")
-    report.set_defaults(work=_report)
+    commands.add_parser("tasks", help="list the tasks")
+    commands.add_parser("grade", help="grade anybody's outputs: GRADER < in.jsonl > out.jsonl")
+    commands.add_parser("judge", help="AlpacaEval: have answers compared with a reference's")
+    commands.add_parser("winrate", help="AlpacaEval win rates from recorded judge annotations")
+    for one in (run, generate):
+        _add_generation_options(one)
+    for one in (run, score):
+        _add_grading_options(one)
+
+    score.add_argument("out", type=Path, help="folder of an evaluation, or of one of its tasks")
+    score.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder of the data files: the code grader reads its tests there",
+    )
     report.add_argument("runs", nargs="*", type=Path, help="folders of evaluations: one row each")
     report.add_argument(
         "--compare",
@@ -85,30 +101,18 @@ def parser() -> argparse.ArgumentParser:
         help="the same, marking the best and what is within noise of it",
     )
     report.add_argument("--to", type=Path, help="folder to write to (default: the first RUN)")
-    commands.add_parser("tasks", help="list the tasks").set_defaults(work=_tasks)
-    commands.add_parser("grade", help="grade anybody's outputs: GRADER < in.jsonl > out.jsonl")
-    commands.add_parser("judge", help="AlpacaEval: have answers compared with a reference's")
-    commands.add_parser("winrate", help="AlpacaEval win rates from recorded judge annotations")
-    for one in (run, score):
-        one.add_argument(
-            "--workers", type=int, default=0, help="processes that grade (default: all cores)"
-        )
-        one.add_argument(
-            "--allow-code-exec",
-            action="store_true",
-            help="run the programs that a model wrote, isolated: docs/code_execution.md",
-        )
-    score.add_argument(
-        "--data-dir",
-        type=Path,
-        help="folder of the data files: the code grader reads its tests there",
-    )
     return whole
 
 
-def _generation_options(one: argparse.ArgumentParser) -> None:
-    from adaptsft.evals.backends import BACKENDS
-
+def _add_generation_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--tasks",
+        required=True,
+        help="names, comma-separated (see `tasks`), or paths of YAML files of your own",
+    )
+    one.add_argument(
+        "--out", required=True, type=Path, help="folder of this evaluation: OUT/TASK/MODE/…"
+    )
     one.add_argument(
         "--model",
         help="run folder of adaptsft.train, Hugging Face folder, or name (on the hub, or as a "
@@ -120,7 +124,7 @@ def _generation_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--data-dir", type=Path, help="folder of data files; default: the hub")
     one.add_argument(
         "--temperature",
-        type=_temperatures,
+        type=temperatures,
         help="such as 1, or 0,1 for greedy and sampled side by side; default: the task's",
     )
     # torchrun's own parser takes --n for --nnodes or --nproc-per-node, even behind the module's
@@ -166,126 +170,15 @@ def _generation_options(one: argparse.ArgumentParser) -> None:
     )
 
 
-def _temperatures(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text}: write a temperature, or several with commas, such as 0,1"
-        ) from None
-    if not all(0 <= value < math.inf for value in values):
-        raise argparse.ArgumentTypeError("temperatures are 0 (greedy) or above")
-    return values
-
-
-def _generate(options: argparse.Namespace) -> int:
-    _answer(options)
-    return 0
-
-
-def _answer(options: argparse.Namespace) -> int:
-    """Generate on all ranks; returns this one's number."""
-    from adaptsft.distributed.ranks import process_group, raise_on_all_ranks, rank
-    from adaptsft.evals.backends import open_backend
-    from adaptsft.evals.generate import Plan, generate
-    from adaptsft.evals.tasks import load_task
-
-    tasks = [load_task(name) for name in options.tasks.split(",") if name]
-    code = [task.name for task in tasks if "code" in task.graders]
-    if code and getattr(options, "allow_code_exec", None) is False:
-        raise ConfigError(
-            f"--tasks {', '.join(code)}: their answers are programs, and grading runs them: add "
-            "--allow-code-exec if you mean to"
-        )
-    plan = Plan(
-        options.out,
-        options.data_dir,
-        options.temperature,
-        options.n,
-        options.limit,
-        options.max_tokens,
-        options.seed,
+def _add_grading_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--workers", type=int, default=0, help="processes that grade (default: all cores)"
     )
-    with process_group("cpu"):
-        backend = raise_on_all_ranks(lambda: open_backend(options.backend, options))
-        generate(tasks, backend, plan)
-        return rank()
-
-
-def _run(options: argparse.Namespace) -> int:
-    if _answer(options) != 0:
-        return 0  # the other ranks have done their share
-    _score(options)
-    options.runs, options.compare, options.to = [options.out], [], None
-    return _report(options)
-
-
-def _score(options: argparse.Namespace) -> int:
-    from adaptsft.errors import DataError
-    from adaptsft.evals import samples
-    from adaptsft.evals.score import Grading, score
-
-    found = samples.folders(options.out)
-    if not found:
-        raise DataError(f"{options.out}: no run.json below it: run generate first")
-    errors = []
-    for folder in found:
-        try:
-            result = score(
-                folder, Grading(options.workers, options.data_dir, options.allow_code_exec)
-            )
-        except UserError as error:  # the other tasks' results are worth having
-            errors.append(error)
-            continue
-        shown = [
-            f"{name} {100 * value['value']:.2f}"
-            for name, value in result["metrics"].items()
-            if "/" not in name
-        ]
-        print(f"{folder}: {'  '.join(shown)}  ({result['task']['n_items']} items)")
-    for error in errors[1:]:
-        print(f"adaptsft.evals: {type(error).__name__}: {error}", file=sys.stderr)
-    if errors:
-        raise errors[0]
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from adaptsft.evals import report
-
-    runs = options.compare or options.runs
-    if not runs:
-        raise ConfigError("report: name the folders of evaluations")
-    tables = report.build(runs, compare=bool(options.compare))
-    folder = options.to or runs[0]
-    report.write(tables, folder)
-    print(f"\n{report.markdown(tables)}\n{folder}/report.md, .csv, .tex, .png")
-    return 0
-
-
-def _tasks(options: argparse.Namespace) -> int:
-    from adaptsft.evals.tasks import describe
-
-    print(describe())
-    return 0
-
-
-def _grade(arguments: list[str]) -> int:
-    from adaptsft.evals.grade import main as grade
-
-    return grade(arguments)
-
-
-def _judge(arguments: list[str]) -> int:
-    from adaptsft.evals.judge import main as judge
-
-    return judge(arguments)
-
-
-def _winrate(arguments: list[str]) -> int:
-    from adaptsft.evals.alpaca import main as winrate
-
-    return winrate(arguments)
+    one.add_argument(
+        "--allow-code-exec",
+        action="store_true",
+        help="run the programs that a model wrote, isolated: docs/code_execution.md",
+    )
 
 
 if __name__ == "__main__":

@@ -41,8 +41,10 @@ def _column(scores: dict[str, float], items: list[str]) -> Scores:
 
 
 def against_best(entries: list[tuple[Path, str]]) -> tuple[int, list[bool]]:
-    """For (folder, metric) entries: which has the highest mean, and whether the 95 % interval of
-    each one's difference from it holds 0.
+    """Which of some (folder, metric) entries is best, and which are not distinguishable from it.
+
+    The best has the highest mean; another is not distinguishable where the 95 % interval of the
+    difference holds 0.
     """
     means = [
         float(np.mean(list(item_scores(folder, metric).values()))) for folder, metric in entries

@@ -59,9 +59,10 @@ def figlet(font: str) -> pyfiglet.Figlet:
 
 
 def legible(font: str) -> bool:
-    """Whether words can be told from their drawings: left to right, no capital is blank or drawn
-    like another one, and each takes two rows or more (fonts of one row are ciphers: Morse,
-    hexadecimal, rot13).
+    """Whether words can be read from their drawings.
+
+    The font runs left to right, no capital is blank or drawn like another one, and each takes two
+    rows or more (fonts of one row are ciphers: Morse, hexadecimal, rot13).
     """
     drawings = [
         [line.rstrip() for line in figlet(font).renderText(letter).split("\n") if line.strip()]
@@ -139,8 +140,9 @@ def reasoning_gym_item() -> Callable[[int], Record]:
 
 
 def verified(records: Iterable[Record], expected: str) -> Iterator[Record]:
-    """The records as they come, and at their end a DataError where `expected` is not the sha256 of
-    one JSON object a line.
+    """The records as they come, then a DataError unless `expected` is their sha256.
+
+    It is the sha256 of one JSON object a line.
     """
     digest = hashlib.sha256()
     for record in records:
@@ -154,9 +156,7 @@ def verified(records: Iterable[Record], expected: str) -> Iterator[Record]:
 
 
 def conversation(record: Record, prompt: Prompt) -> Record:
-    """An item as the trainer reads it (id, messages), with the prompt of the task "figfont":
-    system, user, assistant.
-    """
+    """An item as the trainer reads it: id, and messages with the prompt of the task "figfont"."""
     turns = (
         ("system", prompt.system),
         ("user", prompt.user.format(**record)),

@@ -1,6 +1,6 @@
 """python -m adaptsft.evals grade GRADER < in.jsonl > out.jsonl: anybody's outputs, graded.
 
-A JSON object a line in and out, same order.
+One JSON object per line, in and out, in the same order.
 """
 
 import argparse
@@ -9,29 +9,26 @@ import sys
 
 from tqdm import tqdm
 
-from adaptsft.errors import DataError
-from adaptsft.evals.graders import GRADERS, grade_all
-
-
-def read_lines() -> list[dict]:
-    """The objects on stdin. Raises DataError with the number of the first line that is not JSON."""
-    records = []
-    for number, line in enumerate(sys.stdin, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(
-                f"line {number} of stdin is not JSON ({error}): {line.strip()!r:.80}"
-            ) from None
-    return records
+from adaptsft.evals.code.command import main as grade_code
+from adaptsft.evals.command_line import read_stdin
+from adaptsft.evals.graders.grading import grade_all
+from adaptsft.evals.graders.registry import GRADERS
 
 
 def main(arguments: list[str]) -> int:
     """Returns 0; raises UserError."""
     if arguments[:1] == ["code"]:
-        from adaptsft.evals.code.evalplus import grade_command
+        return grade_code(arguments[1:])
+    options = _parser().parse_args(arguments)
+    records = read_stdin()
+    bar = tqdm(total=len(records), desc=options.grader, unit="answer", mininterval=1.0, delay=1.0)
+    with bar:
+        verdicts = grade_all(options.grader, records, workers=options.workers, progress=bar.update)
+    sys.stdout.writelines(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts)
+    return 0
 
-        return grade_command(arguments[1:])
+
+def _parser() -> argparse.ArgumentParser:
     table = "\n".join(
         f"  {name:15}{grader.help}\n{'':17}reads {', '.join(grader.reads).replace('|', ' or ')}; "
         f"writes {', '.join(grader.writes)}"
@@ -42,10 +39,10 @@ def main(arguments: list[str]) -> int:
         usage="%(prog)s GRADER [--workers N] < in.jsonl > out.jsonl",
         description="Grades outputs: one JSON object per line on stdin, one verdict per line on "
         "stdout, in the same order.",
-        epilog=f"graders:\n{table}\n  code           programs, against tests: see `grade code "
-        "--help`\n\n"
-        "Also written: unparsed (no answer was found) and timeout (stopped; counts as wrong). "
-        "docs/graders.md has the rules of each.",
+        epilog=f"graders:\n{table}\n"
+        "  code           programs, against tests: see `grade code --help`\n\n"
+        "Also written: unparsed (no answer was found) and timeout (stopped; counts as wrong). The "
+        "rules of each are in docs/graders.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("grader", metavar="GRADER", choices=GRADERS, help="one of the list below")
@@ -55,11 +52,4 @@ def main(arguments: list[str]) -> int:
         default=0,
         help="processes of the math graders (default: one per core)",
     )
-    options = parser.parse_args(arguments)
-    records = read_lines()
-    with tqdm(
-        total=len(records), desc=options.grader, unit="answer", mininterval=1.0, delay=1.0
-    ) as bar:
-        verdicts = grade_all(options.grader, records, workers=options.workers, progress=bar.update)
-    sys.stdout.writelines(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts)
-    return 0
+    return parser

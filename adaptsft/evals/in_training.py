@@ -1,10 +1,9 @@
-"""Tasks evaluated while a model trains: a few items, greedy, on the sharded model as it stands, all
-ranks in lockstep.
+"""Tasks evaluated while a model trains: a few items, greedy, on the sharded model.
 
-The weights are gathered layer by layer for every token that is generated, so this costs about
-`max_tokens` forwards per batch: meant for tens of items and short answers. Nothing that training
-depends on is touched: no random number is drawn from its generators, and mode, attention and
-sharding are as before when this returns.
+All ranks run in lockstep. The weights are gathered layer by layer for every token that is
+generated, so this costs about `max_tokens` forwards per batch: it is for tens of items and short
+answers. Nothing that training depends on changes: no random number is drawn from its generators,
+and mode, attention and sharding are as before when this returns.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,19 +19,21 @@ import torch.distributed as dist
 from adaptsft.config.schema import DataConfig
 from adaptsft.distributed.ranks import raise_on_all_ranks, rank, world_size
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends import Output, Sampling
+from adaptsft.evals.backends.base import Output, Sampling
 from adaptsft.evals.backends.decode import decode
-from adaptsft.evals.backends.hf import end_tokens
+from adaptsft.evals.backends.hf import context_window, end_tokens
 from adaptsft.evals.data import load_items
-from adaptsft.evals.graders import GRADERS, grade_all
-from adaptsft.evals.prompts import Renderer, messages_of
-from adaptsft.evals.score import metrics_of
+from adaptsft.evals.graders.grading import grade_all
+from adaptsft.evals.graders.registry import GRADERS
+from adaptsft.evals.prompts import messages_of
+from adaptsft.evals.renderer import Renderer
+from adaptsft.evals.result import metrics_of
 from adaptsft.evals.tasks import Task, load_task
 from adaptsft.model.attention import has_softcap
 from adaptsft.model.build import ShardedModel, reshard
 
-SHOWN = 3  # answers of each task that are kept as text, …
-SHOWN_CHARACTERS = 2000  # … cut to so many characters
+SHOWN = 3  # answers of each task that are recorded as text
+SHOWN_CHARACTERS = 2000  # of such a text
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,8 @@ def prepare(
     prepared = []
     for name in names:
         task = load_task(name)
-        if task.runner != "generate" or not all(
-            grader in GRADERS for grader in task.graders
-        ):  # programs, judges
+        # programs and judges are left to the finished model
+        if task.runner != "generate" or not set(task.graders) <= set(GRADERS):
             raise ConfigError(
                 f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run "
                 "on the finished model"
@@ -86,12 +86,10 @@ def evaluate(
     batch_size: int = 16,
     beat: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """{task:
+    """The results of each task, the same on all ranks, which call it together.
 
-    {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}, the same on all
-    ranks, which call it together.
-
-    `beat` is called after every token: the trainer's watchdog. Rank 0 grades while the others wait.
+    {task: {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}. `beat` is
+    called after every token: the trainer's watchdog. Rank 0 grades while the others wait.
     """
     results = {}
     with generating(model):
@@ -114,23 +112,28 @@ def answer(
 ) -> list[Output]:
     """All outputs, on every rank.
 
-    Rank r answers items r, r + world, …; one that has no more repeats another one, and drops the
+    Rank r answers items r, r + world, …; one that has no more repeats another item, and drops the
     answer.
     """
     world, count = world_size(), len(task.prompts)
     rounds = -(-count // world)
     mine = [i if i < count else rank() % count for i in range(rank(), rounds * world, world)]
     ends = end_tokens(model, tokenizer)
-    context = int(
-        getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    )
+    context = context_window(model)
     outputs: list[Output] = []
     for start in range(0, rounds, batch_size):
         batch = mine[start : start + batch_size]
         outputs += decode(
-            model, tokenizer, [task.prompts[i] for i in batch], [0] * len(batch), task.sampling, ends,
-            context=context, lockstep=True, on_step=beat,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            [task.prompts[i] for i in batch],
+            [0] * len(batch),
+            task.sampling,
+            ends,
+            context=context,
+            lockstep=True,
+            on_step=beat,
+        )
     everyone: list[list[Output]] = [[]] * world
     dist.all_gather_object(everyone, outputs)
     return [everyone[i % world][i // world] for i in range(count)]
@@ -168,8 +171,9 @@ def _grade(task: HeldOutTask, outputs: list[Output], tokenizer: Any) -> dict[str
 
 @contextmanager
 def generating(model: ShardedModel) -> Iterator[None]:
-    """The model in a state to generate: no dropout, attention with a cache instead of packed
-    documents, and no compiling for its shapes.
+    """The model in a state to generate.
+
+    Without dropout, with cached attention instead of packed documents, and without compilation.
     """
     attention = model.config._attn_implementation
     model.eval()
@@ -178,8 +182,8 @@ def generating(model: ShardedModel) -> Iterator[None]:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        reshard(
-            model
-        )  # groups that stay unsharded until a backward would give the optimizer a wrong view of the weights
+        # groups that stay unsharded until a backward would give the optimizer a wrong view of the
+        # weights
+        reshard(model)
         model.set_attn_implementation(attention)
         model.train()

@@ -21,8 +21,8 @@ class Estimate(NamedTuple):
 def mean(scores: Scores) -> Estimate:
     """Mean over items of the mean over samples.
 
-    The error is that of the mean of item means: samples of an item are not independent, items are
-    taken to be (clustered standard error, Miller 2024, arXiv:2411.00640, eq. 4 for equal cluster
+    Its error is that of the mean of item means: items are taken to be independent, samples of an
+    item are not (clustered standard error, Miller 2024, arXiv:2411.00640, eq. 4 for equal cluster
     sizes).
     """
     by_item = scores.mean(1)
@@ -32,8 +32,9 @@ def mean(scores: Scores) -> Estimate:
 
 
 def pass_at_k(scores: Scores, k: int) -> Estimate:
-    """Chance that at least one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k) (Chen et
-    al. 2021, arXiv:2107.03374, eq. 1).
+    """Chance that at least one of k samples is right, unbiased: 1 - C(n-c, k) / C(n, k).
+
+    Chen et al. 2021, arXiv:2107.03374, eq. 1.
     """
     n = scores.shape[1]
     if not 1 <= k <= n:
@@ -48,8 +49,9 @@ def by_sample(scores: Scores) -> list[float]:
 
 
 def paper_rounding(scores: Scores) -> float:
-    """Mean over samples of the percentage rounded to one decimal, as the paper's tables come about;
-    returned as a fraction.
+    """Mean over samples of the percentage rounded to one decimal, as a fraction.
+
+    The paper's tables are computed so.
     """
     return float(np.mean([round(100 * column, 1) for column in by_sample(scores)])) / 100
 
@@ -63,10 +65,10 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(a: Scores, b: Scores, seed: int = 0, resamples: int = 10_000) -> Difference:
-    """Compare two runs on the same items: item means are resampled in pairs (Efron & Tibshirani
-    1993, ch. 13 and 16.4).
+    """Compare two runs on the same items by resampling item means in pairs.
 
-    The interval is the percentile one; p is that of the differences shifted to have mean 0.
+    Efron & Tibshirani 1993, ch. 13 and 16.4. The interval is the percentile one; p is that of the
+    differences shifted to have mean 0.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} items: a paired comparison needs the same ones")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.data import READERS
 from adaptsft.evals.prompts import fill
+from adaptsft.evals.readers import READERS
 from adaptsft.evals.tasks import Prompt
 
 Question = dict[str, Any]  # id, question, listed, options {letter: text}, gold (a letter)
@@ -39,9 +39,7 @@ KINDS: dict[str, Callable[[list[str], str, random.Random], str]] = {
 
 @dataclass(frozen=True)
 class Noise:
-    """`rate`: share of the questions that get a wrong label, exactly (rounded to a whole number of
-    them).
-    """
+    """`rate`: share of the questions with a wrong label, exact but for rounding to whole ones."""
 
     rate: float = 0.0
     kind: str = "uniform"  # a key of KINDS
@@ -99,8 +97,9 @@ def tsv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def training_row(question: Question, taught: str, prompt: Prompt) -> dict[str, Any]:
-    """What the trainer reads (id, prompt, completion; `prompt` is that of the task "openbookqa"),
-    and gold (what is right) and noisy (whether another letter is taught).
+    """A record for the trainer (id, prompt, completion), with the prompt of the task "openbookqa".
+
+    Besides, `gold` (the right letter) and `noisy` (whether the completion is another one).
     """
     row = {"id": question["id"], "prompt": fill(prompt.user, question), "completion": taught}
     return row | {"gold": question["gold"], "noisy": taught != question["gold"]}

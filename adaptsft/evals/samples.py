@@ -1,8 +1,8 @@
-"""The files of one task in one mode: run.json (what was asked), items.jsonl, samples*.jsonl
-(append-only), scored.jsonl, result.json.
+"""The files of one task in one mode of decoding.
 
-Samples are keyed by a hash of all that decides them, so that what is there is never generated again
-and never taken for something else. A process that is killed leaves at most one torn line, its last,
+run.json (the settings), items.jsonl, samples*.jsonl (append-only), scored.jsonl, result.json.
+Samples are keyed by a hash of all that decides them, so that none is generated twice or taken for a
+sample of other settings. A process that is killed leaves at most one incomplete line, its last,
 which is dropped.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from adaptsft.errors import DataError
+from adaptsft.files import write_atomically
 
 
 def digest(*parts: Any) -> str:
-    return hashlib.sha256(
-        json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()
-    ).hexdigest()
+    content = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def seed_of(run_seed: int, task: str, item_id: str, sample: int) -> int:
@@ -33,17 +33,11 @@ def folders(out: Path) -> list[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    temporary.rename(path)
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.rename(path)
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    write_atomically(path, "".join(map(_line, records)))
 
 
 def read_json(path: Path) -> Any:
@@ -54,24 +48,25 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> tuple[list[Any], int]:
-    """The rows of a JSON-lines file, and the bytes they take: a last line without its end was torn
-    by a crash, and is not among them.
+    """The records of a JSON-lines file, and the bytes that they take.
+
+    A last line without its end was cut off by a crash, and is left out.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
-    whole = content[: content.rfind(b"\n") + 1]
-    rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    complete = content[: content.rfind(b"\n") + 1]
+    records = []
+    for number, line in enumerate(complete.splitlines(), 1):
         try:
-            rows.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError as error:
             raise DataError(
                 f"{path}:{number}: not JSON ({error}): the file is damaged; remove this line, and "
                 "it is generated again"
             ) from None
-    return rows, len(whole)
+    return records, len(complete)
 
 
 class Samples:
@@ -79,17 +74,21 @@ class Samples:
 
     def __init__(self, folder: Path, rank: int = 0, name: str = "samples") -> None:
         self.file = folder / f"{name}.rank{rank}.jsonl"
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob(f"{name}.rank*.jsonl")):
-            rows, whole = read_lines(path)
-            self.rows |= {row["key"]: row for row in rows}
-            if path == self.file and whole < path.stat().st_size:
-                os.truncate(path, whole)
+            records, complete = read_lines(path)
+            self.records |= {record["key"]: record for record in records}
+            if path == self.file and complete < path.stat().st_size:
+                os.truncate(path, complete)
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, records: list[dict[str, Any]]) -> None:
         """On disk when this returns."""
         with self.file.open("a") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(map(_line, records))
             file.flush()
             os.fsync(file.fileno())
-        self.rows |= {row["key"]: row for row in rows}
+        self.records |= {record["key"]: record for record in records}
+
+
+def _line(record: Any) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -1,12 +1,12 @@
 """Tasks: a pinned YAML file each, in adaptsft/evals/tasks.
 
-A new evaluation is one more such file, there or anywhere else.
-
-A file says where the data is and what it must hash to, the prompt, how to decode, who grades and
-what to report; the dataclasses below are its keys. `extends: NAME` starts from another task;
-`columns`, `sources` and other lists replace its own as a whole.
+A new evaluation is one more such file, there or anywhere else. It holds where the data is and its
+sha256, the prompt, how to decode, the graders and what to report; the dataclasses below are its
+keys. `extends: NAME` starts from another task; `columns`, `sources` and other lists replace those
+of that task as a whole.
 """
 
+import argparse
 import difflib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends import Sampling
+from adaptsft.evals.backends.base import Sampling
+from adaptsft.evals.graders.registry import GRADERS
+from adaptsft.evals.readers import GENERATORS, READERS
 
 FOLDER = Path(__file__).parent / "tasks"
 
@@ -26,22 +28,22 @@ FOLDER = Path(__file__).parent / "tasks"
 class Source:
     """Where items come from: a file under --data-dir, a data set on the hub, or a generator.
 
-    The first one at hand is used.
+    A task uses the first of its sources that is available.
     """
 
     file: str = ""  # path under --data-dir
     hub: str = ""  # name on the hub
     subset: str | None = None
     split: str = "test"
-    hub_file: str = ""  # a single file of `hub`, where that is not laid out as splits
+    hub_file: str = ""  # a single file of `hub`, where that has no splits
     revision: str | None = None
-    generator: str = ""  # a key of data.GENERATORS
+    generator: str = ""  # a key of readers.GENERATORS
     key: str = ""  # of the list wanted, in a JSON object of lists
-    reader: str = "fields"  # a key of data.READERS: what turns a record into an item
-    fields: dict[str, str] = field(default_factory=dict)  # field map, ours: theirs
-    # of the file; of the items where they come otherwise. null: nobody could fetch it to hash
+    reader: str = "fields"  # a key of readers.READERS: what makes an item of a record
+    fields: dict[str, str] = field(default_factory=dict)  # {our field: theirs}
+    # of the file, or of the items where there is no file; null: the data could not be fetched
     sha256: str | None = None
-    verified: bool = False  # sha256 and items were checked against the real data
+    verified: bool = False  # sha256 and items were checked against the published data
     origin: str = ""  # where it was published
     licence: str = ""
 
@@ -50,8 +52,7 @@ class Source:
 class Prompt:
     system: str = ""
     user: str = "{question}"  # {name} stands for a field of the item
-    # how the answer begins: put after the rendered prompt, and not part of the output
-    start: str = ""
+    start: str = ""  # the answer's beginning: follows the rendered prompt, not part of the output
     raw: bool = False  # the model continues `user` itself, without any template
 
 
@@ -70,19 +71,17 @@ class Task:
     title: str = ""
     group: str = ""  # a table of the report
     version: int = 1
-    # generate: the prompt is answered and graded. harness: lm-eval runs `harness_task`
-    runner: str = "generate"
+    runner: str = "generate"  # or "harness": lm-eval runs `harness_task`
     harness_task: str = ""
     sources: list[Source] = field(default_factory=list)
     items: int = 0  # how many there must be
     prompt: Prompt = field(default_factory=Prompt)
     decoding: Decoding = field(default_factory=Decoding)
-    graders: list[str] = field(default_factory=list)  # names in graders.GRADERS, or "code"
-    columns: dict[str, str] = field(default_factory=dict)  # header in tables: metric
-    gated: bool = False  # the user must ask its owners for it
-    notes: list[str] = field(
-        default_factory=list
-    )  # what is unknown about the published protocol, or differs from it
+    graders: list[str] = field(default_factory=list)  # keys of GRADERS, "code" or "judge"
+    columns: dict[str, str] = field(default_factory=dict)  # {header in tables: metric}
+    gated: bool = False  # access must be requested from the owners
+    # what is unknown about the published protocol, or differs from it
+    notes: list[str] = field(default_factory=list)
 
     def sampling(self, temperature: float, max_tokens: int | None = None) -> Sampling:
         decoding = self.decoding
@@ -107,7 +106,8 @@ def load_task(name: str) -> Task:
         raise ConfigError(f"--tasks {name}: no such task; {hint}")
     task = from_dict(_read(path), str(path))
     task.name = path.stem
-    _check(task, str(path))
+    if problem := _problem(task):
+        raise ConfigError(f"{path}: {problem}")
     return task
 
 
@@ -138,70 +138,60 @@ def _read(path: Path) -> Any:
         return values
     below = path.with_name(f"{base}.yaml")
     inherited = _read(below if below.is_file() else FOLDER / f"{base}.yaml")
-    if "columns" in values:  # of the other task's none stay: its figures are not this one's
+    if "columns" in values:  # a mapping would be merged: two tasks would fill one column
         inherited.pop("columns", None)
     return OmegaConf.merge(inherited, values)
 
 
-def _check(task: Task, origin: str) -> None:
-    from adaptsft.evals.data import GENERATORS, READERS
-    from adaptsft.evals.graders import GRADERS
-
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ConfigError(f"{origin}: {message}")
-
-    require(task.runner in ("generate", "harness"), f"runner: {task.runner}: generate or harness")
-    require(
-        bool(task.title and task.group and task.columns),
-        "title, group and columns are needed: they make the tables",
-    )
-    require(task.items > 0, "items: how many items the data must have")
+def _problem(task: Task) -> str | None:
+    """What is wrong with a task's keys, or None."""
+    if task.runner not in ("generate", "harness"):
+        return f"runner: {task.runner}: choose generate or harness"
+    if not (task.title and task.group and task.columns):
+        return "title, group and columns are needed: they make the tables"
+    if task.items <= 0:
+        return "items: how many items the data must have"
     if task.runner == "harness":
-        require(bool(task.harness_task), "harness_task: the lm-eval task that this runs")
-        return
-    require(bool(task.sources), "sources: where the items come from")
-    require(bool(task.graders), "graders: who judges the answers")
+        return None if task.harness_task else "harness_task: the lm-eval task that this runs"
+    if not task.sources:
+        return "sources: where the items come from"
+    if not task.graders:
+        return "graders: what grades the answers"
+    known = (*GRADERS, "code", "judge")
     for grader in task.graders:
-        require(
-            grader in (*GRADERS, "code", "judge"),
-            f"graders: {grader}: choose from {', '.join(GRADERS)}, code, judge",
-        )
-    for source in task.sources:
-        require(
-            source.reader in READERS, f"reader: {source.reader}: choose one of {', '.join(READERS)}"
-        )
-        require(
-            not source.generator or source.generator in GENERATORS,
-            f"generator: {source.generator}: one of {', '.join(GENERATORS)}",
-        )
-        require(
-            bool(source.file or source.hub or source.generator),
-            "a source needs file, hub or generator",
-        )
-        require(source.sha256 is not None or not source.verified, "verified: true needs a sha256")
-    require(
-        task.decoding.n >= 1 and task.decoding.temperature >= 0,
-        "decoding: n must be at least 1 and temperature at least 0",
-    )
+        if grader not in known:
+            return f"graders: {grader}: choose from {', '.join(known)}"
+    if task.decoding.n < 1 or task.decoding.temperature < 0:
+        return "decoding: n must be at least 1 and temperature at least 0"
+    return next(filter(None, map(_source_problem, task.sources)), None)
 
 
-LEGEND = """verified: the sha256 in the task file is that of the real data. unverified: it could not be fetched when the file was written,
-and only the number of items is checked; the hash of what you have is recorded in every result."""
+def _source_problem(source: Source) -> str | None:
+    if source.reader not in READERS:
+        return f"reader: {source.reader}: choose one of {', '.join(READERS)}"
+    if source.generator and source.generator not in GENERATORS:
+        return f"generator: {source.generator}: choose one of {', '.join(GENERATORS)}"
+    if not (source.file or source.hub or source.generator):
+        return "a source needs file, hub or generator"
+    if source.verified and source.sha256 is None:
+        return "verified: true needs a sha256"
+    return None
 
 
-def describe() -> str:
-    """What `python -m adaptsft.evals tasks` prints."""
-    lines = [f"{'task':24} {'items':>6}  {'data':9} {'graders':28} title"]
+LEGEND = """\
+verified: the sha256 in the task file is that of the published data. unverified: the data could not
+be fetched when the file was written, and only the number of items is checked; the hash of what you
+have is recorded in every result."""
+
+
+def list_tasks(options: argparse.Namespace) -> int:
+    """`python -m adaptsft.evals tasks`."""
+    print(f"{'task':24} {'items':>6}  {'data':9} {'graders':28} title")
     for name in names():
         task = load_task(name)
-        state = (
-            "gated"
-            if task.gated
-            else "verified"
-            if any(source.verified for source in task.sources)
-            else "unverified"
-        )
+        state = "verified" if any(source.verified for source in task.sources) else "unverified"
+        state = "gated" if task.gated else state
         graders = ", ".join(task.graders) or f"lm-eval {task.harness_task}"
-        lines.append(f"{name:24} {task.items:6}  {state:9} {graders:28} {task.title}")
-    return "\n".join([*lines, "", LEGEND])
+        print(f"{name:24} {task.items:6}  {state:9} {graders:28} {task.title}")
+    print(f"\n{LEGEND}")
+    return 0

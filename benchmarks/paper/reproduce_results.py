@@ -8,7 +8,9 @@ from typing import Any
 
 from adaptsft.config.resolve import load_config
 from adaptsft.errors import DataError
-from adaptsft.evals import alpaca, samples
+from adaptsft.evals import samples
+from adaptsft.evals.alpaca.annotations import read_annotations
+from adaptsft.evals.alpaca.winrate import evaluate as evaluate_win_rate
 from benchmarks.lab.runs import commit
 from benchmarks.paper import figures
 from benchmarks.paper.reproduce_stages import evaluation
@@ -115,8 +117,8 @@ def judged(folder: Path, job: Job) -> dict[str, Any]:
     if not file.is_file():
         return {}
     gamed = file.with_name("df_gamed.csv")
-    found = alpaca.evaluate(
-        alpaca.read_annotations(file)[0], df_gamed=gamed if gamed.is_file() else None
+    found = evaluate_win_rate(
+        read_annotations(file)[0], df_gamed=gamed if gamed.is_file() else None
     )
     errors = {"win_rate": "standard_error", "lc_win_rate": "lc_standard_error"}
     return {

@@ -18,8 +18,6 @@ import pytest
 
 from adaptsft.errors import ConfigError
 from adaptsft.evals.code import sandbox, values
-from adaptsft.evals.code.evalplus import expected_outputs, judge
-from adaptsft.evals.code.problems import Problem
 from adaptsft.evals.code.sandbox import Limits, RunError
 from tests.conftest import REPO
 
@@ -78,22 +76,27 @@ def test_files_and_secrets_of_the_host_are_out_of_reach(
     secret = tmp_path / "secret"
     secret.write_text("do not leak")
     tmp_path.chmod(0o777)
-    write = "import os\ndef f(path): os.write(os.open(path, os.O_CREAT | os.O_WRONLY), os.environ.get('SECRET_TOKEN', '').encode())"
+    write = (
+        "import os\n"
+        "def f(path):\n"
+        " file = os.open(path, os.O_CREAT | os.O_WRONLY)\n"
+        " os.write(file, os.environ.get('SECRET_TOKEN', '').encode())"
+    )
     assert failed(outcome(kind, write, str(tmp_path / "written")), "FileNotFoundError")
     assert os.listdir(tmp_path) == ["secret"]
     assert failed(
         outcome(kind, "def f(path): return open(path).read()", str(secret)), "FileNotFoundError"
     )
-    seen = outcome(
-        kind,
-        "import os\ndef f(): return [dict(os.environ), os.listdir('/'), os.listdir('/tmp'), "
-        "os.getuid()]",
+    look = (
+        "import os\n"
+        "def f():\n"
+        " return [dict(os.environ), os.listdir('/'), os.listdir('/tmp'), os.getuid()]"
     )
+    seen = outcome(kind, look)
     assert isinstance(seen, list) and "do not leak" not in str(seen) and seen[3] != 0
-    here = (
-        Path(sandbox.__file__).parts
-    )  # where the checkout itself lies under /tmp, the folders that lead to the program are there
-    assert set(seen[2]) <= ({here[2]} if here[:2] == ("/", "tmp") else set())
+    # where the checkout or Python lie under /tmp, the folders that lead to them are there
+    visible = [Path(place).parts for place in sandbox.visible()[0]]
+    assert set(seen[2]) <= {parts[2] for parts in visible if parts[:2] == ("/", "tmp")}
     assert not {"proc", "sys", "home", "var", "mnt"} & set(seen[1])
     for place in (os.__file__, sandbox.__file__):
         assert failed(
@@ -126,9 +129,8 @@ def test_no_network(kind: str) -> None:
 )
 def test_no_processes_and_no_rights(kind: str, attempt: str) -> None:
     code = f"import importlib, os, subprocess, sys\ndef f(): {attempt}"
-    assert failed(
-        outcome(kind, code), "PermissionError", "OSError"
-    )  # EPERM; EINVAL where user 0 does not even exist
+    # EPERM; EINVAL where user 0 does not even exist
+    assert failed(outcome(kind, code), "PermissionError", "OSError")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,11 @@ def test_no_processes_and_no_rights(kind: str, attempt: str) -> None:
     ],
 )
 def test_no_system_calls_that_undo_the_isolation(kind: str, call: str) -> None:
-    code = f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ndef f(): return [libc.{call}, ctypes.get_errno()]"
+    code = (
+        "import ctypes\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        f"def f(): return [libc.{call}, ctypes.get_errno()]"
+    )
     assert outcome(kind, code) == [-1, 1]  # EPERM
 
 
@@ -167,26 +173,52 @@ def test_memory_threads_and_files_are_limited(kind: str) -> None:
     assert failed(
         outcome(kind, "def f():\n x = []\n while True: x.append(bytearray(2**24))"), "MemoryError"
     )
-    grow = "import threading, time\ndef f():\n for _ in range(10**4): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    grow = (
+        "import threading, time\n"
+        "def f():\n"
+        " for _ in range(10**4):\n"
+        "  threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    )
     assert failed(outcome(kind, grow), "RuntimeError", "MemoryError")
     fill = "def f():\n for n in range(100): open(f'/tmp/{n}', 'wb', 0).write(bytes(2**24))"
     assert failed(outcome(kind, fill), "OSError")
 
 
 def test_output_is_limited(kind: str) -> None:
-    assert (
-        outcome(
-            kind,
-            "import os\ndef f():\n for _ in range(10**4): print('x' * 1000); os.write(2, b'x' * "
-            "1000)\n return 1",
-        )
-        == 1
+    noisy = (
+        "import os\n"
+        "def f():\n"
+        " for _ in range(10**4): print('x' * 1000); os.write(2, b'x' * 1000)\n"
+        " return 1"
     )
+    assert outcome(kind, noisy) == 1
     with pytest.raises(RunError, match="output too large"):
         outcome(kind, "def f(): return 'x' * 10**6")
-    flood = "import os\ndef f():\n while True:\n  for number in range(64):\n   try: os.write(number, b'x' * 10**5)\n   except OSError: pass"
+    flood = (
+        "import os\n"
+        "def f():\n"
+        " while True:\n"
+        "  for number in range(64):\n"
+        "   try: os.write(number, b'x' * 10**5)\n"
+        "   except OSError: pass"
+    )
     with pytest.raises(RunError, match="output too large"):
         outcome(kind, flood)
+
+
+def test_a_closed_channel_ends_the_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that goes on without its channel is a failure of that program alone."""
+    monkeypatch.setattr(sandbox, "GRACE", 0.1)
+    closing = (
+        "import os\n"
+        "def f():\n"
+        " for number in range(3, 64):\n"
+        "  try: os.close(number)\n"
+        "  except OSError: pass\n"
+        " while True: pass"
+    )
+    with pytest.raises(RunError, match="closed the channel"):
+        outcome(kind, closing)
 
 
 def test_time_is_limited(kind: str) -> None:
@@ -196,7 +228,12 @@ def test_time_is_limited(kind: str) -> None:
     asleep = "import time\ndef f(): time.sleep(100)"
     result = outcome(kind, asleep, seconds=0.05)
     assert isinstance(result, dict) and result["timeout"]
-    deaf = "import signal\nfor n in range(1, 32):\n try: signal.signal(n, signal.SIG_IGN)\n except (OSError, ValueError): pass\n"
+    deaf = (
+        "import signal\n"
+        "for n in range(1, 32):\n"
+        " try: signal.signal(n, signal.SIG_IGN)\n"
+        " except (OSError, ValueError): pass\n"
+    )
     with pytest.raises(RunError, match=r"timeout|CPU time"):
         outcome(kind, deaf + loop, limits=Limits(memory=2**29, cpu=1, wall=20.0), seconds=0.2)
     with pytest.raises(RunError, match="timeout"):
@@ -225,80 +262,24 @@ import json
 from adaptsft.evals.code.sandbox import Limits, run
 group = {{"inputs": [[]], "limits": [50.0], "load_limit": 50.0}}
 job = json.dumps({{"code": "{code}", "entry_point": "f", "groups": [group], "most": 100}}).encode()
-list(run(job, [100], Limits(memory={mark}, cpu=5, wall={60.0 if grader_dies else 1.0}), kind="{kind}"))
+limits = Limits(memory={mark}, cpu=5, wall={60.0 if grader_dies else 1.0})
+list(run(job, [100], limits, kind="{kind}"))
 """
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     with subprocess.Popen(
         [sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL
     ) as grader:
-        deadline = time.monotonic() + 30
-        while not alive(mark) and time.monotonic() < deadline:
+        while not alive(mark):
+            assert grader.poll() is None
             time.sleep(0.02)
-        assert alive(mark)
         if grader_dies:
             time.sleep(0.2)
             grader.kill()
-        grader.wait(timeout=30)
-    deadline = time.monotonic() + 10
+        grader.wait()
+    deadline = time.monotonic() + 300  # a last resort: the kernel ends them at once
     while alive(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert alive(mark) == []
-
-
-ADD = Problem("HumanEval/0", "f", "def f(x): return [x + 1]", [[1], [2]], [[10], [20]], 0)
-
-
-TELL = """
-import json, os
-def tell(text):
-    for channel in range(3, 64):
-        try: os.write(channel, text.encode() + b"\\n")
-        except OSError: pass
-"""
-
-
-@pytest.mark.skipif(None not in PROBLEMS.values(), reason=f"nothing isolates here: {PROBLEMS}")
-@pytest.mark.parametrize(
-    "cheat",
-    [
-        # equal to everything (evalplus#306, openai/human-eval#67), alone, in a list, as a list, and
-        # hashed alike
-        "class Any:\n def __eq__(self, other): return True\n def __ne__(self, other): return "
-        "False\n def __hash__(self): return 0\n"
-        "def f(x): return Any()",
-        "class Any:\n def __eq__(self, other): return True\ndef f(x): return [Any()]",
-        "class Any(list):\n def __eq__(self, other): return True\n def __len__(self): return "
-        "1\ndef f(x): return Any()",
-        "class Any(int):\n def __eq__(self, other): return True\ndef f(x): return [Any()]",
-        # looking for the answer in the callers' frames
-        "import inspect\ndef f(x):\n for frame in inspect.stack():\n  for name in ('expected', "
-        "'exp', 'wanted', 'outputs', 'texts'):\n"
-        "   if name in frame.frame.f_locals: return frame.frame.f_locals[name]",
-        "import gc\ndef f(x): return next((o for o in gc.get_objects() if isinstance(o, list) and "
-        "o == [x + 1]), None)",
-        # claiming success and leaving
-        "import os, inspect\ndef f(x):\n for frame in inspect.stack():\n"
-        "  if 'stat' in frame.frame.f_locals: frame.frame.f_locals['stat'].value = 0\n os._exit(0)",
-        "import sys\nsys.exit(0)",
-        "import os\nos._exit(0)",
-        # writing results itself
-        TELL
-        + "for i in range(4): tell(json.dumps({'i': i, 't': 0.0, 'value': 'true', 'pass': True}))\nos._exit(0)",
-        TELL + 'tell(\'{"setup": "it did not start"}\')\ndef f(x): return [x + 1]',
-        TELL + "tell('[' * 10**5)\ndef f(x): return [x + 1]",
-        TELL + 'tell(\'{"i": 0, "t": 0, "large": true}\')\ndef f(x): return [x + 1]',
-        # a pickle that would run in whoever loads it
-        "import os\nclass P:\n def __reduce__(self): return os.system, ('touch "
-        "/tmp/pickled',)\ndef f(x): return P()",
-        # rewriting what runs it
-        "import json\njson.dumps = lambda value: '\"anything\"'\ndef f(x): return 0",
-    ],
-)
-def test_looking_right_is_not_being_right(cheat: str, tmp_path: Path) -> None:
-    verdict = judge(ADD, expected_outputs(ADD, tmp_path), cheat)
-    assert (verdict["base"], verdict["plus"]) == ("fail", "fail")
-    assert verdict["reason"]
-    assert not Path("/tmp/pickled").exists()
 
 
 @pytest.mark.skipif(
@@ -306,10 +287,12 @@ def test_looking_right_is_not_being_right(cheat: str, tmp_path: Path) -> None:
     reason="only root can take its own rights away with setpriv",
 )
 def test_without_isolation_nothing_is_run() -> None:
-    """Root without CAP_SYS_ADMIN can neither unshare nor run bubblewrap: as in a container with
-    default rights.
-    """
-    program = "from adaptsft.evals.code import sandbox\ntry: sandbox.isolation()\nexcept sandbox.ConfigError as error: print(error)"
+    """Root without CAP_SYS_ADMIN, as in a container, can neither unshare nor run bubblewrap."""
+    program = (
+        "from adaptsft.evals.code import sandbox\n"
+        "try: sandbox.isolation()\n"
+        "except sandbox.ConfigError as error: print(error)"
+    )
     drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
     command = [*drop, sys.executable, "-c", program]
     result = subprocess.run(

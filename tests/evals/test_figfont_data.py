@@ -133,9 +133,9 @@ def test_kinds_of_noise() -> None:
             strict=True,
         )
     )
-    assert len(pairs) == 12 and all(
-        abs(count - 1000 / 3) < 80 for count in pairs.values()
-    )  # 5 standard deviations
+    assert len(pairs) == 12
+    # 5 standard deviations
+    assert all(abs(count - 1000 / 3) < 80 for count in pairs.values())
 
 
 def test_noise_that_cannot_be() -> None:

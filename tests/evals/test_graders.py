@@ -4,16 +4,10 @@ import pytest
 import sympy
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.graders import (
-    GRADERS,
-    figfont,
-    grade_all,
-    math_paper,
-    math_robust,
-    medical,
-    mmlu_prox,
-)
+from adaptsft.evals.graders import figfont, math_paper, math_robust, medical, mmlu_prox
+from adaptsft.evals.graders.grading import grade_all
 from adaptsft.evals.graders.latex import parse, parse_python
+from adaptsft.evals.graders.registry import GRADERS
 
 OPTIONS = {"A": "Iron", "B": "Vitamin D", "C": "Rest", "D": "Surgery"}
 

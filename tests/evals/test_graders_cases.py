@@ -1,6 +1,4 @@
-"""Recorded verdicts of the graders' originals, read from ../shared/cases; skipped where they are
-absent.
-"""
+"""Recorded verdicts of the graders' originals, of ../shared/cases; skipped without them."""
 
 import json
 import re
@@ -8,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adaptsft.evals.graders import figfont, grade_all, math_paper, math_robust, medical, mmlu_prox
+from adaptsft.evals.graders import figfont, math_paper, math_robust, medical, mmlu_prox
+from adaptsft.evals.graders.grading import grade_all
 
 E_NOTATION = re.compile(r"(\d+(?:\.\d+)?)e([+-]?\d+)")
 
@@ -61,8 +60,9 @@ def test_math_paper_on_recorded_verdicts(cases) -> None:
 
 
 def test_both_math_graders_on_model_outputs(cases) -> None:
-    """Qwen's stored verdicts on 100 problems; all by the paper's grader, and by the robust one but
-    for Qwen's own errors.
+    """Qwen's stored verdicts on 100 problems.
+
+    The paper's grader gives all of them, the robust one all but Qwen's own errors.
     """
     recorded = cases("qwen_math_800")
     for case in recorded:
@@ -72,9 +72,8 @@ def test_both_math_graders_on_model_outputs(cases) -> None:
             case["extracted"],
         ), case
     disagree = [case for case in recorded if math_robust.grade(case)["correct"] != case["expected"]]
-    assert all("{,}" in case["gold"] for case in disagree), (
-        disagree
-    )  # 10{,}000, which the paper's grader reads as 10
+    # 10{,}000, which the paper's grader reads as 10
+    assert all("{,}" in case["gold"] for case in disagree), disagree
 
 
 def test_math_paper_golds(shared_data: Path) -> None:

@@ -1,19 +1,24 @@
 """Hostile and endless answers, through the processes that grade them."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adaptsft.errors import DataError
-from adaptsft.evals.graders import GRADERS, grade_all, math_paper, math_robust
+from adaptsft.evals.graders import math_paper, math_robust
+from adaptsft.evals.graders.grading import grade_all
 from adaptsft.evals.graders.pool import grade_isolated
+from adaptsft.evals.graders.registry import GRADERS
 from tests.conftest import REPO
+from tests.evals.pipeline import evals
 
 ENDLESS = (
     "9^{9^{9^{9}}}",
@@ -46,9 +51,8 @@ def test_endless_answers_are_stopped_and_the_others_graded_in_order(name: str) -
     cpu = (
         after.children_user + after.children_system - before.children_user - before.children_system
     )
-    assert cpu < (1.0 + 5.0) * len(
-        ENDLESS
-    )  # stopped in time; the rest is for starting six processes
+    # stopped in time; the rest is for starting six processes
+    assert cpu < (1.0 + 5.0) * len(ENDLESS)
 
 
 def payloads(path: Path) -> list[str]:
@@ -118,33 +122,40 @@ def test_errors_of_a_worker_name_the_line() -> None:
         )
 
 
-def run_command(grader: str, text: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "adaptsft.evals", "grade", grader]
-    return subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd=REPO, check=False
-    )
+@pytest.fixture
+def grade(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], tuple[int, str, str]]:
+    """`grade GRADER` on some lines; returns its exit code, stdout and stderr."""
+
+    def run(grader: str, lines: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        code = evals("grade", grader)
+        return code, *capsys.readouterr()
+
+    return run
 
 
-def test_command_writes_a_line_for_a_line() -> None:
+def test_command_writes_a_line_for_a_line(grade: Callable[[str, str], tuple]) -> None:
     records = [
         {"output": "AB", "answer": "AB"},
         {"output": "ab", "answer": "AB"},
         {"output": "X", "answer": "AB"},
     ]
-    done = run_command("figfont", "".join(json.dumps(record) + "\n" for record in records))
-    assert done.returncode == 0, done.stderr
-    verdicts = [json.loads(line) for line in done.stdout.splitlines()]
+    code, out, err = grade("figfont", "".join(json.dumps(record) + "\n" for record in records))
+    assert code == 0, err
+    verdicts = [json.loads(line) for line in out.splitlines()]
     assert [list(verdict) for verdict in verdicts] == [
         ["exact_match", "jw_paper", "jw_standard"]
     ] * 3
     assert [verdict["exact_match"] for verdict in verdicts] == [True, False, False]
 
 
-def test_command_names_a_broken_line_before_it_grades() -> None:
-    done = run_command("figfont", '{"output": "a", "answer": "a"}\n{"output": "a"\n')
-    assert done.returncode == DataError.exit_code
-    assert "line 2" in done.stderr and "not JSON" in done.stderr
-    assert done.stdout == ""
+def test_command_names_a_broken_line_before_it_grades(grade: Callable[[str, str], tuple]) -> None:
+    code, out, err = grade("figfont", '{"output": "a", "answer": "a"}\n{"output": "a"\n')
+    assert code == DataError.exit_code
+    assert "line 2" in err and "not JSON" in err
+    assert out == ""
 
 
 def test_workers_end_with_their_parent() -> None:
@@ -153,8 +164,8 @@ def test_workers_end_with_their_parent() -> None:
     program = f"""
 import os, signal
 from dataclasses import replace
-from adaptsft.evals.graders import GRADERS
 from adaptsft.evals.graders.pool import Worker
+from adaptsft.evals.graders.registry import GRADERS
 process = Worker(replace(GRADERS["math-paper"], seconds=1.0))._start()
 process.stdin.write({record.encode()!r})
 process.stdin.flush()
@@ -165,7 +176,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPO, check=False
     )
     worker = Path("/proc") / done.stdout.strip()
-    deadline = time.monotonic() + 35
+    deadline = time.monotonic() + 600  # a last resort: the worker's own clock ends it
     while worker.exists() and "Z" not in (worker / "stat").read_text().rsplit(")", 1)[1][:3]:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -1,6 +1,4 @@
-"""Tasks of lm-eval on our backends: no network, data laid out as the hub's, results against our own
-arithmetic.
-"""
+"""Tasks of lm-eval on our backends: no network, local data, results by our own arithmetic."""
 
 import json
 import os
@@ -15,15 +13,28 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'")
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals import harness
-from adaptsft.evals.backends import Likelihood
+from adaptsft.evals.backends.base import Likelihood
 from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.backends.replay import Replay
+from adaptsft.evals.harness.evaluate import evaluate
+from tests.evals.hub import QUESTIONS, hub_folder, openbookqa_records
 
 CATEGORIES = (
-    "biology", "business", "chemistry", "computer science", "economics", "engineering", "health", "history", "law", "math", "other",
-    "philosophy", "physics", "psychology",
-)  # fmt: skip
+    "biology",
+    "business",
+    "chemistry",
+    "computer science",
+    "economics",
+    "engineering",
+    "health",
+    "history",
+    "law",
+    "math",
+    "other",
+    "philosophy",
+    "physics",
+    "psychology",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,68 +51,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(socket.socket, "connect", local_only)
 
 
-def hub_folder(folder: Path, subset: str, splits: dict[str, list[dict[str, Any]]]) -> None:
-    """A data set as `hf download --local-dir` leaves it: a README that names files, and the files."""
-    (folder / subset).mkdir(parents=True)
-    listed = "".join(f"  - split: {split}\n    path: {subset}/{split}.jsonl\n" for split in splits)
-    (folder / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: {subset}\n  data_files:\n{listed}---\n"
-    )
-    for split, rows in splits.items():
-        (folder / subset / f"{split}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows)
-        )
-
-
-QUESTIONS = [
-    (
-        "The sun is responsible for",
-        [
-            "puppies learning new tricks",
-            "children growing up",
-            "flowers wilting in a vase",
-            "plants sprouting",
-        ],
-        3,
-    ),
-    (
-        "Gas can fill any container it is given, and liquid",
-        ["is standard weight", "is the opposite", "only needs a few", "uses what it needs"],
-        3,
-    ),
-    (
-        "There is most likely going to be fog around:",
-        ["a marsh", "a tundra", "the plains", "a desert"],
-        0,
-    ),
-    (
-        "As a car approaches you in the night",
-        ["the headlights become more intense", "they recede", "they remain", "they go"],
-        0,
-    ),
-    (
-        "When the weather changes from cool to cold",
-        ["animals put on fat", "ice melts", "insects multiply", "the sun grows"],
-        0,
-    ),
-]
-
-
 @pytest.fixture
 def openbookqa(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "id": str(i),
-            "question_stem": stem,
-            "choices": {"text": options, "label": list("ABCD")},
-            "answerKey": "ABCD"[gold],
-        }
-        for i, (stem, options, gold) in enumerate(QUESTIONS)
-    ]
     hub_folder(
         tmp_path / "data" / "allenai" / "openbookqa",
         "main",
-        {"train": rows, "validation": rows, "test": rows},
+        dict.fromkeys(("train", "validation", "test"), openbookqa_records()),
     )
     return tmp_path / "data"
 
@@ -121,18 +76,19 @@ class Interrupted(HuggingFace):
 def test_likelihoods_of_options(
     tiny_model: Callable[..., Path], openbookqa: Path, tmp_path: Path
 ) -> None:
-    """lm-eval's accuracy is that of our own likelihoods; an interrupted run goes on, and is scored
-    without a model.
+    """lm-eval's accuracy is that of our own likelihoods.
+
+    An interrupted run resumes, and is scored without a model.
     """
     model = str(tiny_model("llama"))
     backend = HuggingFace(model, batch_size=6)
     with pytest.raises(KeyboardInterrupt):
-        harness.evaluate(
+        evaluate(
             "openbookqa", Interrupted(model, batch_size=6), tmp_path / "out", data_dir=openbookqa
         )
     with pytest.raises(DataError, match="14 of 20 answers to openbookqa are missing"):
-        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
-    found = harness.evaluate("openbookqa", backend, tmp_path / "out", data_dir=openbookqa, items=5)
+        evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
+    found = evaluate("openbookqa", backend, tmp_path / "out", data_dir=openbookqa, items=5)
     right = {"acc": [], "acc_norm": []}
     for stem, options, gold in QUESTIONS:
         logprobs = [
@@ -144,18 +100,16 @@ def test_likelihoods_of_options(
     for metric, verdicts in right.items():
         assert found.metrics[metric]["value"] == pytest.approx(sum(verdicts) / 5)
         assert found.metrics[metric]["n"] == 5
-        assert [row["scores"][metric] for row in found.rows] == [
+        assert [record["scores"][metric] for record in found.records] == [
             float(verdict) for verdict in verdicts
         ]
     assert len((tmp_path / "out" / "samples.rank0.jsonl").read_text().splitlines()) == 20
-    assert harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa) == found
+    assert evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa) == found
     assert found.temperature is None, "nothing was generated"
 
 
 def test_generated_answers(tmp_path: Path) -> None:
-    """MMLU-ProX in Swahili: 5 examples by default, lm-eval's pattern, the share in which nothing
-    was found, the mean over subjects.
-    """
+    """MMLU-ProX in Swahili: 5 examples by default, the share without an answer, the mean."""
     question = {
         "question": "Je, 2 + 2 ni ngapi?",
         "cot_content": "Jibu: Hebu tufikiri. Jibu ni (B).",
@@ -176,18 +130,18 @@ def test_generated_answers(tmp_path: Path) -> None:
     ]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in outputs))
     backend = Replay(tmp_path / "answers.jsonl", {}, "recorded")
-    found = harness.evaluate(
+    found = evaluate(
         "mmlu_prox_sw", backend, tmp_path / "out", data_dir=tmp_path / "data", items=14
     )
     assert found.metrics["exact_match"]["value"] == pytest.approx(8 / 14)
     assert found.metrics["exact_match"]["n"] == found.n_items == 14
     assert found.rates == {"unparsed": pytest.approx(3 / 14)}
     assert set(found.settings["num_fewshot"].values()) == {5}
-    assert found.rows[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 6
-    zero = harness.evaluate(
+    assert found.records[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 6
+    zero = evaluate(
         "mmlu_prox_sw", backend, tmp_path / "zero", data_dir=tmp_path / "data", num_fewshot=0
     )
-    assert zero.rows[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 1
+    assert zero.records[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 1
     assert zero.data_sha256 == found.data_sha256
 
 
@@ -203,12 +157,13 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         "generation_kwargs: {until: ['.'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\n"
     )
     (tmp_path / "answers.jsonl").write_text(
-        '{"item_id": "capitals/0", "output": "Paris"}\n{"item_id": "capitals/1", "output": "Quito"}\n'
+        '{"item_id": "capitals/0", "output": "Paris"}\n'
+        '{"item_id": "capitals/1", "output": "Quito"}\n'
     )
     backend = Replay(tmp_path / "answers.jsonl", {}, "recorded")
-    found = harness.evaluate(str(tmp_path / "capitals.yaml"), backend, tmp_path / "out")
+    found = evaluate(str(tmp_path / "capitals.yaml"), backend, tmp_path / "out")
     assert found.metrics["exact_match"]["value"] == 0.5 and found.temperature == 0.0
-    assert [(row["output"], row["gold"]) for row in found.rows] == [
+    assert [(record["output"], record["gold"]) for record in found.records] == [
         ("Paris", "Paris"),
         ("Quito", "Lima"),
     ]
@@ -220,26 +175,26 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
         (tmp_path / "capitals.yaml").read_text() + f"filter_list:\n{ways}"
     )
     with pytest.raises(ConfigError, match=r"in several ways \(strict, lenient\)"):
-        harness.evaluate(str(tmp_path / "ways.yaml"), backend, tmp_path / "ways")
+        evaluate(str(tmp_path / "ways.yaml"), backend, tmp_path / "ways")
 
 
 def test_data_that_changed_is_read_again(openbookqa: Path, tmp_path: Path) -> None:
     """`datasets` alone would give what it saw in the folder before."""
     path = openbookqa / "allenai" / "openbookqa" / "main" / "test.jsonl"
     with pytest.raises(DataError, match="20 of 20 answers"):
-        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
+        evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     with pytest.raises(DataError, match="12 of 12 answers"):
-        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
+        evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
 
 
 def test_what_is_refused(openbookqa: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the data has 5 items, the task names 500"):
-        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa, items=500)
+        evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa, items=500)
     with pytest.raises(DataError, match="hf download cais/mmlu --repo-type dataset --local-dir"):
-        harness.evaluate("mmlu", None, tmp_path / "out", data_dir=openbookqa)
+        evaluate("mmlu", None, tmp_path / "out", data_dir=openbookqa)
     with pytest.raises(ConfigError, match="choose one of mmlu, arc_challenge"):
-        harness.evaluate("hellaswag", None, tmp_path / "out")
+        evaluate("hellaswag", None, tmp_path / "out")
     os.remove(openbookqa / "allenai" / "openbookqa" / "main" / "test.jsonl")
     with pytest.raises(DataError, match="openbookqa cannot be loaded: "):
-        harness.evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)
+        evaluate("openbookqa", None, tmp_path / "out", data_dir=openbookqa)

@@ -20,9 +20,7 @@ def test_mean_and_its_error_are_clustered_by_item():
 
 
 def test_standard_error_covers_the_truth():
-    """Items differ in difficulty, samples of one item share it: 95 % intervals hold the true mean
-    about that often.
-    """
+    """95 % intervals hold the true mean about that often, where items differ in difficulty."""
     generator = np.random.default_rng(0)
     hits = 0
     for _ in range(400):
@@ -46,8 +44,9 @@ def test_pass_at_k_is_the_mean_over_all_choices():
 
 
 def test_paper_rounding_is_that_of_the_paper():
-    """16 columns of AIME (30 items): 1 right in 2 of them gives 2 x 3.3 / 16 = 0.41, which Table 2
-    prints, and not 0.42.
+    """16 columns of AIME (30 items), 1 right in 2 of them: 2 x 3.3 / 16 = 0.41, not 0.42.
+
+    Table 2 prints 0.41.
     """
     scores = np.zeros((30, 16))
     scores[0, :2] = 1

@@ -1,5 +1,4 @@
-"""Started by torchrun on two gloo ranks: trains a little, once with tasks evaluated in between and
-once without, then answers one.
+"""Trains a little on two gloo ranks, with tasks evaluated in between and without; generates.
 
 torchrun --standalone --nproc-per-node 2 -m tests.evals.two_ranks FOLDER MODEL DATA
 """
@@ -20,12 +19,12 @@ from adaptsft.distributed.ranks import (
 )
 from adaptsft.errors import ConfigError
 from adaptsft.evals import in_training
-from adaptsft.evals.__main__ import main as evals
 from adaptsft.model.build import build_model
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.training.optim import build_optimizer
+from tests.evals.pipeline import evals
 from tests.runs import flatten, small_config
 
 SETTINGS = {
@@ -100,21 +99,8 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
         export(model, pretrained, folder / "exported", "fp32")
         if rank() == 0:
             (folder / "found.json").write_text(json.dumps(shown))
-    assert (
-        evals(
-            [
-                "generate",
-                "--model",
-                str(model_folder),
-                "--data-dir",
-                str(data_dir),
-                "--out",
-                str(folder / "out"),
-                *GENERATE,
-            ]
-        )
-        == 0
-    )
+    where = ["--model", model_folder, "--data-dir", data_dir, "--out", folder / "out"]
+    assert evals("generate", *where, *GENERATE) == 0
 
 
 if __name__ == "__main__":

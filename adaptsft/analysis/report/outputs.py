@@ -8,8 +8,8 @@ from typing import Any
 from adaptsft.analysis.report.findings import REPETITIVE, TRUNCATED, Finding, repeats
 from adaptsft.analysis.report.folder import RunFolder, mapping, number
 from adaptsft.errors import UserError
-from adaptsft.evals import report, samples
-from adaptsft.evals.report import Cell, Table
+from adaptsft.evals import samples
+from adaptsft.evals.tables import Cell, Table, build
 
 QUESTIONS = 3  # of each task, whose answers are shown
 TASKS = 4
@@ -64,7 +64,7 @@ def read(runs: Sequence[RunFolder], given: Sequence[Path], notes: list[str]) -> 
     readable = {}
     for folder, label in labels.items():
         try:
-            report.build([folder])
+            build([folder])
             readable[folder] = label
         except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
             notes.append(
@@ -98,7 +98,7 @@ def _tables(labels: dict[Path, str], notes: list[str]) -> list[Table]:
     if not labels:
         return []
     try:
-        return report.build(list(labels), compare=len(labels) > 1, labels=labels)
+        return build(list(labels), compare=len(labels) > 1, labels=labels)
     except (
         UserError,
         KeyError,
@@ -108,7 +108,7 @@ def _tables(labels: dict[Path, str], notes: list[str]) -> list[Table]:
         notes.append(
             f"the evaluations cannot be compared item by item, so none is marked as best: {error}"
         )
-        return report.build(list(labels), labels=labels)
+        return build(list(labels), labels=labels)
 
 
 def _look(found: Evaluations, folder: Path, label: str, run: int | None) -> None:

@@ -1,9 +1,8 @@
-"""Decoding a batch with any causal language model of transformers, sharded or whole: each row by
-itself, whatever it is batched with.
+"""Decoding a batch with any causal language model of transformers, sharded or whole.
 
-Not `model.generate`: that draws from the global generator, so that an answer depends on its
-neighbours; takes repetition penalties and top-k from files beside the weights; and keeps finished
-rows to the end. This loop is all that is needed, and the same one evaluates a model that FSDP has
+An answer does not depend on its batch. Not `model.generate`: that draws from the global generator,
+so that an answer depends on its neighbours; takes repetition penalties and top-k from files beside
+the weights; and keeps finished rows to the end. The same loop evaluates a model that FSDP has
 sharded, in lockstep on all ranks.
 """
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends import Output, Sampling
+from adaptsft.evals.backends.base import Output, Sampling
 
 
 @torch.no_grad()
@@ -32,31 +31,24 @@ def decode(
     lockstep: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Output]:
-    """Continue each prompt (token ids) until a token of `ends`, a stop string, max_tokens or the
-    end of the `context` window.
+    """Continue each prompt (token ids) until a token of `ends`, a stop string or a limit.
 
-    Token t of a request is where its own uniform number u_t, from its own seed, falls in the
-    cumulative distribution: the batch cannot change it but by the rounding of its logits. With
-    `lockstep` all ranks run as many forwards as the slowest; each must bring a prompt. Raises
-    ConfigError where the model gives NaN (not in lockstep: the other ranks would be left waiting).
+    The limits are max_tokens and the `context` window. Token t of a request is where its own
+    uniform number u_t, from its own seed, falls in the cumulative distribution: the batch changes
+    it by no more than the rounding of its logits. With `lockstep` all ranks run as many forwards as
+    the slowest; each must bring a prompt. Raises ConfigError where the model gives NaN (not in
+    lockstep, where the other ranks would wait forever).
     """
     limits = [max(min(params.max_tokens, context - len(prompt)), 0) for prompt in prompts]
-    uniforms = torch.stack(
-        [
-            torch.rand(
-                params.max_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)
-            )
-            for s in seeds
-        ]
-    )
-    uniforms = uniforms.to(model.device)
+    uniforms = torch.stack([_uniforms(seed, params.max_tokens) for seed in seeds]).to(model.device)
     answers: list[list[int]] = [[] for _ in prompts]
     texts = [""] * len(prompts)
     reasons = ["prompt_too_long" if limit == 0 else "" for limit in limits]
 
-    rows = [i for i, limit in enumerate(limits) if limit > 0] or (
-        [0] if lockstep else []
-    )  # which prompt each row of the batch continues
+    # which prompt each row of the batch continues
+    rows = [i for i, limit in enumerate(limits) if limit > 0]
+    if not rows and lockstep:
+        rows = [0]
     if not rows:
         return [Output("", reason, 0) for reason in reasons]
     width = max(len(prompts[i]) for i in rows) if limits[rows[0]] else 1
@@ -102,9 +94,8 @@ def decode(
             break
         ids, positions = tokens[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        if (
-            0 < len(alive) <= len(rows) // 2
-        ):  # finished rows cost as much as others: leave them behind, a few times in all
+        # finished rows cost as much as others; they are dropped a few times in all
+        if 0 < len(alive) <= len(rows) // 2:
             index = torch.tensor(alive, device=model.device)
             cache.batch_select_indices(index)
             ids, positions, mask = ids[index], positions[index], mask[index]
@@ -120,7 +111,10 @@ def decode(
 
 
 def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:
-    """The next token of each row. logits [rows, V]; uniforms fp64 [rows] in [0, 1) -> int64 [rows]."""
+    """The next token of each row.
+
+    logits [rows, V]; uniforms fp64 [rows] in [0, 1) -> int64 [rows].
+    """
     if params.temperature == 0:
         return logits.argmax(-1)
     p = (logits.double() / params.temperature).softmax(-1)
@@ -130,11 +124,14 @@ def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:
         ordered[ordered.cumsum(-1) - ordered >= params.top_p] = 0.0
         p = torch.zeros_like(p).scatter(-1, index, ordered)
     cumulative = p.cumsum(-1)
-    return (
-        torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)
-        .squeeze(-1)
-        .clamp(max=p.shape[-1] - 1)
-    )
+    targets = (uniforms * cumulative[:, -1])[:, None]
+    found = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    return found.clamp(max=p.shape[-1] - 1)
+
+
+def _uniforms(seed: int, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, dtype=torch.float64, generator=generator)
 
 
 def _stopped(tokenizer: Any, answer: list[int], stops: tuple[str, ...]) -> bool:
@@ -142,9 +139,8 @@ def _stopped(tokenizer: Any, answer: list[int], stops: tuple[str, ...]) -> bool:
 
     A token has at least one byte, so the tail holds it.
     """
-    tail = tokenizer.decode(
-        answer[-(max(len(stop.encode()) for stop in stops) + 4) :], skip_special_tokens=True
-    )
+    longest = max(len(stop.encode()) for stop in stops)
+    tail = tokenizer.decode(answer[-(longest + 4) :], skip_special_tokens=True)
     return any(stop in tail for stop in stops)
 
 

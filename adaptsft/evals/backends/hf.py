@@ -1,5 +1,6 @@
-"""A Hugging Face model in this process: on CPU or GPU, one whole copy per rank (`torchrun` splits
-the items).
+"""A Hugging Face model in this process, on CPU or GPU, one whole copy per rank.
+
+With `torchrun` the ranks share the items.
 """
 
 import argparse
@@ -17,16 +18,17 @@ from transformers.utils.logging import disable_progress_bar
 from adaptsft.config.load import read_config
 from adaptsft.config.schema import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import CheckpointError, ConfigError
-from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
+from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.backends.decode import decode
-from adaptsft.evals.prompts import Renderer
+from adaptsft.evals.renderer import Renderer
 from adaptsft.model.attention import has_softcap
 
 
 def locate(name: str) -> tuple[str, DataConfig, str]:
-    """Where the weights of a run folder, a Hugging Face folder or a name of the hub are, the
-    template it was trained with, and a label: the objective of a run, else the name. Raises
-    CheckpointError for a run that has not finished.
+    """Where the weights of a run folder, a Hugging Face folder or a name of the hub are.
+
+    Also returns the template it was trained with, and a label: the objective of a run, else the
+    name. Raises CheckpointError for a run that has not finished.
     """
     folder = Path(name)
     if not (folder / "config.yaml").is_file():
@@ -39,26 +41,29 @@ def locate(name: str) -> tuple[str, DataConfig, str]:
 
 
 def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
-    """An objective as tables call it:
+    """An objective as tables call it.
 
     `threshold lower 0.2`, `alpha alpha linear 0->1`, `concentration auto`.
     """
     if controller.name in ("linear", "cosine", "lr"):
-        return f"{objective.name} {controller.parameter} {controller.name} {controller.start:g}->{controller.end:g}"
+        schedule = f"{controller.name} {controller.start:g}->{controller.end:g}"
+        return f"{objective.name} {controller.parameter} {schedule}"
     if controller.name == "piecewise":
         points = ", ".join(f"{share:g}: {value:g}" for share, value in controller.points)
         return f"{objective.name} {controller.parameter} {points}"
     if controller.name != "fixed":
         return f"{objective.name} {controller.name}"
-    unset, said = ObjectiveConfig(), [objective.name]
+    default, parts = ObjectiveConfig(), [objective.name]
     for key in ("alpha", "lower", "upper", "lower_quantile", "upper_quantile"):
         value = getattr(objective, key)
-        said += [f"{key.replace('_', ' ')} {value:g}"] if value != getattr(unset, key) else []
-    return " ".join(said + [f"{key} {value:g}" for key, value in objective.params.items()])
+        if value != getattr(default, key):
+            parts.append(f"{key.replace('_', ' ')} {value:g}")
+    parts += [f"{key} {value:g}" for key, value in objective.params.items()]
+    return " ".join(parts)
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the files that decide what a model answers: weights, config, tokenizer, template."""
+    """sha256 over the files that decide the answers: weights, config, tokenizer, template."""
     total = hashlib.sha256()
     kinds = (
         "*.safetensors",
@@ -73,9 +78,8 @@ def fingerprint(folder: Path) -> str:
     )
     for path in sorted({path for kind in kinds for path in folder.glob(kind)}):
         with path.open("rb") as file:
-            total.update(
-                f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
-            )
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.name} {digest}\n".encode())
     return total.hexdigest()
 
 
@@ -92,11 +96,9 @@ class HuggingFace:
         disable_progress_bar()
         path, data, label = locate(name)
         cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-        kind = (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            if cuda
-            else torch.device("cpu")
-        )
+        local = torch.device("cpu")
+        if cuda:
+            local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch_dtype = {
             "bf16": torch.bfloat16,
             "fp32": torch.float32,
@@ -104,19 +106,16 @@ class HuggingFace:
         }[dtype]
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            self.model: Any = (
-                AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype).to(kind).eval()
-            )
+            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--model {name}: {str(error).strip().splitlines()[0]}") from None
+        self.model: Any = model.to(local).eval()
         if has_softcap(self.model):
             self.model.set_attn_implementation("eager")
         self.renderer = Renderer(self.tokenizer, data, template)
         self.batch_size = batch_size
         self.ends = end_tokens(self.model, self.tokenizer)
-        self.context = int(
-            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        )
+        self.context = context_window(self.model)
         commit = getattr(self.model.config, "_commit_hash", None)
         self.identity = {
             "backend": "hf",
@@ -125,7 +124,7 @@ class HuggingFace:
             "revision": commit or fingerprint(Path(path)),
             "template": self.renderer.name,
             "dtype": str(torch_dtype).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(kind) if cuda else "cpu",
+            "device": torch.cuda.get_device_name(local) if cuda else "cpu",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
 
@@ -151,10 +150,9 @@ class HuggingFace:
                     context=self.context,
                 )
             except torch.OutOfMemoryError:
-                fix = "lower it; what is answered is kept"
                 raise ConfigError(
                     f"--batch-size {self.batch_size}: {len(batch)} prompts do not fit the GPU: "
-                    f"{fix}"
+                    "lower it; recorded answers are kept"
                 ) from None
             for i, output in zip(batch, done, strict=True):
                 outputs[i] = output
@@ -162,7 +160,7 @@ class HuggingFace:
 
     @torch.no_grad()
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """A context that does not fit loses its beginning."""
+        """A context that does not fit the window loses its beginning."""
         encoded = []
         for pair in pairs:
             ids, count = encode_pair(self.tokenizer, *pair)
@@ -175,13 +173,9 @@ class HuggingFace:
             ids = torch.zeros(len(batch), width, dtype=torch.long)
             for row, i in enumerate(batch):
                 ids[row, : len(encoded[i][0])] = torch.tensor(encoded[i][0])
-            keep = (
-                max(encoded[i][1] for i in batch)
-                + 1
-                + width
-                - min(len(encoded[i][0]) for i in batch)
-            )
-            # right-padded and causal: what follows a row cannot reach it
+            padding = width - min(len(encoded[i][0]) for i in batch)
+            keep = max(encoded[i][1] for i in batch) + 1 + padding
+            # right-padded and causal: padding cannot change what comes before it
             logits = self.model(
                 input_ids=ids.to(self.model.device),
                 use_cache=False,
@@ -201,15 +195,15 @@ class HuggingFace:
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
     """Token ids of both, and how many of them are the continuation's.
 
-    Spaces that end a context are moved to the continuation, whose first token holds them; an empty
-    context is the begin- or end-of-text token.
+    Spaces that end a context are moved to the continuation, whose first token holds them. An empty
+    context becomes the begin- or end-of-text token.
     """
     stripped = context.rstrip()
     context, continuation = stripped, context[len(stripped) :] + continuation
     if not context:
-        start = (
-            tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        )
+        start = tokenizer.bos_token_id
+        if start is None:
+            start = tokenizer.eos_token_id
         ids = tokenizer(continuation, add_special_tokens=False)["input_ids"]
         return [start, *ids], len(ids)
     whole = tokenizer(context + continuation)["input_ids"]
@@ -221,6 +215,12 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = own if isinstance(own, list) else [own]
     return {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
+
+
+def context_window(model: Any) -> int:
+    """The most tokens that the model takes; practically unlimited where its config has no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit or 1 << 30)
 
 
 def open_backend(options: argparse.Namespace) -> HuggingFace:

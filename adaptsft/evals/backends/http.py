@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a provider. --url is the part before
-/chat/completions.
+"""An OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a provider.
 
-With `--template auto` the server renders the messages (/chat/completions); with a template of
-prompts.FORMATS the text is rendered here and sent to /completions.
+--url is the part before /chat/completions. With `--template auto` the server renders the messages
+(/chat/completions); with a template of prompts.FORMATS the text is rendered here and sent to
+/completions.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
+from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.prompts import FORMATS
 
 ATTEMPTS = 6  # with pauses of 1, 2, 4, 8, 16 seconds between
@@ -25,8 +25,9 @@ PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that are worth an
 
 
 class HTTP:
-    """The key is read from the environment (OPENAI_API_KEY), sent to --url and nowhere else, and
-    never written.
+    """A client of a server.
+
+    The key is read from the environment (OPENAI_API_KEY), sent to --url only, and never written.
     """
 
     def __init__(
@@ -37,17 +38,20 @@ class HTTP:
                 f"--template {template}: with --backend http use auto (the server's own), "
                 f"{', '.join(FORMATS)}"
             )
-        self.url, self.model, self.template, self.timeout = (
-            url.rstrip("/"),
-            model,
-            template,
-            timeout,
-        )
+        self.url, self.model = url.rstrip("/"), model
+        self.template, self.timeout = template, timeout
         self.parallel, self.batch_size = parallel, 8 * parallel
         self.identity: dict[str, Any] = {
-            "backend": "http", "model": model, "objective": model, "revision": None, "template": template, "url": self.url,
-            "dtype": None, "device": None, "versions": {},
-        }  # fmt: skip
+            "backend": "http",
+            "model": model,
+            "objective": model,
+            "revision": None,
+            "template": template,
+            "url": self.url,
+            "dtype": None,
+            "device": None,
+            "versions": {},
+        }
 
     def render(self, messages: list[Message]) -> str | None:
         return None if self.template == "auto" else FORMATS[self.template](messages)
@@ -64,9 +68,9 @@ class HTTP:
             }
             settings |= {"stop": list(params.stop)} if params.stop else {}
             if request.text is None:
-                reply = self._post("chat/completions", {"messages": request.messages} | settings)
+                reply = self.post("chat/completions", {"messages": request.messages} | settings)
             else:
-                reply = self._post(
+                reply = self.post(
                     "completions", {"prompt": request.text, "add_special_tokens": False} | settings
                 )
             choice = reply["choices"][0]
@@ -76,14 +80,14 @@ class HTTP:
                 text or "", reason, int((reply.get("usage") or {}).get("completion_tokens") or 0)
             )
 
-        return self._all(one, requests)
+        return self.map(one, requests)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """By /completions with `echo`, which few servers but vLLM and llama.cpp have."""
 
         def one(pair: tuple[str, str]) -> Likelihood:
             context, continuation = pair
-            reply = self._post(
+            reply = self.post(
                 "completions",
                 {
                     "prompt": context + continuation,
@@ -114,9 +118,9 @@ class HTTP:
                 len(scored),
             )
 
-        return self._all(one, pairs)
+        return self.map(one, pairs)
 
-    def _all(self, one: Any, work: Sequence[Any]) -> list[Any]:
+    def map(self, one: Any, work: Sequence[Any]) -> list[Any]:
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
                 return list(pool.map(one, work))
@@ -124,7 +128,7 @@ class HTTP:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"

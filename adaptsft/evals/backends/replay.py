@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
+from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
 
 
 class Replay:
     batch_size = 4096
 
     def __init__(self, path: Path, fields: dict[str, str], label: str) -> None:
-        """Raises ConfigError for a field map that cannot be, DataError for a file that cannot be
-        read.
-        """
+        """Raises ConfigError for an unknown field, DataError for a file that cannot be read."""
         unknown = set(fields) - {"id", "output", "finish_reason"}
         if unknown:
             raise ConfigError(

@@ -13,13 +13,13 @@ import torch
 from transformers import AutoConfig
 
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends import Likelihood, Message, Output, Request, Sampling
+from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.backends.hf import encode_pair, fingerprint, locate
-from adaptsft.evals.prompts import Renderer
+from adaptsft.evals.renderer import Renderer
 
 
 class VLLM:
-    """Seeds are passed per request.
+    """vLLM's engine, with a seed for each request.
 
     Answers at temperature 0 still depend on the batch a little, unless VLLM_BATCH_INVARIANT=1 is
     set (vllm-project/vllm#5898, #23138); what was set is recorded.
@@ -40,21 +40,25 @@ class VLLM:
         path, data, label = locate(name)
         try:
             self.engine = vllm.LLM(
-                model=path, dtype={"bf16": "bfloat16", "fp32": "float32"}.get(dtype, "auto"), tensor_parallel_size=tensor_parallel,
-                generation_config="vllm",  # not the sampling settings that lie beside the weights
-            )  # fmt: skip
+                model=path,
+                dtype={"bf16": "bfloat16", "fp32": "float32"}.get(dtype, "auto"),
+                tensor_parallel_size=tensor_parallel,
+                generation_config="vllm",  # not the sampling settings beside the weights
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"--model {name}: vLLM cannot load it: {str(error).strip().splitlines()[0]}"
             ) from None
         self.renderer = Renderer(self.engine.get_tokenizer(), data, template)
+        if Path(path).is_dir():
+            revision = fingerprint(Path(path))
+        else:
+            revision = AutoConfig.from_pretrained(path)._commit_hash
         self.identity = {
             "backend": "vllm",
             "model": name,
             "objective": label,
-            "revision": fingerprint(Path(path))
-            if Path(path).is_dir()
-            else AutoConfig.from_pretrained(path)._commit_hash,
+            "revision": revision,
             "template": self.renderer.name,
             "dtype": str(self.engine.llm_engine.model_config.dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -66,9 +70,8 @@ class VLLM:
         return self.renderer.text(messages)
 
     def _prompt(self, ids: list[int]) -> dict[str, list[int]]:
-        return {
-            "prompt_token_ids": ids
-        }  # not text: vLLM would put a second begin-of-text token first
+        # not text: vLLM would put a second begin-of-text token first
+        return {"prompt_token_ids": ids}
 
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
         settings = [

@@ -1,3 +1,1 @@
-"""Python written by a model: taken out of its text (sanitize), run apart from everything else
-(sandbox), and judged (evalplus).
-"""
+"""Python written by a model: extracted (sanitize), isolated (sandbox), judged (evalplus)."""

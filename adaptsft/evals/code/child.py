@@ -29,62 +29,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from values import TooLarge, decode, encode  # pyrefly: ignore  (beside this file, which is run as a script)
+# beside this file, which is run as a script
+from system_calls import seccomp_filter  # pyrefly: ignore
+from values import TooLarge, decode, encode  # pyrefly: ignore
 
 NOBODY = 65534
 LIBC = ctypes.CDLL(None, use_errno=True)
 
-# linux/sched.h, linux/mount.h, linux/prctl.h, linux/seccomp.h, linux/filter.h, linux/audit.h
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
-    0x20000,
-    0x4000000,
-    0x8000000,
-    0x10000000,
-    0x20000000,
-    0x40000000,
-)
-CLONE_THREAD = 0x10000
+# linux/sched.h, linux/mount.h, linux/prctl.h, linux/seccomp.h
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, AT_RECURSIVE, AT_FDCWD = (
-    1,
-    2,
-    4,
-    0x8000,
-    -100,
-)
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+AT_RECURSIVE, AT_FDCWD = 0x8000, -100
 SYS_MOUNT_SETATTR = 442
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
-SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_ERRNO, SECCOMP_KILL_PROCESS = (
-    2,
-    0x7FFF0000,
-    0x50000,
-    0x80000000,
-)
-EPERM, ENOSYS = 1, 38
-
-# What a process without capabilities could still use to reach others, to multiply, or to hold
-# memory that no limit counts; new user namespaces among them, which would give capabilities back.
-# (asm/unistd_64.h; asm-generic/unistd.h)
-DENIED = {
-    "x86_64": {
-        "socket": 41, "execve": 59, "execveat": 322, "fork": 57, "vfork": 58, "unshare": 272, "setns": 308, "ptrace": 101,
-        "process_vm_readv": 310, "process_vm_writev": 311, "pidfd_open": 434, "pidfd_getfd": 438, "kcmp": 312, "bpf": 321,
-        "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "add_key": 248, "request_key": 249, "keyctl": 250,
-        "memfd_create": 319, "memfd_secret": 447, "shmget": 29, "msgget": 68, "semget": 64, "mq_open": 240,
-    },
-    "aarch64": {
-        "socket": 198, "execve": 221, "execveat": 281, "unshare": 97, "setns": 268, "ptrace": 117,
-        "process_vm_readv": 270, "process_vm_writev": 271, "pidfd_open": 434, "pidfd_getfd": 438, "kcmp": 272, "bpf": 280,
-        "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "add_key": 217, "request_key": 218, "keyctl": 219,
-        "memfd_create": 279, "memfd_secret": 447, "shmget": 194, "msgget": 186, "semget": 190, "mq_open": 180,
-    },
-}  # fmt: skip
-CLONE = {"x86_64": 56, "aarch64": 220}
-CLONE3 = 435
+SECCOMP_MODE_FILTER = 2
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-X32_BIT = 0x40000000
 
 
 class Timeout(BaseException):
@@ -109,9 +71,7 @@ def mount(
 
 
 def become(run: Callable[[], None]) -> None:
-    """Runs `run` in a new process, waits for it, and ends as it ended (128 + signal where one ended
-    it).
-    """
+    """Runs `run` in a new process, and exits as that does (128 + signal where one ended it)."""
     pid = os.fork()
     if pid:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -193,9 +153,7 @@ def build_root(folders: list[str], links: dict[str, str], scratch: int) -> None:
 
 
 def give_up_rights(config: dict[str, Any]) -> None:
-    """No user, no capability, no way to regain one, little memory and time, and no system call of
-    DENIED.
-    """
+    """No user, no capability, no way to regain one; limits; no system call of DENIED."""
     memory = config["memory"]
     for what, most in (
         (resource.RLIMIT_AS, memory),
@@ -209,17 +167,14 @@ def give_up_rights(config: dict[str, Any]) -> None:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
-    resource.setrlimit(
-        resource.RLIMIT_CPU, (config["cpu"], config["cpu"] + 1)
-    )  # SIGXCPU, and SIGKILL for those who ignore it
+    # SIGXCPU, then SIGKILL for those who ignore it
+    resource.setrlimit(resource.RLIMIT_CPU, (config["cpu"], config["cpu"] + 1))
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    header, nothing = (
-        struct.pack("Ii", 0x20080522, 0),
-        bytes(24),
-    )  # version 3 of linux/capability.h, this process
+    # version 3 of linux/capability.h, this process
+    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     call("capset", LIBC.capset(header, nothing))
     call("prctl", LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     program = seccomp_filter(platform.machine())
@@ -231,49 +186,11 @@ def give_up_rights(config: dict[str, Any]) -> None:
     )
 
 
-def seccomp_filter(machine: str) -> bytes:
-    """The classic-BPF program: another architecture's calls end the process, DENIED ones fail with
-    EPERM, and only threads may be made.
-    """
-    load, equal, at_least, any_bit, give = (
-        0x20,
-        0x15,
-        0x35,
-        0x45,
-        0x06,
-    )  # linux/bpf_common.h: LD|W|ABS, JMP|JEQ, JMP|JGE, JMP|JSET, RET
-    refuse = SECCOMP_ERRNO | EPERM
-    lines: list[tuple[int, int, int, int]] = [  # code, lines to skip if so, if not so, operand
-        (load, 0, 0, 4),  # seccomp_data.arch
-        (equal, 1, 0, AUDIT_ARCH[machine]),
-        (give, 0, 0, SECCOMP_KILL_PROCESS),
-        (load, 0, 0, 0),  # seccomp_data.nr
-        (at_least, 0, 1, X32_BIT),
-        (give, 0, 0, SECCOMP_KILL_PROCESS),
-        (
-            equal,
-            0,
-            1,
-            CLONE3,
-        ),  # its flags lie in memory, which a filter cannot read; libc then uses clone
-        (give, 0, 0, SECCOMP_ERRNO | ENOSYS),
-    ]
-    for number in DENIED[machine].values():
-        lines += [(equal, 0, 1, number), (give, 0, 0, refuse)]
-    lines += [
-        (equal, 0, 3, CLONE[machine]),
-        (load, 0, 0, 16),  # seccomp_data.args[0], low half
-        (any_bit, 1, 0, CLONE_THREAD),
-        (give, 0, 0, refuse),
-        (give, 0, 0, SECCOMP_ALLOW),
-    ]
-    return b"".join(struct.pack("HBBI", *line) for line in lines)
-
-
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises Timeout after `seconds` of CPU, or ten times as many on the clock: another job on the
-    machine must not change a verdict.
+    """Raises Timeout after `seconds` of CPU, or ten times as many on the clock.
+
+    CPU time, so that another job on the machine does not change a verdict.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 10 * seconds)
@@ -289,8 +206,9 @@ def out_of_time(number: int, frame: Any) -> None:
 
 
 def run_job(job: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
-    """Executes the code once for each group of tests, in a module of its own, and calls its
-    function on the inputs until one raises.
+    """Calls the function of the code on the inputs of each group of tests until one raises.
+
+    The code is executed once for each group, in a module of its own.
     """
     signal.signal(signal.SIGPROF, out_of_time)
     signal.signal(signal.SIGALRM, out_of_time)

@@ -1,9 +1,9 @@
-"""Is this output right? The rules of evalplus 0.3.1 (evalplus/eval/__init__.py,
-_special_oracle.py), in the grader's process.
+"""Whether an output is right, by the rules of evalplus 0.3.1, in the grader's process.
 
-`out` was rebuilt by values.decode, so every object here has a type of the standard library, of
-numpy, or is `Opaque`: no method of the code under test can run, and an object that says it equals
-everything arrives as one that equals nothing.
+The rules are those of evalplus/eval/__init__.py and _special_oracle.py. `out` was rebuilt by
+values.decode, so every object here has a type of the standard library, of numpy, or is `Opaque`: no
+method of the code under test can run, and an object that claims to equal everything arrives as one
+that equals nothing.
 """
 
 import math
@@ -13,13 +13,19 @@ import numpy as np
 
 from adaptsft.evals.code.problems import Problem
 
-NOT_NONE = (
-    "check_str",
-    "text_match_three",
-    "text_starta_endb",
-)  # MBPP: whether there is a match is asked, not which
-AS_SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum", "intersection_array",
-           "find_dissimilar", "Diff")  # fmt: skip  # MBPP: the order is not asked
+# MBPP: only whether there is a match counts
+NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
+# MBPP: the order does not count
+AS_SETS = (
+    "similar_elements",
+    "find_char_long",
+    "common_in_nested_lists",
+    "extract_singly",
+    "larg_nnum",
+    "intersection_array",
+    "find_dissimilar",
+    "Diff",
+)
 
 
 def tolerance(atol: float, expected: Any) -> float:
@@ -34,9 +40,7 @@ def is_right(problem: Problem, arguments: Any, out: Any, expected: Any, atol: fl
     """Whether `out` is as good as `expected`. Never raises: what cannot be compared is wrong."""
     try:
         return _is_right(problem, arguments, out, expected, atol)
-    # unhashable items, ragged arrays, numbers out of range, nesting: many ways not to be the
-    # expected output
-    except Exception:
+    except Exception:  # unhashable items, ragged arrays, numbers out of range, nesting, …
         return False
 
 
@@ -59,11 +63,9 @@ def _is_right(problem: Problem, arguments: Any, out: Any, expected: Any, atol: f
         )
     if also_right or out == expected:
         return True
-    if (
-        atol == 0
-        or type(out) is not type(expected)
-        or (isinstance(expected, (list, tuple)) and len(out) != len(expected))
-    ):
+    if atol == 0 or type(out) is not type(expected):
+        return False
+    if isinstance(expected, (list, tuple)) and len(out) != len(expected):
         return False
     return bool(np.allclose(out, expected, rtol=1e-07, atol=atol))
 
@@ -71,25 +73,18 @@ def _is_right(problem: Problem, arguments: Any, out: Any, expected: Any, atol: f
 def _is_floats(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype in (np.float32, np.float64)
-    return isinstance(value, float) or (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(isinstance(item, float) for item in value)
-    )
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(isinstance(item, float) for item in value)
+    return isinstance(value, float)
 
 
 def _surface_area(edge: float, height: float) -> int:
-    """Of a square pyramid, for those who took the height as the distance from base to apex
-    (Mbpp/581).
-    """
+    """Of a square pyramid, its height taken as the distance from base to apex (Mbpp/581)."""
     return round(edge**2 + 2 * edge * math.sqrt((edge / 2) ** 2 + height**2))
 
 
 def _digit_distance(one: int, other: int) -> int:
-    """Sum of the differences of digits at the same place, for those who padded the shorter number
-    with zeros (Mbpp/558).
-    """
-    digits, width = (str(one), str(other)), max(len(str(one)), len(str(other)))
-    return sum(
-        abs(int(a) - int(b)) for a, b in zip(*(text.zfill(width) for text in digits), strict=True)
-    )
+    """Sum of the differences of digits, the shorter number padded with zeros (Mbpp/558)."""
+    width = max(len(str(one)), len(str(other)))
+    pairs = zip(str(one).zfill(width), str(other).zfill(width), strict=True)
+    return sum(abs(int(a) - int(b)) for a, b in pairs)

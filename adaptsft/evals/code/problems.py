@@ -1,6 +1,4 @@
-"""HumanEval+ and MBPP+ (github.com/evalplus, Apache-2.0): the files, their versions, and the inputs
-as the Python values that are meant.
-"""
+"""HumanEval+ and MBPP+ (github.com/evalplus, Apache-2.0): files, versions, and typed inputs."""
 
 import gzip
 import hashlib
@@ -13,21 +11,20 @@ from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
 
-FAMILIES = {
-    "HumanEval": "HumanEvalPlus",
-    "Mbpp": "MbppPlus",
-}  # prefix of task ids -> prefix of files
+# prefix of task ids -> prefix of files
+FAMILIES = {"HumanEval": "HumanEvalPlus", "Mbpp": "MbppPlus"}
 VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)$")
 
-# sha256 of the published files: evalplus/humanevalplus_release and evalplus/mbppplus_release, as
+# of the published files: evalplus/humanevalplus_release and evalplus/mbppplus_release, as
 # <name>.jsonl.gz of release <version>
-PUBLISHED = {
-    "HumanEvalPlus-Mini-v0.1.10": "91486741f1627101021fbe50523df08eebb5b0bf5e804b633dcd5ca3c14dbd2f",
-    "HumanEvalPlus-v0.1.10": "272720b90ac375502c8ed23cd791c2a93dfb22a911641a494da74a426c09f101",
-    "HumanEvalPlus-v0.1.9": "e62f4130146963d969da64553f407a66e52d095adbfed4ee6733b4d59e14a3ed",
-    "MbppPlus-v0.1.0": "57d639e77667d88930052b2b07212011c25c0bab94dfc1f19d15e1f7f558bfa9",
-    "MbppPlus-v0.2.0": "af43697e8791c4c149bdfd6b489d8b5412507551ac20e28a439f650b8225db63",
-}
+_SHA256SUMS = """
+91486741f1627101021fbe50523df08eebb5b0bf5e804b633dcd5ca3c14dbd2f  HumanEvalPlus-Mini-v0.1.10
+272720b90ac375502c8ed23cd791c2a93dfb22a911641a494da74a426c09f101  HumanEvalPlus-v0.1.10
+e62f4130146963d969da64553f407a66e52d095adbfed4ee6733b4d59e14a3ed  HumanEvalPlus-v0.1.9
+57d639e77667d88930052b2b07212011c25c0bab94dfc1f19d15e1f7f558bfa9  MbppPlus-v0.1.0
+af43697e8791c4c149bdfd6b489d8b5412507551ac20e28a439f650b8225db63  MbppPlus-v0.2.0
+"""
+PUBLISHED = {name: digest for digest, name in map(str.split, _SHA256SUMS.strip().splitlines())}
 
 
 @dataclass(frozen=True)
@@ -54,45 +51,43 @@ class Problems:
 
 
 def load(family: str, data_dir: Path, versions: Iterable[str] = ()) -> Problems:
-    """The data set of a family (HumanEval, Mbpp) in `data_dir` or data_dir/code: the newest
-    version, or the one that `versions` names.
+    """The data set of a family (HumanEval, Mbpp) in `data_dir` or data_dir/code.
 
-    A version is v0.1.9 or a file's name without its ending (HumanEvalPlus-Mini-v0.1.10; the mini
-    set is only taken by its name). Raises ConfigError where there is none or not that one;
-    DataError where the file is damaged or is not the published one.
+    That is its newest version, or the one that `versions` names. A version is v0.1.9 or a file's
+    name without its ending (HumanEvalPlus-Mini-v0.1.10; the mini set is only taken by its name).
+    Raises ConfigError where there is none or not that one; DataError where the file is damaged or
+    is not the published one.
     """
+    prefix = FAMILIES[family]
     found: dict[str, Path] = {}
     for folder in (data_dir / "code", data_dir):
-        found |= {
-            path.name.removesuffix(".jsonl.gz"): path
-            for path in folder.glob(f"{FAMILIES[family]}-*.jsonl.gz")
-        }
+        paths = folder.glob(f"{prefix}-*.jsonl.gz")
+        found |= {path.name.removesuffix(".jsonl.gz"): path for path in paths}
     if not found:
         raise ConfigError(
-            f"--data-dir {data_dir}: no {FAMILIES[family]}-….jsonl.gz in it or in its folder "
-            "`code`; the releases are at "
-            f"github.com/evalplus/{FAMILIES[family].lower()}_release, and the version belongs "
-            f"into the name: {FAMILIES[family]}-v….jsonl.gz"
+            f"--data-dir {data_dir}: no {prefix}-….jsonl.gz in it or in its folder `code`; the "
+            f"releases are at github.com/evalplus/{prefix.lower()}_release, and the version "
+            f"belongs into the name: {prefix}-v….jsonl.gz"
         )
-    full = [
-        name
-        for name in found
-        if VERSION.search(name) and name == f"{FAMILIES[family]}-{name.rpartition('-')[2]}"
-    ]
+    # without subsets such as HumanEvalPlus-Mini
+    full = {name.rpartition("-")[2]: name for name in found if _is_full(name, prefix)}
     wanted = list(versions)
     if wanted:
-        chosen = [name for name in found if name in wanted] or [
-            name for name in full if name.rpartition("-")[2] in wanted
-        ]
+        chosen = [name for name in found if name in wanted]
+        chosen = chosen or [full[version] for version in full if version in wanted]
     else:
-        chosen = sorted(full, key=_version)[-1:]
+        chosen = sorted(full.values(), key=_version)[-1:]
     if len(chosen) != 1:
         raise ConfigError(
-            f"--version {' '.join(wanted) or '(none)'}: names {len(chosen)} versions of "
-            f"{FAMILIES[family]}; "
+            f"--version {' '.join(wanted) or '(none)'}: names {len(chosen)} versions of {prefix}; "
             f"choose one of {', '.join(sorted(found))}"
         )
     return _read(chosen[0], found[chosen[0]])
+
+
+def _is_full(name: str, prefix: str) -> bool:
+    version = name.removeprefix(f"{prefix}-")
+    return VERSION.fullmatch(version) is not None
 
 
 def _version(name: str) -> tuple[int, ...]:
@@ -111,15 +106,15 @@ def _read(name: str, path: Path) -> Problems:
     by_id = {}
     try:
         for line in gzip.decompress(content).decode().splitlines():
-            row = json.loads(line)
-            read = MBPP_INPUTS.get(row["task_id"], list)
-            by_id[row["task_id"]] = Problem(
-                row["task_id"],
-                row["entry_point"],
-                row["prompt"] + row["canonical_solution"],
-                [read(arguments) for arguments in row["base_input"]],
-                [read(arguments) for arguments in row["plus_input"]],
-                row["atol"],
+            record = json.loads(line)
+            read = MBPP_INPUTS.get(record["task_id"], list)
+            by_id[record["task_id"]] = Problem(
+                record["task_id"],
+                record["entry_point"],
+                record["prompt"] + record["canonical_solution"],
+                [read(arguments) for arguments in record["base_input"]],
+                [read(arguments) for arguments in record["plus_input"]],
+                record["atol"],
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(
@@ -141,28 +136,26 @@ def _tuples(values: list[Any]) -> list[Any]:
     return [tuple(value) for value in values]
 
 
-def _by_number(
-    rules: dict[str, Callable[[list[Any]], list[Any]]],
-) -> dict[str, Callable[[list[Any]], list[Any]]]:
-    return {f"Mbpp/{number}": rule for numbers, rule in rules.items() for number in numbers.split()}
+def _each_of_tuples(arguments: list[Any]) -> list[Any]:
+    return [_tuples(argument) for argument in arguments]
 
 
-MBPP_INPUTS = _by_number(
-    {
-        "2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740 744 809": _tuples,
-        "63 64 70 94 120 237 272 299 400 409 417 438 473 614 780": lambda a: [
-            _tuples(argument) for argument in a
-        ],
-        "75 413 444 753": lambda a: [_tuples(a[0]), a[1]],
-        "106 750": lambda a: [a[0], tuple(a[1])],
-        "115": lambda a: [[set(item) if isinstance(item, list) and item else {} for item in a[0]]],
-        "124": lambda a: [float(a[0]), complex(a[1])],
-        "250 405 446 617 720 763 808": lambda a: [tuple(a[0]), a[1]],
-        "252": lambda a: [complex(a[0])],
-        "259 401 445": lambda a: [tuple(_tuples(argument)) for argument in a],
-        "278": lambda a: [tuple(tuple(item) if isinstance(item, list) else item for item in a[0])],
-        "307": lambda a: [tuple(a[0]), a[1], a[2]],
-        "580 615 791": lambda a: [_nested(argument) for argument in a],
-        "722": lambda a: [{key: tuple(value) for key, value in a[0].items()}, *a[1:]],
-    }
-)
+_MBPP_RULES: list[tuple[str, Callable[[list[Any]], list[Any]]]] = [
+    ("2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740", _tuples),
+    ("744 809", _tuples),
+    ("63 64 70 94 120 237 272 299 400 409 417 438 473 614 780", _each_of_tuples),
+    ("75 413 444 753", lambda a: [_tuples(a[0]), a[1]]),
+    ("106 750", lambda a: [a[0], tuple(a[1])]),
+    ("115", lambda a: [[set(i) if isinstance(i, list) and i else {} for i in a[0]]]),
+    ("124", lambda a: [float(a[0]), complex(a[1])]),
+    ("250 405 446 617 720 763 808", lambda a: [tuple(a[0]), a[1]]),
+    ("252", lambda a: [complex(a[0])]),
+    ("259 401 445", lambda a: [tuple(_tuples(argument)) for argument in a]),
+    ("278", lambda a: [tuple(tuple(i) if isinstance(i, list) else i for i in a[0])]),
+    ("307", lambda a: [tuple(a[0]), a[1], a[2]]),
+    ("580 615 791", lambda a: [_nested(argument) for argument in a]),
+    ("722", lambda a: [{key: tuple(value) for key, value in a[0].items()}, *a[1:]]),
+]
+MBPP_INPUTS = {
+    f"Mbpp/{number}": rule for numbers, rule in _MBPP_RULES for number in numbers.split()
+}

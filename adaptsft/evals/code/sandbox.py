@@ -1,10 +1,9 @@
 """Runs untrusted Python: no network, host files or rights, little memory and time.
-docs/code_execution.md says what it is not.
 
-Bubblewrap shuts the child in where it is installed and works, else Linux namespaces do (child.py);
-`isolation` tries an escape of each kind first, and refuses where one succeeds. The child gets code
-and inputs, and returns outputs as JSON (values.py): it never holds an expected output, so that
-forging its results means to compute them.
+docs/code_execution.md has what it does not protect from. Bubblewrap isolates the child where it is
+installed and works, else Linux namespaces do (child.py); `isolation` tries an escape of each kind
+first, and refuses where one succeeds. The child gets code and inputs, and returns outputs as JSON
+(values.py): it never holds an expected output, so that forging its results means to compute them.
 """
 
 import functools
@@ -29,6 +28,7 @@ from adaptsft.errors import ConfigError
 CHILD = Path(__file__).with_name("child.py")
 PACKAGES = ("numpy",)  # what code may import besides the standard library
 SCRATCH = 64 * 2**20  # bytes of the child's /tmp, and of any file in it
+GRACE = 10.0  # seconds that a child may take to end once its channel is closed
 NOBODY = "65534"
 ENVIRONMENT = {
     "PATH": "/usr/bin",
@@ -90,8 +90,9 @@ class Limits:
 
 @functools.cache
 def isolation() -> str:
-    """What isolates here: the first of bubblewrap and namespaces from which none of ESCAPES
-    succeeds. ConfigError where neither works.
+    """The kind of isolation that works here, of bubblewrap and namespaces.
+
+    It works where none of ESCAPES succeeds. Raises ConfigError where neither does.
     """
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise ConfigError(
@@ -106,12 +107,12 @@ def isolation() -> str:
             return kind
         problems.append(f"{kind}: {problem}")
     raise ConfigError(
-        "code of a model is only run in isolation, and none works here. "
-        + "; ".join(problems)
-        + ". To mend it: install bubblewrap (the package is called so), or allow user namespaces (sysctl user.max_user_namespaces=10000; "
-        "on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0), or start the container "
-        "with `--security-opt seccomp=unconfined "
-        "--cap-add SYS_ADMIN`, or grade the recorded outputs on a machine where one of these holds"
+        "code of a model is only run in isolation, and no kind of it works here. "
+        f"{'; '.join(problems)}. To fix this, install bubblewrap (the package is called so), or "
+        "allow user namespaces (sysctl user.max_user_namespaces=10000; on Ubuntu also "
+        "kernel.apparmor_restrict_unprivileged_userns=0), or start the container with "
+        "`--security-opt seccomp=unconfined --cap-add SYS_ADMIN`, or grade the recorded outputs on "
+        "a machine where one of these holds"
     )
 
 
@@ -121,10 +122,9 @@ def probe(kind: str) -> str | None:
         return "no `bwrap` on PATH"
     group = {"inputs": [[]], "limits": [20.0], "load_limit": 20.0}
     job = {"code": ESCAPES, "entry_point": "attempts", "groups": [group], "most": 10_000}
+    limits = Limits(cpu=20, wall=60.0)
     try:
-        messages = list(
-            run(json.dumps(job).encode(), [10_000], Limits(cpu=20, wall=60.0), kind=kind)
-        )
+        messages = list(run(json.dumps(job).encode(), [10_000], limits, kind=kind))
     except (SandboxError, RunError) as error:
         return str(error)
     if len(messages) != 1 or "value" not in messages[0]:
@@ -166,16 +166,15 @@ def run(
         yield from _messages(child, most_bytes, time.monotonic() + limits.wall)
     finally:
         if child.poll() is None:
-            os.killpg(
-                child.pid, signal.SIGKILL
-            )  # with the group's leader the kernel ends all in its process namespace
+            # with the group's leader the kernel ends all in its process namespace
+            os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         child.stdout.close()
 
 
 def command(kind: str, limits: Limits) -> list[str]:
     """The child's command line under `kind` of isolation."""
-    folders, links, packages = _visible()
+    folders, links, packages = visible()
     config = {
         "namespaces": kind == "namespaces",
         "folders": folders,
@@ -189,49 +188,30 @@ def command(kind: str, limits: Limits) -> list[str]:
     python = [os.path.realpath(sys.executable), "-s", "-S", "-B", str(CHILD), json.dumps(config)]
     if kind == "namespaces":
         return python
-    above = {
-        str(parent) for path in folders for parent in Path(path).parents if parent.parent != parent
-    }
-    binds = [
-        part for path in sorted(above) for part in ("--dir", path)
-    ]  # by itself bubblewrap makes some that nobody cannot enter
+    parents = {parent for path in folders for parent in Path(path).parents}
+    above = {str(parent) for parent in parents if parent.parent != parent}
+    # by itself bubblewrap makes some that nobody cannot enter
+    binds = [part for path in sorted(above) for part in ("--dir", path)]
     binds += [part for path in folders for part in ("--ro-bind", path, path)]
     binds += [part for path, target in links.items() for part in ("--symlink", target, path)]
-    if (
-        os.getuid() == 0
-    ):  # the child becomes nobody by itself: in a user namespace it would stay the host's root
+    # the child of root becomes nobody by itself: in a user namespace it would stay the host's root
+    if os.getuid() == 0:
         rights = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         rights = ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY, "--cap-drop", "ALL"]
-    spaces = [
-        "--unshare-pid",
-        "--unshare-net",
-        "--unshare-ipc",
-        "--unshare-uts",
-        "--die-with-parent",
-        "--new-session",
-    ]
+    spaces = [f"--unshare-{space}" for space in ("pid", "net", "ipc", "uts")]
+    spaces += ["--die-with-parent", "--new-session"]
     scratch = ["--perms", "1777", "--size", str(SCRATCH), "--tmpfs", "/tmp"]
-    return [
-        shutil.which("bwrap") or "bwrap",
-        *spaces,
-        *rights,
-        *scratch,
-        *binds,
-        "--remount-ro",
-        "/",
-        "--",
-        *python,
-    ]
+    bubblewrap = shutil.which("bwrap") or "bwrap"
+    return [bubblewrap, *spaces, *rights, *scratch, *binds, "--remount-ro", "/", "--", *python]
 
 
 @functools.cache
-def _visible() -> tuple[list[str], dict[str, str], list[str]]:
-    """Host folders and files that the child sees, read-only; symbolic links beside them; folders
-    that hold PACKAGES.
+def visible() -> tuple[list[str], dict[str, str], list[str]]:
+    """(folders and files that the child sees, symbolic links beside them, folders of PACKAGES).
 
-    The C library, Python with its standard library, the packages, and this folder: no data, no
-    expected outputs, no configuration.
+    They are read-only: the C library, Python with its standard library, the packages, and this
+    folder. No data, no expected outputs, no configuration.
     """
     links = {path: os.readlink(path) for path in ("/lib", "/lib64") if os.path.islink(path)}
     wanted = [
@@ -252,14 +232,12 @@ def _visible() -> tuple[list[str], dict[str, str], list[str]]:
         if spec is not None and spec.submodule_search_locations:
             place = Path(next(iter(spec.submodule_search_locations)))
             packages.append(str(place.parent))
-            wanted += [
-                str(path) for path in (place, place.with_name(f"{name}.libs")) if path.is_dir()
-            ]
+            beside = place.with_name(f"{name}.libs")
+            wanted += [str(path) for path in (place, beside) if path.is_dir()]
     folders: list[str] = []
     for path in sorted(set(wanted)):
-        if not any(
-            path.startswith(f"{above}/") for above in folders
-        ):  # it is seen through that one
+        # below another folder it is seen through that one
+        if not any(path.startswith(f"{above}/") for above in folders):
             folders.append(path)
     return folders, links, packages
 
@@ -267,9 +245,7 @@ def _visible() -> tuple[list[str], dict[str, str], list[str]]:
 def _messages(
     child: subprocess.Popen[bytes], most_bytes: list[int], deadline: float
 ) -> Generator[dict[str, Any], None, None]:
-    """The child's messages as they come, each with "i" its place; without the {"ready": true}
-    before them.
-    """
+    """The child's messages on the tests, as they come; "i" of each is its place."""
     lines = _lines(child, deadline)
     next(lines)
     try:
@@ -292,8 +268,9 @@ def _messages(
 
 
 def _lines(child: subprocess.Popen[bytes], deadline: float) -> Generator[bytes, int, None]:
-    """Lines of the child's pipe; each is asked for with the most bytes that it may have (after a
-    first `next`).
+    """Lines of the child's pipe.
+
+    Each is asked for by sending the most bytes that it may have (after a first `next`).
     """
     assert child.stdout is not None
     pipe = child.stdout.fileno()
@@ -312,23 +289,23 @@ def _lines(child: subprocess.Popen[bytes], deadline: float) -> Generator[bytes, 
                 raise RunError("timeout")
             data = os.read(pipe, 1 << 16)
             if not data:
-                raise RunError(_ended(child.wait(timeout=10)))
+                raise RunError(_end_of(child))
             buffer += data
         line = bytes(buffer[:end])
         del buffer[: end + 1]
 
 
-def _ended(code: int) -> str:
-    """What the exit code of a child that ended too early means: 128 + signal where one ended it
-    (child.become; bwrap).
-    """
+def _end_of(child: subprocess.Popen[bytes]) -> str:
+    """Why a child's messages ended too early: its exit code is 128 + signal where one ended it."""
+    try:
+        code = child.wait(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        return "closed the channel of its results"
     number = -code if code < 0 else code - 128
     if number == signal.SIGXCPU:
         return "timeout"
     if number == signal.SIGKILL:
         return "killed for its memory or CPU time"
-    return (
-        f"killed by {signal.Signals(number).name}"
-        if number in set(signal.Signals)
-        else f"exited with {code} before its last test"
-    )
+    if number in set(signal.Signals):
+        return f"killed by {signal.Signals(number).name}"
+    return f"exited with {code} before its last test"

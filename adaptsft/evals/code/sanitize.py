@@ -1,9 +1,9 @@
-"""From a model's text to the program in it, as evalplus 0.3.1 does (evalplus/sanitize.py;
-tree-sitter's Python grammar).
+"""From a model's text to the program in it, as evalplus 0.3.1 does (evalplus/sanitize.py).
 
-The longest run of lines that is valid Python; of that, the imports, and of functions, classes and
-assignments at its top level those that the wanted function needs. The first of two definitions
-counts; a function without `return` and anything decorated are left out.
+It uses tree-sitter's Python grammar: the longest run of lines that is valid Python; of that, the
+imports, and of functions, classes and assignments at its top level those that the wanted function
+needs. The first of two definitions counts; a function without `return` and anything decorated are
+left out.
 """
 
 import ast
@@ -18,16 +18,16 @@ PYTHON = Language(tree_sitter_python.language())
 
 
 def code_extract(text: str) -> str:
-    """The run of two or more lines with most non-blank ones that parses, the first of equals; the
-    first line where none does.
+    """The run of two or more lines with most non-blank ones that parses, the first of equals.
+
+    The first line where no run parses.
     """
     lines = text.split("\n")
     filled = [0]
     for line in lines:
         filled.append(filled[-1] + bool(line.strip()))
-    by_size = defaultdict(
-        list
-    )  # evalplus tries every run; from the largest down, the first that parses is the same one
+    # evalplus tries every run; from the largest down, the first that parses is the same one
+    by_size = defaultdict(list)
     for first in range(len(lines)):
         for last in range(first + 1, len(lines)):
             by_size[filled[last + 1] - filled[first]].append((first, last))
@@ -42,9 +42,7 @@ def code_extract(text: str) -> str:
 
 
 def sanitize(text: str, entry_point: str | None = None) -> str:
-    """The program in `text`: all its imports and top-level definitions, or those that `entry_point`
-    needs.
-    """
+    """The program in `text`: its imports, and all definitions or those `entry_point` needs."""
     code = code_extract(text)
     return _needed(code.encode(), entry_point).decode().strip() or code
 
@@ -75,9 +73,7 @@ def _needed(code: bytes, entry_point: str | None) -> bytes:
 
 
 def _reachable(entry_point: str, definitions: dict[str | None, Node]) -> set[str]:
-    """Names that the entry point uses, and those that these use: every identifier counts, whatever
-    it means there.
-    """
+    """Names that the entry point uses, and those that these use: every identifier counts."""
     found, queue = {entry_point}, [entry_point]
     while queue:
         node = definitions.get(queue.pop())

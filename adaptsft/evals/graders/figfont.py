@@ -35,8 +35,10 @@ def jaro_winkler_paper(a: str, b: str) -> float:
 
 
 def grade(record: dict) -> dict:
-    """exact_match is literal (no strip, case-sensitive), the similarities are of stripped
-    lower-case strings: both as published.
+    """Both kinds of metric as published.
+
+    exact_match is literal (no strip, case-sensitive), the similarities are of stripped lower-case
+    strings.
     """
     output, answer = record["output"], record["answer"]
     folded = output.lower().strip(), answer.lower().strip()

@@ -80,8 +80,7 @@ def parse_python(text: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Any:
-    """What the published grader compares: the first parser's result that does not fail, or the text
-    where all fail.
+    """What the published grader compares: the first parser's result, or the text if all fail.
 
     Like there, sympy's LaTeX parser reads as far as it understands and drops the rest (`1,-2` is
     1), and each parser sees the text first with its double backslashes halved, then as it is.

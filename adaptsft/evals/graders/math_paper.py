@@ -14,157 +14,17 @@ import re
 from functools import lru_cache
 
 import sympy
-from word2number import w2n
 
 from adaptsft.evals.graders.latex import parse
-
-# Words and letters deleted where they stand alone, in this order (parser.py, from MathQA). A "."
-# stands for any character there.
-_UNITS_OF_MATHQA = (
-    "east|degree|mph|kmph|ft|m sqaure| m east|sq m|deg|mile|q .|monkey|prime|ratio|profit of "
-    "rs|rd|o|gm|p . m|lb|tile|per|dm|lt|gain|ab|"
-    "way|west|a .|b .|c .|d .|e .|f .|g .|h .|t|a|h|no "
-    "change|men|soldier|pie|bc|excess|st|inches|noon|percent|by|gal|kmh|c|acre|rise|"
-    "a . m|th|π r 2|sq|mark|l|toy|coin|sq . m|gallon|° f|profit|minw|yr|women|feet|am|pm|hr|cu "
-    "cm|square|v â € ™|are|rupee|rounds|cubic|cc|"
-    "mtr|s|ohm|number|kmph|day|hour|minute|min|second|man|woman|sec|cube|mt|sq inch|mp|∏ cm "
-    "³|hectare|more|sec|unit|cu . m|cm 2|rs .|rs|kg|"
-    "g|month|km|m|cm|mm|apple|liter|loss|yard|pure|year|increase|decrease|d|less|Surface|litre|pi "
-    "sq m|s .|metre|meter|inch"
-)
-_SINGULAR = _UNITS_OF_MATHQA.split("|")
-# With what must be in the text for the pattern to match, which spares most of the searches.
-_UNITS = [
-    (unit.split(".")[0], re.compile(rf"(^|\W){unit}($|\W)"))
-    for unit in [*_SINGULAR, *(unit + "s" for unit in _SINGULAR)]
-]
+from adaptsft.evals.graders.math_text import last_box, normal_form
 
 LETTERS = ("A", "B", "C", "D", "E")
 
 
-def _fix_fracs(text: str) -> str:
-    r"""\frac12 and \frac1{72} to \frac{1}{2} and \frac{1}{72}; all of the text as it was where one
-    of them is cut off.
-    """
-    first, *rest = text.split("\\frac")
-    fixed = first
-    for part in rest:
-        fixed += "\\frac"
-        if part.startswith("{"):
-            fixed += part
-        elif len(part) < 2:
-            return text
-        elif part[1] == "{":
-            fixed += f"{{{part[0]}}}{part[1:]}"
-        else:
-            fixed += f"{{{part[0]}}}{{{part[1]}}}{part[2:]}"
-    return fixed
-
-
-def _fix_slash(text: str) -> str:
-    r"""a/b to \frac{a}{b}, where each is a plain integer or holds a root."""
-    parts = text.split("/")
-    if len(parts) != 2:
-        return text
-    try:
-        plain = all("sqrt" in part or str(int(part)) == part for part in parts)
-    except ValueError:
-        return text
-    return f"\\frac{{{parts[0]}}}{{{parts[1]}}}" if plain else text
-
-
-def _drop_units(text: str) -> str:
-    for _ in range(2):
-        for literal, pattern in _UNITS:
-            if literal in text:
-                text = pattern.sub(r"\1\2", text) or text
-    return text
-
-
-def _strip(text: str, keep_units: bool) -> str:
-    """strip_string of parser.py.
-
-    The order of the steps matters: each sees what the earlier ones left.
-    """
-    text = text.strip().replace("\n", "").rstrip(".").replace("\\!", "")
-    text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace(
-        "\\end{array}", "\\end{pmatrix}"
-    )
-    for old, new in (
-        ("bmatrix", "pmatrix"),
-        ("tfrac", "frac"),
-        ("dfrac", "frac"),
-        ("\\neq", "\\ne"),
-        ("\\leq", "\\le"),
-        ("\\geq", "\\ge"),
-        ("\\left", ""),
-        ("\\right", ""),
-        ("\\{", "{"),
-        ("\\}", "}"),
-    ):
-        text = text.replace(old, new)
-    text = re.sub(r"\\text{.*?}$", "", text).strip() or text
-    if not keep_units:
-        text = _drop_units(text)
-    for old in ("^{\\circ}", "^\\circ", "\\$", "$", "\\(", "\\)"):
-        text = text.replace(old, "")
-    with contextlib.suppress(
-        Exception
-    ):  # its way to say that there is no number word: ValueError, and IndexError
-        text = str(w2n.word_to_num(text))
-    text = re.sub(r"\\text\{(.*?)\}", r"\1", text)
-    for old in ("x=", "y=", "z=", "x\\in", "y\\in", "z\\in", "x\\to", "y\\to", "z\\to"):
-        text = text.replace(old, "")
-    text = (
-        text.replace("\\emptyset", "{}")
-        .replace("(-\\infty,\\infty)", "\\mathbb{R}")
-        .replace("\\%", "")
-        .replace("%", "")
-    )
-    text = text.replace(" .", " 0.").replace("{.", "{0.").replace("infinity", "\\infty")
-    if "\\infty" not in text:
-        text = text.replace("inf", "\\infty")
-    text = text.replace("+\\inity", "\\infty").replace("and", "").replace("\\mathbf", "")
-    text = re.sub(r"\\mbox{.*?}", "", text)
-    if "j" in text and "i" not in text:
-        text = text.replace("j", "i")
-    text = re.sub(r"(\d+)\.0*([^\d])", r"\1\2", text)
-    text = re.sub(r"(\d+)\.0*$", r"\1", text)
-    if text.startswith("."):
-        text = "0" + text
-    sides = text.split("=")
-    if len(sides) == 2 and len(sides[0]) <= 2:
-        text = sides[1]
-    text = re.sub(r"\\sqrt(\w+)", r"\\sqrt{\1}", text).replace(" ", "")
-    return _fix_slash(_fix_fracs(text))
-
-
-@lru_cache(maxsize=16384)
-def normal_form(text: str, keep_units: bool = False) -> str:
-    r"""The form in which answers and golds are compared: stripped twice, for the second time sees
-    what the first laid bare (`x\in`).
-    """
-    return _strip(_strip(text, keep_units), keep_units)
-
-
-def last_box(text: str) -> str:
-    r"""What follows the last "boxed": up to its closing brace (or the end of the text), or up to a
-    dollar sign where it has no brace.
-    """
-    rest = text.split("boxed")[-1]
-    if not rest.startswith("{"):
-        return rest.split("$")[0].strip()
-    depth = 0
-    for end, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:end]
-    return rest[1:]
-
-
 def extract_answer(response: str, keep_units: bool = False) -> str:
-    """The normalised answer of a response: its last box, or what follows "the answer is", or its
-    last number; "" where there is none.
+    """The normalised answer of a response.
+
+    Its last box, or what follows "the answer is", or its last number; "" where there is none.
     """
     text = response.replace("ки", "")
     if "final answer is $" in text and "$. I hope" in text:
@@ -193,12 +53,12 @@ def _last_letter(text: str) -> str:
 
 
 def _chosen_letter(response: str) -> str:
-    """The option letter of a whole response: the first one after the last "answer is" or "choice
-    is", else the last of all.
+    """The option letter of a whole response.
+
+    The first one after the last "answer is" or "choice is", else the last of all.
     """
-    if (
-        response.count("choice is") > 1 or response.count("answer is") > 1
-    ):  # the model went on with questions of its own
+    # the model continued with questions of its own
+    if response.count("choice is") > 1 or response.count("answer is") > 1:
         response = response.strip("\n").split("\n\n")[0]
     parts = re.split("choice is|answer is", response)
     letters = re.findall(r"\b(A|B|C|D|E)\b", parts[-1].upper())
@@ -221,9 +81,8 @@ def _close(a: float, b: float) -> bool:
 
 def symbolic_equal(a: str, b: str) -> bool:
     x, y = parse(a), parse(b)
-    if isinstance(x, str) or isinstance(
-        y, str
-    ):  # what no parser understood. sympy must not see it: its functions, N first, evaluate text
+    # Text that no parser understood. sympy must not see it: its functions, N first, evaluate text.
+    if isinstance(x, str) or isinstance(y, str):
         return str(x) == str(y)
 
     def same() -> bool:
@@ -244,9 +103,8 @@ def symbolic_equal(a: str, b: str) -> bool:
         )
 
     for test in (same, zero_difference, same_equation, close, close_matrices):
-        with contextlib.suppress(
-            Exception
-        ):  # not a test for these kinds of values, or sympy gave up: the next one
+        # the test is not for these kinds of values, or sympy gave up: the next one
+        with contextlib.suppress(Exception):
             if test():
                 return True
     return False
@@ -267,8 +125,9 @@ def _all_equal(answers: list[str], golds: list[str]) -> bool:
 
 
 def _one_sided(text: str) -> str | None:
-    """The right side of `x=...`, a single equation with at most two characters on the left; None
-    for anything else.
+    """The right side of `x=...`, or None.
+
+    That is a single equation with at most two characters on the left.
     """
     sides = text.split("=")
     return sides[1] if len(sides) == 2 and len(sides[0].strip()) <= 2 else None
@@ -276,9 +135,7 @@ def _one_sided(text: str) -> str | None:
 
 @lru_cache(maxsize=16384)
 def math_equal(answer: str, gold: str) -> bool:
-    """Whether two normalised answers count as equal: as text, as numbers, element by element, or in
-    sympy.
-    """
+    """Whether two normalised answers are equal: as text, numbers, by element, or in sympy."""
     if answer.strip().lower() == gold.strip().lower():
         return True
     if gold in LETTERS and _last_letter(answer) == gold:
@@ -333,8 +190,9 @@ def math_equal(answer: str, gold: str) -> bool:
 
 
 def grade(record: dict) -> dict:
-    """`response` is a whole answer, `prediction` only its result; `dataset: minerva_math` keeps the
-    units of both, as published.
+    """`response` is a whole answer, `prediction` only its result.
+
+    `dataset: minerva_math` keeps the units of both, as published.
     """
     keep_units = record.get("dataset") == "minerva_math"
     gold = normal_form(str(record["gold"]), keep_units)

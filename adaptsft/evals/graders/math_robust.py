@@ -37,7 +37,7 @@ from math_verify import (
 )
 
 from adaptsft.errors import DataError
-from adaptsft.evals.graders.math_paper import last_box
+from adaptsft.evals.graders.math_text import last_box
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
 
@@ -93,8 +93,9 @@ def _is_prose(text: str) -> bool:
 
 
 def _delimited(text: str) -> str:
-    """A bare or wrongly delimited formula between dollars; text that math-verify can take apart
-    itself as it is, but for e-notation.
+    """A bare or wrongly delimited formula between dollars.
+
+    Text that math-verify can take apart itself stays as it is, except for e-notation.
     """
     if not _DELIMITERS_BUT_DOLLAR.search(text) and not _is_prose(text):
         parts = text.split("$")
@@ -111,15 +112,14 @@ def _delimited(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _parse(text: str, match_types: tuple[str, ...]) -> list:
-    """What math-verify makes of the text: [] or [value, text], or [text] where it understood
-    nothing.
-    """
+    """math-verify's [value, text], [text] where it understood nothing, or []."""
     return parse(text, [MATCH_TYPES[name] for name in match_types], parsing_timeout=None)  # pyrefly: ignore[bad-argument-type]
 
 
 def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
-    """|a - b| / max(|a|, |b|), and the maximum; None where they are not two numbers, or one is a
-    percentage (50 % equals 50 and 1/2).
+    """|a - b| / max(|a|, |b|), and the maximum.
+
+    None where they are not two numbers, or one is a percentage (50 % equals 50 and 1/2).
     """
     if not all(
         isinstance(x, sympy.Expr) and x.is_number and not x.has(sympy.UnevaluatedExpr)
@@ -135,8 +135,9 @@ def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
 
 
 def _equal(gold: Any, answer: Any, options: dict) -> bool:
-    """verify, corrected for numbers: a decimal must agree to one in a thousand however small it is,
-    exact numbers to 12 digits.
+    """verify, corrected for numbers.
+
+    A decimal must agree to one in a thousand however small it is, exact numbers to 12 digits.
     """
     correct = verify(gold, answer, timeout_seconds=None, **options)  # pyrefly: ignore[bad-argument-type]
     decimal = any(isinstance(x, sympy.Expr) and x.has(sympy.Float) for x in (gold, answer))
@@ -151,8 +152,9 @@ def _equal(gold: Any, answer: Any, options: dict) -> bool:
 
 
 def _plain(text: str) -> str:
-    r"""Text without what never matters: spaces, dollars, \left and \right, the size of fractions, a
-    full stop.
+    r"""Text without what never matters.
+
+    Spaces, dollars, \left and \right, the size of fractions, a full stop.
     """
     return (
         re.sub(r"\s|\\left(?![a-z])|\\right(?![a-z])|\$", "", text)

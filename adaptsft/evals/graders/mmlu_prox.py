@@ -1,8 +1,8 @@
-"""Grades MMLU-ProX answers: each language has the sentence that its prompt asks for, and the first
-letter found in one is the answer.
+"""Grades MMLU-ProX answers.
 
-The patterns are those of EleutherAI/lm-evaluation-harness@4e7e0d47, lm_eval/tasks/mmlu_prox (MIT),
-for the languages of the paper.
+Each language has the sentence that its prompt asks for; the first letter in such a sentence is the
+answer. The patterns are those of EleutherAI/lm-evaluation-harness@4e7e0d47, lm_eval/tasks/mmlu_prox
+(MIT), for the languages of the paper.
 """
 
 import re

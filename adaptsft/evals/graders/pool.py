@@ -19,13 +19,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from adaptsft.errors import DataError
-from adaptsft.evals.graders import GRADERS, Grader
+from adaptsft.evals.graders.registry import GRADERS, Grader
 
-MEMORY = (
-    4 << 30
-)  # bytes of address space of a worker: 10^{10^{10}} must not take the machine down before its time is up
+# Bytes of address space of a worker: 10^{10^{10}} must not exhaust the machine's memory before its
+# time is up.
+MEMORY = 4 << 30
 WALL = 30.0  # seconds on the clock that a record may take, should it wait and not compute
 READY = b"ready\n"
+FAILED = {"correct": False, "extracted": "", "unparsed": False, "timeout": False}
 
 
 class Worker:
@@ -39,23 +40,15 @@ class Worker:
         """The verdict on a record; raises DataError where the grader does."""
         process = self.process if self.process and self.process.poll() is None else self._start()
         assert process.stdin and process.stdout
-        with contextlib.suppress(BrokenPipeError):  # it died meanwhile: there is no answer either
+        with contextlib.suppress(BrokenPipeError):  # it has died: there is no answer either
             process.stdin.write(json.dumps(record).encode() + b"\n")
             process.stdin.flush()
         answer = process.stdout.readline()
         if not answer:
             code = process.wait()
-            failed = {
-                "correct": False,
-                "extracted": "",
-                "unparsed": False,
-                "timeout": code in (-signal.SIGPROF, -signal.SIGALRM),
-            }
-            return (
-                failed
-                if failed["timeout"]
-                else failed | {"error": f"the grading process ended with exit code {code}"}
-            )
+            if code in (-signal.SIGPROF, -signal.SIGALRM):
+                return FAILED | {"timeout": True}
+            return FAILED | {"error": f"the grading process ended with exit code {code}"}
         verdict = json.loads(answer)
         if "data_error" in verdict:
             raise DataError(verdict["data_error"])
@@ -63,18 +56,10 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.close()
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            __name__,
-            self.grader.name,
-            str(self.grader.seconds),
-        ]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
-        }
+        command = [sys.executable, "-W", "ignore", "-m", __name__]
+        command += [self.grader.name, str(self.grader.seconds)]
+        path = os.pathsep.join(folder for folder in sys.path if folder)
+        environment = os.environ | {"PYTHONPATH": path}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -124,20 +109,15 @@ def grade_isolated(
 
 
 def forbid(event: str, arguments: tuple) -> None:
-    """An audit hook.
+    """An audit hook that stops a model's output, should a parser run it.
 
-    A worker has nothing to write, to start or to connect to: should a parser run a model's output,
-    this stops it.
+    A worker has nothing to write, to start or to connect to.
     """
-    writes = (
-        event == "open"
-        and isinstance(arguments[2], int)
-        and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    )
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & writing
     reads = event in ("os.listdir", "os.scandir")  # of importlib
-    if writes or (
-        event.startswith(("os.", "subprocess.", "socket.", "shutil.", "ctypes.")) and not reads
-    ):
+    acts = event.startswith(("os.", "subprocess.", "socket.", "shutil.", "ctypes.")) and not reads
+    if writes or acts:
         raise PermissionError(f"a grading process may not {event}")
 
 
@@ -148,17 +128,15 @@ def set_timers(seconds: float) -> None:
 
 
 def serve(name: str, seconds: float) -> None:
-    """A worker's life."""
+    """A worker: grades the records on stdin until it is closed."""
     grader = GRADERS[name]
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(
-        sys.stderr.fileno(), sys.stdout.fileno()
-    )  # what libraries print must not reach the parent as a verdict
+    # what libraries print must not reach the parent as a verdict
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     verdict_on = grader.verdict
-    verdict_on(
-        {"gold": "2k+2", "prediction": "2(k+1)"}
-    )  # loads the parsers and sympy's simplifier: no answer shall pay for that
+    # loads the parsers and sympy's simplifier, so that their time is not that of the first answer
+    verdict_on({"gold": "2k+2", "prediction": "2(k+1)"})
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -172,13 +150,7 @@ def serve(name: str, seconds: float) -> None:
         except DataError as error:
             verdict = {"data_error": str(error)}
         except Exception as error:  # sympy gave up on this answer; the others must still be graded
-            verdict = {
-                "correct": False,
-                "extracted": "",
-                "unparsed": False,
-                "timeout": False,
-                "error": f"{type(error).__name__}: {error}"[:200],
-            }
+            verdict = FAILED | {"error": f"{type(error).__name__}: {error}"[:200]}
         set_timers(0)
         channel.write(json.dumps(verdict).encode() + b"\n")
 

@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adaptsft.config.schema import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals import in_training
-from adaptsft.evals.backends import Request, Sampling, open_backend
+from adaptsft.evals.backends.base import Request, Sampling
 from adaptsft.evals.backends.decode import choose
 from adaptsft.evals.backends.hf import HuggingFace, label_of
 from adaptsft.evals.backends.http import HTTP
-from adaptsft.evals.prompts import Renderer, fill
+from adaptsft.evals.backends.registry import open_backend
+from adaptsft.evals.prompts import fill
+from adaptsft.evals.renderer import Renderer
 from adaptsft.model.tiny import make_tiny_model
 
 PROMPTS = [
@@ -194,7 +196,11 @@ def test_templates(tiny_model):
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": "2+2?"},
     ]
-    chatml = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+    chatml = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n2+2?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     assert (
         Renderer(tokenizer, DataConfig()).text(messages)
         == Renderer(tokenizer, DataConfig(), "chatml").text(messages)
@@ -213,9 +219,7 @@ def test_templates(tiny_model):
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers as an OpenAI-compatible server does: every second request is first turned away, as a
-    busy one is.
-    """
+    """Answers as an OpenAI-compatible server does; every second request is refused at first."""
 
     seen: ClassVar[list] = []
     refused: ClassVar[set] = set()

@@ -1,0 +1,60 @@
+"""The code grader of the evaluation pipeline: programs are taken out of answers, then run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptsft.errors import ConfigError
+from adaptsft.evals.code import problems
+from adaptsft.evals.code.evalplus import grade
+from adaptsft.evals.tasks import Task
+
+
+def grade_answers(
+    records: Sequence[dict[str, Any]],
+    task: Task,
+    *,
+    data_dir: Path | None,
+    allow_code_exec: bool,
+    workers: int,
+    progress: Callable[[int], Any],
+) -> list[dict[str, Any]]:
+    """`records` hold question and response; the program is taken out of them as evalplus does.
+
+    Returns base and plus (bool), timeout, and extracted: the program.
+    """
+    try:
+        from adaptsft.evals.code.sanitize import sanitize  # its parser, tree-sitter, is optional
+    except ImportError as error:
+        raise ConfigError(f"{task.name} needs {error.name}: pip install 'adaptsft[eval]'") from None
+    if data_dir is None:
+        raise ConfigError(
+            f"{task.name}: name the folder of its data by --data-dir: the tests are read there"
+        )
+    version = Path(task.sources[0].file).name.removesuffix(".jsonl.gz")
+    family = next(
+        family for family, prefix in problems.FAMILIES.items() if version.startswith(prefix)
+    )
+    by_id = problems.load(family, data_dir, [version]).by_id
+    solutions = []
+    for record in records:
+        text = record["question"] + record["response"] if task.prompt.raw else record["response"]
+        program = sanitize(text, by_id[record["task_id"]].entry_point)
+        solutions.append({"task_id": record["task_id"], "solution": program})
+    graded = grade(
+        solutions,
+        data_dir=data_dir,
+        allow_code_exec=allow_code_exec,
+        version=[version],
+        workers=workers,
+        progress=progress,
+    )
+    return [
+        {
+            "base": verdict["base"] == "pass",
+            "plus": verdict["plus"] == "pass",
+            "timeout": verdict["timeout"],
+            "extracted": solution["solution"],
+        }
+        for verdict, solution in zip(graded, solutions, strict=True)
+    ]

@@ -1,0 +1,105 @@
+"""The graders by name, and what each one reads and writes.
+
+A new grader is a function `record -> verdict` in this package and an entry in GRADERS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+
+from adaptsft.errors import DataError
+
+
+@dataclass(frozen=True)
+class Grader:
+    name: str
+    function: str  # "module:function" in this package, imported when first needed
+    help: str
+    reads: tuple[str, ...]  # keys that a record must have; "a|b" is either
+    writes: tuple[str, ...] = ("correct", "extracted")  # and `unparsed`, where no answer was found
+    needs: tuple[str, ...] = ()  # packages of the extra `eval`
+    # CPU time that a record may take, in a process of its own; None: harmless, graded in this one
+    seconds: float | None = None
+
+    @property
+    def isolated(self) -> bool:
+        return self.seconds is not None
+
+    @cached_property
+    def verdict(self) -> Callable[[dict], dict]:
+        """The function itself, without limits."""
+        module, function = self.function.split(":")
+        return getattr(import_module(f"adaptsft.evals.graders.{module}"), function)
+
+    def check(self, record: object, line: int) -> None:
+        """Raises DataError where the record lacks a key, or one holds no text."""
+        if not isinstance(record, dict):
+            raise DataError(f"line {line}: a JSON object is needed, not {record!r:.80}")
+        for key in self.reads:
+            found = [name for name in key.split("|") if name in record]
+            if not found:
+                raise DataError(
+                    f"line {line}: {self.name} reads {key.replace('|', ' or ')}, but the keys are "
+                    f"{', '.join(record) or 'none'}"
+                )
+            value = record[found[0]]
+            kind: type | tuple[type, ...] = dict if key == "options" else str
+            if key == "gold" and self.isolated:  # the math graders read numbers too
+                kind = (str, int, float)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                wanted = "an object" if kind is dict else "text"
+                raise DataError(f"line {line}: {found[0]} is {value!r:.80}; it must be {wanted}")
+
+
+_MATH_READS = ("prediction|response", "gold")
+_MATH_NEEDS = ("latex2sympy2_extended", "word2number")
+_CHOICE_READS = ("response", "options", "gold")
+
+GRADERS = {
+    grader.name: grader
+    for grader in (
+        Grader(
+            "math-paper",
+            "math_paper:grade",
+            "mathematics, as published",
+            reads=_MATH_READS,
+            needs=_MATH_NEEDS,
+            seconds=3.0,
+        ),
+        Grader(
+            "math-robust",
+            "math_robust:grade",
+            "mathematics, without the published grader's known errors",
+            reads=_MATH_READS,
+            needs=(*_MATH_NEEDS, "math_verify"),
+            seconds=3.0,
+        ),
+        Grader(
+            "medical-paper",
+            "medical:grade_paper",
+            "options, as published: the last match",
+            reads=_CHOICE_READS,
+        ),
+        Grader(
+            "medical-m1",
+            "medical:grade_m1",
+            "options, by m1's protocol: the box first",
+            reads=_CHOICE_READS,
+        ),
+        Grader(
+            "figfont",
+            "figfont:grade",
+            "words: exact match, two Jaro-Winkler similarities",
+            reads=("output", "answer"),
+            writes=("exact_match", "jw_paper", "jw_standard"),
+            needs=("rapidfuzz",),
+        ),
+        Grader(
+            "mmlu-prox",
+            "mmlu_prox:grade",
+            "letters, in seven languages",
+            reads=("lang", "response", "gold"),
+        ),
+    )
+}

@@ -1,0 +1,141 @@
+"""What result.json holds beside the grades themselves. Its schema is result.schema.json."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from adaptsft.evals import metrics
+from adaptsft.evals.tasks import Task
+
+SCHEMA_VERSION = 1
+_NOT_A_METRIC = ("unparsed", "timeout", "extracted", "error")  # of a verdict
+
+
+def header(asked: dict[str, Any], task: Task) -> dict[str, Any]:
+    """What was evaluated and how. `asked` is the content of run.json."""
+    backend = asked["backend"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": asked["fingerprint"][:16],
+        "model": {
+            "path": backend["model"],
+            "revision": backend["revision"],
+            "objective": backend["objective"],
+        },
+        "task": {
+            "name": task.name,
+            "title": task.title,
+            "group": task.group,
+            "columns": task.columns,
+            "version": task.version,
+            "data_sha256": asked["data"]["sha256"],
+            "n_items": len(asked["item_ids"]),
+        },
+        "gen": {
+            "backend": backend["backend"],
+            "versions": backend["versions"],
+            "template": backend["template"],
+            "dtype": backend["dtype"],
+            "device": backend["device"],
+            "params": asked["params"],
+            "seed": asked["seed"],
+            "n": asked["n"],
+        },
+        "protocol_notes": _deviations(asked, task),
+        "started": asked["started"],
+        "finished": asked["finished"],
+    }
+
+
+def _deviations(asked: dict[str, Any], task: Task) -> list[str]:
+    """Where this evaluation differs from the task's file, and that file's notes on the protocol."""
+    params, decoding, notes = asked["params"], task.decoding, []
+    for name, used, published in (
+        ("temperature", params.get("temperature"), decoding.temperature),
+        ("samples per item", asked["n"], decoding.n if params.get("temperature") else 1),
+        ("max_tokens", params.get("max_tokens"), decoding.max_tokens),
+    ):
+        if used is not None and used != published:
+            notes.append(f"{name} {used:g} instead of {published:g}")
+    if len(asked["item_ids"]) < task.items:
+        notes.append(f"the first {len(asked['item_ids'])} of {task.items} items")
+    if not asked["data"]["verified"]:
+        notes.append("the data could not be checked against a known hash")
+    return [*notes, *task.notes]
+
+
+def metrics_of(grader: str, verdict: dict[str, Any]) -> dict[str, Any]:
+    """The booleans and numbers of a verdict, None where it has no score.
+
+    `correct` becomes the grader's name.
+    """
+    scores = {
+        key: value
+        for key, value in verdict.items()
+        if key not in _NOT_A_METRIC and isinstance(value, bool | int | float | None)
+    }
+    return {grader if key == "correct" else key: value for key, value in scores.items()}
+
+
+def scored(
+    sample: dict[str, Any], fields: dict[str, Any], verdicts: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """A record of scored.jsonl: the sample, what each grader extracted, and its metrics by name."""
+    scores, extracted = {}, {}
+    for name, verdict in verdicts.items():
+        if "extracted" in verdict:
+            extracted[name] = verdict["extracted"]
+        scores |= metrics_of(name, verdict)
+    gold = fields.get("gold", fields.get("answer"))
+    kept = {key: sample[key] for key in sample if key != "key"}
+    return kept | {"extracted": extracted, "gold": gold, "scores": scores}
+
+
+def estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:
+    """The mean of a metric.
+
+    With several samples also the paper's rounding, and pass@k where scores are right or wrong.
+    """
+    found: dict[str, dict[str, Any]] = {name: metrics.mean(table)._asdict()}
+    n = table.shape[1]
+    if n == 1:
+        return found
+    rounded = metrics.paper_rounding(table)
+    found[f"{name}/paper_rounding"] = {"value": rounded, "se": None, "n": len(table)}
+    if np.isin(table, (0.0, 1.0)).all():
+        for k in sorted({k for k in (2, 4, 8, 16, 32, 64) if k < n} | {n}):
+            found[f"{name}/pass@{k}"] = metrics.pass_at_k(table, k)._asdict()
+    return found
+
+
+def finite(estimate: dict[str, Any]) -> dict[str, Any]:
+    """An estimate with null in place of NaN, which JSON does not have."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in estimate.items()
+    }
+
+
+def rates(
+    sampled: list[dict[str, Any]], verdicts: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Shares of the samples that ended early, and of the verdicts without an answer or in time."""
+    reasons = [sample["finish_reason"] for sample in sampled]
+    return {
+        "truncated": _share([reason == "length" for reason in reasons]),
+        "error": _share([reason not in ("stop", "length") for reason in reasons]),
+        "unparsed": _shares("unparsed", verdicts),
+        "timeout": _shares("timeout", verdicts),
+    }
+
+
+def _shares(key: str, verdicts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    return {
+        name: _share([bool(verdict.get(key)) for verdict in found])
+        for name, found in verdicts.items()
+    }
+
+
+def _share(flags: list[bool]) -> float:
+    return sum(flags) / len(flags)

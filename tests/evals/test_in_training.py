@@ -1,0 +1,78 @@
+"""Tasks evaluated while a model trains, on one rank and on two."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+
+from adaptsft.config.schema import DataConfig
+from adaptsft.evals import in_training, samples
+from adaptsft.evals.backends.base import Request, Sampling
+from adaptsft.evals.backends.hf import HuggingFace
+from adaptsft.evals.data import load_items
+from adaptsft.evals.generate import requests_of
+from tests.conftest import REPO
+from tests.evals.pipeline import evals, samples_of
+from tests.evals.two_ranks import GENERATE
+from tests.runs import small_config
+
+
+def test_a_raw_prompt_is_asked_raw_in_training_too(tiny_model, shared_data, tmp_path):
+    (tmp_path / "raw.yaml").write_text(
+        "extends: openbookqa\nprompt: {user: 'Question: {question}', raw: true}\n"
+    )
+    folder = tiny_model("qwen2")
+    backend = HuggingFace(str(folder), template="chat")
+    raw, data = str(tmp_path / "raw.yaml"), DataConfig(template="chat")
+    (task,) = in_training.prepare([raw], shared_data, 1, 4, backend.tokenizer, data)
+    items = load_items(task.task, shared_data).items[:1]
+    (request,) = requests_of(items, task.task, backend, 1, 42)
+    assert task.prompts == [backend.renderer.ids(request.text)]
+    assert request.text.startswith("Question: ")
+
+
+def test_two_ranks(tiny_model, shared_data, tmp_path):
+    """Tasks between steps give the exported weights' answers, and do not change training.
+
+    `generate` splits its items between the ranks.
+    """
+    model = tiny_model("gemma3")
+    small_config(tmp_path, model)  # writes the data
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m tests.evals.two_ranks"
+    command = [sys.executable, *launch.split(), str(tmp_path), str(model), str(shared_data)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}",
+    }
+    done = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    plain, evaluated = (torch.load(tmp_path / f"{name}.pt") for name in ("plain", "evaluated"))
+    assert plain.keys() == evaluated.keys() and len(plain) > 20
+    for name in plain:
+        assert torch.equal(plain[name], evaluated[name]), name
+
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["metrics"].keys() == {"openbookqa", "figfont"}
+    assert found["metrics"]["openbookqa"].keys() == {
+        "medical-m1",
+        "medical-paper",
+        "truncated",
+        "samples",
+    }
+    assert found["beats"] > 20, "the watchdog hears of every token"
+    backend = HuggingFace(str(tmp_path / "exported"))
+    requests = [Request(str(i), 0, 0, [], text) for i, text in enumerate(found["prompts"])]
+    assert [output.text for output in backend.generate(requests, Sampling(max_tokens=8))] == found[
+        "outputs"
+    ]
+
+    alone = ["--model", model, "--data-dir", shared_data, "--out", tmp_path / "alone"]
+    assert evals("generate", *alone, *GENERATE) == 0
+    together, alone = (tmp_path / name / "openbookqa" / "T1" for name in ("out", "alone"))
+    written = {path.name: len(samples.read_lines(path)[0]) for path in together.glob("samples.*")}
+    assert written == {"samples.rank0.jsonl": 9, "samples.rank1.jsonl": 9}
+    assert {key: row["output"] for key, row in samples_of(together).items()} == {
+        key: row["output"] for key, row in samples_of(alone).items()
+    }

@@ -1,0 +1,44 @@
+"""The command line: mistakes are answered with the fix."""
+
+import pytest
+
+from tests.evals.pipeline import evals
+
+
+def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data):
+    common = ["--out", tmp_path, "--data-dir", shared_data]
+    assert evals("run", "--tasks", "humaneval", "--model", tiny_model("llama"), *common) == 2
+    assert "--allow-code-exec" in capsys.readouterr().err
+    assert evals("run", "--tasks", "gms8k", "--model", tiny_model("llama"), *common) == 2
+    assert "did you mean gsm8k" in capsys.readouterr().err
+    assert evals("generate", "--tasks", "gsm8k", "--out", tmp_path) == 2
+    assert "--model" in capsys.readouterr().err
+    assert evals("score", tmp_path / "nothing") == 3
+    assert evals("report", tmp_path / "nothing") == 3
+    assert "run `python -m adaptsft.evals score" in capsys.readouterr().err
+    assert evals("report") == 2
+    with pytest.raises(SystemExit):
+        evals("generate", "--tasks", "gsm8k", "--out", tmp_path, "--temperature", "-1")
+    assert "0 (greedy) or above" in capsys.readouterr().err
+    for option, value, message in (
+        ("--temperature", "0;1", "0;1: write a temperature"),
+        ("--limit", "x", "x: must be a whole number, 1 or more"),
+    ):
+        with pytest.raises(SystemExit):
+            evals("generate", "--tasks", "gsm8k", "--out", tmp_path, option, value)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evals("judge", tmp_path, tmp_path, "--out", tmp_path, "--limit", 0)
+    assert "--limit: 0: must be a whole number, 1 or more" in capsys.readouterr().err
+    for option, value, reader in (
+        ("--url", "http://localhost:1/v1", "http"),
+        ("--tensor-parallel", 2, "vllm"),
+    ):
+        command = ["generate", "--tasks", "gsm8k", "--model", tiny_model("llama"), *common]
+        assert evals(*command, option, value) == 2
+        refusal = f"{option} {value}: --backend hf does not read it; it is of --backend {reader}"
+        assert refusal in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        evals("--help")
+    assert ended.value.code == 0
+    assert "three stages" in capsys.readouterr().out

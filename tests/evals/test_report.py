@@ -1,0 +1,105 @@
+"""Tables of recorded answers, and comparisons between runs."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from adaptsft.errors import DataError
+from adaptsft.evals import compare, samples
+from adaptsft.evals.data import load_items
+from adaptsft.evals.tasks import load_task
+from tests.evals.pipeline import SCHEMA, evals
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory, shared_data) -> Path:
+    """Three runs of recorded answers to OpenBookQA: mostly right, nearly as good, mostly wrong."""
+    out = tmp_path_factory.mktemp("replayed")
+    items = load_items(load_task("openbookqa"), shared_data).items[:60]
+    for name, wrong in (("good", {1, 2}), ("near", {1, 3, 4}), ("bad", set(range(40)))):
+        file = out / f"{name}.jsonl"
+        with file.open("w") as lines:
+            for i, (item_id, fields) in enumerate(items):
+                letter = (
+                    next(letter for letter in "AB" if letter != fields["gold"])
+                    if i in wrong
+                    else fields["gold"]
+                )
+                lines.write(
+                    json.dumps({"item_id": item_id, "output": f"So it is \\boxed{{{letter}}}."})
+                    + "\n"
+                )
+        settings = ["--tasks", "openbookqa", "--data-dir", shared_data, "--limit", 60]
+        assert (
+            evals("run", "--backend", "replay", "--replay", file, "--out", out / name, *settings)
+            == 0
+        )
+    return out
+
+
+def test_replay_is_graded(replayed):
+    for name, right in (("good", 58), ("near", 57), ("bad", 20)):
+        result = json.loads((replayed / name / "openbookqa" / "greedy" / "result.json").read_text())
+        jsonschema.validate(result, SCHEMA)
+        for grader in ("medical-paper", "medical-m1"):
+            assert result["metrics"][grader]["value"] == pytest.approx(right / 60)
+        assert result["disagreements"] == 0 and result["rates"]["unparsed"] == {
+            "medical-paper": 0,
+            "medical-m1": 0,
+        }
+
+
+def test_report_marks_the_best_and_what_is_within_noise(replayed, tmp_path):
+    runs = [replayed / name for name in ("good", "near", "bad")]
+    assert evals("report", "--compare", *runs, "--to", tmp_path) == 0
+    text = (tmp_path / "report.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "| **96.7 ± 2.3** [" in rows["good"]
+    assert "| 95.0 ± 2.8 ~ [" in rows["near"]
+    assert "| 33.3 ± 6.1 [" in rows["bad"]
+    assert "OpenBookQA: the first 60 of 500 items" in text and "OpenBookQA (greedy) 60" in text
+    with (tmp_path / "report.csv").open() as file:
+        cells = {(row["objective"], row["column"]): row for row in csv.DictReader(file)}
+    assert float(cells["near", "OpenBookQA (greedy)"]["value"]) == pytest.approx(57 / 60)
+    assert cells["near", "OpenBookQA (greedy)"]["within_noise"] == "True"
+    assert cells["bad", "OpenBookQA (greedy)"]["within_noise"] == "False"
+    tex = (tmp_path / "report.tex").read_text()
+    assert r"\textbf{96.7 $\pm$ 2.3}" in tex
+    assert tex.count("{") == tex.count("}")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_in_folders_of_one_name_keep_their_rows(replayed, tmp_path, capsys):
+    """Two seeds of one objective, each evaluated into RUN/evals; the second with other items."""
+    runs = [tmp_path / seed / "evals" for seed in ("seed0", "seed1")]
+    for run, name in zip(runs, ("good", "bad"), strict=True):
+        shutil.copytree(replayed / name, run)
+        result = samples.read_json(run / "openbookqa" / "greedy" / "result.json")
+        result["model"]["objective"] = "nll"
+        samples.write_json(run / "openbookqa" / "greedy" / "result.json", result)
+    result["metrics"]["medical-m1"]["n"] = 59
+    samples.write_json(runs[1] / "openbookqa" / "greedy" / "result.json", result)
+    assert evals("report", "--compare", *runs, "--to", tmp_path) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "| nll (seed0/evals) | **96.7" in text and "| nll (seed1/evals) | 33.3" in text
+    assert "OpenBookQA (greedy) 59 to 60." in text
+    shutil.copytree(runs[0] / "openbookqa", runs[0] / "mine")
+    assert evals("report", *runs) == 3, "one column cannot hold two tasks' figures"
+    assert "has the column 'OpenBookQA (greedy)' too" in capsys.readouterr().err
+
+
+def test_other_items_or_data_are_not_compared(replayed, tmp_path):
+    good, bad = (replayed / name / "openbookqa" / "greedy" for name in ("good", "bad"))
+    assert compare.compare(good, bad, "medical-m1").n == 60
+    for path in bad.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    asked = json.loads((tmp_path / "run.json").read_text())
+    asked["data"]["sha256"] = "0" * 64
+    (tmp_path / "run.json").write_text(json.dumps(asked))
+    with pytest.raises(DataError, match="evaluated on other data"):
+        compare.compare(good, tmp_path, "medical-m1")

@@ -1,0 +1,77 @@
+"""Scores that come from elsewhere than our graders: a judge, and lm-eval."""
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+
+from adaptsft.evals import samples
+from tests.evals.hub import hub_folder, openbookqa_records
+from tests.evals.pipeline import SCHEMA, evals
+
+
+def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
+    file, folder = tmp_path / "outputs.jsonl", tmp_path / "out" / "alpaca_eval" / "greedy"
+    file.write_text(
+        "".join(json.dumps({"item_id": str(i), "output": f"answer {i}"}) + "\n" for i in range(4))
+    )
+    settings = ["--backend", "replay", "--replay", file, "--temperature", 0]
+    settings += ["--data-dir", shared_data, "--limit", 4]
+    assert evals("run", "--tasks", "alpaca_eval", "--out", tmp_path / "out", *settings) == 3
+    assert f"python -m adaptsft.evals judge {folder} REFERENCE" in capsys.readouterr().err
+    records = [
+        {
+            "generator_1": "reference",
+            "generator_2": "mine",
+            "output_1": "a",
+            "output_2": "bb",
+            "preference": p,
+        }
+        for p in (2, 1.25, None)
+    ]
+    samples.write_json(folder / "annotations.json", records)
+    assert evals("score", folder) == 3
+    assert "3 judgements of 4 answers" in capsys.readouterr().err
+    samples.write_json(folder / "annotations.json", records[2:] * 4)
+    assert evals("score", folder) == 3 and not (folder / "result.json").exists()
+    assert "the judge chose in none of 4 pairs" in capsys.readouterr().err
+    samples.write_json(folder / "annotations.json", [*records, records[0] | {"preference": 1.0}])
+    assert evals("score", folder) == 0
+    result = json.loads((folder / "result.json").read_text())
+    jsonschema.validate(result, SCHEMA)
+    assert result["metrics"]["win_rate"] == {
+        "value": pytest.approx(1.25 / 3),
+        "se": pytest.approx(np.std([1, 0.25, 0], ddof=1) / 3**0.5),
+        "n": 3,
+    }
+    assert evals("report", tmp_path / "out") == 0
+    assert "AlpacaEval 2 WR (greedy)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, capsys):
+    pytest.importorskip(
+        "lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'"
+    )
+    hub_folder(
+        tmp_path / "data" / "allenai" / "openbookqa",
+        "main",
+        dict.fromkeys(("train", "validation", "test"), openbookqa_records()),
+    )
+    (tmp_path / "five.yaml").write_text("extends: openbookqa_likelihood\nitems: 5\n")
+    out = tmp_path / "out"
+    settings = ["--tasks", tmp_path / "five.yaml", "--data-dir", tmp_path / "data", "--out", out]
+    assert evals("run", "--model", tiny_model("llama"), *settings) == 0
+    assert "OpenBookQA likelihood (likelihood)" in capsys.readouterr().out
+    result = json.loads((out / "five" / "harness" / "result.json").read_text())
+    jsonschema.validate(result, SCHEMA)
+    assert result["metrics"]["acc"]["n"] == 5
+    before = (out / "five" / "harness" / "samples.rank0.jsonl").read_bytes()
+    assert evals("score", out) == 0
+    assert json.loads((out / "five" / "harness" / "result.json").read_text()) == result
+    assert (out / "five" / "harness" / "samples.rank0.jsonl").read_bytes() == before
+    assert evals("generate", "--model", tiny_model("llama"), *settings, "--temperature", "0,1") == 2
+    assert "five: lm-eval's task decides how it decodes" in capsys.readouterr().err
+    assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, (
+        "another model's answers are not mixed with these"
+    )
