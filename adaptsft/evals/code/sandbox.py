@@ -28,7 +28,6 @@ from adaptsft.errors import ConfigError
 CHILD = Path(__file__).with_name("child.py")
 PACKAGES = ("numpy",)  # what code may import besides the standard library
 SCRATCH = 64 * 2**20  # bytes of the child's /tmp, and of any file in it
-GRACE = 10.0  # seconds that a child may take to end once its channel is closed
 NOBODY = "65534"
 ENVIRONMENT = {
     "PATH": "/usr/bin",
@@ -289,18 +288,14 @@ def _lines(child: subprocess.Popen[bytes], deadline: float) -> Generator[bytes, 
                 raise RunError("timeout")
             data = os.read(pipe, 1 << 16)
             if not data:
-                raise RunError(_end_of(child))
+                raise RunError(_ended(child.wait(timeout=10)))
             buffer += data
         line = bytes(buffer[:end])
         del buffer[: end + 1]
 
 
-def _end_of(child: subprocess.Popen[bytes]) -> str:
-    """Why a child's messages ended too early: its exit code is 128 + signal where one ended it."""
-    try:
-        code = child.wait(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        return "closed the channel of its results"
+def _ended(code: int) -> str:
+    """The meaning of an exit code: 128 + signal where one ended the child (child.become; bwrap)."""
     number = -code if code < 0 else code - 128
     if number == signal.SIGXCPU:
         return "timeout"
