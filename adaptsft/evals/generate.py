@@ -20,11 +20,11 @@ from adaptsft.distributed.ranks import (
 )
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals import samples
-from adaptsft.evals.backends.base import Backend, Output, Request, Sampling
 from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.folder_lock import backend_identity, locked
 from adaptsft.evals.prompts import messages_of
+from adaptsft.evals.protocol import Backend, Output, Request, Sampling
 from adaptsft.evals.samples import Samples, digest
 from adaptsft.evals.tasks import Task, load_task, to_dict
 

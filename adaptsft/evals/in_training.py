@@ -19,13 +19,13 @@ import torch.distributed as dist
 from adaptsft.config.schema import DataConfig
 from adaptsft.distributed.ranks import raise_on_all_ranks, rank, world_size
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends.base import Output, Sampling
 from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.backends.hf import context_window, end_tokens
 from adaptsft.evals.data import load_items
 from adaptsft.evals.graders.grading import grade_all
 from adaptsft.evals.graders.registry import GRADERS
 from adaptsft.evals.prompts import messages_of
+from adaptsft.evals.protocol import Output, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.evals.result import metrics_of
 from adaptsft.evals.tasks import Task, load_task

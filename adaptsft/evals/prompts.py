@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from adaptsft.evals.backends.base import Message
+from adaptsft.evals.protocol import Message
 from adaptsft.evals.tasks import Prompt
 
 # Qwen's. It holds no instruction, and is left out where a format has no place for it.

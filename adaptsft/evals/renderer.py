@@ -5,8 +5,8 @@ from typing import Any
 from adaptsft.config.schema import DataConfig
 from adaptsft.data.template import Template
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends.base import Message
 from adaptsft.evals.prompts import DEFAULT_SYSTEM, FORMATS
+from adaptsft.evals.protocol import Message
 
 TEMPLATES = ("auto", "chat", "plain", *FORMATS)
 

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends.base import Sampling
 from adaptsft.evals.graders.registry import GRADERS
+from adaptsft.evals.protocol import Sampling
 from adaptsft.evals.readers import GENERATORS, READERS
 
 FOLDER = Path(__file__).parent / "tasks"

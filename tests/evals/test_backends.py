@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adaptsft.config.schema import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals import in_training
-from adaptsft.evals.backends.base import Request, Sampling
 from adaptsft.evals.backends.decode import choose
 from adaptsft.evals.backends.hf import HuggingFace, label_of
 from adaptsft.evals.backends.http import HTTP
 from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.prompts import fill
+from adaptsft.evals.protocol import Request, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.model.tiny import make_tiny_model
 

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'")
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.backends.base import Likelihood
 from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.backends.replay import Replay
 from adaptsft.evals.harness.evaluate import evaluate
+from adaptsft.evals.protocol import Likelihood
 from tests.evals.hub import QUESTIONS, hub_folder, openbookqa_records
 
 CATEGORIES = (

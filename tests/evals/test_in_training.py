@@ -9,10 +9,10 @@ import torch
 
 from adaptsft.config.schema import DataConfig
 from adaptsft.evals import in_training, samples
-from adaptsft.evals.backends.base import Request, Sampling
 from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.data import load_items
 from adaptsft.evals.generate import requests_of
+from adaptsft.evals.protocol import Request, Sampling
 from tests.conftest import REPO
 from tests.evals.pipeline import evals, samples_of
 from tests.evals.two_ranks import GENERATE

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptsft.evals.backends.base import Message
+from adaptsft.evals.protocol import Message
 
 PROMPT = Path(__file__).with_name("judge_prompt.txt")
 SEED = 0  # of the order; the default of that repository

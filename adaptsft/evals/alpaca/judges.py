@@ -8,8 +8,8 @@ from typing import Protocol
 from adaptsft.errors import DataError
 from adaptsft.evals.alpaca.judge_prompt import messages_of
 from adaptsft.evals.alpaca.outputs import read_json_list
-from adaptsft.evals.backends.base import Backend, Message
 from adaptsft.evals.backends.http import HTTP
+from adaptsft.evals.protocol import Backend, Message
 from adaptsft.evals.samples import digest
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends.base import Output, Sampling
+from adaptsft.evals.protocol import Output, Sampling
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from transformers.utils.logging import disable_progress_bar
 from adaptsft.config.load import read_config
 from adaptsft.config.schema import ControllerConfig, DataConfig, ObjectiveConfig
 from adaptsft.errors import CheckpointError, ConfigError
-from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.backends.decode import decode
+from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.model.attention import has_softcap
 

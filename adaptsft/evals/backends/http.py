@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.prompts import FORMATS
+from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 
 ATTEMPTS = 6  # with pauses of 1, 2, 4, 8, 16 seconds between
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that are worth another attempt

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Mapping
 
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends.base import Backend
+from adaptsft.evals.protocol import Backend
 
 # name -> its module, imported when it is opened
 BACKENDS: Mapping[str, str] = {

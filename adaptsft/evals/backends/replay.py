@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
+from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 
 
 class Replay:

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig
 
 from adaptsft.errors import ConfigError
-from adaptsft.evals.backends.base import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.backends.hf import encode_pair, fingerprint, locate
+from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.renderer import Renderer
 
 

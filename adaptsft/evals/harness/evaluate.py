@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptsft.errors import DataError
-from adaptsft.evals.backends.base import Backend
 from adaptsft.evals.harness.library import lm_eval
 from adaptsft.evals.harness.model import Model, sampling_of
 from adaptsft.evals.harness.tasks import load
+from adaptsft.evals.protocol import Backend
 from adaptsft.evals.samples import digest
 
 

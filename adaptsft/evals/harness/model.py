@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.backends.base import Backend, Request, Sampling
 from adaptsft.evals.harness.library import LM, Instance
+from adaptsft.evals.protocol import Backend, Request, Sampling
 from adaptsft.evals.samples import Samples, digest, seed_of
 
 T = TypeVar("T")
