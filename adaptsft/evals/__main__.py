@@ -12,7 +12,7 @@ plot, and the list of tasks:
     python -m adaptsft.evals tasks
 
 `generate` resumes: killed and started again it answers what is missing. grade, judge and winrate
-take anybody's outputs: `… grade --help` and so on.
+take any outputs: see `… grade --help`.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="grade recorded answers")
     report = commands.add_parser("report", help="tables (Markdown, CSV, LaTeX) and a bar plot")
     commands.add_parser("tasks", help="list the tasks")
-    commands.add_parser("grade", help="grade anybody's outputs: GRADER < in.jsonl > out.jsonl")
+    commands.add_parser("grade", help="grade any outputs: GRADER < in.jsonl > out.jsonl")
     commands.add_parser("judge", help="AlpacaEval: have answers compared with a reference's")
     commands.add_parser("winrate", help="AlpacaEval win rates from recorded judge annotations")
     for one in (run, generate):

@@ -1,4 +1,4 @@
-"""Which runs can be told apart: paired bootstrap on the items that they share."""
+"""Which runs differ by more than noise: paired bootstrap on the items that they share."""
 
 from pathlib import Path
 

@@ -77,7 +77,7 @@ def load_items(task: Task, data_dir: Path | None = None) -> Items:
 
 
 def _open(task: Task, data_dir: Path | None) -> tuple[Source, Iterator[Record]]:
-    """The first source at hand, and its records."""
+    """The first source that is available, and its records."""
     for source in task.sources:
         if source.generator:
             return source, generate_records(source.generator)

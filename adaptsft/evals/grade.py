@@ -1,4 +1,4 @@
-"""python -m adaptsft.evals grade GRADER < in.jsonl > out.jsonl: anybody's outputs, graded.
+"""python -m adaptsft.evals grade GRADER < in.jsonl > out.jsonl: grades any outputs.
 
 One JSON object per line, in and out, in the same order.
 """

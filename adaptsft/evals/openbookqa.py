@@ -53,16 +53,17 @@ class Noise:
 
 
 def labels(questions: list[Question], noise: Noise) -> list[str]:
-    """The letter that each question is taught.
+    """The label of each question.
 
     With the same seed a higher rate adds mistakes and keeps those of the lower one.
     """
     order = random.Random(noise.seed).sample(range(len(questions)), len(questions))
-    taught = [question["gold"] for question in questions]
+    letters = [question["gold"] for question in questions]
     for index in order[: round(noise.rate * len(questions))]:
         chance = random.Random(f"{noise.seed} {index}")
-        taught[index] = KINDS[noise.kind](list(questions[index]["options"]), taught[index], chance)
-    return taught
+        options = list(questions[index]["options"])
+        letters[index] = KINDS[noise.kind](options, letters[index], chance)
+    return letters
 
 
 def questions_of(records: Iterable[tuple[str, dict[str, Any]]]) -> list[Question]:
@@ -75,11 +76,9 @@ def questions_of(records: Iterable[tuple[str, dict[str, Any]]]) -> list[Question
         try:
             questions.append(READERS["openbookqa"](record))
         except (KeyError, TypeError, ValueError) as error:
-            reason = (
-                f"column {error} is missing; the record has {', '.join(record)}"
-                if isinstance(error, KeyError)
-                else str(error)
-            )
+            reason = str(error)
+            if isinstance(error, KeyError):
+                reason = f"column {error} is missing; the record has {', '.join(record)}"
             raise DataError(f"{place}: {reason}") from None
     return questions
 
@@ -96,10 +95,15 @@ def tsv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     )
 
 
-def training_row(question: Question, taught: str, prompt: Prompt) -> dict[str, Any]:
+def training_record(question: Question, label: str, prompt: Prompt) -> dict[str, Any]:
     """A record for the trainer (id, prompt, completion), with the prompt of the task "openbookqa".
 
     Besides, `gold` (the right letter) and `noisy` (whether the completion is another one).
     """
-    row = {"id": question["id"], "prompt": fill(prompt.user, question), "completion": taught}
-    return row | {"gold": question["gold"], "noisy": taught != question["gold"]}
+    return {
+        "id": question["id"],
+        "prompt": fill(prompt.user, question),
+        "completion": label,
+        "gold": question["gold"],
+        "noisy": label != question["gold"],
+    }

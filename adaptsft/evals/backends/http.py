@@ -57,7 +57,7 @@ class HTTP:
         return None if self.template == "auto" else FORMATS[self.template](messages)
 
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
-        """Raises DataError when the server refuses a request, or stays away for all attempts."""
+        """Raises DataError when the server refuses a request, or fails in all attempts."""
 
         def one(request: Request) -> Output:
             settings = {
@@ -154,8 +154,8 @@ class HTTP:
             except (OSError, ValueError) as error:  # refused, reset, timed out, or not JSON
                 reason = str(error)
         raise DataError(
-            f"--url {self.url}: {path} failed: {reason}. What was answered is kept: the same "
-            "command goes on from there"
+            f"--url {self.url}: {path} failed: {reason}. Recorded answers are kept: the same "
+            "command resumes"
         )
 
 

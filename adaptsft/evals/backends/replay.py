@@ -1,4 +1,4 @@
-"""Recorded outputs in place of a model: anybody's answers, graded by these graders.
+"""Recorded outputs in place of a model.
 
 --replay is a JSON-lines file (or a JSON list) of objects with an id and an output; `--replay-fields
 id=task_id,output=completion` names them as the file does. Several objects with the same id are its

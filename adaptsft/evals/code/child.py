@@ -1,7 +1,8 @@
-"""Runs inside the sandbox: shuts itself in, reads one job from stdin, calls one function on many
-inputs, writes what came back.
+"""Runs inside the sandbox: isolates itself, then calls one function on many inputs.
 
     python child.py CONFIG        (started by sandbox.py alone; CONFIG is JSON)
+
+It reads one job from stdin and writes what the function returned.
 
 Three processes where there is no bubblewrap: the launcher makes the namespaces; process 1 in them
 builds a file system of a few read-only folders and waits, so that the kernel ends everything when
@@ -11,7 +12,7 @@ trusted by the grader: whatever runs below may rewrite this module, and can then
 its own function returned.
 
 Out, on the pipe that was stdout, a JSON object a line: {"ready": true} before the code is run, or
-{"setup": message} where it could not be shut in; then {"i": test, "t": CPU seconds, "value":
+{"setup": message} where it could not be isolated; then {"i": test, "t": CPU seconds, "value":
 encoded} or {"i", "t", "large": true} for each test, or for the first that did not return, as the
 last one, {"i", "t", "error"} or {"i", "t", "timeout": true}.
 """

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "with task_id (HumanEval/… or Mbpp/…) and solution (a whole program: prompt and "
         "completion); writes one line for each, in order: task_id, base and plus (pass or fail), "
         "reason, test, timeout, untested, data.",
-        epilog="A solution is run as it is; adaptsft.evals.code.sanitize takes one out of an "
+        epilog="A solution is run as it is; adaptsft.evals.code.sanitize extracts one from an "
         "answer. How programs are isolated: docs/code_execution.md",
     )
     parser.add_argument(

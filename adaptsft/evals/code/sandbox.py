@@ -189,7 +189,7 @@ def command(kind: str, limits: Limits) -> list[str]:
         return python
     parents = {parent for path in folders for parent in Path(path).parents}
     above = {str(parent) for parent in parents if parent.parent != parent}
-    # by itself bubblewrap makes some that nobody cannot enter
+    # made here: those that bubblewrap makes by itself cannot be entered by the user nobody
     binds = [part for path in sorted(above) for part in ("--dir", path)]
     binds += [part for path in folders for part in ("--ro-bind", path, path)]
     binds += [part for path, target in links.items() for part in ("--symlink", target, path)]

@@ -1,5 +1,4 @@
-r"""The math grader that is meant to be right: math-verify, with mends for what it is known to get
-wrong.
+r"""The math grader that aims to be right: math-verify, with its known errors corrected.
 
 math-verify (huggingface/Math-Verify, 0.9) extracts and compares: sets and lists in any order,
 intervals, equations, matrices, units, and percentages. Added here, each for a cause:

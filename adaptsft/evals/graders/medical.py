@@ -83,8 +83,8 @@ def grade_m1(record: dict) -> dict:
     _check(record)
     options, gold = record["options"], record["gold"]
     extracted, guessed = extract_box(record["response"]), False
-    said = extracted.lower()
-    correct = said in (options[gold].lower(), f"{gold}. {options[gold]}".lower(), gold.lower())
+    answer = extracted.lower()
+    correct = answer in (options[gold].lower(), f"{gold}. {options[gold]}".lower(), gold.lower())
     if not correct:
         letter, guessed = match_choice(extracted, options)
         correct = letter == gold

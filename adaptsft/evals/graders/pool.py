@@ -1,7 +1,7 @@
 """Grading in processes that can be killed.
 
 A worker is this file run as a program: it reads a record per line from stdin and writes a verdict
-per line to stdout, both JSON, so that nothing a worker says is ever unpickled. Its time limit is
+per line to stdout, both JSON, so that nothing from a worker is ever unpickled. Its time limit is
 the kernel's: a timer's signal with the default action ends the process in whatever code it hangs,
 also when its parent is gone. The parent then starts another one. The limit is on CPU time, so that
 verdicts do not depend on what else the machine does.

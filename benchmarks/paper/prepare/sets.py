@@ -315,4 +315,4 @@ def openbookqa(record: Record) -> Record:
     Noise as the authors have it (data_process_knowledge_memorization.py): --noise-rate 0.3 --noise-kind uniform. They also train on
     the 500 validation questions, which stay right; here they are left for held-out figures.
     """
-    return obqa.training_row(record["question"], record["label"], prompt_of("openbookqa"))
+    return obqa.training_record(record["question"], record["label"], prompt_of("openbookqa"))
