@@ -1,7 +1,12 @@
 """The command line: mistakes are answered with the fix."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import REPO
 from tests.evals.pipeline import evals
 
 
@@ -42,3 +47,21 @@ def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data)
         evals("--help")
     assert ended.value.code == 0
     assert "three stages" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--tsks", "x"], ["judge", "--help"]])
+def test_help_and_misspelt_options_are_answered_without_torch(arguments: list[str]) -> None:
+    program = f"""
+import sys
+from adaptsft.evals.__main__ import main
+try: main({arguments!r})
+except SystemExit: pass
+print({{"torch", "transformers"}} & set(sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines()[-1] == "set()"
