@@ -77,7 +77,7 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
                     loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            loader.load.pool.shutdown()
+            loader.pool.shutdown()
             state = flatten(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
             ) | {"random": torch.get_rng_state()}
