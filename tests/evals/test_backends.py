@@ -300,14 +300,14 @@ def test_http(url, monkeypatch):
     )
     with pytest.raises(DataError, match=r"404.*no such model"):
         HTTP(url, "none", "auto", 1).generate(requests(chat), params)
-    with pytest.raises(DataError, match=r'no choices in {"error": "quota"}.*is kept'):
+    with pytest.raises(DataError, match=r'no choices in {"error": "quota"}.*are kept'):
         HTTP(url, "proxied", "auto", 1).generate(requests(chat), params)
 
 
 def test_http_server_that_stays_away(monkeypatch):
     monkeypatch.setattr("adaptsft.evals.backends.http.time.sleep", lambda seconds: None)
     away = HTTP("http://127.0.0.1:9", "m", "auto", 1)
-    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9.*the same command goes on"):
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9.*the same command resumes"):
         away.generate(requests(away, ["a"]), Sampling())
 
 
