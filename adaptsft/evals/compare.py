@@ -12,9 +12,9 @@ from adaptsft.evals.metrics import Difference, Scores, paired_bootstrap
 def item_scores(folder: Path, metric: str) -> dict[str, float]:
     """Item id -> mean over its samples, from scored.jsonl."""
     values: dict[str, list[float]] = {}
-    for row in samples.read_lines(folder / "scored.jsonl")[0]:
-        if row["scores"].get(metric) is not None:
-            values.setdefault(row["item_id"], []).append(float(row["scores"][metric]))
+    for record in samples.read_lines(folder / "scored.jsonl")[0]:
+        if record["scores"].get(metric) is not None:
+            values.setdefault(record["item_id"], []).append(float(record["scores"][metric]))
     return {item: float(np.mean(scores)) for item, scores in values.items()}
 
 

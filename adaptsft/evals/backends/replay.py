@@ -30,7 +30,7 @@ class Replay:
         names = {"id": "item_id", "output": "output", "finish_reason": "finish_reason"} | fields
         try:
             text = path.read_text()
-            rows = (
+            records = (
                 json.loads(text)
                 if text.lstrip().startswith("[")
                 else [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -38,16 +38,20 @@ class Replay:
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise DataError(f"--replay {path}: cannot be read: {error}") from None
         self.path, self.answers = path, defaultdict(list)
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or names["id"] not in row or names["output"] not in row:
-                have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        for number, record in enumerate(records, 1):
+            if (
+                not isinstance(record, dict)
+                or names["id"] not in record
+                or names["output"] not in record
+            ):
+                have = ", ".join(record) if isinstance(record, dict) else type(record).__name__
                 wanted = f"{names['id']!r} and {names['output']!r}"
                 raise DataError(
                     f"--replay {path}, record {number}: {wanted} are wanted, it has {have}; name "
                     "them by --replay-fields"
                 )
-            self.answers[str(row[names["id"]])].append(
-                Output(row[names["output"]], row.get(names["finish_reason"]) or "stop", 0)
+            self.answers[str(record[names["id"]])].append(
+                Output(record[names["output"]], record.get(names["finish_reason"]) or "stop", 0)
             )
         self.identity = {
             "backend": "replay",
