@@ -89,10 +89,11 @@ class AdaptiveObjective:
         memory = self.controller.update(memory, seen, progress)
         memory["seen_tokens"] = self.memory["seen_tokens"] + seen.tokens
         # a source without a token in the step keeps its memory; a schedule needs no tokens to move
-        moves = (seen.tokens > 0) & ~skipped | isinstance(self.controller, Schedule)
+        counted = (seen.tokens > 0) & ~skipped
+        moved = counted | isinstance(self.controller, Schedule)
         for name, value in self.memory.items():  # in place: checkpoints load into these tensors
-            rows = moves.view(-1, *[1] * (value.ndim - 1))
-            value.copy_(torch.where(rows, memory[name], value))
+            taken = counted if name == "seen_tokens" else moved
+            value.copy_(torch.where(taken.view(-1, *[1] * (value.ndim - 1)), memory[name], value))
 
     def _moved(self, state: ObjectiveState) -> ObjectiveState:
         """The state with what the controller moves, each source drawn towards the common value as long
