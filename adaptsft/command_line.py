@@ -1,4 +1,4 @@
-"""The first answer of a command: its help, and what can be seen to be wrong without torch, which takes
+"""The first answer of a command: its help, and errors that can be seen without torch, which takes
 seconds to import."""
 
 import os
@@ -11,7 +11,8 @@ from adaptsft.errors import UserError
 
 
 def first_answer(arguments: list[str]) -> int | None:
-    """Print the help, or an error in the arguments; returns the exit code, or None where neither is due."""
+    """Print the help, or an error in the arguments; returns the exit code, None where neither is
+    due."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         if int(os.environ.get("RANK", 0)) == 0:
             print(help_text())
@@ -26,8 +27,8 @@ def first_answer(arguments: list[str]) -> int | None:
 
 
 def print_error(program: str, error: UserError) -> int:
-    """Print the message once per node, and return the exit code: each node has its own command line,
-    and may be the only one with an error."""
+    """Print the message once per node, and return the exit code: each node has its own command
+    line, and may be the only one with an error."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print(f"{program}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -1,4 +1,11 @@
-"""Errors that a user can mend. They are printed as one message, without a traceback, and end the run on every rank."""
+"""Messages for the user about their own input: errors, which are printed as one message, without a
+traceback, and end the run on every rank; and warnings."""
+
+import difflib
+import functools
+import os
+import sys
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -41,3 +48,26 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def did_you_mean(value: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """`; did you mean NAME?` with the nearest of the names, or nothing."""
+    near = difflib.get_close_matches(value, list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def require_known(
+    what: str, value: str, names: Iterable[str], error: type[Exception] = ConfigError
+) -> None:
+    """Raise unless `value` is one of the names: `what`, the nearest name, and all of them."""
+    names = list(names)
+    if value not in names:
+        there = ", ".join(names) or "none"
+        raise error(f"{what}{did_you_mean(value, names) or ';'} there is {there}")
+
+
+@functools.cache  # a configuration is parsed several times in a process
+def warn(message: str) -> None:
+    """Print a warning, once in a process and on the first rank only."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {message}", file=sys.stderr, flush=True)

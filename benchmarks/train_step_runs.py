@@ -273,7 +273,7 @@ def union(spans: list[tuple[float, float]]) -> float:
 
 def run_ours(name: str, setting: Setting, trace: Path | None) -> dict[str, Any]:
     """`adaptsft.train` itself; its hook into the loop is where a step's row is recorded."""
-    from adaptsft import train as module
+    import adaptsft.train as module
     from adaptsft.config.resolve import load_config
 
     clock = Clock(setting.device, setting.steps, trace)

@@ -1,14 +1,15 @@
-"""From a YAML file and `key=value` arguments to a typed configuration, merged by OmegaConf in struct mode.
+"""From a YAML file and `key=value` arguments to a typed configuration, merged by OmegaConf in
+struct mode.
 
-A file may build on others: `extends: [base.yaml, …]`, relative to it, merged in order before its own keys. A misspelt key and a
-value of the wrong type are refused here; what a value may be, and which go together, adaptsft.config.resolve checks.
+A file may build on others: `extends: [base.yaml, …]`, relative to it, merged in order before its
+own keys. A misspelt key and a value of the wrong type are refused here; what a value may be, and
+which go together, adaptsft.config.resolve checks.
 """
 
-import difflib
+import functools
 import json
 import os
 import re
-import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adaptsft.config.schema import Config, all_keys, get, type_name
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, did_you_mean, warn
 
 
 def parse_arguments(arguments: list[str]) -> Config:
-    """The configuration from `[CONFIG.yaml] key=value …` (later wins). Raises ConfigError; loads no model and no data."""
+    """The configuration from `[CONFIG.yaml] key=value …` (later wins). Raises ConfigError."""
     merged = OmegaConf.structured(Config)
     for origin, values in (part for argument in arguments for part in _parse(argument)):
         try:
             for old, new in rename_keys(values):
-                print(f"{origin}: {old} is called {new} now", file=sys.stderr)
+                warn(f"{origin}: {old} is called {new} now")
             _refuse_booleans(values)
-            for name in _keys_of(
-                "dict"
-            ):  # a mapping replaces the one before it; its keys, one by one, add to it
+            # a mapping replaces the one before it; its keys, one by one, add to it
+            for name in _keys_of("dict"):
                 if OmegaConf.select(values, name) is not None and origin.startswith(f"{name}="):
                     OmegaConf.update(merged, name, {}, merge=False)
             merged = OmegaConf.merge(merged, values)
@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str]) -> Config:
 
 
 def _parse(argument: str) -> list[tuple[str, Any]]:
-    """Where it is said, and what: one `key=value`, or a file after the files that it extends."""
+    """(origin, values) of an argument: a `key=value`, or a file after the files that it extends."""
     if argument.startswith("-"):
         raise ConfigError(
             f"{argument}: not an option; settings are written key=value, and --help lists the keys"
@@ -74,7 +74,8 @@ def _parse_file(path: Path, extending: tuple[Path, ...]) -> list[tuple[str, Any]
         parent = Path(os.path.normpath(path.parent / str(name)))
         if not parent.is_file():
             raise ConfigError(
-                f"{path}: extends: no such file: {parent} (names are relative to the file that extends)"
+                f"{path}: extends: no such file: {parent} (names are relative to the file that "
+                "extends)"
             )
         parts += _parse_file(parent, (*extending, path))
     return [*parts, (str(path), values)]
@@ -83,12 +84,11 @@ def _parse_file(path: Path, extending: tuple[Path, ...]) -> list[tuple[str, Any]
 def _parse_value(argument: str) -> Any:
     name, text = argument.split("=", 1)
     if name in _keys_of("str"):
-        # text is taken as it is, whatever YAML would make of {prompt}, 007, # or nothing at all; in double quotes \n is a line break
-        quoted = text[:1] in ("'", '"')
+        # text is taken as it is, whatever YAML would make of {prompt}, 007, # or nothing at all;
+        # in double quotes \n is a line break
         try:
-            return OmegaConf.from_dotlist(
-                [f"{name}={json.dumps(yaml.safe_load(text) if quoted else text)}"]
-            )
+            value = yaml.safe_load(text) if text[:1] in ("'", '"') else text
+            return OmegaConf.from_dotlist([f"{name}={json.dumps(value)}"])
         except yaml.YAMLError:
             raise ConfigError(f"{argument}: the quotes do not close") from None
     groups = {declared.split(".")[0] for declared, _, _ in all_keys() if "." in declared}
@@ -101,50 +101,45 @@ def _parse_value(argument: str) -> Any:
     if name in groups and not OmegaConf.is_dict(values[name]):
         first = next(declared for declared, _, _ in all_keys() if declared.startswith(f"{name}."))
         raise ConfigError(f"{argument}: {name} is a group of keys; did you mean {first}={text}?")
-    for kind, example in (("list", "[a, b]"), ("dict", "{a: b}")):
-        value = OmegaConf.select(values, name)
-        if name in _keys_of(kind) and not (
-            OmegaConf.is_list(value) if kind == "list" else OmegaConf.is_dict(value)
-        ):
-            raise ConfigError(
-                f"{argument}: must be a {'list' if kind == 'list' else 'mapping'}, such as {name}='{example}'"
-            )
+    value = OmegaConf.select(values, name)
+    if name in _keys_of("list") and not OmegaConf.is_list(value):
+        raise ConfigError(f"{argument}: must be a list, such as {name}='[a, b]'")
+    if name in _keys_of("dict") and not OmegaConf.is_dict(value):
+        raise ConfigError(f"{argument}: must be a mapping, such as {name}='{{a: b}}'")
     return values
 
 
 def _refuse_booleans(values: Any, name: str = "") -> None:
-    """YAML reads yes, no, on and off as true and false; where text is meant that would become the name 'True'."""
+    """YAML reads yes, no, on and off as true and false; where text is meant that would become the
+    name 'True'."""
     meant = {declared.split(".")[-1] for declared in _keys_of("bool")}
-    children = (
-        values.items()
-        if OmegaConf.is_dict(values)
-        else enumerate(values)
-        if OmegaConf.is_list(values)
-        else ()
-    )
-    for key_, value in children:
-        if isinstance(value, bool) and key_ not in meant:
-            raise ConfigError(f"{name}{key_}: YAML reads this value as {value}; put it in quotes")
-        _refuse_booleans(value, f"{name}{key_}.")
+    children: Any = ()
+    if OmegaConf.is_dict(values):
+        children = values.items()
+    elif OmegaConf.is_list(values):
+        children = enumerate(values)
+    for key, value in children:
+        if isinstance(value, bool) and key not in meant:
+            raise ConfigError(f"{name}{key}: YAML reads this value as {value}; put it in quotes")
+        _refuse_booleans(value, f"{name}{key}.")
 
 
+@functools.cache
 def _keys_of(kind: str) -> set[str]:
     """Names of the keys declared as str (also `str | None`), bool, list or dict."""
     return {name for name, declared, _ in all_keys() if re.match(rf"{kind}\b", type_name(declared))}
 
 
-# keys of the release before, what they are called now, and the new value for each old one
+# keys of the release before: what each is called now, and the new value for each old one
+REDUCTION, DTYPE = {True: "micro_batch", False: "step"}, {True: "bf16", False: "fp32"}
 RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
-    "strict_reproduction.summed_micro_batches": (
-        "train.loss_reduction",
-        {True: "micro_batch", False: "step"},
-    ),
-    "strict_reproduction.bf16_masters": ("model.param_dtype", {True: "bf16", False: "fp32"}),
+    "strict_reproduction.summed_micro_batches": ("train.loss_reduction", REDUCTION),
+    "strict_reproduction.bf16_masters": ("model.param_dtype", DTYPE),
 }
 
 
 def rename_keys(values: Any) -> list[tuple[str, str]]:
-    """Replace the keys of the release before in `values`; returns (old=value, new=value) of each."""
+    """Replace the keys of the release before in `values`; returns (old=…, new=…) of each."""
     renamed = []
     for old, (new, meaning) in RENAMED.items():
         group, name = old.split(".")
@@ -169,20 +164,21 @@ ALIASES = {
 
 
 def _explain(error: Exception) -> str:
-    """One line for OmegaConf's error: the full key, what is wrong with it, and the nearest key that exists."""
+    """One line for OmegaConf's error: the full key, what is wrong with it, and the nearest key that
+    exists."""
     full_key = getattr(error, "full_key", None) or ""
-    if alias := ALIASES.get(full_key.split(".")[-1]):
+    last = full_key.split(".")[-1]
+    if alias := ALIASES.get(last):
         return f"unknown key {full_key}; did you mean {alias}?"
     if "not in" in str(error):
         names = [name for name, _, _ in all_keys()]
-        last = full_key.split(".")[-1]
-        near = difflib.get_close_matches(full_key, names, n=1, cutoff=0.75) or [
-            n for n in names if n.split(".")[-1] == last
-        ]
-        near = near or difflib.get_close_matches(full_key, names, n=1, cutoff=0.5)
-        return f"unknown key {full_key}" + (
-            f"; did you mean {near[0]}?" if near else "; --help lists the keys"
+        same_end = [name for name in names if name.split(".")[-1] == last]
+        hint = (
+            did_you_mean(full_key, names, cutoff=0.75)
+            or did_you_mean(full_key, same_end, cutoff=0.0)
+            or did_you_mean(full_key, names, cutoff=0.5)
         )
+        return f"unknown key {full_key}{hint or '; --help lists the keys'}"
     return f"key {full_key}: {str(error).splitlines()[0]}"
 
 
@@ -212,8 +208,8 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """A configuration that `save_config` wrote, of this release or the one before. Raises ConfigError
-    where the file is damaged or older."""
+    """A configuration that `save_config` wrote, of this release or the one before. Raises
+    ConfigError where the file is damaged or older."""
     try:
         values = OmegaConf.load(path)
         rename_keys(values)

@@ -1,10 +1,9 @@
 """What is a path on this machine, and whether it is there; torch is not needed to find out."""
 
-import difflib
 from pathlib import Path
 
 from adaptsft.config.schema import ModelConfig
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, did_you_mean
 
 
 def local_model_folder(config: ModelConfig) -> Path | None:
@@ -16,15 +15,14 @@ def local_model_folder(config: ModelConfig) -> Path | None:
     if folder.is_dir():
         if config.revision:
             raise ConfigError(
-                f"model.revision={config.revision}: {config.path} is a folder here, not a model on the "
-                "hub: leave it out"
+                f"model.revision={config.revision}: {config.path} is a folder here, not a model on "
+                "the hub: leave it out"
             )
         return folder
     beside = folder.parent
     relative_to_a_folder = beside != Path(".") and beside.is_dir()
     if folder.is_absolute() or config.path.startswith(".") or relative_to_a_folder:
         names = [str(path) for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []
-        near = difflib.get_close_matches(config.path, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(config.path, names)
         raise ConfigError(f"model.path={config.path}: no such folder{hint}")
     return None

@@ -1,6 +1,7 @@
 """The configuration: nested dataclasses.
 
-Every key is declared here once, with its type, default and meaning; `--help` and docs/config.md are printed from it.
+Every key is declared here once, with its type, default and meaning; `--help` and docs/config.md are
+printed from it.
 """
 
 import dataclasses
@@ -10,7 +11,8 @@ from typing import Any
 
 
 def key(default: Any, help: str, choices: tuple[str, ...] = (), changeable: bool = False) -> Any:
-    """A field of the configuration. `changeable` keys may differ when a run is resumed: they cannot change what is learned."""
+    """A field of the configuration. `changeable` keys may differ when a run is resumed: they cannot
+    change what is learned."""
     metadata = {"help": help, "choices": choices, "changeable": changeable}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
@@ -21,7 +23,8 @@ def key(default: Any, help: str, choices: tuple[str, ...] = (), changeable: bool
 class ModelConfig:
     path: str = key(
         "",
-        "Hugging Face name or local folder of a causal language model (config.json and *.safetensors)",
+        "Hugging Face name or local folder of a causal language model (config.json and "
+        "*.safetensors)",
     )
     revision: str | None = key(None, "branch, tag or commit of a model on the hub")
     tokenizer: str | None = key(None, "name or folder of the tokenizer; default: model.path")
@@ -30,13 +33,13 @@ class ModelConfig:
     )
     compute_dtype: str = key(
         "auto",
-        "dtype of forward and backward, whatever that of the masters. auto: bf16 on GPU, fp32 on CPU",
+        "dtype of forward and backward, whatever model.param_dtype. auto: bf16 on GPU, fp32 on CPU",
         ("auto", "fp32", "bf16"),
     )
     param_dtype: str = key(
         "fp32",
-        "dtype of the weights that are trained, of their gradients and of AdamW's moments; in bf16, "
-        "as in the paper's code, small updates are lost to rounding",
+        "dtype of the weights that are trained, of their gradients and of AdamW's moments; in "
+        "bf16, as in the paper's code, small updates are lost to rounding",
         ("fp32", "bf16"),
     )
     attention: str = key(
@@ -58,17 +61,20 @@ class SourceConfig:
     name: str = key("", "name in logs and statistics; default: the file's or data set's name")
     path: str = key(
         "",
-        "hub name, or a json, jsonl, parquet or csv file, a folder of them, or a pattern such as shards/*.jsonl",
+        "hub name, or a json, jsonl, parquet or csv file, a folder of them, or a pattern such as "
+        "shards/*.jsonl",
     )
     subset: str | None = key(None, "configuration of a data set on the hub")
     split: str = key("train", "split of a data set on the hub")
     weight: float = key(
         1.0,
-        "copies of this source per epoch: 2 = every example twice, 0.5 = another random half each epoch",
+        "copies of this source per epoch: 2 = every example twice, 0.5 = another random half "
+        "each epoch",
     )
     fields: dict[str, str] = key(
         {},
-        "field map, ours: yours, for example {prompt: question, completion: answer}; default: recognised by name",
+        "field map, ours: yours, for example {prompt: question, completion: answer}; default: "
+        "recognised by name",
     )
 
 
@@ -76,7 +82,8 @@ class SourceConfig:
 class DataConfig:
     path: str = key(
         "",
-        "one source: hub name, or a json, jsonl, parquet or csv file, a folder of them, or a pattern such as shards/*.jsonl",
+        "one source: hub name, or a json, jsonl, parquet or csv file, a folder of them, or a "
+        "pattern such as shards/*.jsonl",
     )
     subset: str | None = key(None, "configuration of data.path on the hub")
     split: str = key("train", "split of data.path on the hub")
@@ -86,12 +93,14 @@ class DataConfig:
     )
     sources: list[SourceConfig] = key(
         [],
-        "several weighted sources (instead of data.path); keys of each: name, path, subset, split, weight, fields",
+        "several weighted sources (instead of data.path); keys of each: name, path, subset, "
+        "split, weight, fields",
     )
     stream: int = key(
         0,
-        "for sets larger than the disk: tokenise this many files of data.path at a time, while those before them are learned; "
-        "needs train.max_steps (0: tokenise all before training)",
+        "for sets larger than the disk: tokenise this many files of data.path at a time, while "
+        "the model trains on those before them; needs train.max_steps (0: tokenise all before "
+        "training)",
     )
     validation_path: str = key("", "held-out file or hub name, in the layout of the training data")
     validation_split: str = key("validation", "split of data.validation_path on the hub")
@@ -100,7 +109,8 @@ class DataConfig:
     )
     template: str = key(
         "auto",
-        "chat: the tokenizer's chat template. plain: data.prompt_template. auto: chat if the tokenizer has one",
+        "chat: the tokenizer's chat template. plain: data.prompt_template. auto: chat if the "
+        "tokenizer has one",
         ("auto", "chat", "plain"),
     )
     prompt_template: str = key(
@@ -109,7 +119,7 @@ class DataConfig:
     )
     loss_on: str = key(
         "assistant",
-        "which tokens are learned: every assistant turn, the last turn only, or all tokens",
+        "which tokens are targets: those of every assistant turn, of the last turn, or all",
         ("assistant", "last_turn", "all"),
     )
     max_length: int = key(2048, "longest example, and length of a pack, in tokens")
@@ -120,9 +130,11 @@ class DataConfig:
     )
     packing: bool = key(
         True,
-        "pack the examples of a step into rows of max_length (best-fit decreasing); false: one padded row each",
+        "pack the examples of a step, by best-fit decreasing, to max_length; false: pad each",
     )
-    pad_multiple: int = key(8, "rows are padded to a multiple of this many tokens", changeable=True)
+    pad_multiple: int = key(
+        8, "packs are padded to a multiple of this many tokens", changeable=True
+    )
     cache_dir: str = key(
         "~/.cache/adaptsft",
         "tokenised data, found again by a fingerprint of data, tokenizer, template and settings",
@@ -134,7 +146,8 @@ class DataConfig:
 class ObjectiveConfig:
     name: str = key(
         "auto",
-        "see docs/objectives.md; auto: nll, or with a closed-loop controller the objective that it acts through",
+        "python -m adaptsft.objectives lists them; auto: nll, or with a closed-loop controller "
+        "the objective that it acts through",
     )
     base: str = key("nll", "objective that `threshold` masks")
     alpha: float = key(0.0, "alpha of f_alpha(p) = (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p")
@@ -142,11 +155,13 @@ class ObjectiveConfig:
     upper: float = key(1.0, "threshold: tokens with p above are masked")
     lower_quantile: float | None = key(
         None,
-        "threshold: set lower to this quantile of the base model's p, measured per source before step 1",
+        "threshold: set lower to this quantile of the base model's p, measured per source before "
+        "step 1",
     )
     upper_quantile: float | None = key(
         None,
-        "threshold: set upper to this quantile of the base model's p, measured per source before step 1",
+        "threshold: set upper to this quantile of the base model's p, measured per source before "
+        "step 1",
     )
     normalizer: str = key(
         "all",
@@ -163,14 +178,17 @@ class ObjectiveConfig:
     )
     unit_mass: bool = key(
         False,
-        "divide the gradient by the running mean of the weights s, by at most 4 either way: learning rate and clipping keep their "
-        "meaning across objectives",
+        "divide the gradient by the running mean of the token weights, by at most 4 either way: "
+        "learning rate and clipping keep their meaning across objectives",
     )
 
 
 @dataclass
 class ControllerConfig:
-    name: str = key("fixed", "what moves the objective during training, see docs/controllers.md")
+    name: str = key(
+        "fixed",
+        "what moves the objective during training; python -m adaptsft.controllers lists them",
+    )
     parameter: str = key("alpha", "schedules: what they move", ("alpha", "lower", "upper"))
     start: float = key(0.0, "schedules: value at the start of the run")
     end: float = key(1.0, "schedules: value at the end of the run")
@@ -180,15 +198,17 @@ class ControllerConfig:
         [], "piecewise: [[share of the run, value], ...], joined by straight lines"
     )
     params: dict[str, float] = key(
-        {}, "parameters of a closed-loop controller by name; see docs/controllers.md"
+        {}, "parameters of the controller by name; see docs/controllers.md"
     )
     shrinkage: float = key(
         2000.0,
-        "closed loops: a source's own value counts N / (N + shrinkage), N its tokens so far; the rest is that of all sources",
+        "closed loops: a source's own value counts N / (N + shrinkage), N its tokens so far; the "
+        "rest is that of all sources",
     )
     base_stats: str = key(
         "",
-        "closed loops: base_stats.json of adaptsft.diagnose, instead of measuring the base model in the first steps",
+        "closed loops, quantile thresholds: base_stats.json of adaptsft.diagnose, with what the "
+        "base model makes of the training data",
     )
 
 
@@ -201,13 +221,14 @@ class TrainConfig:
     )
     micro_batch_size: int = key(
         1,
-        "rows (packs, or padded examples) per rank in one forward; changes memory and speed, not what is learned",
+        "packs (or padded examples) per rank in one forward; changes memory and speed, not what "
+        "is learned",
         changeable=True,
     )
     loss_reduction: str = key(
         "step",
-        "what the summed loss of a micro-batch is divided by. step: the target tokens of the whole "
-        "step, so that no split changes it. micro_batch: its own tokens (kept ones with "
+        "what the summed loss of a micro-batch is divided by. step: the target tokens of the "
+        "whole step, so that no split changes it. micro_batch: its own tokens (kept ones with "
         "objective.normalizer=kept), and gradients are summed, as in the paper's code; needs "
         "data.packing=false; see docs/strict_reproduction.md",
         ("step", "micro_batch"),
@@ -227,7 +248,8 @@ class TrainConfig:
     clip_norm: float = key(1.0, "largest gradient norm (0: no clipping)")
     max_nonfinite_steps: int = key(
         5,
-        "stop after this many skipped steps in a row (counted every log.every steps); any loss or gradient not finite skips a step",
+        "stop after this many skipped steps in a row (counted every log.every steps); any loss "
+        "or gradient not finite skips a step",
     )
     activation_checkpointing: str = key(
         "none",
@@ -238,12 +260,14 @@ class TrainConfig:
     compile: bool = key(False, "torch.compile every block", changeable=True)
     reduce_every_micro_batch: bool = key(
         False,
-        "reduce gradients after every micro-batch: more communication, but no unsharded gradients (4 bytes per parameter) are held",
+        "reduce gradients after every micro-batch: more communication, but no unsharded "
+        "gradients (4 bytes per parameter) are held",
         changeable=True,
     )
     loss_chunk: int = key(
         0,
-        "rows of logits held at a time (0: by size, 48 MiB of them on CPU, 1.25 GiB on GPU)",
+        "tokens whose logits are held at a time (0: by size, 48 MiB of them on CPU, 1.25 GiB on "
+        "GPU)",
         changeable=True,
     )
     loss_implementation: str = key(
@@ -282,7 +306,8 @@ class CheckpointConfig:
     async_save: bool = key(False, "write in the background while training goes on", changeable=True)
     on_error: str = key(
         "stop",
-        "a checkpoint that cannot be saved (full disk): end the run, or say so and train on; earlier ones stay",
+        "a checkpoint that cannot be saved (full disk): end the run, or print it and train on; "
+        "earlier ones stay",
         ("stop", "continue"),
         changeable=True,
     )
@@ -300,7 +325,8 @@ class EvalConfig:
     )
     tasks: list[str] = key(
         [],
-        "tasks of adaptsft.evals to answer greedily at each evaluation, such as [gsm8k]; see docs/evaluation.md",
+        "tasks of adaptsft.evals to answer greedily at each evaluation, such as [gsm8k]; see "
+        "docs/evaluation.md",
         changeable=True,
     )
     data_dir: str | None = key(
@@ -314,7 +340,8 @@ class EvalConfig:
 class LogConfig:
     every: int = key(
         10,
-        "steps between progress lines; also how often the metrics of all steps are read from the device",
+        "steps between progress lines; also how often the metrics of all steps are read from the "
+        "device",
         changeable=True,
     )
     tensorboard: bool = key(True, "write TensorBoard files to run_dir/tensorboard", changeable=True)
@@ -327,7 +354,8 @@ class Config:
     )
     resume: str = key(
         "auto",
-        "auto: from the newest checkpoint in run_dir, if any. never: refuse a folder that holds a run. Or the path of a checkpoint",
+        "auto: from the newest checkpoint in run_dir, if any. never: refuse a folder that holds "
+        "a run. Or the path of a checkpoint",
         changeable=True,
     )
     seed: int = key(0, "seed of data order, held-out split and dropout")

@@ -1,20 +1,26 @@
-"""The interface of a controller, what moves the objective's parameters during training.
+"""The interface of a controller: what moves the objective's parameters during training.
 
-A controller is pure: `update(state, seen, moment) -> state`. Its state and what it sees are device tensors with one row per source
-and a last row for all sources together, so that no step waits for the host. It sees the all-reduced statistics of steps that are
-over: the same on every rank, whatever the split of the tokens. A new controller is one class and `@register("name")` above it.
+A controller is pure: `update(state, statistics, progress) -> state`. Its state and the statistics
+are device tensors with one entry per source and a last one for all sources together, so that no
+step waits for the host. It sees the all-reduced statistics of steps that are over: the same on
+every rank, whatever the split of the tokens. A new controller is one class with `@register("name")`
+above it; a schedule is one too, see adaptsft.controllers.schedules.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from adaptsft.config.schema import ControllerConfig
+from adaptsft.errors import require_known
+from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import SourceStatistics
 
 State = dict[str, Tensor]  # each fp64 [sources + 1, …]
+KEYS = tuple(field.name for field in dataclasses.fields(ControllerConfig))
 
 
 class Progress(NamedTuple):
@@ -26,38 +32,46 @@ class Progress(NamedTuple):
     warming: bool
 
     @property
-    def progress(self) -> float:
-        """0 in the first step, 1 in the last, and in the one that would follow it: the control of the last evaluation."""
+    def share(self) -> float:
+        """0 in the first step, 1 in the last, and in the one that would follow it: the state of the
+        last evaluation."""
         return min(self.step / max(self.steps - 1, 1), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Controller:
-    """The fields of a subclass are its parameters, which `controller.params` may set; `check` refuses values that cannot work.
+    """The fields of a subclass are its parameters, which `controller.params` may set: finite
+    numbers with a default, in the range that `bounds` gives them, if any.
 
-    The state's entries named as in `moves` are what the control gets; other entries are the controller's memory.
+    The entries of the state named as in `moves` are what the objective gets; the others are the
+    controller's memory.
     """
 
     name: ClassVar[str] = ""
-    objective: ClassVar[str] = (
-        "alpha"  # the objective that it acts through, where objective.name is not set
-    )
-    moves: ClassVar[tuple[str, ...]] = ("alpha",)
+    # the objective that it acts through, where objective.name is not set
+    objective: ClassVar[str] = "alpha"
+    moves: ClassVar[tuple[str, ...]] = ("alpha",)  # of MOVABLE
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # allowed range of its parameters
+    # keys of the group `controller`, besides `params`, that it reads; for schedules
+    reads: ClassVar[tuple[str, ...]] = ()
 
     def moved_fields(self) -> tuple[str, ...]:
         """Fields of ObjectiveState that it moves; its state has an entry of that name for each."""
         return self.moves
 
     def check(self) -> str | None:
-        """What is wrong with the parameters, as `key=value: reason`, or None."""
+        """What is wrong with the combination of parameters, or None."""
         return None
 
-    def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
-        """The state of the first step; `base` are the base model's statistics on the training data, where they were measured."""
+    def initial_state(
+        self, size: int, device: torch.device, base: SourceStatistics | None
+    ) -> State:
+        """The state of the first step; `size` is the number of sources + 1, and `base` the base
+        model's statistics on the training data, where they were measured."""
         raise NotImplementedError
 
-    def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
-        """The state of the step `moment`, from that of the step before it and that step's statistics."""
+    def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
+        """The state of the step at `progress`, from state and statistics of the step before."""
         raise NotImplementedError
 
 
@@ -65,13 +79,23 @@ REGISTRY: dict[str, type[Controller]] = {}
 
 
 def register(name: str) -> Callable[[type[Controller]], type[Controller]]:
-    """Make a Controller available as `controller.name=<name>`. Raises ValueError if the name is taken."""
+    """Make a Controller available as `controller.name=<name>`.
+
+    Raises ValueError if the name is taken, and for a misspelt `moves`, `reads` or `bounds`.
+    """
 
     def add(cls: type[Controller]) -> type[Controller]:
-        if name in REGISTRY:
+        if name in REGISTRY or name == "fixed":
             raise ValueError(f"a controller called {name} is registered already")
         cls = dataclasses.dataclass(frozen=True)(cls)
         cls.name = name
+        start = f"controller {name}"
+        for field in cls.moves:
+            require_known(f"{start}: moves={field}", field, MOVABLE, ValueError)
+        for key in cls.reads:
+            require_known(f"{start}: reads={key}", key, KEYS, ValueError)
+        for key in cls.bounds:
+            require_known(f"{start}: bounds of {key}", key, parameters(cls), ValueError)
         REGISTRY[name] = cls
         return cls
 
@@ -79,9 +103,11 @@ def register(name: str) -> Callable[[type[Controller]], type[Controller]]:
 
 
 def parameters(cls: type[Controller]) -> dict[str, Any]:
-    """Names and defaults of what `controller.params` may set."""
-    return {field.name: field.default for field in dataclasses.fields(cls)}
+    """Names and defaults of what `controller.params` may set: its fields, but for the `settings` of
+    a schedule."""
+    fields = dataclasses.fields(cls)
+    return {field.name: field.default for field in fields if field.name != "settings"}
 
 
-def full(rows: int, value: float, device: torch.device) -> Tensor:
-    return torch.full((rows,), value, dtype=torch.float64, device=device)
+def full(size: int, value: float, device: torch.device) -> Tensor:
+    return torch.full((size,), value, dtype=torch.float64, device=device)

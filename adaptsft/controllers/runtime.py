@@ -21,15 +21,15 @@ from adaptsft.statistics.step import (
     histogram_quantile,
 )
 
-MASS_DECAY = 0.9  # of the running mean of the token weights
+WEIGHT_DECAY = 0.9  # of the running mean of the token weights
 
 
 class AdaptiveObjective:
     """`function` is the objective and `state` what it reads, per source, in the step to come.
 
-    `memory` is the controller's own state: tensors with a row per source and a last one for all of
-    them. With `state` it is all that a checkpoint holds of an objective. `base` are the statistics of
-    the base model (controller.base_stats), where they were given.
+    `memory` is the controller's own state: tensors with an entry per source and a last one for all
+    of them. With `state` it is all that a checkpoint holds of an objective. `base` are the
+    statistics of the base model (controller.base_stats), where they were given.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class AdaptiveObjective:
         self.function, self.config, self.base = function, config, base
         self.controller = build_controller(config)
         self.memory: State = {}
-        rows, device = len(state.alpha) + 1, state.alpha.device
+        size, device = len(state.alpha) + 1, state.alpha.device
         if self.controller is not None:
             measured = None if base is None else base.per_source()
-            self.memory = self.controller.start(rows, device, measured)
-            self.memory["seen_tokens"] = torch.zeros(rows, dtype=torch.float64, device=device)
+            self.memory = self.controller.initial_state(size, device, measured)
+            self.memory["seen_tokens"] = torch.zeros(size, dtype=torch.float64, device=device)
         self.state = self._moved(state)
 
     @classmethod
@@ -70,10 +70,9 @@ class AdaptiveObjective:
         return self.state._asdict() | memory
 
     def update(self, statistics: StepStatistics, skipped: Tensor, progress: Progress) -> None:
-        """Move `state` to the step at `progress`, from the all-reduced statistics of the step before.
-
-        If that was skipped (0-d, 1.), it stays as it was: statistics that are not finite must not
-        move it.
+        """Move `state` to the step at `progress`, from the all-reduced statistics of the step
+        before it. If that was skipped (0-d, 1.), it stays as it was: statistics that are not finite
+        must not move it.
         """
         new, keep = with_step_statistics(self.state, statistics), skipped > 0
         old_and_new = zip(self.state, new, strict=True)
@@ -82,7 +81,9 @@ class AdaptiveObjective:
             self._update_memory(statistics, keep, progress)
         self.state = self._moved(new)
 
-    def _update_memory(self, statistics: StepStatistics, skipped: Tensor, progress: Progress):
+    def _update_memory(
+        self, statistics: StepStatistics, skipped: Tensor, progress: Progress
+    ) -> None:
         assert self.controller is not None
         seen = statistics.per_source()
         memory = {name: value for name, value in self.memory.items() if name != "seen_tokens"}
@@ -96,8 +97,8 @@ class AdaptiveObjective:
             value.copy_(torch.where(taken.view(-1, *[1] * (value.ndim - 1)), memory[name], value))
 
     def _moved(self, state: ObjectiveState) -> ObjectiveState:
-        """The state with what the controller moves, each source drawn towards the common value as long
-        as it has few tokens: (N own + kappa common) / (N + kappa), N its tokens so far,
+        """The state with what the controller moves, each source drawn towards the common value as
+        long as it has few tokens: (N own + kappa common) / (N + kappa), N its tokens so far,
         kappa = controller.shrinkage."""
         if self.controller is None:
             return state
@@ -111,29 +112,26 @@ class AdaptiveObjective:
 
 
 def build_controller(config: ControllerConfig) -> Controller | None:
-    """The configured controller with its parameters; None for controller.name=fixed. The names were
-    checked by `validate_controller`."""
+    """The configured controller with its parameters; None for controller.name=fixed.
+    `validate_controller` has checked the names."""
     if config.name == "fixed":
         return None
     cls = REGISTRY[config.name]
-    if not issubclass(cls, Schedule):
-        return cls(**config.params)
-    points = tuple((float(x), float(y)) for x, y in config.points)
-    return cls(config.parameter, config.start, config.end, config.begin, config.finish, points)
+    if issubclass(cls, Schedule):
+        return cls(settings=config, **config.params)
+    return cls(**config.params)
 
 
 def with_step_statistics(state: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
-    """The state with `mean_p`, `sequence_nll` and the running `mass` after this step; sources without a token in it
-    keep their last value."""
+    """The state with `mean_p`, `sequence_nll` and the running mean of the token weights, `mass`,
+    after this step; sources without a token in it keep their last value."""
     tokens = statistics.column("tokens")
     mean_p = statistics.column("p") / tokens
     sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
     seen = tokens > 0
-    mass = state.mass + (1 - MASS_DECAY) * (
-        (statistics.column("weight").sum() / tokens.sum()).float() - state.mass
-    )
+    mean_weight = (statistics.column("weight").sum() / tokens.sum()).float()
     return state._replace(
         mean_p=torch.where(seen, mean_p.float(), state.mean_p),
         sequence_nll=torch.where(seen, sequence_nll.float(), state.sequence_nll),
-        mass=mass,
+        mass=state.mass + (1 - WEIGHT_DECAY) * (mean_weight - state.mass),
     )

@@ -38,7 +38,7 @@ from adaptsft.model.load import load_weights
 from adaptsft.model.pretrained import Pretrained
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import NLL
-from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_rows
+from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_tokens
 from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
 
 # What build_model returns: a PreTrainedModel that fully_shard has made an FSDPModule, with token_loss as one more method. No type says so.
@@ -150,7 +150,7 @@ def token_loss(
     )
     source = batch.source
     if state is not None:
-        state, source = with_exempt_rows(state, source, batch.targets, objective.exempt)
+        state, source = with_exempt_tokens(state, source, batch.targets, objective.exempt)
     loss, tokens = linear_objective(
         hidden.flatten(0, 1),
         head.weight,

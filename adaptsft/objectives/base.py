@@ -1,64 +1,78 @@
 """Objectives: functions of the probability p that the model gives the target token.
 
-An objective returns, per token, its loss and s = -p f'(p), the weight of the logit gradient dz_i = s (p_i - delta_iy); the size
-of the gradient on the target's logit is W = s (1 - p). A new objective is one function, and `@register("name")` above it: the
-function receives Rows (l = log p, 1 - p, entropy, sum p_i^2; each [n]) and Control (its fields gathered per row, [n]), and its
-keyword-only arguments are what `objective.params` may set. The weights named w are under stop-gradient: loss -w log p, s = w.
+An objective returns, per token, its loss and its weight -p f'(p), which is the factor of the logit
+gradient, dz_i = weight (p_i - delta_iy); the gradient at the target's logit has the size
+W = weight (1 - p). A new objective is one function with `@register("name")` above it. It takes
 
-The lines `loss` and `s` of each docstring are printed by `describe`. s is computed from log p and 1 - p so that it keeps its
-relative accuracy at both ends; tests/objectives/test_objectives.py holds every objective here against 50-digit arithmetic.
+- log p [n] alone and returns the loss [n]; the weight is then computed by autograd; or
+- `TokenStatistics` (log p, 1 - p, entropy, sum p_i^2; each [n]) and `ObjectiveState` (its fields
+  gathered per token, [n]) and returns the loss and the weight, written by hand: for what depends on
+  more than log p, or where autograd loses accuracy near p = 0 or 1.
+
+Its keyword-only arguments are what `objective.params` may set. A weighted likelihood has the loss
+-weight log p with the weight under stop-gradient. The lines `loss` and `weight` of a docstring are
+printed by `python -m adaptsft.objectives`.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from adaptsft.errors import require_known
+from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenOutputs, TokenStatistics
 
-Result = tuple[Tensor, Tensor]  # loss [n], s [n]
+Result = tuple[Tensor, Tensor]  # loss [n], weight [n]
+Function = TypeVar("Function", bound=Callable)
+# token statistics that are computed only for objectives that need them
+ON_REQUEST = ("top_entropy",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What `linear_objective` calls: objective(rows, control) -> (loss [n], s [n])."""
+    """What `linear_objective` calls: objective(tokens, state) -> (loss [n], weight [n]).
+
+    The state may be None for an objective that reads none of it, such as the NLL of an evaluation.
+    """
 
     name: str
     function: Callable[..., Result]
-    mask: Callable[..., Tensor] | None = (
-        None  # (rows, control) -> bool [n]: the tokens kept, where masking is part of the objective
-    )
-    needs: frozenset[str] = frozenset()  # row statistics that are computed only on request
-    uses: frozenset[str] = frozenset()  # fields of Control that it reads
-    whole_batch: bool = False  # it must see all rows of a micro-batch at once
-    bounds: Mapping[str, tuple[float, float]] = dataclasses.field(
-        default_factory=dict
-    )  # allowed range of its parameters
-    exempt: Tensor | None = (
-        None  # ids of the tokens that are left to NLL; control.exempt marks them
-    )
+    # (tokens, state) -> bool [n]: the tokens kept, where masking is part of the objective
+    mask: Callable[..., Tensor] | None = None
+    needs: frozenset[str] = frozenset()  # of ON_REQUEST
+    uses: frozenset[str] = frozenset()  # fields of ObjectiveState that it reads
+    whole_batch: bool = False  # it must see all tokens of a micro-batch at once
+    bounds: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    # ids of the tokens that are left to NLL; state.exempt marks them
+    exempt: Tensor | None = None
 
-    def __call__(self, rows: TokenStatistics, control: Any) -> Result:
-        loss, s = self.function(rows, control)
+    def __call__(self, tokens: TokenStatistics, state: ObjectiveState | None) -> Result:
+        loss, weight = self.function(tokens, state)
         if self.exempt is None:
-            return loss, s
-        return torch.where(control.exempt > 0, -rows.logp, loss), torch.where(
-            control.exempt > 0, 1.0, s
-        )
+            return loss, weight
+        assert state is not None
+        exempt = state.exempt > 0
+        return torch.where(exempt, -tokens.logp, loss), torch.where(exempt, 1.0, weight)
 
-    def keep(self, rows: TokenStatistics | TokenOutputs, control: Any) -> Tensor:
-        """Which tokens count for `objective.normalizer=kept`: bool [n], all True for an objective without a mask."""
+    def keep(self, tokens: TokenStatistics | TokenOutputs, state: ObjectiveState | None) -> Tensor:
+        """Which tokens count for `objective.normalizer=kept`: bool [n], all True for an objective
+        without a mask."""
         if self.mask is None:
-            return torch.ones_like(rows.top1)
-        kept = self.mask(rows, control)
-        return kept if self.exempt is None else kept | (control.exempt > 0)
+            return torch.ones_like(tokens.top1)
+        kept = self.mask(tokens, state)
+        if self.exempt is None:
+            return kept
+        assert state is not None
+        return kept | (state.exempt > 0)
 
     @property
     def sparse(self) -> bool:
-        """Whether many weights s are zero, so that a GPU had better ask how many rows are left."""
+        """Whether many weights are zero, so that asking a GPU how many tokens are left pays."""
         return self.mask is not None
 
     @property
@@ -83,19 +97,60 @@ def register(
     mask: Callable[..., Tensor] | None = None,
     whole_batch: bool = False,
     bounds: Mapping[str, tuple[float, float]] | None = None,
-) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Make a function (rows, control, *, parameter=default...) available as `objective.name=<name>`.
+) -> Callable[[Function], Function]:
+    """Make a function available as `objective.name=<name>`. It is
+    (logp, *, parameter=default...) -> loss, or
+    (tokens, state, *, parameter=default...) -> (loss, weight).
 
-    `mask` takes the same arguments and returns bool [n]. An objective with a parameter `batch` sees the whole micro-batch when
-    that is 1. Raises ValueError if the name is taken.
+    `uses` are the fields of ObjectiveState that it reads, `needs` the token statistics of
+    ON_REQUEST, `bounds` the ranges of its parameters. `mask` takes the same arguments and returns
+    bool [n]. An objective with a parameter `batch` sees the whole micro-batch when that is 1.
+    Raises ValueError if the name is taken, and for a misspelt field, statistic or parameter.
     """
 
-    def add(function: Callable[..., Result]) -> Callable[..., Result]:
+    def add(function: Function) -> Function:
         if name in REGISTRY or name == "threshold":
             raise ValueError(f"an objective called {name} is registered already")
-        REGISTRY[name] = Objective(
-            name, function, mask, frozenset(needs), frozenset(uses), whole_batch, bounds or {}
+        of_logp = _positional(function) == 1
+        objective = Objective(
+            name,
+            weight_by_autograd(function) if of_logp else function,
+            mask,
+            frozenset(needs),
+            frozenset(uses),
+            whole_batch,
+            bounds or {},
         )
+        start = f"objective {name}"
+        if of_logp and objective.uses | objective.needs:
+            raise ValueError(f"{start} takes log p alone, and can read nothing else")
+        for field in objective.uses:
+            require_known(f"{start}: uses={field}", field, ObjectiveState._fields, ValueError)
+        for statistic in objective.needs:
+            require_known(f"{start}: needs={statistic}", statistic, ON_REQUEST, ValueError)
+        for parameter in objective.bounds:
+            what = f"{start}: bounds of {parameter}"
+            require_known(what, parameter, objective.parameters, ValueError)
+        REGISTRY[name] = objective
         return function
 
     return add
+
+
+def weight_by_autograd(function: Callable[..., Tensor]) -> Callable[..., Result]:
+    """(tokens, state) -> (loss, weight) of a function of log p: weight = -d loss / d log p."""
+
+    @functools.wraps(function)  # keeps the names of the parameters, and the docstring
+    def objective(tokens: TokenStatistics, state: ObjectiveState, **parameters: float) -> Result:
+        with torch.enable_grad():
+            logp = tokens.logp.detach().requires_grad_()
+            loss = function(logp, **parameters)
+            (slope,) = torch.autograd.grad(loss.sum(), logp)
+        return loss.detach(), -slope
+
+    return objective
+
+
+def _positional(function: Callable) -> int:
+    arguments = inspect.signature(function).parameters.values()
+    return sum(argument.kind is argument.POSITIONAL_OR_KEYWORD for argument in arguments)

@@ -1,73 +1,80 @@
-"""The configured objective, and the table of all of them: `python -m adaptsft.objectives.build`."""
+"""From the group `objective` of the configuration to an objective."""
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
 from adaptsft.config.schema import ObjectiveConfig
-from adaptsft.errors import require
+from adaptsft.config.unread import unread
+from adaptsft.errors import require, require_known
+from adaptsft.objectives import library  # noqa: F401 (it fills the registry)
 from adaptsft.objectives.base import REGISTRY, Objective
-from adaptsft.objectives.library import threshold  # importing it fills the registry
+from adaptsft.objectives.state import MOVABLE
+from adaptsft.objectives.threshold import threshold
 
 NLL = REGISTRY["nll"]
+LIMITS = {"alpha": 1e6, "lower": 1.0, "upper": 1.0}  # each from 0
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The configured objective.
 
-    Raises ConfigError for an unknown name, base or parameter, a value out of range, and a key that this objective would ignore.
+    Raises ConfigError for an unknown name, base or parameter, a value out of range, and values that
+    contradict each other.
     """
     name = "nll" if config.name == "auto" else config.name
-    _known(f"objective.name={name} is unknown", name, [*REGISTRY, "threshold"])
+    require_known(f"objective.name={name} is unknown", name, [*REGISTRY, "threshold"])
     if name == "threshold":
-        _known(f"objective.base={config.base} is unknown", config.base, REGISTRY)
+        require_known(f"objective.base={config.base} is unknown", config.base, REGISTRY)
         objective = threshold(_with_parameters(config.base, config.params))
     else:
         objective = _with_parameters(name, config.params)
-        require(
-            config.base == "nll",
-            f"objective.base={config.base} has no effect: only objective.name=threshold has a base",
-        )
-
-    readers = {
-        key: [name for name, known in REGISTRY.items() if key in known.uses]
-        for key in ("alpha", "lower", "upper")
-    }
-    for key, unset in (
-        ("alpha", 0.0),
-        ("lower", 0.0),
-        ("upper", 1.0),
-        ("lower_quantile", None),
-        ("upper_quantile", None),
-    ):
-        value, parameter = getattr(config, key), key.removesuffix("_quantile")
-        names = ", ".join(readers[parameter] + ["threshold"] * (parameter != "alpha"))
-        message = f"objective.{key}={value} has no effect with objective.name={config.name}; it is read by {names}"
-        require(value == unset or parameter in objective.uses, message)
-        in_range = value is None or 0 <= value <= (1e6 if key == "alpha" else 1)
-        require(
-            in_range,
-            f"objective.{key}={value}: must lie in [0, {'1e6' if key == 'alpha' else '1'}]",
-        )
+    for key in MOVABLE:
+        _in_range(f"objective.{key}", getattr(config, key), 0.0, LIMITS[key])
+    for key in ("lower_quantile", "upper_quantile"):
+        if (value := getattr(config, key)) is not None:
+            _in_range(f"objective.{key}", value, 0.0, 1.0)
     for lower, upper in (("lower", "upper"), ("lower_quantile", "upper_quantile")):
         low, high = getattr(config, lower), getattr(config, upper)
-        ordered = low is None or high is None or low <= high
         require(
-            ordered,
+            low is None or high is None or low <= high,
             f"objective.{lower}={low} is above objective.{upper}={high}: no token would be learned",
         )
     for key, unset in (("lower", 0.0), ("upper", 1.0)):
         both = getattr(config, key) != unset and getattr(config, f"{key}_quantile") is not None
         require(
             not both,
-            f"objective.{key} and objective.{key}_quantile both set the {key} threshold: choose one",
+            f"objective.{key} and objective.{key}_quantile both set the threshold: choose one",
         )
     return objective
+
+
+def unread_by_objective(config: ObjectiveConfig, objective: Objective) -> list[str]:
+    """Warnings about keys of the group `objective` that this objective does not read."""
+    name = f"objective.name={config.name}"
+
+    def reading(field: str) -> list[str]:
+        names = [name for name, known in REGISTRY.items() if field in known.uses]
+        return names if field == "alpha" else [*names, "threshold"]
+
+    warnings = []
+    if config.name != "threshold":
+        warnings += unread("objective", config, ["base"], name, ["threshold"])
+    for field in MOVABLE:
+        if field not in objective.uses:
+            keys = [field] if field == "alpha" else [field, f"{field}_quantile"]
+            warnings += unread("objective", config, keys, name, reading(field))
+    if objective.mask is None:
+        masking = [name for name, known in REGISTRY.items() if known.mask is not None]
+        warnings += unread("objective", config, ["normalizer"], name, [*masking, "threshold"])
+    if config.name == "nll":  # its weights are all 1, and it is what exempt tokens keep
+        keys = ["exempt", "unit_mass"]
+        warnings += unread("objective", config, keys, name, ["every other objective"])
+    return warnings
 
 
 def with_exempt(
@@ -82,42 +89,13 @@ def with_exempt(
     return dataclasses.replace(objective, exempt=torch.tensor(ids, device=device))
 
 
-def describe_objectives() -> str:
-    """A Markdown table of all registered objectives: loss, s, parameters with defaults, fields of Control that are read."""
-    table = [("name", "loss", "s", "parameters", "reads"), ("---",) * 5]
-    for name, objective in [*REGISTRY.items(), ("threshold", threshold(REGISTRY["nll"]))]:
-        document = threshold.__doc__ if name == "threshold" else objective.function.__doc__
-        lines = dict(
-            line.strip().split(": ", 1)
-            for line in (document or "").splitlines()
-            if line.strip().startswith(("loss: ", "s: "))
-        )
-        parameters = ", ".join(f"{key}={value:g}" for key, value in objective.parameters.items())
-        reads = ", ".join(sorted(objective.uses | objective.needs))
-        table.append((name, lines.get("loss", ""), lines.get("s", ""), parameters, reads))
-    widths = [max(len(row[column]) for row in table) for column in range(5)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in table
-    )
-
-
-def _known(what: str, value: str, names: Iterable[str]) -> None:
-    names = list(names)
-    near = difflib.get_close_matches(value, names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    require(value in names, f"{what}: {hint}there is {', '.join(names) or 'none'}")
-
-
 def _with_parameters(name: str, given: Mapping[str, float]) -> Objective:
     objective = REGISTRY[name]
     for key, value in given.items():
-        _known(f"objective.params.{key} is no parameter of {name}", key, objective.parameters)
+        what = f"objective.params.{key} is no parameter of {name}"
+        require_known(what, key, objective.parameters)
         low, high = objective.bounds.get(key, (-math.inf, math.inf))
-        in_range = low <= value <= high and math.isfinite(value)
-        require(
-            in_range, f"objective.params.{key}={value}: must lie in [{low:g}, {high:g}] for {name}"
-        )
+        _in_range(f"objective.params.{key}", value, low, high, f" for {name}")
     parameters = objective.parameters | dict(given)
     return dataclasses.replace(
         objective,
@@ -127,5 +105,8 @@ def _with_parameters(name: str, given: Mapping[str, float]) -> Objective:
     )
 
 
-if __name__ == "__main__":
-    print(describe_objectives())
+def _in_range(key: str, value: float, low: float, high: float, where: str = "") -> None:
+    require(
+        low <= value <= high and math.isfinite(value),
+        f"{key}={value}: must lie in [{low:g}, {high:g}]{where}",
+    )

@@ -7,14 +7,17 @@ from torch import Tensor
 
 from adaptsft.config.schema import ObjectiveConfig
 
+MOVABLE = ("alpha", "lower", "upper")  # fields of ObjectiveState that a controller may move
+
 
 class ObjectiveState(NamedTuple):
-    """What an objective may depend on besides the token itself. fp32, shape [sources], on the device.
+    """fp32, shape [sources], on the device; objectives get the fields gathered per token, [n].
 
-    `alpha`, `lower` and `upper` are moved by the controller. `mean_p` (mean probability of the targets, Eq. 5 of the paper) and
-    `sequence_nll` (median of the sequence-mean NLL, nats per token) are the all-reduced statistics of the previous step. `mass` is
-    the running mean of the weights s over all tokens, the same for all sources, which objective.unit_mass divides by.
-    `exempt` is 1 for tokens that objective.exempt leaves to NLL, see `controls`.
+    A controller moves `alpha`, `lower` and `upper`. `mean_p` (mean probability of the targets,
+    Eq. 5 of the paper) and `sequence_nll` (median of the sequence-mean NLL, nats per token) are the
+    all-reduced statistics of the previous step. `mass` is the running mean of the token weights,
+    the same for all sources, by which objective.unit_mass divides. `exempt` is 1 for tokens that
+    objective.exempt leaves to NLL, see `with_exempt_tokens`.
     """
 
     alpha: Tensor
@@ -27,19 +30,10 @@ class ObjectiveState(NamedTuple):
 
 
 def initial_state(config: ObjectiveConfig, sources: int, device: torch.device) -> ObjectiveState:
-    """The control of step 1, before any statistic is known: mean_p 0.5 and 1 nat per token stand in for the two signals."""
-
-    def full(value: float) -> Tensor:
-        return torch.full((sources,), value, dtype=torch.float32, device=device)
-
+    """That of step 1: mean_p .5 and 1 nat per token stand in for statistics not known yet."""
+    values = (config.alpha, config.lower, config.upper, 0.5, 1.0, 1.0, 0.0)
     return ObjectiveState(
-        full(config.alpha),
-        full(config.lower),
-        full(config.upper),
-        full(0.5),
-        full(1.0),
-        full(1.0),
-        full(0.0),
+        *(torch.full((sources,), value, dtype=torch.float32, device=device) for value in values)
     )
 
 
@@ -48,7 +42,7 @@ def per_token(state: ObjectiveState, source: Tensor) -> ObjectiveState:
     return ObjectiveState(*(field[source] for field in state))
 
 
-def with_exempt_rows(
+def with_exempt_tokens(
     state: ObjectiveState, source: Tensor, targets: Tensor, exempt: Tensor | None
 ) -> tuple[ObjectiveState, Tensor]:
     """The state with fields [2 sources], and the index into them of every token, int64 [n]: targets

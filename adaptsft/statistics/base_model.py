@@ -1,7 +1,9 @@
-"""What the base model makes of the training data, as `python -m adaptsft.diagnose` writes it to files and training reads it.
+"""What the base model makes of the training data, as `python -m adaptsft.diagnose` writes it to
+files and training reads it.
 
-base_stats.json holds sums and histograms per source; base_logp.safetensors the log-probability of every target token. Both name
-the model and the data they were measured on, and are refused for others.
+base_stats.json holds sums and histograms per source; base_logp.safetensors the log-probability of
+every target token. Both name the model and the data they were measured on, and are refused for
+others.
 """
 
 import hashlib
@@ -32,10 +34,12 @@ from adaptsft.statistics.step import (
 from adaptsft_kernels import TokenOutputs
 
 SCHEMA = 1  # of both files; raise it when their meaning changes
-FINE_BINS = (
-    1 << 14
-)  # of the histogram for quantiles: steps of 0.003 in log-odds, so p is resolved to 0.3 % of p (1 - p)
-FIX = "run `python -m adaptsft.diagnose` with the arguments of this run, and give the file that it writes"
+# of the histogram for quantiles: steps of 0.003 in log-odds, so p is resolved to 0.3 % of p (1 - p)
+FINE_BINS = 1 << 14
+FIX = (
+    "run `python -m adaptsft.diagnose` with the arguments of this run, and give the file that it "
+    "writes"
+)
 
 
 class FineHistogram:
@@ -44,11 +48,10 @@ class FineHistogram:
     def __init__(self, sources: int, device: torch.device):
         self.counts = torch.zeros(sources, FINE_BINS, dtype=torch.float64, device=device)
 
-    def add(self, rows: TokenOutputs, source: Tensor) -> None:
+    def add(self, tokens: TokenOutputs, source: Tensor) -> None:
         """Count these tokens; source int64 [n]."""
-        cell = source * FINE_BINS + bin_index(
-            log_odds(rows.logp, rows.one_minus_p), LOGIT_RANGE, FINE_BINS
-        )
+        odds = log_odds(tokens.logp, tokens.one_minus_p)
+        cell = source * FINE_BINS + bin_index(odds, LOGIT_RANGE, FINE_BINS)
         self.counts.view(-1).index_add_(0, cell, torch.ones_like(cell, dtype=torch.float64))
 
     def quantile(self, q: float) -> Tensor:
@@ -79,8 +82,9 @@ class BaseStatistics:
     ) -> "BaseStatistics":
         """Read base_stats.json. `model` is the folder of the model's weights.
 
-        Sums are scaled from the tokens that were measured to those of an epoch, copies by weight included, so that the sums over sources
-        are those of the training mixture. Raises ConfigError where the file is not one, or of another model or other data.
+        Sums are scaled from the tokens that were measured to those of an epoch, copies by weight
+        included, so that the sums over sources are those of the training mixture. Raises
+        ConfigError where the file is not one, or of another model or other data.
         """
         try:
             content = json.loads(path.read_text())
@@ -93,48 +97,43 @@ class BaseStatistics:
         if absent:
             there = ", ".join(content["sources"])
             raise ConfigError(
-                f"{path}: the source {absent[0]} of the training data is missing; there is {there}; {FIX}"
+                f"{path}: the source {absent[0]} of the training data is missing; there is "
+                f"{there}; {FIX}"
             )
         _same(path, content["model"], content["data"], model, data)
-        statistics, fine = (
-            StepStatistics(len(data.names), device),
-            FineHistogram(len(data.names), device),
-        )
+        statistics = StepStatistics(len(data.names), device)
+        fine = FineHistogram(len(data.names), device)
         for number, name in enumerate(data.names):
             source = content["sources"][name]
             if absent := [column for column in COLUMNS if column not in source["sums"]]:
                 raise ConfigError(
                     f"{path}: written by another version of adaptsft, without {absent[0]}; {FIX}"
                 )
-            row = (
-                [source["sums"][column] for column in COLUMNS]
-                + source["histogram"]
-                + source["sequence_histogram"]
-            )
+            values = [source["sums"][column] for column in COLUMNS]
+            values += source["histogram"] + source["sequence_histogram"]
             tokens = int(data.target_tokens[data.source == number].sum()) * data.weights[number]
-            statistics.table[number] = torch.tensor(row, dtype=torch.float64) * (
-                tokens / source["sums"]["tokens"]
-            )
-            first, counts = source["fine_histogram"]["first"], source["fine_histogram"]["counts"]
-            fine.counts[number, first : first + len(counts)] = torch.tensor(
-                counts, dtype=torch.float64, device=device
-            )
+            scale = tokens / source["sums"]["tokens"]
+            statistics.table[number] = torch.tensor(values, dtype=torch.float64) * scale
+            first = source["fine_histogram"]["first"]
+            counts = torch.tensor(source["fine_histogram"]["counts"], dtype=torch.float64)
+            fine.counts[number, first : first + len(counts)] = counts.to(device)
         return cls(statistics, fine, str(content["sample"]))
 
     def per_source(self) -> SourceStatistics:
-        """What controllers see of a step, here of an epoch under the base model: fp64 [sources + 1], the last row for all sources."""
+        """What controllers see of a step, here of an epoch under the base model: fp64
+        [sources + 1], the last entry for all sources."""
         return self.statistics.per_source()
 
 
 def encode(statistics: StepStatistics, fine: FineHistogram, number: int) -> dict[str, Any]:
     """The part of a source in base_stats.json that `BaseStatistics.load` reads."""
-    row, counts = statistics.table[number].tolist(), fine.counts[number]
+    values, counts = statistics.table[number].tolist(), fine.counts[number]
     used = counts.nonzero().squeeze(1)
     first, last = int(used[0]), int(used[-1])
     return {
-        "sums": dict(zip(COLUMNS, row, strict=False)),
-        "histogram": _whole(row[len(COLUMNS) : len(COLUMNS) + BINS]),
-        "sequence_histogram": _whole(row[len(COLUMNS) + BINS :]),
+        "sums": dict(zip(COLUMNS, values, strict=False)),
+        "histogram": _whole(values[len(COLUMNS) : len(COLUMNS) + BINS]),
+        "sequence_histogram": _whole(values[len(COLUMNS) + BINS :]),
         "fine_histogram": {"first": first, "counts": _whole(counts[first : last + 1].tolist())},
     }
 
@@ -143,14 +142,13 @@ class BaseLogProbabilities:
     """log p of every target token of the training data under the base model, memory-mapped."""
 
     def __init__(self, values: Any, ends: np.ndarray):
-        self.values, self.ends = (
-            values,
-            ends,
-        )  # a slice of the file, fp32 [tokens], example after example; int64 [N]
+        self.values = values  # a slice of the file, fp32 [tokens], example after example
+        self.ends = ends  # int64 [N]
 
     @classmethod
     def open(cls, path: Path, *, model: Path, data: TokenizedData) -> "BaseLogProbabilities":
-        """Open base_logp.safetensors. Raises ConfigError where the file is not one, or of another model or other data."""
+        """Open base_logp.safetensors. Raises ConfigError where the file is not one, or of another
+        model or other data."""
         try:
             file = safe_open(path, framework="numpy")
             metadata, values = file.metadata() or {}, file.get_slice("logp")
@@ -168,8 +166,9 @@ class BaseLogProbabilities:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """sha256 over config.json and, of every safetensors file, its size, its first MiB (with names and shapes) and 64 pieces of 4 KiB
-    spread over the rest: fast for weights of any size, and another after training, which moves nearly every weight."""
+    """sha256 over config.json and, of every safetensors file, its size, its first MiB (with names
+    and shapes) and 64 pieces of 4 KiB spread over the rest: fast for weights of any size, and
+    another after training, which moves nearly every weight."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -183,7 +182,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def identity(path: str, model: Path, data: TokenizedData) -> tuple[dict[str, str], dict[str, str]]:
-    """(model, data) as both files name them; `path` is the name that the user knows the model by."""
+    """(model, data) as both files name them; `path` is the user's name of the model."""
     return {"path": path, "fingerprint": model_fingerprint(model)}, {
         "fingerprint": data.fingerprint
     }
@@ -193,7 +192,8 @@ def _expect(path: Path, content: Any, key: str, value: Any) -> None:
     found = content.get(key) if isinstance(content, dict) else None
     if found != value:
         raise ConfigError(
-            f"{path}: its {key} is {found}, not {value}: not a file of adaptsft.diagnose, or of another version; {FIX}"
+            f"{path}: its {key} is {found}, not {value}: not a file of adaptsft.diagnose, or of "
+            f"another version; {FIX}"
         )
 
 
@@ -210,7 +210,8 @@ def _same(
     ):
         if saved != now:
             raise ConfigError(
-                f"{path}: measured on another {what}: its fingerprint is {saved[:12]}, this run's {now[:12]}; {FIX}"
+                f"{path}: measured on another {what}: its fingerprint is {saved[:12]}, this run's "
+                f"{now[:12]}; {FIX}"
             )
 
 

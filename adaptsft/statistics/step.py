@@ -1,7 +1,9 @@
-"""Token-probability statistics of an optimizer step, per source: counted on the device, summed over ranks by one all-reduce.
+"""Token-probability statistics of an optimizer step, per source: counted on the device, summed over
+ranks by one all-reduce.
 
-All target tokens count, also those that the objective masks. Sums are fp64 and histograms count in whole numbers, so that the
-result does not depend on how the tokens were split into ranks and micro-batches beyond the rounding of p itself.
+All target tokens count, also those that the objective masks. Sums are fp64 and histograms count in
+whole numbers, so that the result does not depend on how the tokens were split into ranks and
+micro-batches beyond the rounding of p itself.
 """
 
 import math
@@ -14,21 +16,21 @@ from torch import Tensor
 from adaptsft.data.collator import Batch
 from adaptsft_kernels import TokenOutputs
 
-# Sums over the target tokens of a source: of p, the NLL, the objective's loss, its token weight; how
-# many have p below .2, …; collision is c = sum_i p_i^2. `sequences` counts examples.
+# Sums over the target tokens of a source: of p, the NLL, the objective's loss, its token weight;
+# how many have p below .2, …; collision is c = sum_i p_i^2. `sequences` counts examples.
 COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55")
 COLUMNS += ("top1", "entropy", "collision", "sequences")
 BINS = 256
-# The histogram of log p has equal steps of log-odds: log p - log(1 - p) is log p itself where p is small and keeps resolving where p
-# nears 1, as most tokens of a strong model do.
+# The histogram of log p has equal steps of log-odds: log p - log(1 - p) is log p itself where p is
+# small and keeps resolving where p nears 1, as most tokens of a strong model do.
 LOGIT_RANGE = (-24.0, 24.0)
 # The histogram of the sequence-mean NLL (nats per token) has equal steps of its logarithm.
 LOG_NLL_RANGE = (-9.0, 4.0)
 
 
 class SourceStatistics(NamedTuple):
-    """Statistics of a step, as controllers see them: fp64, one row per source and a last one for all of
-    them together; NaN where a source had no token. Shares are of the target tokens."""
+    """Statistics of a step, as controllers see them: fp64, an entry per source and a last one for
+    all of them together; NaN where a source had no token. Shares are of the target tokens."""
 
     tokens: Tensor
     mean_p: Tensor
@@ -36,15 +38,16 @@ class SourceStatistics(NamedTuple):
     high: Tensor  # share with p > .5
     collision: Tensor  # mean of c = sum_i p_i^2
     sequence_nll: Tensor  # median over sequences of their mean NLL, nats per token
-    histogram: (
-        Tensor  # [sources + 1, BINS] of p in equal steps of log-odds over LOGIT_RANGE, shares
-    )
+    # [sources + 1, BINS] of p in equal steps of log-odds over LOGIT_RANGE, shares
+    histogram: Tensor
 
 
 class StepStatistics:
-    """Sums and histograms of one step. `buffer` is the packed vector that is all-reduced; `table` is its view [sources, columns].
+    """Sums and histograms of one step. `buffer` is the vector that is all-reduced; `table` is its
+    view [sources, columns].
 
-    Columns: COLUMNS, then BINS of log p, then BINS of the sequence-mean NLL. The vector's last element counts ranks asked to stop.
+    Columns: COLUMNS, then BINS of log p, then BINS of the sequence-mean NLL. The vector's last
+    element counts ranks asked to stop.
     """
 
     def __init__(self, sources: int, device: torch.device):
@@ -58,7 +61,7 @@ class StepStatistics:
         self.buffer.zero_()
 
     def add(self, tokens: TokenOutputs, kept: Tensor, batch: Batch) -> None:
-        """Count the target tokens of a micro-batch; `kept` bool [n] says which the objective keeps."""
+        """Count the target tokens of a micro-batch; `kept` bool [n]: those the objective keeps."""
         if batch.targets.numel() == 0:
             return
         p, nll = tokens.logp.exp(), -tokens.logp
@@ -66,7 +69,8 @@ class StepStatistics:
         features += (p < 0.2, p > 0.5, p > 0.55, tokens.top1, tokens.entropy, tokens.collision)
         sums = torch.stack([feature.double() for feature in features], dim=1)
         sources = torch.arange(self.table.shape[0], device=p.device)
-        # a product with the one-hot matrix, not index_add: its order of summation is fixed on a GPU too
+        # a product with the one-hot matrix, not index_add: its order of summation is fixed, also
+        # on a GPU
         membership = (batch.source == sources[:, None]).double()
         self.table[:, : sums.shape[1]] += membership @ sums
         in_source = (batch.sequence_source == sources[:, None]).double()
@@ -115,7 +119,8 @@ def log_odds(logp: Tensor, one_minus_p: Tensor) -> Tensor:
 
 
 def bin_index(values: Tensor, limits: tuple[float, float], bins: int) -> Tensor:
-    """Index of the bin of each value, int64; values beyond the limits fall into the outermost bins, NaN into the first."""
+    """Index of the bin of each value, int64; values beyond the limits fall into the outermost bins,
+    NaN into the first."""
     low, high = limits
     position = (values.double() - low) * (bins / (high - low))
     return position.nan_to_num(0.0, posinf=bins, neginf=0.0).clamp(0, bins - 1).long()
@@ -135,7 +140,8 @@ def running_sums(counts: Tensor) -> Tensor:
 
 
 def histogram_quantile(counts: Tensor, q: float, limits: tuple[float, float]) -> Tensor:
-    """Quantile of the binned values, linear within a bin. counts [sources, bins] -> [sources]; NaN where a row is empty."""
+    """Quantile of the binned values, linear within a bin. counts [sources, bins] -> [sources]; NaN
+    where a source has no counts."""
     low, high = limits
     step = (high - low) / counts.shape[1]
     total = running_sums(counts) if counts.is_cuda else counts.cumsum(1)
@@ -151,10 +157,3 @@ def p_of_bin_edges() -> list[float]:
     """The BINS + 1 edges of the histogram of log p, as probabilities."""
     low, high = LOGIT_RANGE
     return [1 / (1 + math.exp(-(low + (high - low) * i / BINS))) for i in range(BINS + 1)]
-
-
-def bin_centres(device: torch.device) -> Tensor:
-    """The probability in the middle (in log-odds) of each bin of the histogram of log p, fp64 [BINS]."""
-    low, high = LOGIT_RANGE
-    edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64, device=device)
-    return ((edges[1:] + edges[:-1]) / 2).sigmoid()

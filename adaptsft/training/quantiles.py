@@ -53,6 +53,7 @@ def set_quantile_thresholds(
     They are those of controller.base_stats, if given; else all of `data` runs through the model.
     """
     asked = {"lower": config.lower_quantile, "upper": config.upper_quantile}
+    asked = {name: q for name, q in asked.items() if name in objective.function.uses}
     if all(q is None for q in asked.values()):
         return
     if objective.base is not None:

@@ -1,5 +1,5 @@
-"""What the tests of controllers share: an adaptive objective, steps of known statistics, and a small
-controller of the tests' own."""
+"""What the tests of controllers share: an adaptive objective, steps of known statistics, and a
+small controller of the tests' own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,22 +90,27 @@ def only_shipped() -> Iterator[None]:
 
 
 def register_remembering() -> None:
-    """controller.name=remembering: alpha is the running share of unlikely tokens, and a histogram is
-    remembered as well (memory with more than one number per source)."""
+    """controller.name=remembering: alpha is the running share of unlikely tokens, and a histogram
+    is remembered as well (memory with more than one number per source)."""
 
     @register("remembering")
     class Remembering(Controller):
         decay: float = 0.9
 
-        def start(self, rows: int, device: torch.device, base: SourceStatistics | None) -> State:
-            alpha = torch.zeros(rows, dtype=torch.float64, device=device)
+        def initial_state(
+            self, size: int, device: torch.device, base: SourceStatistics | None
+        ) -> State:
+            alpha = torch.zeros(size, dtype=torch.float64, device=device)
             return {
                 "alpha": alpha if base is None else base.low,
                 "p": alpha[:, None].expand(-1, BINS).clone(),
             }
 
-        def update(self, state: State, seen: SourceStatistics, moment: Progress) -> State:
+        def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
             def ema(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
                 return self.decay * old + (1 - self.decay) * new
 
-            return {"alpha": ema(state["alpha"], seen.low), "p": ema(state["p"], seen.histogram)}
+            return {
+                "alpha": ema(state["alpha"], statistics.low),
+                "p": ema(state["p"], statistics.histogram),
+            }

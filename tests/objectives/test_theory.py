@@ -29,13 +29,13 @@ def draws(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def rows_of(p: Tensor) -> TokenStatistics:
+def tokens_of(p: Tensor) -> TokenStatistics:
     """For objectives of p alone."""
     nothing = torch.full_like(p, math.nan)
     return TokenStatistics(p.log(), 1 - p, nothing, nothing, nothing, nothing)
 
 
-def rows_from(logits: Tensor, targets: Tensor) -> TokenStatistics:
+def tokens_from(logits: Tensor, targets: Tensor) -> TokenStatistics:
     """All that an objective may read, differentiable in the logits [n, V]."""
     logp = logits.log_softmax(-1)
     p, of_target = logp.exp(), logp.gather(1, targets[:, None]).squeeze(1)
@@ -51,7 +51,7 @@ def rows_from(logits: Tensor, targets: Tensor) -> TokenStatistics:
     )
 
 
-def control_for(config: dict[str, Any], count: int) -> ObjectiveState:
+def state_for(config: dict[str, Any], count: int) -> ObjectiveState:
     values = {
         "alpha": 0.0,
         "lower": 0.0,
@@ -66,19 +66,23 @@ def control_for(config: dict[str, Any], count: int) -> ObjectiveState:
     )
 
 
-def evaluate(config: dict[str, Any], rows: TokenStatistics) -> tuple[Tensor, Tensor]:
+def evaluate(config: dict[str, Any], tokens: TokenStatistics) -> tuple[Tensor, Tensor]:
     """(loss, s) of a registered objective."""
-    return build_objective(ObjectiveConfig(**config))(rows, control_for(config, len(rows.logp)))
+    return build_objective(ObjectiveConfig(**config))(tokens, state_for(config, len(tokens.logp)))
 
 
 def s_of(config: dict[str, Any], p: Tensor) -> Tensor:
-    return evaluate(config, rows_of(p))[1]
+    return evaluate(config, tokens_of(p))[1]
 
 
 def is_weighted(name: str) -> bool:
-    """Whether its docstring declares the loss as -w log p, with w under stop-gradient."""
+    """Whether its docstring declares the loss as -weight log p, with the weight under stop-gradient."""
     return (
-        bool(re.search(r"^\s*loss: -w log p", REGISTRY[name].function.__doc__ or "", re.MULTILINE))
+        bool(
+            re.search(
+                r"^\s*loss: -weight log p", REGISTRY[name].function.__doc__ or "", re.MULTILINE
+            )
+        )
         if name in REGISTRY
         else False
     )
@@ -104,15 +108,15 @@ def test_lemma_1_every_objective_pulls_its_target_up(config):
     targets = torch.randint(30, (200,), generator=draws(1))
     with torch.no_grad():  # as many likely targets as unlikely ones
         logits[torch.arange(100), targets[:100]] += 6.0
-    rows = rows_from(logits, targets)
-    loss, s = evaluate(config, rows)
+    tokens = tokens_from(logits, targets)
+    loss, s = evaluate(config, tokens)
     if is_weighted(config["name"]):
-        loss = (loss / -rows.logp).detach() * -rows.logp
+        loss = (loss / -tokens.logp).detach() * -tokens.logp
     gradient = torch.autograd.grad(loss.sum(), logits)[0]
     p, target = logits.detach().softmax(-1), torch.nn.functional.one_hot(targets, 30)
     torch.testing.assert_close(gradient, s.detach()[:, None] * (p - target), rtol=1e-8, atol=1e-12)
     at_target = gradient[target.bool()]
-    torch.testing.assert_close(at_target, -(s * rows.one_minus_p).detach(), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(at_target, -(s * tokens.one_minus_p).detach(), rtol=1e-8, atol=1e-12)
     assert (at_target <= 0).all() and (at_target < 0).any(), "descent raises the target's logit"
     assert (gradient[~target.bool()] >= 0).all(), "and lowers all others"
 
@@ -175,7 +179,7 @@ def shape(f: Tensor) -> str:
 def test_proposition_1_where_W_peaks(expected):
     """f convex: the maximiser of W is in [0, 1/2]; concave: in [1/2, 1]; both, as -p: exactly 1/2."""
     for config in SHAPES[expected]:
-        f, s = evaluate(config, rows_of(P))
+        f, s = evaluate(config, tokens_of(P))
         assert shape(f) == expected, config
         peak = float(P[(s * (1 - P)).argmax()])
         if expected in ("convex", "linear"):
@@ -430,7 +434,7 @@ def finite_difference(
     def logits(at: Tensor) -> Tensor:
         return contexts.q.log() + torch.einsum("nd,ndv->nv", at, features)
 
-    loss, _ = evaluate(config, rows_from(logits(theta), contexts.label))
+    loss, _ = evaluate(config, tokens_from(logits(theta), contexts.label))
     gradient = torch.autograd.grad(loss.sum(), theta)[0]
     there, back = (
         -logits(at).softmax(-1).gather(1, contexts.true[:, None]).squeeze(1)

@@ -11,8 +11,8 @@ from adaptsft.drawing import NAMES, canvas, style
 from adaptsft.errors import ConfigError
 from adaptsft.objectives.base import REGISTRY
 from adaptsft.objectives.build import build_objective
-from adaptsft.objectives.library import threshold
 from adaptsft.objectives.state import ObjectiveState, initial_state, per_token
+from adaptsft.objectives.threshold import threshold
 from adaptsft_kernels import TokenStatistics
 
 if TYPE_CHECKING:

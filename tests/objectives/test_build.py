@@ -1,0 +1,131 @@
+"""Objectives as a user configures them, and their documentation."""
+
+import re
+import runpy
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaptsft.config.resolve import load_config
+from adaptsft.config.schema import ObjectiveConfig
+from adaptsft.errors import ConfigError, warn
+from adaptsft.objectives.__main__ import describe_objectives
+from adaptsft.objectives.base import REGISTRY
+from adaptsft.objectives.build import build_objective
+from tests.conftest import REPO
+from tests.objectives.tokens import P, state_of, tokens_at
+
+
+def test_declared_needs_and_uses_are_what_is_read() -> None:
+    class Reads:
+        def __init__(self, values: NamedTuple) -> None:
+            self.values, self.names = values, set()
+
+        def __getattr__(self, name: str) -> Tensor:
+            self.names.add(name)
+            return getattr(self.values, name)
+
+    for name in [*REGISTRY, "threshold"]:
+        objective = build_objective(ObjectiveConfig(name=name))
+        tokens, state = Reads(tokens_at(P)), Reads(state_of(len(P)))
+        objective.function(tokens, state)
+        assert state.names == objective.uses, name
+        assert tokens.names & {"top_entropy"} == objective.needs, name
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"name": "focl"}, ["objective.name=focl", "did you mean focal", "neg_p_k"]),
+        ({"name": "threshold", "base": "nil"}, ["objective.base=nil", "did you mean nll"]),
+        ({"name": "threshold", "base": "threshold"}, ["objective.base=threshold"]),
+        (
+            {"name": "focal", "params": {"gama": 1.0}},
+            ["objective.params.gama", "focal", "did you mean gamma"],
+        ),
+        ({"name": "nll", "params": {"k": 1.0}}, ["objective.params.k", "nll", "none"]),
+        ({"name": "focal", "params": {"gamma": -1.0}}, ["objective.params.gamma=-1.0", "[0, 100]"]),
+        (
+            {"name": "threshold", "base": "gce", "params": {"q": float("nan")}},
+            ["objective.params.q=nan"],
+        ),
+        ({"name": "alpha", "alpha": -0.5}, ["objective.alpha=-0.5"]),
+        (
+            {"name": "threshold", "lower": 0.6, "upper": 0.4},
+            ["objective.lower=0.6", "objective.upper=0.4"],
+        ),
+        (
+            {"name": "threshold", "lower_quantile": 0.6, "upper_quantile": 0.4},
+            ["objective.lower_quantile=0.6", "objective.upper_quantile=0.4"],
+        ),
+        ({"name": "threshold", "lower": 1.2}, ["objective.lower=1.2", "[0, 1]"]),
+        (
+            {"name": "threshold", "lower": 0.2, "lower_quantile": 0.5},
+            ["objective.lower and objective.lower_quantile"],
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(config: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_objective(ObjectiveConfig(**config))
+    for word in words:
+        assert word in str(error.value)
+
+
+UNREAD = [
+    (["objective.name=dft", "objective.base=neg_p"], "objective.base=neg_p", "threshold"),
+    (["objective.lower=0.2"], "objective.lower=0.2", "soft_threshold, threshold"),
+    (["objective.upper_quantile=0.2"], "objective.upper_quantile=0.2", "threshold"),
+    (["objective.name=neg_p", "objective.alpha=0.5"], "objective.alpha=0.5", "alpha, concentr"),
+    (["objective.normalizer=kept"], "objective.normalizer=kept", "gce, profit, threshold"),
+    (["objective.unit_mass=true"], "objective.unit_mass=true", "every other objective"),
+    (["objective.exempt=eos"], "objective.exempt=eos", "every other objective"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "setting", "readers"), UNREAD, ids=lambda x: str(x)[:30])
+def test_a_setting_without_effect_is_warned_of_once(arguments, setting, readers, capsys) -> None:
+    warn.cache_clear()
+    for _ in range(2):
+        config = load_config(["run_dir=r", "model.path=m", "data.path=d.jsonl", *arguments])
+    (warning,) = capsys.readouterr().err.splitlines()
+    start = f"warning: {setting} has no effect with objective.name={config.objective.name}; "
+    assert warning.startswith(f"{start}it is read by {readers}")
+
+
+def test_what_has_an_effect_is_not_warned_of(capsys) -> None:
+    warn.cache_clear()
+    for settings in (
+        ["name=alpha", "alpha=0.5", "unit_mass=true", "exempt=eos"],
+        ["name=threshold", "base=neg_p", "lower=0.2", "upper_quantile=0.9", "normalizer=kept"],
+        ["name=gce", "normalizer=kept"],
+    ):
+        arguments = [f"objective.{setting}" for setting in settings]
+        load_config(["run_dir=r", "model.path=m", "data.path=d.jsonl", *arguments])
+    assert capsys.readouterr().err == ""
+
+
+def test_documentation_is_current_and_its_example_runs() -> None:
+    text = (REPO / "docs" / "objectives.md").read_text()
+    assert describe_objectives() in text, (
+        "paste the output of `python -m adaptsft.objectives` into docs/objectives.md"
+    )
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for example in examples:
+        exec(example, {"__name__": "example"})
+    objective = build_objective(ObjectiveConfig(name="cosine", alpha=1.0, params={"power": 2.0}))
+    loss, weight = objective(tokens_at(P), state_of(len(P), alpha=1.0))
+    assert loss.isfinite().all() and (weight >= 0).all() and weight.max() <= 1
+    loss, weight = build_objective(ObjectiveConfig(name="sqrt"))(tokens_at(P), state_of(len(P)))
+    p = tokens_at(P).logp.exp()
+    torch.testing.assert_close(weight, p.sqrt())
+    torch.testing.assert_close(loss, 2 * (1 - p.sqrt()))
+
+
+def test_the_module_prints_the_table(capsys, monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "adaptsft.objectives.__main__")
+    runpy.run_module("adaptsft.objectives", run_name="__main__")
+    assert capsys.readouterr().out.strip() == describe_objectives()
