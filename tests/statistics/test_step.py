@@ -14,6 +14,7 @@ from adaptsft.statistics.step import (
     LOG_NLL_RANGE,
     LOGIT_RANGE,
     StepStatistics,
+    bin_index,
     histogram_quantile,
     p_of_bin_edges,
     running_sums,
@@ -24,16 +25,16 @@ from adaptsft_kernels import TokenOutputs
 CPU = torch.device("cpu")
 
 
-def tokens(
+def draw(
     sequence_lengths: list[int], sequence_source: list[int], seed: int = 0
 ) -> tuple[TokenOutputs, Batch]:
-    """Random statistics of these sequences, as the model returns them, and the batch they belong to."""
+    """Random statistics of these sequences, as the model returns them, and their batch."""
     n = sum(sequence_lengths)
     generator = torch.Generator().manual_seed(seed)
     logit = 6 * torch.randn(n, generator=generator)
     logp, rest = torch.nn.functional.logsigmoid(logit), torch.sigmoid(-logit)
     noise = torch.rand(n, generator=generator)
-    rows = TokenOutputs(logp, rest, noise, noise**2, noise > 0.4, logp / 2, -logp, torch.ones(n))
+    tokens = TokenOutputs(logp, rest, noise, noise**2, noise > 0.4, logp / 2, -logp, torch.ones(n))
     lengths, source = torch.tensor(sequence_lengths), torch.tensor(sequence_source)
     empty = torch.empty(0, dtype=torch.int64)
     per_token = source.repeat_interleave(lengths)
@@ -49,10 +50,10 @@ def tokens(
         lengths,
         source,
     )
-    return rows, batch
+    return tokens, batch
 
 
-def part(rows: TokenOutputs, batch: Batch, begin: int, end: int) -> tuple[TokenOutputs, Batch]:
+def part(tokens: TokenOutputs, batch: Batch, begin: int, end: int) -> tuple[TokenOutputs, Batch]:
     """The sequences [begin, end) alone."""
     bounds = [0, *batch.sequence_lengths.cumsum(0).tolist()]
     span = slice(bounds[begin], bounds[end])
@@ -63,33 +64,33 @@ def part(rows: TokenOutputs, batch: Batch, begin: int, end: int) -> tuple[TokenO
         batch.sequence_lengths[begin:end],
         batch.sequence_source[begin:end],
     )
-    return TokenOutputs(*(field[span] for field in rows)), Batch(
+    return TokenOutputs(*(field[span] for field in tokens)), Batch(
         batch.ids, batch.ids, batch.ids, batch.ids, *fields
     )
 
 
 def test_columns_equal_a_direct_computation_per_source():
-    rows, batch = tokens([5, 300, 17, 1, 250], [0, 1, 1, 0, 2])
+    tokens, batch = draw([5, 300, 17, 1, 250], [0, 1, 1, 0, 2])
     statistics = StepStatistics(3, CPU)
-    kept = rows.logp > -1.0
-    statistics.add(rows, kept, batch)
-    p = rows.logp.double().exp()
+    kept = tokens.logp > -1.0
+    statistics.add(tokens, kept, batch)
+    p = tokens.logp.double().exp()
     for source in range(3):
         mine = batch.source == source
         values = summary(statistics.table[source].numpy(), kept_only=False)
         assert values["tokens"] == int(mine.sum())
         assert values["kept"] == int(kept[mine].sum())
         assert values["mean_p"] == pytest.approx(float(p[mine].mean()), rel=1e-6)
-        assert values["nll"] == pytest.approx(float(-rows.logp[mine].double().mean()), rel=1e-12)
+        assert values["nll"] == pytest.approx(float(-tokens.logp[mine].double().mean()), rel=1e-12)
         for name, limit in (
             ("below_0.2", p < 0.2),
             ("above_0.5", p > 0.5),
             ("above_0.55", p > 0.55),
-            ("top1", rows.top1),
+            ("top1", tokens.top1),
         ):
             assert values[name] == pytest.approx(float(limit[mine].double().mean()), rel=1e-12)
         assert values["entropy"] == pytest.approx(
-            float(rows.entropy[mine].double().mean()), rel=1e-6
+            float(tokens.entropy[mine].double().mean()), rel=1e-6
         )
         assert values["sequences"] == int((batch.sequence_source == source).sum())
     histogram = statistics.table[:, len(COLUMNS) : len(COLUMNS) + BINS]
@@ -100,12 +101,12 @@ def test_columns_equal_a_direct_computation_per_source():
 
 
 def test_any_split_gives_the_same_sums():
-    rows, batch = tokens([5, 30, 17, 1, 250, 3], [0, 1, 1, 0, 2, 1])
-    kept = torch.ones_like(rows.top1)
+    tokens, batch = draw([5, 30, 17, 1, 250, 3], [0, 1, 1, 0, 2, 1])
+    kept = torch.ones_like(tokens.top1)
     whole, pieces = StepStatistics(3, CPU), StepStatistics(3, CPU)
-    whole.add(rows, kept, batch)
+    whole.add(tokens, kept, batch)
     for begin, end in ((4, 6), (0, 1), (1, 4)):
-        some, its = part(rows, batch, begin, end)
+        some, its = part(tokens, batch, begin, end)
         pieces.add(some, torch.ones_like(some.top1), its)
     counts = [
         i
@@ -116,18 +117,18 @@ def test_any_split_gives_the_same_sums():
     assert torch.allclose(whole.table, pieces.table, rtol=1e-13, atol=0)
 
 
-def test_signals_are_the_steps_own_and_an_absent_source_keeps_its_last():
-    rows, batch = tokens([40, 50, 60, 70, 80], [0, 0, 0, 0, 0])
+def test_statistics_are_the_steps_own_and_an_absent_source_keeps_its_last():
+    tokens, batch = draw([40, 50, 60, 70, 80], [0, 0, 0, 0, 0])
     statistics = StepStatistics(2, CPU)
-    statistics.add(rows, torch.ones_like(rows.top1), batch)
-    control = with_step_statistics(initial_state(ObjectiveConfig(), 2, CPU), statistics)
-    means = torch.stack([-part.mean() for part in rows.logp.split([40, 50, 60, 70, 80])])
-    assert float(control.mean_p[0]) == pytest.approx(float(rows.logp.exp().mean()), rel=1e-5)
-    assert float(control.sequence_nll[0]) == pytest.approx(float(means.median()), rel=0.06), (
+    statistics.add(tokens, torch.ones_like(tokens.top1), batch)
+    state = with_step_statistics(initial_state(ObjectiveConfig(), 2, CPU), statistics)
+    means = torch.stack([-part.mean() for part in tokens.logp.split([40, 50, 60, 70, 80])])
+    assert float(state.mean_p[0]) == pytest.approx(float(tokens.logp.exp().mean()), rel=1e-5)
+    assert float(state.sequence_nll[0]) == pytest.approx(float(means.median()), rel=0.06), (
         "a bin is 5 % wide"
     )
-    assert control.mean_p[1] == 0.5
-    assert control.sequence_nll[1] == 1.0
+    assert state.mean_p[1] == 0.5
+    assert state.sequence_nll[1] == 1.0
 
 
 def test_quantiles_of_a_histogram():
@@ -135,8 +136,6 @@ def test_quantiles_of_a_histogram():
     values = 3 * torch.randn(
         100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    from adaptsft.statistics.step import bin_index
-
     index = bin_index(values, LOGIT_RANGE, 16384)
     counts[0].index_add_(0, index, torch.ones_like(values))
     for q in (0.0, 0.1, 0.5, 0.9, 1.0):
@@ -159,7 +158,7 @@ def test_running_sums_of_whole_numbers_are_those_of_cumsum():
 
 def test_extremes_are_counted_in_the_outermost_bins():
     n = torch.tensor
-    rows = TokenOutputs(
+    tokens = TokenOutputs(
         n([-1000.0, 0.0]),
         n([1.0, 0.0]),
         n([0.0, 0.0]),
@@ -169,9 +168,9 @@ def test_extremes_are_counted_in_the_outermost_bins():
         n([1000.0, 0.0]),
         n([1.0, 1.0]),
     )
-    _, batch = tokens([2], [0])
+    _, batch = draw([2], [0])
     statistics = StepStatistics(1, CPU)
-    statistics.add(rows, torch.ones_like(rows.top1), batch)
+    statistics.add(tokens, torch.ones_like(tokens.top1), batch)
     histogram = statistics.table[0, len(COLUMNS) : len(COLUMNS) + BINS]
     assert (histogram[0], histogram[-1], histogram.sum()) == (1, 1, 2)
     assert statistics.table[0, -1] == 1, f"a sequence at 500 nats lies beyond {LOG_NLL_RANGE}"
