@@ -7,7 +7,7 @@ import re
 from adaptsft.config.load import parse_arguments
 from adaptsft.config.schema import Config, TrainConfig, all_keys, get
 from adaptsft.config.unread import unread
-from adaptsft.controllers.validate import (
+from adaptsft.controllers.build import (
     acts_through,
     unread_by_controller,
     validate_controller,

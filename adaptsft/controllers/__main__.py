@@ -3,8 +3,8 @@
 import inspect
 
 from adaptsft.controllers.base import parameters
+from adaptsft.controllers.build import REGISTRY
 from adaptsft.controllers.schedules import Schedule
-from adaptsft.controllers.validate import REGISTRY
 
 
 def describe_controllers() -> str:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from adaptsft.config.schema import Config, ControllerConfig
-from adaptsft.controllers import auto, schedules  # noqa: F401 (they fill the registry)
-from adaptsft.controllers.base import REGISTRY, Controller, Progress, State
+from adaptsft.controllers.base import Progress, State
+from adaptsft.controllers.build import build_controller
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.data.cache import TokenizedData
 from adaptsft.distributed.ranks import raise_on_all_ranks
@@ -109,17 +109,6 @@ class AdaptiveObjective:
             share = tokens / (tokens + kappa) if kappa > 0 else torch.ones_like(tokens)
             moved[name] = (share * own + (1 - share) * common).float()
         return state._replace(**moved)
-
-
-def build_controller(config: ControllerConfig) -> Controller | None:
-    """The configured controller with its parameters; None for controller.name=fixed.
-    `validate_controller` has checked the names."""
-    if config.name == "fixed":
-        return None
-    cls = REGISTRY[config.name]
-    if issubclass(cls, Schedule):
-        return cls(settings=config, **config.params)
-    return cls(**config.params)
 
 
 def with_step_statistics(state: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:

@@ -113,7 +113,7 @@ def test_refusals_name_key_value_and_fix(arguments, parts):
     ],
 )
 def test_a_setting_without_effect_is_warned_of(arguments, warning, capsys, monkeypatch):
-    """Those of the groups objective and controller: test_build.py and test_validate.py."""
+    """Those of the groups objective and controller: test_build.py and test_build.py."""
     warn.cache_clear()
     load_config([*BASE, *arguments])
     assert capsys.readouterr().err.startswith(f"warning: {warning}")

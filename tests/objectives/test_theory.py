@@ -158,10 +158,15 @@ def test_proposition_1_where_W_peaks(expected):
 
 
 def test_proposition_1_covers_every_function_of_p():
-    """No objective that is a function of p is left out above; weighted likelihoods have no f, and
-    masks break f' < 0."""
-    classified = {config["name"] for configs in SHAPES.values() for config in configs}
-    assert classified == {*SHIPPED} - {*filter(is_weighted, SHIPPED), "profit"}
+    """Also by its defaults, whatever its shape; weighted likelihoods have no f, and masks break
+    f' < 0."""
+    functions = {*SHIPPED} - {*filter(is_weighted, SHIPPED), "profit"}
+    assert functions >= {config["name"] for configs in SHAPES.values() for config in configs}
+    for name in functions:
+        f, weight = evaluate({"name": name}, tokens_of(P))
+        kind, peak = shape(f), float(P[(weight * (1 - P)).argmax()])
+        assert kind not in ("convex", "linear") or peak <= 0.5 + STEP, name
+        assert kind not in ("concave", "linear") or peak >= 0.5 - STEP, name
 
 
 def test_proposition_1_on_random_mixtures():

@@ -1,4 +1,5 @@
-"""Refuses a controller that would move nothing, or move something out of its range."""
+"""From the group `controller` of the configuration to a controller; refuses one that would move
+nothing, or move something out of its range."""
 
 import math
 from collections.abc import Iterable
@@ -16,6 +17,17 @@ def acts_through(config: ControllerConfig) -> str:
     """The objective of objective.name=auto."""
     cls = REGISTRY.get(config.name)
     return "nll" if cls is None or issubclass(cls, Schedule) else cls.objective
+
+
+def build_controller(config: ControllerConfig) -> Controller | None:
+    """The configured controller with its parameters; None for controller.name=fixed.
+    `validate_controller` has checked the names."""
+    if config.name == "fixed":
+        return None
+    cls = REGISTRY[config.name]
+    if issubclass(cls, Schedule):
+        return cls(settings=config, **config.params)
+    return cls(**config.params)
 
 
 def validate_controller(
