@@ -142,11 +142,12 @@ def weight_by_autograd(function: Callable[..., Tensor]) -> Callable[..., Result]
 
     @functools.wraps(function)  # keeps the names of the parameters, and the docstring
     def objective(tokens: TokenStatistics, state: ObjectiveState, **parameters: float) -> Result:
+        differentiable = tokens.logp.requires_grad  # never in training
         with torch.enable_grad():
-            logp = tokens.logp.detach().requires_grad_()
+            logp = tokens.logp if differentiable else tokens.logp.detach().requires_grad_()
             loss = function(logp, **parameters)
-            (slope,) = torch.autograd.grad(loss.sum(), logp)
-        return loss.detach(), -slope
+            (slope,) = torch.autograd.grad(loss.sum(), logp, retain_graph=differentiable)
+        return loss if differentiable else loss.detach(), -slope
 
     return objective
 

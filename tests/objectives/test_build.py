@@ -119,10 +119,10 @@ def test_documentation_is_current_and_its_example_runs() -> None:
     objective = build_objective(ObjectiveConfig(name="cosine", alpha=1.0, params={"power": 2.0}))
     loss, weight = objective(tokens_at(P), state_of(len(P), alpha=1.0))
     assert loss.isfinite().all() and (weight >= 0).all() and weight.max() <= 1
-    loss, weight = build_objective(ObjectiveConfig(name="sqrt"))(tokens_at(P), state_of(len(P)))
-    p = tokens_at(P).logp.exp()
-    torch.testing.assert_close(weight, p.sqrt())
-    torch.testing.assert_close(loss, 2 * (1 - p.sqrt()))
+    tokens = tokens_at(P)
+    loss, weight = build_objective(ObjectiveConfig(name="squared"))(tokens, state_of(len(P)))
+    torch.testing.assert_close(loss, tokens.one_minus_p**2)
+    torch.testing.assert_close(weight, 2 * tokens.logp.exp() * tokens.one_minus_p)
 
 
 def test_the_module_prints_the_table(capsys, monkeypatch) -> None:
