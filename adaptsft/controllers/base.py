@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptsft.config.schema import ControllerConfig
+from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
 from adaptsft.errors import require_known
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import SourceStatistics
@@ -67,8 +67,10 @@ class Controller:
         self, size: int, device: torch.device, base: SourceStatistics | None
     ) -> State:
         """The state of the first step; `size` is the number of sources + 1, and `base` the base
-        model's statistics on the training data, where they were measured."""
-        raise NotImplementedError
+        model's statistics on the training data, where they were measured. By default NLL: alpha and
+        lower are 0, upper is 1."""
+        neutral = ObjectiveConfig()
+        return {name: full(size, getattr(neutral, name), device) for name in self.moved_fields()}
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         """The state of the step at `progress`, from state and statistics of the step before."""

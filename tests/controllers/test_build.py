@@ -167,7 +167,7 @@ def test_what_cannot_work_is_refused(arguments, words):
         (
             ["controller.base_stats=b.json"],
             "controller.base_stats=b.json",
-            "auto, objective.lower_q",
+            "auto",
         ),
         ([*LINEAR, "controller.points=[[0, 1]]"], "controller.points=[[0.0, 1.0]]", "piecewise"),
         ([*LINEAR, "controller.shrinkage=5"], "controller.shrinkage=5.0", "auto"),
@@ -202,7 +202,7 @@ def test_documentation_is_current_and_its_examples_run():
     for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(example, {"__name__": "example"})
     each = [statistics([0.5])] * 20
-    assert alone(trajectory(adaptive(name="mean_p"), each))[-1] == pytest.approx(
+    assert alone(trajectory(adaptive(name="running_p"), each))[-1] == pytest.approx(
         0.5 * (1 - 0.9**20)
     )
     assert alone(trajectory(adaptive(name="steps"), [each[0]] * 99))[50] == 0.5

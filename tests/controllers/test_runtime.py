@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adaptsft.controllers.base import Progress
+from adaptsft.controllers.base import Controller, Progress
 from tests.controllers.steps import (
     SKIPPED,
     STEPS,
@@ -111,3 +111,15 @@ def test_saved_and_loaded_tensors_continue_to_the_bit(name):
         resumed.update(found[done - 1], TAKEN, progress(done))
     for key, value in whole.tensors().items():
         assert same(value, resumed.tensors()[key]), key
+
+
+def test_a_controller_without_an_initial_state_starts_at_nll():
+    class Still(Controller):
+        moves = ("alpha", "lower", "upper")
+
+    state = Still().initial_state(3, torch.device("cpu"), None)
+    assert {name: value.tolist() for name, value in state.items()} == {
+        "alpha": [0.0] * 3,
+        "lower": [0.0] * 3,
+        "upper": [1.0] * 3,
+    }
