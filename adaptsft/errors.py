@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something in the user's hands is wrong. The message names the file, line, key and value, and the fix."""
+    """Something that the user can fix. The message names the file, line, key and value, and the
+    fix."""
 
     exit_code = 1
 
@@ -39,7 +40,8 @@ class NonFiniteError(UserError):
 
 
 class DisagreementError(UserError):
-    """Ranks of one run that do not do the same: another configuration, step, control or statistics."""
+    """Ranks of one run that do not do the same: another configuration, step, objective's state or
+    statistics."""
 
     exit_code = 6
 
