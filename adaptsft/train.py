@@ -17,7 +17,6 @@ from adaptsft.command_line import first_answer, print_error
 if __name__ == "__main__" and (code := first_answer(sys.argv[1:])) is not None:
     sys.exit(code)  # --help, a misspelt key, a missing folder: before torch is imported
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -150,15 +149,6 @@ def main(arguments: list[str]) -> int:
         return print_error("adaptsft.train", error)
     return PREEMPTED if result.get("stopped") else 0
 
-
-class CallableModule(ModuleType):
-    """`adaptsft.train` is this module, whichever is imported first, and calling it trains."""
-
-    def __call__(self, config: Config) -> dict[str, Any]:
-        return train(config)
-
-
-sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
