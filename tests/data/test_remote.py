@@ -16,7 +16,7 @@ from adaptsft.config.schema import DataConfig
 from adaptsft.data import remote
 from adaptsft.data.cache import open_data
 from adaptsft.data.remote import copy_of, fetched, list_remote
-from adaptsft.data.shards import Part
+from adaptsft.data.shards import Shard
 from adaptsft.errors import DataError
 from adaptsft.model.tiny import bpe_tokenizer
 
@@ -189,10 +189,10 @@ def test_remote_files_with_the_same_id_are_fetched_again_once_mended(server, tmp
         DataConfig(path=f"{server.url}/*.jsonl", cache_dir=str(tmp_path / "cache")),
         bpe_tokenizer([], 259),
     )
-    part = Part(0, 1, 0, urls, tmp_path / "part", "")
+    shard = Shard(0, 1, 0, urls, tmp_path / "part", "")
 
     def opened():
-        return open_data(config, tokenizer, 0, lambda line: None, part=part)[0]
+        return open_data(config, tokenizer, 0, lambda line: None, shard=shard)[0]
 
     with pytest.raises(DataError, match=rf"^{urls[1]}:2: the id '2' is that of {urls[0]}:2 too"):
         opened()

@@ -252,7 +252,7 @@ def test_dtypes(data):
         "ids",
         "positions",
         "target_idx",
-        "labels",
+        "targets",
         "source",
         "sequence",
         "sequence_lengths",

@@ -20,7 +20,7 @@ from adaptsft.config.schema import Config
 from adaptsft.data.cache import open_data
 from adaptsft.data.remote import copy_of
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.data.shards import Part, cut, folder_of, list_files
+from adaptsft.data.shards import Shard, cut, folder_of, list_files
 from adaptsft.data.stream import Tokeniser
 from adaptsft.errors import CheckpointError, ConfigError, DataError
 from adaptsft.objectives.base import register
@@ -102,7 +102,7 @@ def whole(stream_config):
     return config, watch
 
 
-def part(number: int, first: int, config: Config) -> Part:
+def part(number: int, first: int, config: Config) -> Shard:
     return cut(config, [f"{i}.jsonl" for i in range(7)], number, first)
 
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_where_parts_meet_belongs_to_the_part_that_begins():
     assert two.position(7)["part"] == 1
     assert (
         one.position(5)["fingerprint"]
-        != BatchSampler(sizes_only((100,), seed=9), config, 1, one.part).position(5)["fingerprint"]
+        != BatchSampler(sizes_only((100,), seed=9), config, 1, one.shard).position(5)["fingerprint"]
     )
 
 
@@ -169,7 +169,7 @@ def test_a_part_smaller_than_a_step_is_refused():
     data = sizes_only((100,))
     with pytest.raises(
         ConfigError,
-        match=r"data\.stream=1: a part .* 100 examples.*global_batch_size=1000: raise data\.stream",
+        match=r"data\.stream=1: a shard .* 100 examples.*global_batch_size=1000: raise data\.stream",
     ):
         BatchSampler(data, config, 1, part(0, 0, config))
 
@@ -237,7 +237,7 @@ def test_a_pass_is_learned_but_for_what_fills_no_step(whole, folder):
             tokenizer,
             config.seed,
             log=lambda line: None,
-            part=replace(opened, cache=folder / "look"),
+            shard=replace(opened, cache=folder / "look"),
         )
         plan = BatchSampler(data, config, 1, opened)
         for step in range(plan.first, plan.end):
