@@ -1,5 +1,5 @@
-"""The first answer of a command: its help, and errors that can be seen without torch, which takes
-seconds to import."""
+"""The first answer of a command: its help, and what can be seen to be wrong without torch and
+datasets, which take seconds to import."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ import sys
 from adaptsft.config.load import parse_arguments
 from adaptsft.config.paths import local_model_folder
 from adaptsft.config.reference import help_text
+from adaptsft.data.files import check_data_files
 from adaptsft.errors import UserError
 
 
@@ -21,6 +22,7 @@ def first_answer(arguments: list[str]) -> int | None:
         config = parse_arguments(arguments)
         if config.model.path:
             local_model_folder(config.model)
+        check_data_files(config.data)
     except UserError as error:
         return print_error("adaptsft.train", error)
     return None

@@ -25,9 +25,9 @@ from adaptsft.analysis.continuum import place_of
 from adaptsft.analysis.diagnosis import markdown, plot
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import TokenizedData
 from adaptsft.data.collator import Batch
 from adaptsft.data.loader import BatchLoader
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
     check_same_config,

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoTokenizer
 from adaptsft.analysis.memory import trace
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import open_data
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import cut, list_files
+from adaptsft.data.tokenized import open_data
 from adaptsft.errors import ConfigError, UserError
 
 GIB = 2**30

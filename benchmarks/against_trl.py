@@ -31,8 +31,8 @@ from trl import SFTConfig, SFTTrainer
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import open_data
 from adaptsft.data.sampler import BatchSampler
+from adaptsft.data.tokenized import open_data
 from adaptsft.model.tiny import bpe_tokenizer, make_tiny_model, texts_of
 from adaptsft.train import train
 from adaptsft.training.environment import environment

@@ -33,9 +33,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import open_data
 from adaptsft.data.collator import collate
 from adaptsft.data.sampler import BatchSampler
+from adaptsft.data.tokenized import open_data
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.model.tiny import (
     bpe_tokenizer,

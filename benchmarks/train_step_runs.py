@@ -169,7 +169,7 @@ def tokenised(setting: Setting) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     from adaptsft.config.resolve import load_config
-    from adaptsft.data.cache import open_data
+    from adaptsft.data.tokenized import open_data
 
     config = load_config(overrides(setting, []))
     tokenizer: Any = AutoTokenizer.from_pretrained(setting.folder / "model")

@@ -18,8 +18,8 @@ from adaptsft.analysis.continuum import REFERENCES, cautions, place_of
 from adaptsft.analysis.diagnosis import markdown
 from adaptsft.config.load import save_config
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.loader import BatchLoader
+from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.data.training_data import TrainingData
 from adaptsft.diagnose import Options, diagnose, drawn, interval, needed
 from adaptsft.distributed.ranks import device_mesh, process_group

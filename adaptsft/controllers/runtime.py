@@ -7,7 +7,7 @@ from adaptsft.config.schema import Config, ControllerConfig
 from adaptsft.controllers.base import Progress, State
 from adaptsft.controllers.build import build_controller
 from adaptsft.controllers.schedules import Schedule
-from adaptsft.data.cache import TokenizedData
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.model.pretrained import Pretrained
 from adaptsft.objectives.base import Objective

@@ -1,4 +1,4 @@
-"""Rows of examples -> the tensors of one forward."""
+"""Packs of examples -> the tensors of one forward."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptsft.data.cache import TokenizedData
 from adaptsft.data.documents import Documents, to_device
-from adaptsft.data.sampler import MicroBatch, assign_to_ranks, pack_examples
+from adaptsft.data.packing import MicroBatch, assign_to_ranks, pack_examples
+from adaptsft.data.tokenized import TokenizedData
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Batch:
 
 
 def collate(
-    rows: MicroBatch,
+    packs: MicroBatch,
     data: TokenizedData,
     *,
     pad_id: int,
@@ -50,54 +50,54 @@ def collate(
     with_buckets: bool = True,
     base_logp: Callable[[int], np.ndarray] | None = None,
 ) -> Batch:
-    """The batch of these rows, each as long as the longest, rounded up to pad_multiple. No rows give one row of padding, so that a rank
-    without work can still take part in the collectives; it has n = m = 0. `base_logp` gives log p of an example's target tokens
-    under the base model (BaseLogProbabilities.of).
+    """The batch of these packs, each as long as the longest, rounded up to pad_multiple.
+
+    No packs give one of padding alone, so that a rank without work can still take part in the
+    collectives; it has n = m = 0. `base_logp` gives log p of an example's target tokens under the
+    base model (BaseLogProbabilities.of).
     """
-    tokens = [sum(int(data.lengths[i]) for i in row) for row in rows]
+    tokens = [sum(int(data.lengths[i]) for i in pack) for pack in packs]
     length = -(-max(tokens, default=1) // pad_multiple) * pad_multiple
-    count = max(1, len(rows))
+    count = max(1, len(packs))
     ids = np.full(count * length, pad_id, dtype=np.int64)
     positions = np.empty(count * length, dtype=np.int64)
-    bounds, valid, targets, target_tokens, sources = [0], [], [], [], []
-    for number, row in enumerate(rows or [[]]):
+    bounds, target_idx, targets, target_tokens, sources = [0], [], [], [], []
+    for number, pack in enumerate(packs or [[]]):
         place, end = number * length, (number + 1) * length
-        for example in row:
+        for example in pack:
             tokens_of, mask = data.example(example)
             ids[place : place + len(tokens_of)] = tokens_of
             positions[place : place + len(tokens_of)] = np.arange(len(tokens_of))
-            learned = np.flatnonzero(mask)
-            valid.append(place + learned - 1)  # the hidden state before a token predicts it
-            targets.append(tokens_of[learned])
-            target_tokens.append(len(learned))
+            places = np.flatnonzero(mask)
+            target_idx.append(place + places - 1)  # the hidden state before a token predicts it
+            targets.append(tokens_of[places])
+            target_tokens.append(len(places))
             sources.append(int(data.source[example]))
             place += len(tokens_of)
             bounds.append(place)
         if place < end:
             positions[place:end] = np.arange(end - place)
             bounds.append(end)
-    examples = [example for row in rows for example in row]
-    sequence_lengths, sequence_source = (
-        torch.tensor(target_tokens, dtype=torch.int64),
-        torch.tensor(sources, dtype=torch.int64),
-    )
+    examples = [example for pack in packs for example in pack]
+    sequence_lengths = torch.tensor(target_tokens, dtype=torch.int64)
+    sequence_source = torch.tensor(sources, dtype=torch.int64)
     empty = np.empty(0, dtype=np.int64)
+    measured = None
+    if base_logp is not None:
+        logp = [empty.astype(np.float32), *map(base_logp, examples)]
+        measured = torch.from_numpy(np.concatenate(logp))
     return Batch(
         ids=torch.from_numpy(ids).view(count, length),
         positions=torch.from_numpy(positions).view(count, length),
         documents=Documents.build(torch.tensor(bounds, dtype=torch.int32), with_buckets),
-        target_idx=torch.from_numpy(np.concatenate([empty, *valid])),
+        target_idx=torch.from_numpy(np.concatenate([empty, *target_idx])),
         targets=torch.from_numpy(np.concatenate([empty, *targets])),
         source=sequence_source.repeat_interleave(sequence_lengths),
         sequence=torch.arange(len(target_tokens)).repeat_interleave(sequence_lengths),
         sequence_lengths=sequence_lengths,
         sequence_source=sequence_source,
+        base_logp=measured,
         examples=np.array(examples, dtype=np.int64),
-        base_logp=torch.from_numpy(
-            np.concatenate([empty.astype(np.float32), *map(base_logp, examples)])
-        )
-        if base_logp
-        else None,
     )
 
 
@@ -113,13 +113,16 @@ def eval_batches(
     world_size: int = 1,
     rank: int = 0,
 ) -> Iterator[Batch]:
-    """Every example once, as the batches of one rank; every rank has the same number. Taken in order, some hundreds per rank at a
-    time: enough for packing to find partners of fitting length."""
+    """Every example once, as the batches of one rank; every rank has the same number of batches.
+
+    Examples are taken in order, some hundreds per rank at a time: enough for packing to find
+    partners of fitting length.
+    """
     window = 256 * world_size * micro_batch_size
     for begin in range(0, len(data), window):
         examples = np.arange(begin, min(begin + window, len(data)))
-        rows = pack_examples(examples, data.lengths, max_length if packing else 0)
-        for micro_batch in assign_to_ranks(rows, data.lengths, world_size, micro_batch_size)[rank]:
+        packs = pack_examples(examples, data.lengths, max_length if packing else 0)
+        for micro_batch in assign_to_ranks(packs, data.lengths, world_size, micro_batch_size)[rank]:
             yield collate(
                 micro_batch,
                 data,

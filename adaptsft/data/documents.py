@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. A copy to a GPU goes through pinned memory: from pageable memory the
-    host may wait until the GPU has come to the copy."""
+    """The tensor on the device. A copy to a GPU goes through pinned memory: from pageable memory
+    the host may wait until the GPU has come to the copy."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
@@ -16,10 +16,10 @@ class Documents(NamedTuple):
     """flash and varlen read `cu_seqlens` and `max_length`; sdpa reads `buckets` and `inverse`."""
 
     cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B * L tokens laid end to end
-    max_length: (
-        int  # tokens, for flash and varlen: at least the longest document; see padded_length
-    )
-    # int64 [documents, length] each: token indices of documents of similar length, padded at the end
+    # for flash and varlen: at least the tokens of the longest document, see `padded_length`
+    max_length: int
+    # int64 [documents, length] each: token indices of documents of similar length, padded at the
+    # end
     buckets: tuple[Tensor, ...]
     inverse: Tensor  # int64 [B * L]: where each token lies in the concatenated buckets
 
@@ -59,7 +59,8 @@ def _buckets(cu_seqlens: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         chosen = powers == power
         width = int(lengths[chosen].max())
         column = torch.arange(width)
-        # padding repeats the document's last token: it comes last, so no real token sees it, and it is never read back
+        # padding repeats the document's last token: it comes last, so no real token sees it, and
+        # it is never read back
         index = starts[chosen, None] + torch.minimum(column, lengths[chosen, None] - 1)
         real = column < lengths[chosen, None]
         inverse[index[real]] = offset + torch.arange(index.numel()).view_as(index)[real]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import TokenizedData
 from adaptsft.data.collator import Batch, collate, eval_batches
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank, world_size
 from adaptsft.distributed.signals import Watchdog
@@ -17,9 +17,10 @@ from adaptsft.distributed.signals import Watchdog
 class BatchLoader:
     """This rank's micro-batches of every optimizer step.
 
-    It has no state: the sampler is a pure function of the step. `with_buckets` is whether attention is
-    SDPA, which reads documents in buckets of similar length. `base_logp`, if given, maps an example to
-    log p of its target tokens under the base model, and is collated with them. A context manager.
+    It has no state: the sampler is a pure function of the step. `with_buckets` is whether attention
+    is SDPA, which reads documents in buckets of similar length. `base_logp`, if given, maps an
+    example to log p of its target tokens under the base model, and is collated with them. A context
+    manager.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class BatchLoader:
         return [batch.to(self.device) for batch in collated]
 
     def in_order(self, data: TokenizedData) -> Iterator[Batch]:
-        """All of `data` once, spread over the ranks; every rank gets the same number of micro-batches."""
+        """All of `data` once, spread over the ranks, each with the same number of micro-batches."""
         settings = self.config.data
         batches = eval_batches(
             data,

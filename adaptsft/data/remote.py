@@ -1,4 +1,5 @@
-"""Files behind a URL that fsspec knows (hf://datasets/…, s3://…, https://…): listed by a pattern, copied here when their turn has come."""
+"""Files behind a URL that fsspec knows (hf://datasets/…, s3://…, https://…): listed by a pattern,
+copied here when they are needed."""
 
 import hashlib
 import threading
@@ -13,29 +14,22 @@ from fsspec.core import url_to_fs
 
 from adaptsft.errors import DataError
 
-WAITS = (
-    2.0,
-    20.0,
-)  # seconds before a second and a third attempt: transfers break off, and servers restart
+# seconds before a second and a third attempt: transfers break off, and servers restart
+WAITS = (2.0, 20.0)
 STALLED = 60.0  # seconds without a byte after which a web server is given up
-TELL_EVERY = 5.0  # seconds
-
-
-def is_remote(path: str) -> bool:
-    return "://" in path
+PROGRESS_EVERY = 5.0  # seconds
 
 
 def list_remote(pattern: str) -> list[str]:
-    """The URL of every file that the pattern matches, sorted. Raises DataError where there is none, or no access."""
-    with _told(pattern):
+    """The URL of every file that the pattern matches, sorted. Raises DataError where there is no
+    file, or no access."""
+    with _as_data_error(pattern):
         system, path = _system_of(pattern)
         signs = "*[" if _is_web(pattern) else "*?["  # in a web address, ? begins the query
-        # for a name without a pattern, glob would not say why it cannot be read
-        found = (
-            system.glob(path, detail=True)
-            if any(sign in path for sign in signs)
-            else {path: system.info(path)}
-        )
+        if any(sign in path for sign in signs):
+            found = system.glob(path, detail=True)
+        else:  # glob would not give the reason why one name cannot be read
+            found = {path: system.info(path)}
         files = sorted(
             system.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file"
         )
@@ -52,7 +46,8 @@ def copy_of(url: str, cache: Path) -> Path:
 
 @contextmanager
 def fetched(url: str, cache: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """With a copy of the file in `cache`. One that leads to a DataError is deleted: once mended, the file must be fetched again."""
+    """With a copy of the file in `cache`. A copy that leads to a DataError is deleted: once the
+    file is repaired, it must be fetched again."""
     copy = copy_of(url, cache)
     if not copy.is_file():
         log(f"fetching {url}")
@@ -65,12 +60,12 @@ def fetched(url: str, cache: Path, log: Callable[[str], None]) -> Iterator[None]
 
 
 def _fetch(url: str, copy: Path, log: Callable[[str], None]) -> None:
-    """Under another name first, so that half a file is never taken for it. What may be a passing fault is tried again."""
-    partial = (
-        copy.parent.parent / f"{copy.stem}.{uuid.uuid4().hex}"
-    )  # where the leftovers of a killed process are looked for
+    """Copy the file, under another name first, so that half a file is never taken for it. What may
+    be a passing fault is tried again."""
+    # in the folder where the leftovers of a killed process are looked for
+    partial = copy.parent.parent / f"{copy.stem}.{uuid.uuid4().hex}"
     try:
-        with _told(url):
+        with _as_data_error(url):
             copy.parent.mkdir(parents=True, exist_ok=True)
             system, path = _system_of(url)
             for wait in (*WAITS, None):
@@ -92,18 +87,20 @@ def _fetch(url: str, copy: Path, log: Callable[[str], None]) -> None:
 def _progress(
     url: str, partial: Path, size: int | None, log: Callable[[str], None]
 ) -> Iterator[None]:
-    """A line every few seconds. By the size of the file, not fsspec's callback, for which the hub's client gives up its fast way."""
+    """A line every few seconds. By the size of the file, not by fsspec's callback, with which the
+    hub's client would give up its fast way."""
     over, started = threading.Event(), time.monotonic()
 
-    def tell() -> None:
-        while not over.wait(TELL_EVERY):
+    def report() -> None:
+        while not over.wait(PROGRESS_EVERY):
             done = partial.stat().st_size if partial.is_file() else 0
             line = f"fetching {url}: {done / 1e6:,.0f} MB"
             if size and done:
-                line += f", {done / size:.0%}, ETA {(time.monotonic() - started) * (size - done) / done:.0f} s"
+                left = (time.monotonic() - started) * (size - done) / done
+                line += f", {done / size:.0%}, ETA {left:.0f} s"
             log(line)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
     try:
         yield
@@ -130,8 +127,9 @@ def _system_of(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Any error as a DataError that names the URL: every file system's client raises classes of its own."""
+def _as_data_error(url: str) -> Iterator[None]:
+    """Any error as a DataError that names the URL: every file system's client raises classes of its
+    own."""
     try:
         yield
     except Exception as error:
@@ -146,17 +144,14 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether another attempt would fail too: what is not there, or not for us."""
+    """Whether another attempt would fail too: no such file, or no access to it."""
     error = _unwrapped(error)
-    return isinstance(error, FileNotFoundError | PermissionError) or getattr(
-        error, "status", None
-    ) in (401, 403, 404, 410)
+    final_status = getattr(error, "status", None) in (401, 403, 404, 410)
+    return isinstance(error, FileNotFoundError | PermissionError) or final_status
 
 
 def _unwrapped(error: BaseException) -> BaseException:
-    """fsspec's web client says FileNotFoundError whatever happened, with what happened as its cause."""
-    return (
-        error.__cause__
-        if isinstance(error, FileNotFoundError) and error.__cause__ is not None
-        else error
-    )
+    """fsspec's web client raises FileNotFoundError whatever happened, with what happened as its
+    cause."""
+    wrapped = isinstance(error, FileNotFoundError) and error.__cause__ is not None
+    return error.__cause__ if wrapped and error.__cause__ else error

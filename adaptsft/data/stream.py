@@ -1,8 +1,10 @@
-"""Training on a set larger than the disk: while one shard of its files is learned, a process beside the run tokenises the next.
+"""Training on a set larger than the disk: while one shard of its files is learned, a process beside
+the run tokenises the next.
 
-Rank 0 looks after the folder of the shards. It holds two at most: the shard before is deleted when all ranks have opened the next one, and
-only then is the one after that begun, so the space is bounded whatever happens. The price: a run that goes on from a checkpoint in a shard
-that has been deleted tokenises that shard again.
+Rank 0 manages the folder of the shards. It holds two at most: the shard before is deleted when all
+ranks have opened the next one, and only then is the one after that begun, so the space is bounded
+whatever happens. The price: a run that resumes from a checkpoint in a shard that has been deleted
+tokenises that shard again.
 """
 
 import multiprocessing
@@ -21,9 +23,9 @@ import torch
 import torch.distributed as dist
 
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.data.shards import Shard, cut, folder_of, list_files
+from adaptsft.data.shards import Shard, cache_name, cut, folder_of, list_files
+from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, rank0_first, world_size
 from adaptsft.distributed.signals import Watchdog
 from adaptsft.errors import DataError, UserError
@@ -33,7 +35,8 @@ PROGRESS = "progress"  # file in a shard's folder: the newest line of its tokeni
 
 
 class Stream:
-    """The shards of a stream, from that of the checkpoint on whose `numbers` are given. All ranks make one and call it together."""
+    """The shards of a stream, from that of the checkpoint on whose `numbers` are given. All ranks
+    make one and call it together."""
 
     def __init__(self, config: Config, tokenizer: Any, numbers: dict[str, Any]) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -41,6 +44,7 @@ class Stream:
         files = [raise_on_all_ranks(lambda: list_files(config.data) if rank() == 0 else [])]
         dist.broadcast_object_list(files)
         self.files = files[0]
+        # `part` is the number of the shard, see BatchSampler.position
         self.shard = cut(config, self.files, numbers.get("part", 0), numbers.get("first", 0))
         self.tokeniser: Tokeniser | None = None
         self.begun = -1  # number of the shard last begun
@@ -53,7 +57,8 @@ class Stream:
             self.tokeniser.process.join()
 
     def sampler_of(self, step: int, sampler: BatchSampler, watchdog: Watchdog) -> BatchSampler:
-        """The sampler that holds the step: `sampler`, the one so far, or where that has come to its end, the next shard's. Raises DataError."""
+        """The sampler that holds the step: `sampler`, the one so far, or the next shard's where
+        that has come to its end. Raises DataError."""
         if step == sampler.end:
             self.shard = cut(self.config, self.files, self.shard.number + 1, step)
             self._wait(step, watchdog)
@@ -68,29 +73,33 @@ class Stream:
         return sampler
 
     def _begin(self, sampler: BatchSampler) -> None:
-        """Say what a shard holds, and have the next one tokenised if the run gets there."""
+        """Print what a shard holds, and have the next one tokenised if the run gets there."""
         lost = sampler.epoch_size - (sampler.end - sampler.first) * sampler.global_batch_size
         print0(
-            f"shard {self.shard.number + 1} of the stream: steps {sampler.first + 1:,} to {sampler.end:,}; {lost:,} of its {sampler.epoch_size:,} "
-            "examples are left over at its end, too few for a step, and not seen in this pass"
+            f"shard {self.shard.number + 1} of the stream: steps {sampler.first + 1:,} to "
+            f"{sampler.end:,}; {lost:,} of its {sampler.epoch_size:,} examples are left over at "
+            "its end, too few for a step, and not seen in this pass"
         )
         if rank() == 0 and sampler.end < self.config.train.max_steps:
             self.tokeniser = self.tokeniser or Tokeniser(self.config, self.tokenizer)
             shard = cut(self.config, self.files, self.shard.number + 1, sampler.end)
             (shard.cache / PROGRESS).unlink(missing_ok=True)  # of an earlier life
-            with suppress(ConnectionError):  # it has died: `result` tells
+            with suppress(ConnectionError):  # it has died: `result` raises the reason
                 self.tokeniser.jobs.send(shard)
 
     def _open(self) -> TokenizedData:
         if self.tokeniser is not None:
             self.tokeniser.result()
         config = replace(self.config.data, validation_path="")  # the held-out data is open already
-        return open_data(config, self.tokenizer, self.config.seed, print0, rank() == 0, self.shard)[
-            0
-        ]
+        verify = rank() == 0
+        data, _ = open_data(
+            config, self.tokenizer, self.config.seed, print0, verify, shard=self.shard
+        )
+        return data
 
     def _wait(self, step: int, watchdog: Watchdog) -> None:
-        """Until rank 0's tokeniser has done this shard. A tokeniser that makes no progress does not keep the watchdog quiet."""
+        """Until rank 0's tokeniser has done this shard. A tokeniser that makes no progress does not
+        keep the watchdog from ending the run."""
         news, shown = torch.ones((), dtype=torch.int64), ""
         while news < 2:
             if self.tokeniser is not None:
@@ -98,7 +107,8 @@ class Stream:
                 news.fill_(2 if ready else int(line != shown))
                 if not ready:
                     print0(
-                        f"waiting for shard {self.shard.number + 1} of the stream: {line or 'its process is starting'}"
+                        f"waiting for shard {self.shard.number + 1} of the stream: "
+                        f"{line or 'its process is starting'}"
                     )
                 shown = line
             dist.broadcast(news, 0)
@@ -110,9 +120,8 @@ class Tokeniser:
     """A process that tokenises the shards sent to it. It ends with this one, whatever ends that."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # a fork would copy threads' locks and the CUDA context
+        # not a fork, which would copy threads' locks and the CUDA context
+        context = multiprocessing.get_context("spawn")
         self.jobs, theirs = context.Pipe()
         settings = replace(config.data, validation_path="")
         self.process = context.Process(
@@ -127,23 +136,19 @@ class Tokeniser:
             error = self.jobs.recv()
         except (EOFError, ConnectionError):
             self.process.join()
+            code = self.process.exitcode
+            hint = ": out of memory? Lower data.stream" if code == -signal.SIGKILL else ""
             raise DataError(
-                f"the process that tokenises the stream ended with code {self.process.exitcode}"
-                + (
-                    ": out of memory? Lower data.stream"
-                    if self.process.exitcode == -signal.SIGKILL
-                    else ""
-                )
+                f"the process that tokenises the stream ended with code {code}{hint}"
             ) from None
         if error is not None:
             raise error
 
 
 def _tokenise_shards(jobs: Connection, config: Any, tokenizer: Any, seed: int) -> None:
+    # a terminal or SLURM sends these to all processes; the run decides what they mean
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # a terminal or SLURM sends them to all processes; the run decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):  # the run is over
         while True:
@@ -178,13 +183,13 @@ def _noted(shard: Shard) -> str:
 
 
 def _delete_all_but(folder: Path, numbers: list[int]) -> None:
-    """Parts of other numbers, and in those that stay what a killed process has left half made."""
-    keep = [f"part_{number:06d}" for number in numbers]
+    """Delete the shards of other numbers, and in those that stay what a killed process has left
+    half made."""
+    keep = [cache_name(number) for number in numbers]
     for path in folder.glob("part_*"):
         for gone in path.glob("*.*") if path.name in keep else [path]:
             if gone.is_dir():
-                shutil.rmtree(
-                    gone, ignore_errors=True
-                )  # what cannot be deleted now is tried again with the next shard
+                # what cannot be deleted now is tried again with the next shard
+                shutil.rmtree(gone, ignore_errors=True)
             else:
                 gone.unlink(missing_ok=True)

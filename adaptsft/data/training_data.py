@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.stream import Stream
+from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.distributed.checkpoint import read_numbers
 from adaptsft.distributed.ranks import print0, rank, rank0_first, world_size
 from adaptsft.distributed.signals import Watchdog
@@ -15,8 +15,8 @@ from adaptsft.distributed.signals import Watchdog
 class TrainingData:
     """The tokenised training data with the sampler of its batches, and the held-out data.
 
-    Of a stream, `train` and `sampler` are those of the shard in which the run is. A context manager.
-    `steps` is the number of optimizer steps of the whole run.
+    Of a stream, `train` and `sampler` are those of the shard in which the run is. A context
+    manager. `steps` is the number of optimizer steps of the whole run, `names` are the sources.
     """
 
     def __init__(self, config: Config, tokenizer: Any, checkpoint: Path | None) -> None:

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from adaptsft.config.paths import local_model_folder
 from adaptsft.config.schema import ModelConfig
-from adaptsft.data.cache import TokenizedData
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError
 
 

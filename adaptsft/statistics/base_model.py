@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adaptsft.config.schema import ControllerConfig
-from adaptsft.data.cache import TokenizedData
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError
 from adaptsft.statistics.step import (
     BINS,

@@ -3,7 +3,7 @@
 import numpy as np
 from transformers import PreTrainedModel
 
-from adaptsft.data.cache import TokenizedData
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.model.build import embedding_of, head_of
 
 # dense bf16 peak, FLOP/s, from the vendors' data sheets; the first name that is in the device's

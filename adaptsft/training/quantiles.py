@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.controllers.runtime import AdaptiveObjective
-from adaptsft.data.cache import TokenizedData
 from adaptsft.data.collator import Batch
 from adaptsft.data.loader import BatchLoader
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import print0
 from adaptsft.model.build import ShardedModel, reshard
 from adaptsft.objectives.build import NLL

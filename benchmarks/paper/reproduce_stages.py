@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.data.sources import files_of, training_sources
+from adaptsft.data.files import files_of, training_sources
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.tasks import load_task

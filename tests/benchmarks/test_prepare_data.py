@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaptsft.config.schema import DataConfig
-from adaptsft.data.cache import open_data
+from adaptsft.data.tokenized import open_data
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.tasks import load_task
 from adaptsft.model.tiny import bpe_tokenizer

@@ -1,4 +1,5 @@
-"""Files on a web server (a real one, on this machine): listed, copied, and every way in which that goes wrong."""
+"""Files on a web server (a real one, on this machine): listed, copied, and every way in which that
+goes wrong."""
 
 import functools
 import http.server
@@ -14,15 +15,16 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from adaptsft.config.schema import DataConfig
 from adaptsft.data import remote
-from adaptsft.data.cache import open_data
 from adaptsft.data.remote import copy_of, fetched, list_remote
 from adaptsft.data.shards import Shard
+from adaptsft.data.tokenized import open_data
 from adaptsft.errors import DataError
 from adaptsft.model.tiny import bpe_tokenizer
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """`faults` of the server: path -> what the next GETs of it meet, one after the other; then the file, as it is."""
+    """`faults` of the server: path -> what the next GETs of it meet, one after the other; then the
+    file, as it is."""
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
@@ -32,7 +34,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(fault)
         elif fault is None:
             super().do_GET()
-        else:  # half of the file, then nothing for so many seconds, then the other half, or the end of the connection
+        else:
+            # half of the file, then nothing for so many seconds, then the other half, or the end of
+            # the connection
             content = Path(self.translate_path(self.path)).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -100,13 +104,13 @@ def test_files_are_listed_by_pattern_and_by_name(server, tmp_path):
     assert copy_of(with_query, tmp_path).suffix == ".jsonl"
 
 
-def test_what_cannot_be_listed_says_why(server):
-    for path, said in (
+def test_what_cannot_be_listed_is_an_error_with_its_reason(server):
+    for path, message in (
         ("/c.jsonl", r"/c\.jsonl: cannot be read: 404"),
         ("/*.csv", r"/\*\.csv: no file matches this pattern"),
         ("/none/*.csv", r"/none/\*\.csv: no file matches this pattern"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             list_remote(server.url + path)
     server.shutdown()
     server.server_close()
@@ -125,20 +129,16 @@ def test_a_transfer_that_breaks_off_is_tried_again(server, tmp_path, monkeypatch
     monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
     put(tmp_path, "a.jsonl", "1", "2")
     server.faults["/a.jsonl"] = [CUT, 503]
-    said: list[str] = []
-    with fetched(f"{server.url}/a.jsonl", tmp_path / "cache", said.append):
+    lines: list[str] = []
+    with fetched(f"{server.url}/a.jsonl", tmp_path / "cache", lines.append):
         copy = copy_of(f"{server.url}/a.jsonl", tmp_path / "cache")
         assert copy.read_bytes() == (tmp_path / "served" / "a.jsonl").read_bytes()
-    assert (
-        len(said) == 3
-        and "not completed" in said[1]
-        and "503" in said[2]
-        and said[2].endswith("again in 0 s")
-    )
+    assert len(lines) == 3 and "not completed" in lines[1]
+    assert "503" in lines[2] and lines[2].endswith("again in 0 s")
 
 
 @pytest.mark.parametrize(
-    ("faults", "requests", "said"),
+    ("faults", "requests", "message"),
     [
         ([CUT] * 3, 3, "Response payload is not completed"),
         ([500] * 3, 3, "500, "),
@@ -146,14 +146,14 @@ def test_a_transfer_that_breaks_off_is_tried_again(server, tmp_path, monkeypatch
         ([403], 1, "403, "),
     ],
 )
-def test_what_stays_broken_is_told_and_leaves_nothing(
-    server, tmp_path, monkeypatch, faults, requests, said
+def test_what_stays_broken_is_an_error_and_leaves_nothing(
+    server, tmp_path, monkeypatch, faults, requests, message
 ):
     monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
     put(tmp_path, "a.jsonl", "1", "2")
     server.faults["/a.jsonl"] = list(faults)
     with (
-        pytest.raises(DataError, match=rf"{server.url}/a\.jsonl: cannot be read: {said}"),
+        pytest.raises(DataError, match=rf"{server.url}/a\.jsonl: cannot be read: {message}"),
         fetched(f"{server.url}/a.jsonl", tmp_path / "cache", print),
     ):
         pass
@@ -164,32 +164,31 @@ def test_what_stays_broken_is_told_and_leaves_nothing(
 def test_a_server_that_stalls_is_given_up_and_a_slow_one_is_not(server, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "WAITS", ())
     monkeypatch.setattr(remote, "STALLED", 0.3)
-    monkeypatch.setattr(remote, "TELL_EVERY", 0.05)
+    monkeypatch.setattr(remote, "PROGRESS_EVERY", 0.05)
     put(tmp_path, "a.jsonl", "1", "2")
     server.faults["/a.jsonl"] = [{"pause": 0.2}, {"pause": 20.0}]
-    said: list[str] = []
-    with fetched(f"{server.url}/a.jsonl", tmp_path / "slow", said.append):
+    lines: list[str] = []
+    with fetched(f"{server.url}/a.jsonl", tmp_path / "slow", lines.append):
         pass
-    assert any(" MB" in line for line in said[1:]), said
+    assert any(" MB" in line for line in lines[1:]), lines
     started = time.monotonic()
     with (
         pytest.raises(DataError, match=r"a\.jsonl: cannot be read: .*[Tt]imeout"),
-        fetched(f"{server.url}/a.jsonl", tmp_path / "stalled", said.append),
+        fetched(f"{server.url}/a.jsonl", tmp_path / "stalled", lines.append),
     ):
         pass
     assert time.monotonic() - started < 10
 
 
-def test_remote_files_with_the_same_id_are_fetched_again_once_mended(server, tmp_path):
-    """Whichever of the two is mended."""
+def test_remote_files_with_the_same_id_are_fetched_again_once_repaired(server, tmp_path):
+    """Whichever of the two is repaired."""
     put(tmp_path, "a.jsonl", "1", "2")
     put(tmp_path, "b.jsonl", "3", "2")
     urls = list_remote(f"{server.url}/*.jsonl")
-    config, tokenizer = (
-        DataConfig(path=f"{server.url}/*.jsonl", cache_dir=str(tmp_path / "cache")),
-        bpe_tokenizer([], 259),
-    )
-    shard = Shard(0, 1, 0, urls, tmp_path / "part", "")
+    config = DataConfig(path=f"{server.url}/*.jsonl", cache_dir=str(tmp_path / "cache"))
+    config.fields = {"id": "id"}
+    tokenizer = bpe_tokenizer([], 259)
+    shard = Shard(0, 1, 0, urls, tmp_path / "shard", "")
 
     def opened():
         return open_data(config, tokenizer, 0, lambda line: None, shard=shard)[0]

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("pyfiglet", reason="pyfiglet is not installed: pip install 'adaptsft[eval]'")
 
 from adaptsft.config.schema import DataConfig
-from adaptsft.data.template import Layout
+from adaptsft.data.layout import Layout
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals import figfont, openbookqa
 from adaptsft.evals.openbookqa import Noise

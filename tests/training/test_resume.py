@@ -60,8 +60,8 @@ def micro_batches(config) -> list[int]:
     """Calls of the objective in every step."""
     from transformers import AutoTokenizer
 
-    from adaptsft.data.cache import open_data
     from adaptsft.data.sampler import BatchSampler
+    from adaptsft.data.tokenized import open_data
 
     data, _ = open_data(
         config.data,

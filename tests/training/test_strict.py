@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft.config.load import differences
 from adaptsft.config.schema import Config
-from adaptsft.data.cache import TokenizedData, open_data
 from adaptsft.data.sampler import BatchSampler
+from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.plan import main as plan_main
 from adaptsft.train import train

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from adaptsft.config.schema import DataConfig
-from adaptsft.data.template import Layout, Template
+from adaptsft.data.layout import Layout
+from adaptsft.data.template import Template
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.training.environment import environment
 from benchmarks.paper.prepare.sets import Convert, TrainingSet

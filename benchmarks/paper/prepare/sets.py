@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adaptsft.data.template import Layout
+from adaptsft.data.layout import Layout
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals import openbookqa as obqa
 from adaptsft.evals.tasks import Prompt, load_task

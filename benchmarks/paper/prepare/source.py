@@ -9,7 +9,8 @@ import datasets
 from huggingface_hub import HfApi
 
 from adaptsft.config.schema import DataConfig, SourceConfig
-from adaptsft.data.sources import EXTENSIONS, PATTERN, files_of, open_records
+from adaptsft.data.files import EXTENSIONS, PATTERN, files_of
+from adaptsft.data.sources import open_records
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.openbookqa import Noise
 
@@ -87,7 +88,7 @@ def open_source(part: Part, number: int, options: Options) -> Source:
 
     def rows() -> Iterator[tuple[str, Record, float]]:
         for done, records in enumerate(opened):
-            for place, record, share in records.rows():
+            for place, record, share in records.read():
                 yield f"{records.place}{place}", record, (done + share) / len(opened)
 
     return Source({"files": inputs}, rows)
