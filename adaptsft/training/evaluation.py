@@ -10,8 +10,11 @@ from adaptsft.config.schema import Config
 from adaptsft.controllers.runtime import AdaptiveObjective
 from adaptsft.data.collator import Batch
 from adaptsft.data.loader import BatchLoader
+from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank0_first
 from adaptsft.model.build import ShardedModel, reshard
+from adaptsft.objectives.base import Objective
+from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.metrics import Metrics
 from adaptsft.training.setup import Run
@@ -44,8 +47,9 @@ class Evaluator:
         with self.metrics.paused():
             if held_out is not None:
                 statistics = StepStatistics(len(held_out.names), self.run.device)
-                batches = self.loader.in_order(held_out)
-                measure(self.model, self.objective, batches, statistics, beat)
+                batches, function = self.loader.in_order(held_out), self.objective.function
+                state = held_out_state(self.objective.state, self.loader.data)
+                measure(self.model, function, state, batches, statistics, beat)
                 result["held_out"] = self.metrics.evaluation(step, held_out.names, statistics)
             if self.tasks:
                 from adaptsft.evals import in_training  # needs the extra `eval`
@@ -55,10 +59,25 @@ class Evaluator:
         return result
 
 
+def held_out_state(state: ObjectiveState, data: TrainingData) -> ObjectiveState:
+    """What held-out data is scored with.
+
+    Examples held out of the training data keep their sources, and these their state. A validation
+    file belongs to none of several sources: it is a source of its own, whose state is the mean over
+    the training sources, weighted by their target tokens in an epoch.
+    """
+    if data.held_out is None or len(data.held_out.names) == len(data.names):
+        return state
+    tokens = torch.from_numpy(data.train.target_tokens_per_epoch()).to(state.alpha.device)
+    share = tokens / tokens.sum()
+    return ObjectiveState(*((share * field).sum(0, keepdim=True).float() for field in state))
+
+
 @torch.no_grad()
 def measure(
     model: ShardedModel,
-    objective: AdaptiveObjective,
+    function: Objective,
+    state: ObjectiveState,
     batches: Iterable[Batch],
     statistics: StepStatistics,
     beat: Callable[[], None],
@@ -67,7 +86,7 @@ def measure(
     model.eval()
     for batch in batches:
         beat()
-        _, tokens, kept = model.token_loss(batch, objective.function, objective.state, 1.0)
+        _, tokens, kept = model.token_loss(batch, function, state, 1.0)
         statistics.add(tokens, kept, batch)
     reshard(model)
     model.train()
