@@ -40,12 +40,9 @@ from adaptsft.distributed.ranks import (
 )
 from adaptsft.distributed.signals import Watchdog
 from adaptsft.errors import CheckpointError, ConfigError, UserError
-from adaptsft.model.build import (
-    ShardedModel,
-    build_model,
-    check_fused_loss_matches_model,
-    compute_dtype,
-)
+from adaptsft.model.build import build_model, compute_dtype
+from adaptsft.model.fsdp import ShardedModel
+from adaptsft.model.loss import check_fused_loss_matches_model
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.statistics.base_model import SCHEMA, FineHistogram, encode, identity

@@ -29,8 +29,9 @@ from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.checkpoint import Checkpointer
 from adaptsft.distributed.ranks import print0, rank, rank0_first
 from adaptsft.errors import UserError
-from adaptsft.model.build import build_model, check_fused_loss_matches_model
+from adaptsft.model.build import build_model
 from adaptsft.model.export import export
+from adaptsft.model.loss import check_fused_loss_matches_model
 from adaptsft.model.pretrained import check_lengths, load_pretrained
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after

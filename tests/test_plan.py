@@ -21,7 +21,8 @@ from transformers import AutoConfig
 from adaptsft.analysis.memory import trace
 from adaptsft.config.schema import Config
 from adaptsft.distributed.ranks import device_mesh
-from adaptsft.model.build import build_model, fsdp_modules
+from adaptsft.model.build import build_model
+from adaptsft.model.fsdp import fsdp_modules
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.plan import main

@@ -29,7 +29,8 @@ from adaptsft.config.schema import Config, TrainConfig
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.build import blocks, compute_dtype, freeze, head_of, prepare_block
+from adaptsft.model.build import compute_dtype, freeze, prepare_block
+from adaptsft.model.modules import blocks, final_norm_of, head_of
 from adaptsft_kernels.linear_objective import rows_held
 
 
@@ -302,16 +303,9 @@ def _attention(config: Config, settings: Any, gpu: bool, dtype: torch.dtype) -> 
 
 
 def _groups(model: Any) -> list[list[nn.Parameter]]:
-    """The groups that adaptsft.model.build.shard makes: the blocks, top, rest."""
+    """The groups that adaptsft.model.fsdp.shard_model makes: the blocks, top, rest."""
     found = [list(block.parameters()) for block in blocks(model)]
-    norm = next(
-        (
-            getattr(model.base_model, name)
-            for name in ("norm", "final_layernorm", "ln_f")
-            if hasattr(model.base_model, name)
-        ),
-        None,
-    )
+    norm = final_norm_of(model)
     top = [*norm.parameters(), *head_of(model).parameters()] if norm is not None else []
     taken = {id(parameter) for group in [*found, top] for parameter in group}
     return [

@@ -30,7 +30,7 @@ from adaptsft.evals.renderer import Renderer
 from adaptsft.evals.result import metrics_of
 from adaptsft.evals.tasks import Task, load_task
 from adaptsft.model.attention import has_softcap
-from adaptsft.model.build import ShardedModel, reshard
+from adaptsft.model.fsdp import ShardedModel, reshard
 
 SHOWN = 3  # answers of each task that are recorded as text
 SHOWN_CHARACTERS = 2000  # of such a text

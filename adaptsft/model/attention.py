@@ -1,8 +1,9 @@
 """The attention seam: every document of a pack attends to itself only.
 
-transformers calls one function for the attention of every layer; ours receives the document boundaries of the batch and runs
-flash-attn, torch's variable-length attention, or SDPA on documents gathered into rows, whichever was chosen. Without it, SDPA lets
-documents of a pack see each other silently (measured: a difference of 0.28 in the logits).
+transformers calls one function for the attention of every layer; ours receives the document
+boundaries of the batch and runs flash-attn, torch's variable-length attention, or SDPA on documents
+gathered by length, whichever was chosen. Without it, SDPA lets documents of a pack see each other
+silently (measured: a difference of 0.28 in the logits).
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 
 # From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
-# values have to be repeated, which costs memory and traffic. Nothing but the signature tells.
+# values have to be repeated, which costs memory and traffic. Only the signature shows which.
 VARLEN_GROUPS_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
@@ -37,11 +38,16 @@ def _flash(
 
     cu, longest = documents.cu_seqlens, documents.max_length
     left = -1 if window is None else window - 1
-    return flash_attn_varlen_func(
-        query, key, value, cu, cu, longest, longest,
-        dropout_p=dropout, softmax_scale=scale, causal=True, window_size=(left, 0 if window else -1), softcap=softcap or 0.0,
-        deterministic=torch.are_deterministic_algorithms_enabled(),  # torch's own kernels look there themselves
-    )  # fmt: skip
+    options = {
+        "dropout_p": dropout,
+        "softmax_scale": scale,
+        "causal": True,
+        "window_size": (left, 0 if window else -1),
+        "softcap": softcap or 0.0,
+        # torch's own kernels look there themselves
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    return flash_attn_varlen_func(query, key, value, cu, cu, longest, longest, **options)
 
 
 def _varlen(
@@ -78,31 +84,22 @@ def _sdpa(
 ) -> Tensor:
     outputs = []
     for index in documents.buckets:
-        q, k, v = (
-            tensor[index].transpose(1, 2) for tensor in (query, key, value)
-        )  # [documents, heads, length, head_dim]
+        # [documents, heads, length, head_dim]
+        q, k, v = (tensor[index].transpose(1, 2) for tensor in (query, key, value))
         length = index.shape[1]
         banded = window is not None and window < length
         if softcap is None:
             mask = _causal(length, window, query.device) if banded else None
+            grouped = q.shape[1] != k.shape[1]
             out = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                mask,
-                dropout,
-                is_causal=not banded,
-                scale=scale,
-                enable_gqa=q.shape[1] != k.shape[1],
+                q, k, v, mask, dropout, is_causal=not banded, scale=scale, enable_gqa=grouped
             )
         else:
             groups = q.shape[1] // k.shape[1]
-            scores = softcap * torch.tanh(
-                q @ k.repeat_interleave(groups, 1).transpose(2, 3) * (scale / softcap)
-            )
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+            scores = softcap * torch.tanh(q @ k.transpose(2, 3) * (scale / softcap))
             scores = scores.masked_fill(~_causal(length, window, query.device), float("-inf"))
-            probabilities = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout)
-            out = probabilities @ v.repeat_interleave(groups, 1)
+            out = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout) @ v
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[documents.inverse]
 
@@ -113,96 +110,95 @@ def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
 
 
 _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
-# the names under which transformers knows them; one that contains "sdpa" or "flash" would be held to transformers' rules for its own
+# The names under which transformers knows them; one that contains "sdpa" or "flash" would have to
+# keep transformers' rules for its own.
 SEAM = {"flash": "documents_f", "varlen": "documents_v", "sdpa": "documents_s"}
-_HONOURED = {
-    "sliding_window",
-    "softcap",
-    "is_causal",
-    "position_ids",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "cache_position",
-}
+_HONOURED = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache"}
+_HONOURED |= {"output_attentions", "output_hidden_states", "return_dict", "cache_position"}
 
 
 def _attention_function(backend: str):
     attend = _BACKENDS[backend]
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-        scaling: float | None = None, dropout: float = 0.0, documents: Documents | None = None, **kwargs,
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        """query [B, heads, L, head_dim], key and value [B, key heads, L, head_dim] -> [B, L, heads, head_dim]."""
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        documents: Documents | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, None]:
+        """query [B, heads, L, head_dim], key and value [B, key heads, L, head_dim]
+        -> [B, L, heads, head_dim]."""
         assert documents is not None and attention_mask is None, (
             "document attention needs documents= and no attention mask"
         )
-        unknown = {
-            name for name, given in kwargs.items() if given is not None and name not in _HONOURED
-        }
+        given = {name for name, option in kwargs.items() if option is not None}
+        unknown = given - _HONOURED
         if unknown or not getattr(module, "is_causal", True):
             what = ", ".join(sorted(unknown)) or "bidirectional attention"
             raise ConfigError(
-                f"{type(module).__name__} asks its attention for {what}, which document attention cannot honour"
+                f"{type(module).__name__} asks its attention for {what}, which document attention "
+                "cannot honour"
             )
         batch, heads, length, _ = query.shape
-        q, k, v = (
-            tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)
-        )  # [B*L, heads, head_dim]
+        # [B * L, heads, head_dim]
+        q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attend(
-            q, k, v, documents, scale, kwargs.get("sliding_window"), kwargs.get("softcap"), dropout
-        )
+        window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
+        out = attend(q, k, v, documents, scale, window, softcap, dropout)
         return out.view(batch, length, heads, -1), None
 
     return attention
 
 
 for _name in _BACKENDS:
-    # no mask function is registered beside it: transformers then builds no mask at all, and padding is a document of its own
+    # no mask function is registered beside it: transformers then builds no mask at all, and padding
+    # is a document of its own
     AttentionInterface.register(SEAM[_name], _attention_function(_name))
 
 
 def has_softcap(model: nn.Module) -> bool:
-    """Whether a transformers model caps its attention logits. Outside of packs it then needs transformers' implementation "eager": SDPA
-    knows no cap, transformers 5.17 takes it all the same and leaves the cap out, 5.23 refuses it."""
-    return bool(getattr(model.config.get_text_config(), "attn_logit_softcapping", None))  # type: ignore[operator, union-attr]
+    """Whether a transformers model caps its attention logits.
+
+    Outside of packs it then needs transformers' implementation "eager": SDPA knows no cap,
+    transformers 5.17 takes it all the same and leaves the cap out, 5.23 refuses it.
+    """
+    config: Any = model.config
+    return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
 
 
 def unfit(backend: str, model_config: Any) -> str:
-    """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; empty if it can."""
-    head_dim = (
-        getattr(model_config, "head_dim", None)
-        or model_config.hidden_size // model_config.num_attention_heads
-    )
+    """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; "" if it can."""
+    head_dim = getattr(model_config, "head_dim", None)
+    head_dim = head_dim or model_config.hidden_size // model_config.num_attention_heads
     if head_dim > 256:
         return f"its heads have at most 256 dimensions, those of this model {head_dim}"
-    if backend == "varlen" and head_dim % 8:  # flash-attn pads them
+    if backend == "flash":
+        return ""
+    if head_dim % 8:  # flash-attn pads them
         return f"the dimensions of its heads are a multiple of 8, those of this model {head_dim}"
-    odd = getattr(model_config, "attn_logit_softcapping", None) or getattr(
-        model_config, "attention_dropout", 0.0
-    )
-    return (
-        "it has no logit softcap and no dropout, which this model asks for"
-        if backend == "varlen" and odd
-        else ""
-    )
+    softcap = getattr(model_config, "attn_logit_softcapping", None)
+    if softcap or getattr(model_config, "attention_dropout", 0.0):
+        return "it has no logit softcap and no dropout, which this model asks for"
+    return ""
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config) -> str:
-    """The backend to use: flash, varlen or sdpa. Raises ConfigError where the one asked for cannot work here."""
+def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config: Any) -> str:
+    """The backend to use: flash, varlen or sdpa. Raises ConfigError where the one asked for cannot
+    work here."""
+    reasons = {"flash": "", "varlen": "", "sdpa": ""}  # why a backend does not work
     half = dtype in (torch.bfloat16, torch.float16)
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    reasons = {"flash": "", "varlen": "", "sdpa": ""}
-    for name in ("flash", "varlen"):
-        if not (ampere and half):
-            reasons[name] = "it needs a GPU of compute capability 8.0 and model.compute_dtype=bf16"
-    if importlib.util.find_spec("flash_attn") is None:
-        reasons["flash"] = (
-            reasons["flash"] or "flash-attn is not installed (pip install flash-attn)"
-        )
+    if not (ampere and half):
+        needs = "it needs a GPU of compute capability 8.0 and model.compute_dtype=bf16"
+        reasons |= {"flash": needs, "varlen": needs}
+    if not reasons["flash"] and importlib.util.find_spec("flash_attn") is None:
+        reasons["flash"] = "flash-attn is not installed (pip install flash-attn)"
     for name in ("flash", "varlen"):
         reasons[name] = reasons[name] or unfit(name, model_config)
     for name, reason in reasons.items():

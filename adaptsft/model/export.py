@@ -1,4 +1,4 @@
-"""Write a sharded model as a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` loads."""
+"""Write a sharded model as a Hugging Face folder, which `from_pretrained` loads."""
 
 import copy
 import json
@@ -14,97 +14,114 @@ from transformers import PreTrainedModel
 
 from adaptsft.distributed.ranks import rank, sync_errors
 from adaptsft.errors import CheckpointError
-from adaptsft.model.build import embedding_of, head_of
+from adaptsft.model.load import HEAD
+from adaptsft.model.modules import embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
 
-SHARD_BYTES = 5 * 1024**3
+FILE_BYTES = 5 * 1024**3
 
 
 def export(model: PreTrainedModel, pretrained: Pretrained, folder: Path, dtype_name: str) -> None:
-    """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB. The folder appears complete or not at all."""
+    """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB. The folder
+    appears complete or not at all. Raises CheckpointError on all ranks."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype_name]
-    temporary = folder.with_name(folder.name + ".tmp")
     tied = head_of(model).weight is embedding_of(model).weight
-    shard: dict[str, torch.Tensor] = {}
-    where: dict[str, int] = {}
-    size = total = number = 0
-    error: CheckpointError | None = None
-
-    def flush() -> None:
-        nonlocal shard, size, number, error
-        if rank() == 0 and error is None:
-            try:
-                if number == 0:
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    temporary.mkdir(parents=True)
-                save_file(
-                    shard, temporary / f"part-{number}.safetensors", metadata={"format": "pt"}
-                )
-            except (OSError, SafetensorError) as caught:
-                error = CheckpointError(
-                    f"{folder}: could not be written: {caught}. The checkpoints are intact"
-                )
-        shard, size, number = {}, 0, number + 1
-
+    writer = _Writer(folder)
     for name, tensor in model.state_dict().items():
-        if tied and name == "lm_head.weight":
+        if tied and name == HEAD:
             continue
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        wanted = dtype if full.is_floating_point() else full.dtype
-        full_bytes = full.numel() * wanted.itemsize
-        if shard and size + full_bytes > SHARD_BYTES:
-            flush()
-        where[name] = number
+        writer.add(name, full, dtype if full.is_floating_point() else full.dtype)
+    writer.finish(pretrained, dtype)
+    sync_errors(writer.error)
+
+
+class _Writer:
+    """Collects tensors and writes a file whenever the next one would make it too large.
+
+    Ranks other than 0 write nothing. After an error rank 0 writes nothing more either, but goes on
+    to take part in gathering; `error` is raised in the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.temporary = folder, folder.with_name(folder.name + ".tmp")
+        self.pending: dict[str, torch.Tensor] = {}
+        self.size = self.total = 0  # bytes of the pending tensors, and of all
+        self.files: dict[str, int] = {}  # tensor name: number of its file
+        self.count = 0  # files so far
+        self.error: CheckpointError | None = None
+
+    def add(self, name: str, full: torch.Tensor, dtype: torch.dtype) -> None:
+        size = full.numel() * dtype.itemsize
+        if self.pending and self.size + size > FILE_BYTES:
+            self._flush()
+        self.files[name] = self.count
         if rank() == 0:
-            shard[name] = full.to("cpu", wanted, copy=True).contiguous()
+            self.pending[name] = full.to("cpu", dtype, copy=True).contiguous()
         else:
-            shard[name] = torch.empty(0)
-        size, total = size + full_bytes, total + full_bytes
-    flush()
-    if rank() == 0 and error is None:
-        try:
-            _finish(temporary, folder, where, number, total, pretrained, dtype)
-        except OSError as caught:
-            error = CheckpointError(
-                f"{folder}: could not be written: {caught}. The checkpoints are intact"
-            )
-    sync_errors(error)
+            self.pending[name] = torch.empty(0)
+        self.size, self.total = self.size + size, self.total + size
+
+    def finish(self, pretrained: Pretrained, dtype: torch.dtype) -> None:
+        self._flush()
+        if rank() == 0 and self.error is None:
+            try:
+                self._name_files()
+                _write_surroundings(self.temporary, pretrained, dtype)
+                self._commit()
+            except OSError as error:
+                self.error = self._failed(error)
+
+    def _flush(self) -> None:
+        if rank() == 0 and self.error is None:
+            try:
+                if self.count == 0:
+                    shutil.rmtree(self.temporary, ignore_errors=True)
+                    self.temporary.mkdir(parents=True)
+                path = self.temporary / f"part-{self.count}.safetensors"
+                save_file(self.pending, path, metadata={"format": "pt"})
+            except (OSError, SafetensorError) as error:
+                self.error = self._failed(error)
+        self.pending, self.size, self.count = {}, 0, self.count + 1
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: could not be written: {error}. The checkpoints are intact"
+        )
+
+    def _name_files(self) -> None:
+        """Hugging Face's names hold the number of files, which is known only now."""
+        names = ["model.safetensors"]
+        if self.count > 1:
+            numbers = range(1, self.count + 1)
+            names = [f"model-{i:05d}-of-{self.count:05d}.safetensors" for i in numbers]
+            index = {
+                "metadata": {"total_size": self.total},
+                "weight_map": {key: names[number] for key, number in self.files.items()},
+            }
+            path = self.temporary / "model.safetensors.index.json"
+            path.write_text(json.dumps(index, indent=2))
+        for i, name in enumerate(names):
+            (self.temporary / f"part-{i}.safetensors").rename(self.temporary / name)
+
+    def _commit(self) -> None:
+        for path in self.temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.temporary.rename(self.folder)
 
 
-def _finish(
-    temporary: Path,
-    folder: Path,
-    where: dict[str, int],
-    files: int,
-    total: int,
-    pretrained: Pretrained,
-    dtype: torch.dtype,
-) -> None:
-    names = [
-        f"model-{i + 1:05d}-of-{files:05d}.safetensors" if files > 1 else "model.safetensors"
-        for i in range(files)
-    ]
-    for i, name in enumerate(names):
-        (temporary / f"part-{i}.safetensors").rename(temporary / name)
-    if files > 1:
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {key: names[i] for key, i in where.items()},
-        }
-        (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+def _write_surroundings(folder: Path, pretrained: Pretrained, dtype: torch.dtype) -> None:
+    """Config, tokenizer, generation settings, and the code of a model that comes with its own."""
     config = copy.deepcopy(pretrained.config)
     config.dtype = dtype
     config.use_cache = True
     config._attn_implementation = None
-    config.save_pretrained(temporary)
-    pretrained.tokenizer.save_pretrained(temporary)
+    config.save_pretrained(folder)
+    pretrained.tokenizer.save_pretrained(folder)
     if pretrained.generation is not None:
-        pretrained.generation.save_pretrained(temporary)
-    if getattr(pretrained.config, "auto_map", None):  # a model that comes with its code
+        pretrained.generation.save_pretrained(folder)
+    if getattr(pretrained.config, "auto_map", None):
         for path in pretrained.folder.glob("*.py"):
-            shutil.copy(path, temporary)
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+            shutil.copy(path, folder)

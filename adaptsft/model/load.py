@@ -13,45 +13,49 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from adaptsft.errors import ConfigError
 
+HEAD = "lm_head.weight"
+
 
 @torch.no_grad()
-def load_weights(model: nn.Module, folder: Path, new_rows: list[int]) -> None:
-    """Copy the tensors of the folder's safetensors into the model's parameters and persistent buffers, cast to their dtype.
+def load_weights(model: nn.Module, folder: Path, new_tokens: list[int]) -> None:
+    """Copy the tensors of the folder's safetensors into the model's parameters and persistent
+    buffers, cast to their dtype.
 
-    `new_rows` are the ids of tokens that the files do not know: their rows of the embedding and of the head start at the mean of the
-    others. Raises ConfigError where a tensor is missing, has another shape, or where the files hold tensors that the model lacks.
+    `new_tokens` are ids that the files do not know: their vectors in the embedding and in the head
+    start at the mean of the others. Raises ConfigError where a tensor is missing, has another
+    shape, or where the files hold tensors that the model lacks.
     """
-    files = weight_files(folder)
-    targets = dict(model.named_parameters()) | {
-        name: b for name, b in model.named_buffers() if name in model.state_dict()
-    }
-    missing, unread = sorted(targets.keys() - files.keys()), sorted(files.keys() - targets.keys())
-    tied = (
-        "lm_head.weight" in unread and "lm_head.weight" in model.state_dict()
-    )  # some files repeat a tied head
-    unread = [name for name in unread if not (tied and name == "lm_head.weight")]
-    if missing or unread:
-        hint = difflib.get_close_matches(missing[0], unread, n=1) if missing else []
-        raise ConfigError(
-            f"{folder}: the files do not fit {type(model).__name__}: {len(missing)} tensors missing (such as {missing[:1]}), "
-            f"{len(unread)} not used (such as {hint or unread[:1]}). Load and save the model once with transformers to bring its names "
-            "up to date; models whose files transformers converts while loading (fused experts) are not supported"
-        )
+    files, saved = weight_files(folder), model.state_dict()
+    tensors = dict(model.named_parameters())
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    _check_names(model, folder, set(files), set(tensors))
     whole: Any = model
     widened = {id(whole.get_input_embeddings().weight), id(whole.get_output_embeddings().weight)}
     for file in sorted(set(files.values())):
         try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    if name in targets:
-                        _copy(
-                            targets[name],
-                            tensors.get_slice(name),
-                            name,
-                            new_rows if id(targets[name]) in widened else [],
-                        )
+            with safe_open(file, framework="pt") as stored:
+                for name, tensor in tensors.items():
+                    if files[name] != file:
+                        continue
+                    added = new_tokens if id(tensor) in widened else []
+                    _copy(tensor, stored.get_slice(name), name, added)
         except SafetensorError as error:
             raise ConfigError(f"{file}: damaged or not a safetensors file: {error}") from None
+
+
+def _check_names(model: nn.Module, folder: Path, stored: set[str], wanted: set[str]) -> None:
+    missing, unread = sorted(wanted - stored), sorted(stored - wanted)
+    if HEAD in unread and HEAD in model.state_dict():  # some files repeat a tied head
+        unread.remove(HEAD)
+    if missing or unread:
+        near = difflib.get_close_matches(missing[0], unread, n=1) if missing else []
+        raise ConfigError(
+            f"{folder}: the files do not fit {type(model).__name__}: {len(missing)} tensors "
+            f"missing (such as {missing[:1]}), {len(unread)} not used (such as "
+            f"{near or unread[:1]}). Load and save the model once with transformers to bring its "
+            "names up to date; models whose files transformers converts while loading (fused "
+            "experts) are not supported"
+        )
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -59,10 +63,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            found = {
-                name: folder / file
-                for name, file in json.loads(index.read_text())["weight_map"].items()
-            }
+            weight_map = json.loads(index.read_text())["weight_map"]
+            found = {name: folder / file for name, file in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(
                 f"{index}: damaged: it should map tensor names to files under weight_map"
@@ -84,12 +86,14 @@ def weight_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _copy(target: Tensor, stored, name: str, new_rows: list[int]) -> None:
+def _copy(target: Tensor, stored: Any, name: str, new_tokens: list[int]) -> None:
+    """Fill this rank's shard of `target` from a slice of a file."""
     shape, file_shape = tuple(target.shape), tuple(stored.get_shape())
-    grown = bool(new_rows) and file_shape[1:] == shape[1:] and file_shape[0] <= shape[0]
+    grown = bool(new_tokens) and file_shape[1:] == shape[1:] and file_shape[0] <= shape[0]
     if shape != file_shape and not grown:
         raise ConfigError(
-            f"{name}: the file has shape {list(file_shape)}, the model {list(shape)}: config.json and the weights do not belong together"
+            f"{name}: the file has shape {list(file_shape)}, the model {list(shape)}: config.json "
+            "and the weights do not belong together"
         )
     local, offset = target, (0,) * len(shape)
     if isinstance(target, DTensor):
@@ -102,29 +106,22 @@ def _copy(target: Tensor, stored, name: str, new_rows: list[int]) -> None:
     if not shape:
         local.copy_(stored[...] if not file_shape else stored[:].squeeze())
         return
-    last = min(offset[0] + local.shape[0], file_shape[0])
-    if last > offset[0]:
-        window = (
-            slice(offset[0], last),
-            *(slice(o, o + n) for o, n in zip(offset[1:], local.shape[1:], strict=True)),
-        )
-        local[: last - offset[0]].copy_(stored[window])
-    mine = (
-        [
-            row - offset[0]
-            for row in range(offset[0], offset[0] + local.shape[0])
-            if row in new_rows or row >= file_shape[0]
-        ]
-        if new_rows
-        else []
-    )
-    if mine:
-        local[mine] = _mean_row(stored, min(min(new_rows), file_shape[0])).to(local)
+    first, end = offset[0], offset[0] + local.shape[0]
+    last = min(end, file_shape[0])
+    if last > first:
+        sizes = zip(offset[1:], local.shape[1:], strict=True)
+        window = (slice(first, last), *(slice(begin, begin + size) for begin, size in sizes))
+        local[: last - first].copy_(stored[window])
+    if new_tokens:
+        known = file_shape[0]
+        new = [i - first for i in range(first, end) if i in new_tokens or i >= known]
+        if new:
+            local[new] = _mean_vector(stored, min(min(new_tokens), known)).to(local)
 
 
-def _mean_row(stored, rows: int) -> Tensor:
-    """Mean of the first rows of a stored matrix, read a piece at a time."""
+def _mean_vector(stored: Any, count: int) -> Tensor:
+    """Mean of the first `count` vectors of a stored matrix, read a piece at a time."""
     total = torch.zeros(stored.get_shape()[1], dtype=torch.float64)
-    for start in range(0, rows, 8192):
-        total += stored[start : min(start + 8192, rows)].double().sum(0)
-    return total / rows
+    for start in range(0, count, 8192):
+        total += stored[start : min(start + 8192, count)].double().sum(0)
+    return total / count

@@ -1,6 +1,8 @@
-"""Tiny random models: real architectures and real tokenizers, small enough for a test, a demo or a dry run of a config.
+"""Tiny random models: real architectures and real tokenizers, small enough for a test, a demo or a
+dry run of a config.
 
-`tools/make_tiny_model.py` is the command line; the tests and the quick start call `make_tiny_model`.
+`tools/make_tiny_model.py` is the command line; the tests and the quick start call
+`make_tiny_model`.
 """
 
 import json
@@ -22,13 +24,11 @@ ARCHITECTURES = {
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
 }
-PAD, START, END = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-)  # Qwen's names: its tokenizer class would add them otherwise
+# Qwen's names: its tokenizer class would add them otherwise
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SAMPLE_TEXT = (
@@ -39,7 +39,8 @@ SAMPLE_TEXT = (
 
 
 def texts_of(path: str | Path) -> Iterator[str]:
-    """Every string in a jsonl file, at any depth: the text a tokenizer is trained on. Raises DataError with file and line."""
+    """Every string in a jsonl file, at any depth: the text a tokenizer is trained on. Raises
+    DataError with file and line."""
 
     def strings(value: Any) -> Iterator[str]:
         if isinstance(value, str):
@@ -55,7 +56,8 @@ def texts_of(path: str | Path) -> Iterator[str]:
                     yield from strings(json.loads(line)) if line.strip() else ()
                 except json.JSONDecodeError as error:
                     raise DataError(
-                        f"{path}, line {number}: not JSON ({error}). Every line must hold one JSON object."
+                        f"{path}, line {number}: not JSON ({error}). Every line must hold one JSON "
+                        "object."
                     ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
@@ -64,9 +66,11 @@ def texts_of(path: str | Path) -> Iterator[str]:
 def bpe_tokenizer(
     texts: Iterable[str], vocab_size: int = 512, chat_template: str | None = CHATML
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `texts`, split as Qwen splits (digits one by one): any text round-trips.
+    """A byte-level BPE tokenizer trained on `texts`, split as Qwen splits (digits one by one): any
+    text round-trips.
 
-    At least 259 entries: 256 bytes and 3 special tokens. Fewer than `vocab_size` where the texts hold no more pairs to merge.
+    At least 259 entries: 256 bytes and 3 special tokens. Fewer than `vocab_size` where the texts
+    hold no more pairs to merge.
     """
     if vocab_size < 259:
         raise ConfigError(
@@ -92,7 +96,8 @@ def bpe_tokenizer(
 def char_tokenizer(
     characters: str, tags: Iterable[str] = (), chat_template: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """One token per character of `characters`, one per tag (such as "<copy>"). Encoding any other character is an error."""
+    """One token per character of `characters`, one per tag (such as "<copy>"). Encoding any other
+    character is an error."""
     vocab = {token: index for index, token in enumerate([PAD, START, END, *tags, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocab))
     tokenizer.add_special_tokens([PAD, START, END])
@@ -126,21 +131,25 @@ def make_tiny_model(
     seed: int = 0,
     **overrides: Any,
 ) -> Path:
-    """Write a random model (fp32 safetensors), its tokenizer and its generation config to `folder`; returns `folder`.
+    """Write a random model (fp32 safetensors), its tokenizer and its generation config to `folder`;
+    returns `folder`.
 
-    `tokenizer` defaults to a BPE trained on a few sentences; `tied` to what the architecture does (Gemma ties its embeddings);
-    `overrides` are keys of the architecture's own config. The same arguments give the same files.
+    `tokenizer` defaults to a BPE trained on a few sentences; `tied` to what the architecture does
+    (Gemma ties its embeddings); `overrides` are keys of the architecture's own config. The same
+    arguments give the same files.
     """
     if arch not in ARCHITECTURES:
         raise ConfigError(f"arch={arch!r} is not known. Choose one of: {', '.join(ARCHITECTURES)}")
     if hidden % heads or (hidden // heads) % 2:
         raise ConfigError(
-            f"hidden={hidden} must be heads={heads} times an even head size: rotary embeddings turn pairs"
+            f"hidden={hidden} must be heads={heads} times an even head size: rotary embeddings "
+            "turn pairs"
         )
     tokenizer = tokenizer or bpe_tokenizer(SAMPLE_TEXT)
     if arch == "qwen2" and not isinstance(tokenizer.backend_tokenizer.model, models.BPE):
         raise ConfigError(
-            "arch='qwen2' needs a BPE tokenizer: transformers loads every qwen2 folder as one. Choose qwen3 or llama"
+            "arch='qwen2' needs a BPE tokenizer: transformers loads every qwen2 folder as one. "
+            "Choose qwen3 or llama"
         )
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),

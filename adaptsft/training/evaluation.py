@@ -12,7 +12,7 @@ from adaptsft.data.collator import Batch
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank0_first
-from adaptsft.model.build import ShardedModel, reshard
+from adaptsft.model.fsdp import ShardedModel, reshard
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics

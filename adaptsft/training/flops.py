@@ -4,7 +4,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from adaptsft.data.tokenized import TokenizedData
-from adaptsft.model.build import embedding_of, head_of
+from adaptsft.model.modules import embedding_of, head_of
 
 # dense bf16 peak, FLOP/s, from the vendors' data sheets; the first name that is in the device's
 PEAK_FLOPS = {

@@ -3,7 +3,8 @@
 from adaptsft.config.schema import Config
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import print0, world_size
-from adaptsft.model.build import ShardedModel, compute_dtype
+from adaptsft.model.build import compute_dtype
+from adaptsft.model.fsdp import ShardedModel
 from adaptsft.training.setup import Run
 from adaptsft_kernels import describe_implementation
 

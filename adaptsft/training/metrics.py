@@ -27,7 +27,7 @@ from adaptsft.distributed.ranks import (
 )
 from adaptsft.errors import CheckpointError, NonFiniteError
 from adaptsft.files import replacing
-from adaptsft.model.build import ShardedModel
+from adaptsft.model.fsdp import ShardedModel
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.flops import flops_per_token, peak_flops

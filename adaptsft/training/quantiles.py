@@ -13,7 +13,7 @@ from adaptsft.data.collator import Batch
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import print0
-from adaptsft.model.build import ShardedModel, reshard
+from adaptsft.model.fsdp import ShardedModel, reshard
 from adaptsft.objectives.build import NLL
 from adaptsft.statistics.base_model import FineHistogram
 

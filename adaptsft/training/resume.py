@@ -28,7 +28,7 @@ from adaptsft.distributed.ranks import (
 )
 from adaptsft.errors import CheckpointError
 from adaptsft.files import lock
-from adaptsft.model.build import ShardedModel
+from adaptsft.model.fsdp import ShardedModel
 from adaptsft.training.quantiles import set_quantile_thresholds
 from adaptsft.training.run_folder import write_what_is_run
 from adaptsft.training.setup import Run

@@ -19,7 +19,8 @@ from adaptsft.data.documents import Documents, padded_length
 from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.build import build_model, check_fused_loss_matches_model
+from adaptsft.model.build import build_model
+from adaptsft.model.loss import check_fused_loss_matches_model
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL

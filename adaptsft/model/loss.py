@@ -1,0 +1,137 @@
+"""The loss of a micro-batch, as a method of the model, and the check that it is the model's own.
+
+It is a method, `token_loss`, so that FSDP2 unshards the head inside it and the fused loss reads a
+plain full weight: reading a sharded head outside would silently drop the other ranks' gradient.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from adaptsft.config.schema import TrainConfig
+from adaptsft.data.collator import Batch
+from adaptsft.distributed.ranks import raise_on_all_ranks
+from adaptsft.errors import ConfigError
+from adaptsft.model.fsdp import ShardedModel, reshard
+from adaptsft.model.modules import head_of
+from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import NLL
+from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_tokens
+from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
+
+
+def loss_settings(train: TrainConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The choices that linear_objective is called with. Raises ConfigError where they cannot run
+    here."""
+    try:
+        choose_implementation(train.loss_implementation, device, dtype)
+    except ValueError as error:
+        raise ConfigError(f"train.loss_implementation: {error}") from None
+    if train.loss_logits == "bf16" and dtype != torch.bfloat16:
+        raise ConfigError(
+            "train.loss_logits=bf16 needs model.compute_dtype=bf16, which auto is on a GPU alone; "
+            "use fp32"
+        )
+    return {
+        "implementation": train.loss_implementation,
+        "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None,
+        "chunk_size": train.loss_chunk,
+    }
+
+
+def token_loss(
+    self: PreTrainedModel,
+    batch: Batch,
+    objective: Objective,
+    state: ObjectiveState | None,
+    scale: Tensor | float,
+) -> tuple[Tensor, TokenOutputs, Tensor]:
+    """Loss of the target tokens of a micro-batch, times `scale`; their statistics; and which of
+    them the objective keeps, bool [n]. Bound to the model as its method.
+
+    Only the hidden states that predict a target token reach the head; the logits are never held
+    whole.
+    """
+    hidden = self.base_model(**_inputs(batch)).last_hidden_state
+    head = head_of(self)
+    # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
+    # open (torch < 2.13)
+    head(hidden[:, :0])
+    source = batch.source
+    if state is not None:
+        state, source = with_exempt_tokens(state, source, batch.targets, objective.exempt)
+    settings = self.config.get_text_config()
+    loss, tokens = linear_objective(
+        hidden.flatten(0, 1),
+        head.weight,
+        batch.targets,
+        objective,
+        state,
+        source=source,
+        sequence=batch.sequence,
+        target_idx=batch.target_idx,
+        bias=head.bias,
+        softcap=getattr(settings, "final_logit_softcapping", None),
+        logit_scale=_logit_scale(settings),
+        scale=scale,
+        **cast(dict[str, Any], self.loss_settings),
+    )
+    kept = objective.keep(tokens, None if state is None else per_token(state, source))
+    return loss, tokens, kept
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.ids,
+        "position_ids": batch.positions,
+        "documents": batch.documents,
+        "use_cache": False,
+    }
+
+
+def _logit_scale(settings: Any) -> float:
+    """Cohere multiplies its logits by logit_scale, Granite divides them by logits_scaling. What is
+    not known here, `check_fused_loss_matches_model` catches."""
+    divisor = getattr(settings, "logits_scaling", None) or 1.0
+    return getattr(settings, "logit_scale", None) or 1.0 / divisor
+
+
+@torch.no_grad()
+def check_fused_loss_matches_model(model: ShardedModel, batch: Batch, count: int = 256) -> None:
+    """Compare log p of a few targets by `token_loss` with the model's own forward: whatever its
+    head does must be what we differentiate.
+
+    Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)).
+    All ranks call it together.
+    """
+    model.eval()  # no dropout: both ways must see the same hidden states
+    length = batch.ids.shape[1]
+    row, column = batch.target_idx[:count] // length, batch.target_idx[:count] % length
+    # logits of these only; a rank without a token takes part with one
+    columns = torch.cat([column, column.new_zeros(1)]).unique()
+    with torch.compiler.set_stance("force_eager"):  # not worth compiling for
+        _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
+        output = model(**_inputs(batch), logits_to_keep=columns)
+    logits = output.logits[row, torch.searchsorted(columns, column)]
+    own = logits.float().log_softmax(-1).gather(1, batch.targets[:count, None]).squeeze(1)
+    model.train()
+    reshard(model)
+    error = float((own - tokens.logp[:count]).abs().mean()) if len(own) else 0.0
+
+    def check() -> None:
+        if math.isnan(error):
+            raise ConfigError(
+                f"{model.name_or_path}: the model gives log p = NaN on the first batch; are its "
+                "weights finite?"
+            )
+        if error > (1e-3 if logits.dtype == torch.float32 else 0.1):
+            raise ConfigError(
+                f"{type(model).__name__}: its logits are not those of a linear head with an "
+                f"optional bias, scale and soft cap (mean difference of log p: {error:.3g} nats), "
+                "so the fused loss cannot train it"
+            )
+
+    raise_on_all_ranks(check)

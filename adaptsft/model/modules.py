@@ -1,0 +1,35 @@
+"""The modules of a transformers model that are treated apart: its decoder layers, head, embedding
+and final norm."""
+
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from adaptsft.errors import ConfigError
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
+    return cast(nn.Embedding, model.get_input_embeddings())
+
+
+def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
+    """The norm before the head, where it has one of the usual names."""
+    base, names = model.base_model, ("norm", "final_layernorm", "ln_f")
+    return next((getattr(base, name) for name in names if hasattr(base, name)), None)
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers: the modules that transformers itself never splits over devices."""
+    names = set(model._no_split_modules or ())
+    found = [module for module in model.modules() if type(module).__name__ in names]
+    if not found:
+        raise ConfigError(
+            f"{type(model).__name__} does not name its decoder layers (_no_split_modules), so it "
+            "cannot be sharded"
+        )
+    return found
