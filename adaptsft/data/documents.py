@@ -25,8 +25,8 @@ class Documents(NamedTuple):
 
     @classmethod
     def build(cls, cu_seqlens: Tensor, with_buckets: bool) -> "Documents":
-        """From int32 offsets [documents + 1] on the host. For sdpa, documents are grouped by length,
-        rounded up to a power of two: few calls, little padding."""
+        """From int32 offsets [documents + 1] on the host. For sdpa, documents are grouped by
+        length, rounded up to a power of two: few calls, little padding."""
         empty = torch.empty(0, dtype=torch.int64)
         buckets, inverse = _buckets(cu_seqlens) if with_buckets else ((), empty)
         longest = padded_length(int(cu_seqlens.diff().max()))

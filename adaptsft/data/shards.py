@@ -48,8 +48,8 @@ def list_files(config: DataConfig) -> list[str]:
 
 
 def folder_of(config: Config) -> Path:
-    """Where the shards of a run are tokenised: no two runs share it, as each deletes what it has
-    learned."""
+    """Where the shards of a run are tokenised: no two runs share it, as each deletes the shards
+    that it has trained on."""
     run = str(Path(config.run_dir).expanduser().absolute()).encode()
     name = f"stream-{hashlib.sha256(run).hexdigest()[:16]}"
     return Path(config.data.cache_dir).expanduser() / name

@@ -1,5 +1,5 @@
-"""Training on a set larger than the disk: while one shard of its files is learned, a process beside
-the run tokenises the next.
+"""Training on a set larger than the disk: while the run trains on one shard of its files, a process
+beside it tokenises the next.
 
 Rank 0 manages the folder of the shards. It holds two at most: the shard before is deleted when all
 ranks have opened the next one, and only then is the one after that begun, so the space is bounded

@@ -25,7 +25,7 @@ from adaptsft.errors import ConfigError, DataError
 # the plain template puts a system message before the user's, as the evaluators do
 PLAIN_PROMPTS = (["user"], ["system", "user"])
 
-Segment = tuple[str, bool]  # text, whether it is learned
+Segment = tuple[str, bool]  # text, whether its tokens are targets
 
 
 class Template:
@@ -107,8 +107,8 @@ class Template:
             if not upto.startswith(prompt):
                 raise DataError(
                     f"the chat template's generation prompt is not how it begins message {i}, so "
-                    "that no loss mask fits it; use a tokenizer whose template agrees with itself, "
-                    "or data.template=plain"
+                    "that no loss mask fits it; use a tokenizer whose template is consistent, or "
+                    "data.template=plain"
                 )
             if not full.startswith(prompt + turn) or len(prompt) < done:
                 raise DataError(
@@ -133,10 +133,10 @@ class Template:
         examples = []
         for segments in conversations:
             ids, mask = list(self.begin), [self.loss_on == "all"] * len(self.begin)
-            for _, learned in segments:
+            for _, is_target in segments:
                 piece = next(pieces)
                 ids += piece
-                mask += [learned] * len(piece)
+                mask += [is_target] * len(piece)
             ids += self.end
             mask += [True] * len(self.end)
             mask[:1] = [False] * len(mask[:1])

@@ -1,8 +1,11 @@
-"""Checkpoints that are whole or absent: temporary folder -> fsync -> sha256 manifest -> rename -> prune.
+"""Checkpoints that are whole or absent: temporary folder -> fsync -> sha256 manifest -> rename ->
+prune.
 
-The sharded state (model, optimizer, control) goes through torch.distributed.checkpoint and loads on any number of ranks; the rest of a
-run's state is a few numbers in state.json. Data order and random numbers are pure functions of (seed, step, rank) and need no state.
-DCP loads a bit-flipped shard silently and unpickles its metadata, so nothing is read before its checksum has been verified.
+The sharded state (model, optimizer, the objective's tensors) goes through
+torch.distributed.checkpoint (DCP) and loads on any number of ranks; the rest of a run's state is a
+few numbers in state.json. Data order and random numbers are pure functions of (seed, step, rank)
+and need no state. DCP loads a bit-flipped file silently and unpickles its metadata, so nothing is
+read before its checksum has been verified.
 """
 
 import hashlib
@@ -19,21 +22,28 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from adaptsft.config.schema import CheckpointConfig
 from adaptsft.distributed.ranks import print0, rank, sync_errors
 from adaptsft.errors import CheckpointError
+from adaptsft.files import write_atomically
 
 MANIFEST = "manifest.json"
 
 
 class Checkpointer:
-    """Saves to `folder/step_00000042`, keeps the newest `keep_last`, and never deletes before the next one is complete."""
+    """Saves to `folder/step_00000042`, keeps the newest `keep_last`, and never deletes one before
+    the next one is complete."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         self.folder, self.keep_last, self.on_error = folder, config.keep_last, config.on_error
-        # a group of its own: the background save talks while the training loop does
+        # a group of its own: the background save communicates while the training loop does
         self.group: Any = dist.new_group(backend="gloo") if config.async_save else None
         self.background = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
@@ -42,7 +52,8 @@ class Checkpointer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """A background save ends, also where the run ends by an exception and the ranks no longer talk."""
+        """A background save ends, also where the run ends by an exception and the ranks no longer
+        communicate."""
         self.background.shutdown()
 
     def save(
@@ -53,7 +64,8 @@ class Checkpointer:
         tensors: dict[str, torch.Tensor],
         numbers: dict[str, Any],
     ) -> None:
-        """Write the state after `step` steps. In the background with async_save; then the state is copied to memory first."""
+        """Write the state after `step` steps. In the background with async_save; then the state is
+        copied to memory first."""
         self.wait()
         final = self.folder / f"step_{step:08d}"
         temporary = final.with_suffix(".tmp")
@@ -65,14 +77,15 @@ class Checkpointer:
 
         def finish() -> None:
             if rank() == 0:
-                _write(temporary / "state.json", {"step": step} | numbers)
+                _write_json(temporary / "state.json", {"step": step} | numbers)
                 commit(temporary, final)
                 self._prune()
 
         def write() -> None:
             if not temporary.is_dir():
                 raise OSError(
-                    f"{temporary}, which rank 0 made, is not there on rank {rank()}: all nodes must share the run folder"
+                    f"{temporary}, which rank 0 made, is not there on rank {rank()}: all nodes "
+                    "must share the run folder"
                 )
             writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=4)
             if self.group is None:
@@ -83,23 +96,26 @@ class Checkpointer:
                 self.pending = self.background.submit(lambda: (saved.result(), finish())[1])
 
         state = full_state(model, optimizer, tensors)
-        if self._together(make_folder):
-            self._together(write)
+        if self._on_all_ranks(make_folder):
+            self._on_all_ranks(write)
 
     def wait(self) -> None:
-        """Until a background save, if there is one, is complete on disk. All ranks call it together."""
+        """Until a background save, if there is one, is complete on disk. All ranks call it
+        together."""
         pending, self.pending = self.pending, None
         if self.group is not None:
-            self._together(lambda: None if pending is None else pending.result())
+            self._on_all_ranks(lambda: None if pending is None else pending.result())
 
-    def _together(self, work: Callable[[], None]) -> bool:
-        """Run on every rank; True if storage failed on none. A failure on any is raised on all, or only told (`on_error: continue`)."""
+    def _on_all_ranks(self, work: Callable[[], None]) -> bool:
+        """Run on every rank; True if storage failed on none. A failure on any is raised on all, or
+        only printed (checkpoint.on_error=continue)."""
         error = None
         try:
             work()
         except (OSError, dcp.api.CheckpointException) as caught:
             error = CheckpointError(
-                f"{self.folder}: a checkpoint could not be saved: {caught}. Earlier checkpoints are intact"
+                f"{self.folder}: a checkpoint could not be saved: {caught}. Earlier checkpoints "
+                "are intact"
             )
         try:
             sync_errors(error)
@@ -112,9 +128,8 @@ class Checkpointer:
 
     def _prune(self) -> None:
         complete = complete_checkpoints(self.folder)
-        leftovers = [
-            path for path in self.folder.glob("step_*") if path not in complete
-        ]  # of a crash; no save is under way
+        # of a crash; no save is under way
+        leftovers = [path for path in self.folder.glob("step_*") if path not in complete]
         for old in [*complete[: -self.keep_last], *leftovers]:
             try:
                 delete(old)
@@ -130,57 +145,50 @@ def full_state(
 
 
 def commit(temporary: Path, final: Path) -> None:
-    """Seal a folder: checksum every file, make all of it durable, and give it its final name in one atomic step."""
+    """Seal a folder: checksum every file, make all of it durable, and give it its final name in one
+    atomic step."""
     files = sorted(path for path in temporary.iterdir() if path.name != MANIFEST)
-    named = {
-        entry.relative_path
-        for entry in dcp.FileSystemReader(temporary).read_metadata().storage_data.values()
-    }
+    metadata = dcp.FileSystemReader(temporary).read_metadata()
+    named = {entry.relative_path for entry in metadata.storage_data.values()}
     if absent := sorted(named - {path.name for path in files}):
         raise OSError(
-            f"{absent[0]}, which a rank has written, is not there: all nodes must share the run folder"
+            f"{absent[0]}, which a rank has written, is not there: all nodes must share the run "
+            "folder"
         )
     with ThreadPoolExecutor(8) as pool:
-        digests = list(pool.map(_sha256, files))
-    _write(
-        temporary / MANIFEST,
-        {
-            path.name: {"bytes": path.stat().st_size, "sha256": d}
-            for path, d in zip(files, digests, strict=True)
-        },
-    )
+        digests = pool.map(_sha256, files)
+        manifest = {
+            path.name: {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(files, digests, strict=True)
+        }
+    _write_json(temporary / MANIFEST, manifest)
     _sync_folder(temporary)
-    shutil.rmtree(
-        final, ignore_errors=True
-    )  # only ever there when a run repeats a step after resuming from an earlier one
+    # only ever there when a run repeats a step after resuming from an earlier one
+    shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _sync_folder(final.parent)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first. A folder that a crash left unfinished has another name and is not among them."""
-    return sorted(
-        path
-        for path in folder.glob("step_*")
-        if re.fullmatch(r"step_\d{8}", path.name) and (path / MANIFEST).is_file()
-    )
+    """Complete checkpoints, oldest first. A folder that a crash left unfinished has another name
+    and is not among them."""
+    named = (path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name))
+    return sorted(path for path in named if (path / MANIFEST).is_file())
 
 
 def delete(checkpoint: Path) -> None:
-    (checkpoint / MANIFEST).unlink(
-        missing_ok=True
-    )  # first: a deletion cut short must not leave what looks complete
+    # the manifest first: a deletion cut short must not leave what looks complete
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
 def verify(checkpoint: Path) -> None:
-    """Raise CheckpointError, naming the file, unless every file is there with the size and checksum that were written."""
+    """Raise CheckpointError, naming the file, unless every file is there with the size and checksum
+    that were written."""
     others = [str(path) for path in complete_checkpoints(checkpoint.parent) if path != checkpoint]
-    fix = (
-        f"resume from another one with resume={others[-1]}"
-        if others
-        else "there is no other checkpoint beside it"
-    )
+    fix = "there is no other checkpoint beside it"
+    if others:
+        fix = f"resume from another one with resume={others[-1]}"
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
@@ -198,11 +206,9 @@ def verify(checkpoint: Path) -> None:
             return f"{path}: missing"
         if path.stat().st_size != size:
             return f"{path}: truncated or changed, {path.stat().st_size} bytes instead of {size}"
-        return (
-            None
-            if _sha256(path) == digest
-            else f"{path}: damaged, its sha256 is not the one written"
-        )
+        if _sha256(path) != digest:
+            return f"{path}: damaged, its sha256 is not the one written"
+        return None
 
     with ThreadPoolExecutor(8) as pool:
         for problem in pool.map(check, expected.items()):
@@ -220,7 +226,8 @@ def load(
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, torch.Tensor],
 ) -> None:
-    """Load a verified checkpoint into the model, the optimizer and `tensors`, in place, on any number of ranks."""
+    """Load a verified checkpoint into the model, the optimizer and `tensors`, in place, on any
+    number of ranks."""
     state = full_state(model, optimizer, tensors)
     try:
         dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
@@ -233,18 +240,13 @@ def load(
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Only the weights, for export."""
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-
     state = {"model": get_model_state_dict(model)}
     dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
     set_model_state_dict(model, state["model"])
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=1), sync=True)
 
 
 def _sync_folder(path: Path) -> None:

@@ -23,21 +23,20 @@ _runs = itertools.count()
 def process_group(device_kind: str):
     """Join (or, without torchrun, be) the process group; yields this rank's device.
 
-    Collectives on CPU tensors go through gloo also where the GPUs talk NCCL: checkpoints and objects need them.
-    Two hours of time-out: rank 0 tokenises alone while the others wait.
+    Collectives on CPU tensors go through gloo also where the GPUs use NCCL: checkpoints and objects
+    need them. Two hours of time-out: rank 0 tokenises alone while the others wait.
     """
     cuda = torch.cuda.is_available() if device_kind == "auto" else device_kind == "cuda"
     if cuda and not torch.cuda.is_available():
         raise ConfigError("train.device=cuda: torch sees no GPU here; use train.device=cpu or auto")
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     wanted = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), (device.index or 0) + 1)
-    if (
-        cuda and wanted > torch.cuda.device_count()
-    ):  # said by all ranks of the node, of which one is heard
+    # all ranks of the node raise it, and one of them prints it
+    if cuda and wanted > torch.cuda.device_count():
         raise ConfigError(
-            f"{wanted} ranks on this node, which has {torch.cuda.device_count()} GPUs: lower --nproc-per-node"
+            f"{wanted} ranks on this node, which has {torch.cuda.device_count()} GPUs: lower "
+            "--nproc-per-node"
         )
     if cuda:
         # cuBLAS reads it when it starts, and train.deterministic needs it: 8 buffers of 4 MiB, as
@@ -47,12 +46,15 @@ def process_group(device_kind: str):
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     if restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # restarted ranks would read the addresses that the dead ones left in the shared store, and hang (pytorch#135712)
+        # restarted ranks would read the addresses that the dead ones left in the shared store, and
+        # hang (pytorch#135712)
         raise ConfigError(
-            "torchrun --max-restarts hangs after a restart unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set: export it"
+            "torchrun --max-restarts hangs after a restart unless "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set: export it"
         )
     if "RANK" in os.environ:
-        # a name for each group of this process: a second run would otherwise meet the keys that the first left in torchrun's store
+        # a name for each group of this process: a second run would otherwise meet the keys that the
+        # first left in torchrun's store
         store, rank, world = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(f"run{next(_runs)}", store)
         dist.init_process_group(
@@ -75,7 +77,8 @@ def world_size() -> int:
 
 
 def device_mesh(device: torch.device, replicas: int) -> DeviceMesh:
-    """One dimension to shard over; with replicas > 1 (HSDP) a second one, outermost, to replicate over. The inner one should fit a node."""
+    """One dimension to shard over; with replicas > 1 (HSDP) a second one, outermost, to replicate
+    over. The inner one should fit a node."""
     world = world_size()
     if world % replicas:
         raise ConfigError(
@@ -83,9 +86,8 @@ def device_mesh(device: torch.device, replicas: int) -> DeviceMesh:
         )
     if replicas == 1:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
-    return init_device_mesh(
-        device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard")
-    )
+    shape = (replicas, world // replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def print0(message: str) -> None:
@@ -94,7 +96,8 @@ def print0(message: str) -> None:
 
 
 def rank0_first(work: Callable[[], T]) -> T:
-    """Run `work` on rank 0, then on the others, which find what rank 0 left on disk. A UserError on any rank is raised on every rank."""
+    """Run `work` on rank 0, then on the others, which find what rank 0 left on disk. A UserError on
+    any rank is raised on every rank."""
     result: T | None = None
     for mine in (rank() == 0, rank() != 0):
         if mine:
@@ -117,30 +120,35 @@ def raise_on_all_ranks(work: Callable[[], T]) -> T:
 
 
 def check_same_config(config: object) -> None:
-    """Raise on all ranks unless all were started with the same configuration (on several nodes each has its own command line)."""
+    """Raise on all ranks unless all were started with the same configuration (on several nodes each
+    has its own command line)."""
     everyone: list[object] = [None] * world_size()
     dist.all_gather_object(everyone, config)
     other = [number for number, theirs in enumerate(everyone) if theirs != everyone[0]]
     if other:
         raise DisagreementError(
-            f"ranks {other} were started with another configuration than rank 0: give every node the same command"
+            f"ranks {other} were started with another configuration than rank 0: give every node "
+            "the same command"
         )
 
 
 def check_same_state(step: int, content: bytes) -> None:
-    """Raise on all ranks unless `content` (statistics, control) is the same on all of them, naming those that differ from the majority."""
+    """Raise on all ranks unless `content` (statistics, objective state) is the same on all of them,
+    naming those that differ from the majority."""
     digests: list[str] = [""] * world_size()
     dist.all_gather_object(digests, hashlib.sha256(content).hexdigest())
     common = max(digests, key=digests.count)
     other = [number for number, digest in enumerate(digests) if digest != common]
     if other:
         raise DisagreementError(
-            f"by step {step}, ranks {other} hold other statistics or another control than the rest: a damaged device?"
+            f"by step {step}, ranks {other} hold other statistics or another objective state than "
+            "the rest: a damaged device?"
         )
 
 
 def sync_errors(error: UserError | None) -> None:
-    """Raise on every rank if any rank has an error: nobody is left waiting in a collective for a rank that has gone."""
+    """Raise on every rank if any rank has an error: none is left waiting in a collective for a rank
+    that has gone."""
     errors: list[UserError | None] = [None] * world_size()
     dist.all_gather_object(errors, error)
     for first in errors:

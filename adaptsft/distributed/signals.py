@@ -20,8 +20,8 @@ HUNG = 7  # exit code of a rank that made no progress
 class Stopper:
     """Asks all ranks to save and stop when any of them receives SIGTERM or SIGUSR1.
 
-    The request rides in the step's all-reduce and is read one step late, when its copy to the host has long arrived. As a context
-    manager it puts the signal handlers back.
+    The request is summed in the step's all-reduce and read one step late, when its copy to the host
+    has long arrived. As a context manager it puts the signal handlers back.
     """
 
     def __init__(self) -> None:
@@ -31,9 +31,8 @@ class Stopper:
 
     def __enter__(self) -> "Stopper":
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            with contextlib.suppress(
-                ValueError
-            ):  # not the main thread: whoever runs the loop there handles its own signals
+            # ValueError: not the main thread, where the caller handles its own signals
+            with contextlib.suppress(ValueError):
                 self.before[number] = signal.signal(number, self._request)
         return self
 
@@ -50,7 +49,8 @@ class Stopper:
             flag.fill_(1.0)
 
     def asked(self, flag: Tensor) -> bool:
-        """Whether any rank had asked by the previous step; `flag` is this step's, after the all-reduce."""
+        """Whether any rank had asked by the previous step; `flag` is this step's, after the
+        all-reduce."""
         event = None
         if flag.is_cuda:
             copy = torch.empty((), dtype=flag.dtype, pin_memory=True).copy_(flag, non_blocking=True)
@@ -68,7 +68,7 @@ class Stopper:
 
 
 class Watchdog:
-    """Ends this rank when it has made no progress for `seconds`, and prints where it stands: a
+    """Ends this rank when it has made no progress for `seconds`, and prints where it is: a
     collective that one rank never joins would otherwise hold the others for hours.
 
     It watches from the first beat to `stop`. A context manager.
@@ -97,7 +97,8 @@ class Watchdog:
         while not self.over.wait(min(self.seconds / 4, 10.0)):
             if time.monotonic() - self.last > self.seconds:
                 print(
-                    f"rank {rank()}: no progress in step {self.step} for {self.seconds:g} s (train.hang_timeout)",
+                    f"rank {rank()}: no progress in step {self.step} for {self.seconds:g} s "
+                    "(train.hang_timeout)",
                     file=sys.stderr,
                     flush=True,
                 )

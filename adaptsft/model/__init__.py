@@ -1,0 +1,1 @@
+"""Models of Hugging Face: loaded, sharded, with their loss, and exported."""

@@ -1,17 +1,17 @@
-"""The same tokens give the same step on one rank or two, in one micro-batch or many; checkpoints load on either. Real gloo ranks."""
+"""The same tokens give the same step on one rank or two, in one micro-batch or many; checkpoints
+load on either. Real gloo ranks."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from adaptsft.config.load import read_config, save_config
-from adaptsft.train import train
+from adaptsft.errors import DataError
+from adaptsft.train import main, train
 from tests.conftest import REPO
+from tests.distributed.two_ranks import on_two_ranks, train_all
 from tests.runs import loaded_state, metrics_of, saved_state, small_config, write_data
 from tests.training.test_strict import (
     BF16,
@@ -45,74 +45,43 @@ CASES = {
         "objective__normalizer": "kept",
         "train__activation_checkpointing": "full",
     },
-    "idle": {
-        "arch": "llama",
-        "tied": False,
-        "train__global_batch_size": 1,
-    },  # the second rank has nothing to learn
+    # the second rank has nothing to learn
+    "idle": {"arch": "llama", "tied": False, "train__global_batch_size": 1},
     "replicated": {"arch": "llama", "tied": False, "train__replicas": 2},
 }
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *arguments,
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}",
-    }
-    return subprocess.run(
-        command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_model) -> Path:
-    """All configurations, trained on one rank here and on two ranks by one torchrun."""
+    """All configurations, trained on one rank here and on two ranks in two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     write_data(folder / "data.jsonl", 20)
     (folder / "two").mkdir()
 
     def config(name: str, case: dict, **more):
         options = {key: case[key] for key in ("arch", "tied") if key in case}
-        overrides = (
-            GRADIENT | {key: value for key, value in case.items() if key not in options} | more
-        )
-        return small_config(folder, tiny_model(**options), name, **overrides)
+        keys = {key: value for key, value in case.items() if key not in options}
+        return small_config(folder, tiny_model(**options), name, **GRADIENT | keys | more)
+
+    def save(name: str, case: dict, **more) -> None:
+        save_config(config(f"{name}-2ranks", case, **more), folder / "two" / f"{name}.yaml")
 
     for name, case in CASES.items():
         one = {} if name != "replicated" else {"train__replicas": 1}
         for micro in (4, 1):
             train(config(f"{name}-1x{micro}", case, train__micro_batch_size=micro, **one))
-        save_config(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
+        save(name, case)
     # one micro-batch per rank and step, to compare the communication of accumulation with
-    save_config(
-        config("whole-2ranks", CASES["untied"], train__micro_batch_size=4, data__max_length=512),
-        folder / "two" / "whole.yaml",
-    )
-    strict = (
-        {"arch": "llama", "tied": False}
-        | SUMMED
-        | KEPT
-        | {"train__global_batch_size": 8, "train__micro_batch_size": 2}
-    )
-    for name, more in (("strict", {}), ("strict_bf16", BF16)):
-        case = strict | more | {"train__max_steps": 1}
-        save_config(config(f"{name}-2ranks", case), folder / "two" / f"{name}.yaml")
-    load = {
-        "config": "tied",
-        "checkpoint": str(folder / "tied-1x1" / "checkpoints" / "step_00000002"),
-    }
+    save("whole", CASES["untied"], train__micro_batch_size=4, data__max_length=512)
+    strict = {"arch": "llama", "tied": False, "train__max_steps": 1}
+    strict |= SUMMED | KEPT | {"train__global_batch_size": 8, "train__micro_batch_size": 2}
+    save("strict", strict)
+    save("strict_bf16", strict | BF16)
+    checkpoint = folder / "tied-1x1" / "checkpoints" / "step_00000002"
+    load = {"config": "tied", "checkpoint": str(checkpoint)}
     (folder / "two" / "load.json").write_text(json.dumps(load))
-    done = torchrun("-m", "tests.distributed.two_ranks", str(folder / "two"))
-    assert done.returncode == 0, done.stderr[-4000:]
+    codes, printed = on_two_ranks(train_all, folder / "two", log=folder / "log")
+    assert codes == [0, 0], printed[-4000:]
     return folder
 
 
@@ -142,31 +111,24 @@ def test_any_split_of_the_same_tokens_is_the_same_step(runs, name):
 
 
 def test_a_checkpoint_of_one_rank_loads_on_two_and_the_reverse(runs):
-    written_by_one, on_two = (
-        saved_state(runs / "tied-1x1" / "checkpoints" / "step_00000002"),
-        torch.load(runs / "two" / "loaded.pt"),
-    )
+    written_by_one = saved_state(runs / "tied-1x1" / "checkpoints" / "step_00000002")
+    on_two = torch.load(runs / "two" / "loaded.pt")
     by_two = runs / "tied-2ranks" / "checkpoints" / "step_00000002"
     on_one = loaded_state(read_config(runs / "tied-1x1" / "config.yaml"), by_two)
     for written, loaded in ((written_by_one, on_two), (saved_state(by_two), on_one)):
         compared = [key for key in loaded if key in written]
-        assert any("exp_avg_sq" in key for key in compared) and any(
-            key.startswith("model/") for key in compared
-        )
-        assert any(key.startswith("tensors/") for key in compared) and len(compared) == len(loaded)
+        assert len(compared) == len(loaded) and any("exp_avg_sq" in key for key in compared)
+        for group in ("model/", "tensors/"):
+            assert any(key.startswith(group) for key in compared)
         for key in compared:
             assert torch.equal(loaded[key], written[key]), key
 
 
 def test_summed_micro_batches_on_two_ranks_are_the_hand_written_formula(runs):
-    expected, target_tokens, kept = reference_gradient(
-        read_config(runs / "strict-2ranks" / "config.yaml"), 2, LOWER
-    )
-    assert (
-        len(kept) == 4
-        and len(set(kept)) > 1
-        and all(0 < k < n for k, n in zip(kept, target_tokens, strict=True))
-    )
+    config = read_config(runs / "strict-2ranks" / "config.yaml")
+    expected, target_tokens, kept = reference_gradient(config, 2, LOWER)
+    assert len(kept) == 4 and len(set(kept)) > 1
+    assert all(0 < k < n for k, n in zip(kept, target_tokens, strict=True))
     assert_gradient(runs / "strict-2ranks", expected)
 
 
@@ -187,16 +149,16 @@ def test_accumulation_costs_no_extra_reduction(runs):
 def test_an_error_ends_all_ranks_with_its_message_and_leaves_nothing(tmp_path, tiny_model):
     data = tmp_path / "bad.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
-    done = torchrun(
-        "-m",
-        "adaptsft.train",
-        f"run_dir={tmp_path / 'run'}",
-        f"model.path={tiny_model('llama')}",
-        f"data.path={data}",
-        f"data.cache_dir={tmp_path / 'cache'}",
-    )
-    assert done.returncode != 0
-    assert f"{data}:2" in done.stderr
-    assert done.stderr.count("adaptsft.train: DataError") == 1
-    assert str(REPO / "adaptsft") not in done.stderr, "a message, not a traceback of ours"
+    arguments = {
+        "run_dir": tmp_path / "run",
+        "model.path": tiny_model("llama"),
+        "data.path": data,
+        "data.cache_dir": tmp_path / "cache",
+    }
+    command = [f"{key}={value}" for key, value in arguments.items()]
+    codes, printed = on_two_ranks(main, command, log=tmp_path / "log")
+    assert codes == [DataError.exit_code] * 2
+    assert f"{data}:2" in printed
+    assert printed.count("adaptsft.train: DataError") == 1
+    assert str(REPO / "adaptsft") not in printed, "a message, not a traceback of ours"
     assert not (tmp_path / "run").exists()

@@ -1,19 +1,61 @@
-"""Started by torchrun on two gloo ranks: trains every configuration of a list, and loads a checkpoint that one rank saved.
-
-torchrun --standalone --nproc-per-node 2 -m tests.distributed.two_ranks FOLDER
-"""
+"""Two gloo ranks, in processes of their own that torch need not be imported in again."""
 
 import json
+import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptsft.config.load import read_config
 from adaptsft.distributed.ranks import rank
 from adaptsft.train import train
-from tests.runs import loaded_state
+from tests.runs import PROCESSES, loaded_state
+
+RANKS = 2
+
+
+def on_two_ranks(work: Callable[..., Any], *arguments: Any, log: Path) -> tuple[list[int], str]:
+    """Run work(*arguments) on two ranks; their exit codes, and what they have printed.
+
+    As under torchrun, the ranks meet at a store of the process that starts them.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    logs = [log.with_name(f"{log.name}.{number}") for number in range(RANKS)]
+    processes = [
+        PROCESSES.Process(target=_rank, args=(number, store.port, path, work, arguments))
+        for number, path in enumerate(logs)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        if process.exitcode != 0:  # the other rank may wait for this one
+            for other in processes:
+                other.join(30)
+                other.kill()
+    codes = [-1 if process.exitcode is None else process.exitcode for process in processes]
+    return codes, "".join(path.read_text() for path in logs)
+
+
+def _rank(number: int, port: int, log: Path, work: Callable[..., Any], arguments: tuple) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    try:
+        code = work(*arguments)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)
 
 
 class Reductions(TorchDispatchMode):
@@ -26,7 +68,9 @@ class Reductions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def main(folder: Path) -> None:
+def train_all(folder: Path) -> None:
+    """Train every configuration of the folder, and load the checkpoint that load.json names, which
+    one rank saved."""
     reductions = {}
     for file in sorted(folder.glob("*.yaml")):
         with Reductions() as counter:
@@ -37,7 +81,3 @@ def main(folder: Path) -> None:
     if rank() == 0:
         torch.save(state, folder / "loaded.pt")
         (folder / "reductions.json").write_text(json.dumps(reductions))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

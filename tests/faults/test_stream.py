@@ -1,4 +1,5 @@
-"""kill -9 in a streamed set: in the middle of a part and where parts meet; the part of the checkpoint may have been deleted by then."""
+"""kill -9 in a streamed set: in the middle of a shard and where shards meet; the shard of the
+checkpoint may have been deleted by then."""
 
 import os
 import signal
@@ -15,16 +16,15 @@ from tests.faults.ranks import live
 from tests.faults.test_kills import chain
 from tests.runs import PROCESSES, metrics_of, write_data
 
-# Five files of seven examples, two files in a part, five examples in a step: the parts have the steps 1-2, 3-4, 5, 6-7 and 8-9, the last
-# two in the second pass. Checkpoints are those of steps 2 and 4, where parts meet, and of 6 and 8, in the middle.
+# Five files of seven examples, two files in a shard, five examples in a step: the shards have the
+# steps 1-2, 3-4, 5, 6-7 and 8-9, the last two in the second pass. Checkpoints are those of steps 2
+# and 4, where shards meet, and of 6 and 8, in the middle.
 STEPS = 9
 IN_STEPS = [
-    {"rank": 1, "at": "step", "step": 3},  # goes on from 2: where parts 1 and 2 meet
-    {
-        "rank": 0,
-        "at": "step",
-        "step": 8,
-    },  # from 6: in the middle of part 4, which was deleted when part 5 began
+    # resumes from 2: where shards 1 and 2 meet
+    {"rank": 1, "at": "step", "step": 3},
+    # from 6: in the middle of shard 4, which was deleted when shard 5 began
+    {"rank": 0, "at": "step", "step": 8},
 ]
 WHILE_WAITING = [
     {"rank": 0, "at": "wait", "step": 3},
@@ -76,7 +76,7 @@ def test_killed_in_a_stream(faults, stream_config, stream_reference, tally, requ
         chain(trial, config, faults, lambda ended: assert_same(ended, stream_reference))
 
 
-def test_one_rank_goes_on_where_two_have_stopped_with_the_same_tokens(
+def test_one_rank_continues_where_two_have_stopped_with_the_same_tokens(
     stream_config, stream_reference
 ):
     config = stream_config("stream-one-rank")
@@ -85,12 +85,10 @@ def test_one_rank_goes_on_where_two_have_stopped_with_the_same_tokens(
     ours, theirs = metrics_of(config), metrics_of(stream_reference)[4:]
     assert len(ours) == STEPS - 4
     for one, two in zip(ours, theirs, strict=True):
-        assert [one[key] for key in ("step", "epoch", "tokens", "all_tokens")] == [
-            two[key] for key in ("step", "epoch", "tokens", "all_tokens")
-        ]
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-2), (
-            "each rank draws its own dropout"
-        )
+        for key in ("step", "epoch", "tokens", "all_tokens"):
+            assert one[key] == two[key]
+        # each rank draws its own dropout
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-2)
 
 
 def _start_a_tokeniser_and_die(config: Config, note: Path) -> None:
@@ -106,10 +104,8 @@ def test_a_tokeniser_does_not_outlive_a_killed_run(stream_config, folder):
     )
     process.start()
     process.join()
-    status, deadline = (
-        Path("/proc") / (folder / "pid").read_text() / "status",
-        time.monotonic() + 60,
-    )
+    status = Path("/proc") / (folder / "pid").read_text() / "status"
+    deadline = time.monotonic() + 600  # a last resort: how soon it ends depends on the machine
     while status.exists() and "State:\tZ" not in status.read_text():
         assert time.monotonic() < deadline, "it lives on"
         time.sleep(0.1)

@@ -1,0 +1,100 @@
+"""Documents of a pack attend to themselves only, whichever back end runs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from adaptsft.data.documents import Documents
+from adaptsft.errors import ConfigError
+from adaptsft.model import attention
+from adaptsft.objectives.build import NLL
+from tests.model.batches import LENGTHS, Operators, built, packed_batch
+
+
+def test_sliding_window_and_softcap_are_honoured_within_a_pack(tiny_model, device, tmp_path):
+    folder = tmp_path / "windowed"
+    shutil.copytree(tiny_model("gemma2", tied=True), folder)
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+    (folder / "config.json").write_text(json.dumps(values))
+    model, pretrained = built(folder, device)
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
+    _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
+    ids = batch.ids[1:2]
+    logits = reference(input_ids=ids, use_cache=False).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+    offset = sum(LENGTHS[0]) - len(LENGTHS[0])
+    assert (tokens.logp[offset : offset + 15] - expected).abs().max() < 2e-6
+
+
+def test_another_document_of_the_pack_cannot_be_seen(tiny_model, device):
+    model, pretrained = built(tiny_model("llama", tied=False), device)
+    batch = packed_batch(LENGTHS, pretrained.config.vocab_size)
+    _, before, _ = model.token_loss(batch, NLL, None, 1.0)
+    batch.ids[0, 5:14] = 7  # the second document of the first pack; the targets stay
+    _, after, _ = model.token_loss(batch, NLL, None, 1.0)
+    changed = (before.logp != after.logp).nonzero().squeeze(1).tolist()
+    assert set(changed) <= set(range(4, 12)) and changed
+
+
+def test_varlen_repeats_keys_only_where_it_has_to():
+    """Traced with fake tensors: the CPU has no such kernel, and shapes are what counts."""
+    documents = Documents.build(torch.tensor([0, 7, 64], dtype=torch.int32), False)
+    with FakeTensorMode(allow_non_fake_inputs=True), Operators() as operators:
+        query = torch.empty(64, 4, 32, dtype=torch.bfloat16)
+        key, value = (torch.empty(64, 2, 32, dtype=torch.bfloat16) for _ in range(2))
+        out = attention._varlen(query, key, value, documents, 1.0, 5, None, 0.0)
+    assert out.shape == query.shape
+    (inputs,) = (args for name, args in operators.seen if name == "torch_attn::_varlen_attn")
+    heads = [tensor.shape[1] for tensor in inputs[:3]]
+    assert heads == ([4, 2, 2] if attention.VARLEN_GROUPS_HEADS else [4, 4, 4])
+
+
+def test_compiled_attention_is_compiled_twice_whatever_the_longest_document():
+    """Once for the first length, once for any; traced with tensors that hold no data."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    attend = torch.compile(attention._varlen, backend=count, fullgraph=True)
+    query = torch.empty(64, 4, 32, dtype=torch.bfloat16, device="meta")
+    for offsets in ([0, 64], [0, 200, 250], [0, 500, 501, 1000], [0, 3000, 3001, 3002]):
+        documents = Documents.build(torch.tensor(offsets, dtype=torch.int32), False)
+        documents = documents._replace(cu_seqlens=documents.cu_seqlens.to("meta"))
+        attend(query, query[:, :2], query[:, 2:], documents, 1.0, None, None, 0.0)
+    assert len(compiled) == 2
+
+
+def test_heads_that_a_gpu_kernel_does_not_take_are_known_before_it_runs():
+    for head_dim, flash, varlen in (
+        (64, "", ""),
+        (36, "", "a multiple of 8"),
+        (512, "at most 256", "at most 256"),
+    ):
+        config = LlamaConfig(head_dim=head_dim)
+        for backend, reason in (("flash", flash), ("varlen", varlen)):
+            found = attention.unfit(backend, config)
+            assert reason in found and bool(reason) == bool(found), (head_dim, backend, found)
+    assert "softcap" in attention.unfit("varlen", Gemma2Config())
+    assert not attention.unfit("flash", Gemma2Config())
+
+
+def test_attention_that_cannot_be_honoured_is_refused(device):
+    with pytest.raises(ConfigError, match=r"model\.attention=varlen.*GPU"):
+        attention.choose("varlen", device, torch.bfloat16, None)
+    seam = ALL_ATTENTION_FUNCTIONS[attention.SEAM["sdpa"]]
+    documents = Documents.build(torch.tensor([0, 4]), with_buckets=True)
+    states = torch.randn(1, 2, 4, 8)
+    more = {"documents": documents, "s_aux": torch.zeros(2)}
+    with pytest.raises(ConfigError, match="s_aux"):
+        seam(torch.nn.Module(), states, states, states, None, **more)

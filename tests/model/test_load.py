@@ -1,0 +1,55 @@
+"""Weights from files, and files that do not fit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from adaptsft.config.schema import ModelConfig
+from adaptsft.errors import ConfigError
+from adaptsft.model.load import HEAD
+from adaptsft.model.pretrained import load_pretrained
+from tests.model.batches import built
+
+
+def test_files_that_do_not_fit_are_refused_by_name(tiny_model, tmp_path, device):
+    source = tiny_model("llama", tied=False)
+
+    def changed(name: str, change) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(source, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    with pytest.raises(ConfigError, match=r"1 tensors missing.*model\.norm\.weight"):
+        built(changed("missing", lambda t: t.pop("model.norm.weight")), device)
+    with pytest.raises(ConfigError, match=r"not used.*extra"):
+        built(changed("extra", lambda t: t.update(extra=torch.zeros(1))), device)
+    with pytest.raises(ConfigError, match=r"lm_head\.weight: the file has shape"):
+        built(changed("shape", lambda t: t.update({HEAD: t[HEAD][:10].clone()})), device)
+    torn = tmp_path / "torn"
+    shutil.copytree(source, torn)
+    content = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=r"model\.safetensors: damaged"):
+        built(torn, device)
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_pretrained(ModelConfig(path="./nowhere"))
+
+
+def test_weights_in_several_files_and_bf16_are_read_into_fp32_masters(tiny_model, tmp_path, device):
+    source = tiny_model("qwen3", tied=False)
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    shutil.copytree(source, tmp_path / "split")
+    (tmp_path / "split" / "model.safetensors").unlink()
+    original.save_pretrained(tmp_path / "split", max_shard_size="100KB")
+    assert len(list((tmp_path / "split").glob("*.safetensors"))) > 1
+    model, _ = built(tmp_path / "split", device)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter.full_tensor(), original.state_dict()[name].float()), name
