@@ -27,7 +27,7 @@ from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.plan import main
 from adaptsft.training.optim import build_optimizer, guarded_step
-from tests.model.test_model import packed_batch
+from tests.model.batches import packed_batch
 from tests.runs import small_config
 
 TOLERANCE = {
