@@ -31,7 +31,7 @@ from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.base_model import BaseLogProbabilities, BaseStatistics
 from adaptsft.train import train
 from adaptsft.training.quantiles import with_quantiles
-from tests.distributed.test_two_ranks import torchrun
+from tests.distributed.two_ranks import torchrun
 from tests.runs import PROCESSES, metrics_of, small_config, write_data
 
 CPU = torch.device("cpu")

@@ -1,7 +1,8 @@
-"""Two gloo ranks, in processes of their own that torch need not be imported in again."""
+"""Two gloo ranks: in processes that torch need not be imported in again, or under torchrun."""
 
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adaptsft.config.load import read_config
 from adaptsft.distributed.ranks import rank
 from adaptsft.train import train
+from tests.conftest import REPO
 from tests.runs import PROCESSES, loaded_state
 
 RANKS = 2
@@ -41,6 +43,17 @@ def on_two_ranks(work: Callable[..., Any], *arguments: Any, log: Path) -> tuple[
                 other.kill()
     codes = [-1 if process.exitcode is None else process.exitcode for process in processes]
     return codes, "".join(path.read_text() for path in logs)
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess:
+    """A program under torchrun, where its start is what is tested: ten seconds of imports."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={RANKS}", *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"}
+    environment["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600
+    )
 
 
 def _rank(number: int, port: int, log: Path, work: Callable[..., Any], arguments: tuple) -> None:
