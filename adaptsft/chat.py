@@ -1,24 +1,15 @@
-"""python -m adaptsft.chat RUN_OR_MODEL: a conversation with a finished run, a Hugging Face folder or a model of the hub."""
+"""python -m adaptsft.chat RUN_OR_MODEL: a conversation with a finished run, a Hugging Face folder
+or a model of the hub."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
-from transformers.utils.logging import disable_progress_bar
-
-from adaptsft.config.load import read_config
-from adaptsft.config.schema import DataConfig
-from adaptsft.data.template import Template
-from adaptsft.errors import CheckpointError, UserError
-from adaptsft.model.attention import has_softcap
-
 HELP = "Ctrl-D or an empty line ends the conversation, /new starts another."
 
 
-def main(arguments: list[str]) -> int:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m adaptsft.chat",
         description="Talk to a finished run or to any Hugging Face model.",
@@ -34,43 +25,67 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.max_new_tokens < 1 or options.temperature < 0:
         parser.error("--max-new-tokens must be at least 1 and --temperature at least 0")
+    return options
+
+
+if __name__ == "__main__":
+    parse(sys.argv[1:])  # ends here for --help and for a misspelt option: before torch is imported
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers.utils.logging import disable_progress_bar
+
+from adaptsft.command_line import print_error
+from adaptsft.config.load import read_config
+from adaptsft.config.schema import DataConfig
+from adaptsft.data.template import Template
+from adaptsft.errors import CheckpointError, UserError
+from adaptsft.model.attention import has_softcap
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
     disable_progress_bar()
     try:
         model, tokenizer, template = load(options.model)
     except UserError as error:
-        print(f"adaptsft.chat: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error("adaptsft.chat", error)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     if options.prompt is not None:
         answer(model, tokenizer, template, [{"role": "user", "content": options.prompt}], options)
         return 0
+    converse(options, model, tokenizer, template)
+    return 0
+
+
+def converse(options: argparse.Namespace, model: Any, tokenizer: Any, template: Template) -> None:
     alone = template.kind == "plain"
-    note = (
+    memory = (
         "each message stands alone, as in its training"
         if alone
         else "it remembers the conversation"
     )
-    print(f"{options.model} on {model.device.type}; {note}. {HELP}", file=sys.stderr)
+    print(f"{options.model} on {model.device.type}; {memory}. {HELP}", file=sys.stderr)
     messages: list[dict[str, str]] = []
     while True:
         try:
             text = input("> ").strip()
         except EOFError:
-            return 0
+            return
         if not text:
-            return 0
+            return
         if text == "/new":
             messages = []
             continue
         messages = ([] if alone else messages) + [{"role": "user", "content": text}]
-        messages.append(
-            {"role": "assistant", "content": answer(model, tokenizer, template, messages, options)}
-        )
+        reply = answer(model, tokenizer, template, messages, options)
+        messages.append({"role": "assistant", "content": reply})
 
 
 def load(name: str) -> tuple[Any, Any, Template]:
-    """Model, tokenizer and template: the run's own; for any other model its chat template or, where it has none, the bare prompt."""
+    """Model, tokenizer and template: the run's own; for any other model its chat template or, where
+    it has none, the bare prompt."""
     folder, data = Path(name), DataConfig(prompt_template="{prompt}")
     is_run = (folder / "config.yaml").is_file()
     if is_run:
@@ -82,13 +97,8 @@ def load(name: str) -> tuple[Any, Any, Template]:
     try:
         source = folder / "final" if is_run else name
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        model = (
-            AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.bfloat16 if device == "cuda" else torch.float32
-            )
-            .to(device)
-            .eval()
-        )
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
     if has_softcap(model):
@@ -106,12 +116,11 @@ def answer(
 ) -> str:
     """Print the model's answer as it is generated, and return it."""
     prompt = torch.tensor([template.prompt_ids(messages)], device=model.device)
-    sampling = (
-        {"do_sample": True, "temperature": options.temperature, "top_p": 1.0, "top_k": 0}
-        if options.temperature > 0
-        else {"do_sample": False}
-    )
+    sampling: dict[str, Any] = {"do_sample": options.temperature > 0}
+    if options.temperature > 0:
+        sampling |= {"temperature": options.temperature, "top_p": 1.0, "top_k": 0}
     stops = {tokenizer.eos_token_id, *_ids(model.generation_config.eos_token_id)} - {None}
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -119,9 +128,7 @@ def answer(
         max_new_tokens=options.max_new_tokens,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         eos_token_id=sorted(stops) or None,
-        pad_token_id=tokenizer.pad_token_id
-        if tokenizer.pad_token_id is not None
-        else tokenizer.eos_token_id,
+        pad_token_id=pad,
     )
     return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
 

@@ -1,8 +1,9 @@
-"""The first answer of a command: its help, and what can be seen to be wrong without torch and
-datasets, which take seconds to import."""
+"""The first answer of a command whose arguments are a configuration: its help, and every error that
+can be found without torch and datasets, which take seconds to import."""
 
 import os
 import sys
+from collections.abc import Callable
 
 from adaptsft.config.load import parse_arguments
 from adaptsft.config.paths import local_model_folder
@@ -11,20 +12,28 @@ from adaptsft.data.files import check_data_files
 from adaptsft.errors import UserError
 
 
-def first_answer(arguments: list[str]) -> int | None:
+def first_answer(
+    arguments: list[str],
+    program: str = "adaptsft.train",
+    help_of: Callable[[], str] = help_text,
+    settings_of: Callable[[list[str]], list[str]] = list,
+) -> int | None:
     """Print the help, or an error in the arguments; returns the exit code, None where neither is
-    due."""
+    due.
+
+    `settings_of` takes out what only this command knows, and leaves what `adaptsft.train` takes.
+    """
     if not arguments or "--help" in arguments or "-h" in arguments:
         if int(os.environ.get("RANK", 0)) == 0:
-            print(help_text())
+            print(help_of())
         return 0 if arguments else 2
     try:
-        config = parse_arguments(arguments)
+        config = parse_arguments(settings_of(arguments))
         if config.model.path:
             local_model_folder(config.model)
         check_data_files(config.data)
     except UserError as error:
-        return print_error("adaptsft.train", error)
+        return print_error(program, error)
     return None
 
 

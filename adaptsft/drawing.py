@@ -1,8 +1,10 @@
-"""What all pictures share: a canvas without pyplot (no display, no global state to close), and colours, dashes and markers that stay
-apart for the colour-blind and in grey."""
+"""What all pictures share: a canvas without pyplot (no display, no global state to close), and
+colours, dashes and markers that can be told apart by the colour-blind and in grey."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from adaptsft.files import replacing
 
 if TYPE_CHECKING:  # matplotlib is imported only where something is drawn
     from matplotlib.figure import Figure
@@ -11,11 +13,8 @@ if TYPE_CHECKING:  # matplotlib is imported only where something is drawn
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")  # 7 colours and 4 dashes: the first 28 lines differ
 MARKERS = "osD^vPX*"
-NAMES = {
-    "nll": "-log p",
-    "neg_p": "-p",
-    "log1mp": "log(1-p)",
-}  # objectives that the paper calls by their formula
+# objectives that the paper calls by their formula
+NAMES = {"nll": "-log p", "neg_p": "-p", "log1mp": "log(1-p)"}
 
 
 def style(number: int) -> dict[str, Any]:
@@ -31,7 +30,8 @@ def style(number: int) -> dict[str, Any]:
 def canvas(
     rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 4.0), **options: Any
 ) -> tuple["Figure", Any]:
-    """(figure, its axes [rows, columns]); `size` in inches is that of one of the axes, `options` are those of Figure.subplots."""
+    """(figure, its axes [rows, columns]); `size` in inches is that of one of the axes, `options`
+    are those of Figure.subplots."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
@@ -39,14 +39,12 @@ def canvas(
 
 
 def save(figure: "Figure", path: Path, dpi: int = 150) -> Path:
-    """Write the figure; the suffix of `path` chooses the format. The file appears when it is complete."""
+    """Write the figure; the suffix of `path` chooses the format. The file appears when it is
+    complete."""
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with matplotlib.rc_context(
-        {"pdf.fonttype": 42}
-    ):  # fonts as outlines that can be searched and edited; journals refuse type 3
+    # fonts as outlines that can be searched and edited; journals refuse type 3
+    with replacing(path) as partial, matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(partial, dpi=dpi, format=path.suffix.removeprefix("."))
-    partial.rename(path)
     return path

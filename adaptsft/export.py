@@ -1,22 +1,16 @@
-"""python -m adaptsft.export RUN OUT [--step N] [--dtype bf16|fp32]: a checkpoint of a run as a Hugging Face folder.
+"""python -m adaptsft.export RUN OUT [--step N] [--dtype bf16|fp32]: a checkpoint of a run as a
+Hugging Face folder.
 
-A finished run has its export in RUN/final already; this is for another step, another dtype, or a run that was stopped.
+A finished run has its export in RUN/final already; this is for another step, another dtype, or a
+run that was stopped.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from adaptsft.config.load import read_config
-from adaptsft.distributed import checkpoint
-from adaptsft.distributed.ranks import device_mesh, print0, process_group
-from adaptsft.errors import CheckpointError, UserError
-from adaptsft.model.build import build_model
-from adaptsft.model.export import export
-from adaptsft.model.pretrained import load_pretrained
 
-
-def main(arguments: list[str]) -> int:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m adaptsft.export",
         description="Write a checkpoint of a run as a Hugging Face folder.",
@@ -30,7 +24,24 @@ def main(arguments: list[str]) -> int:
         default="bf16",
         help="dtype of the weights (default: bf16)",
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    parse(sys.argv[1:])  # ends here for --help and for a misspelt option: before torch is imported
+
+from adaptsft.command_line import print_error
+from adaptsft.config.load import read_config
+from adaptsft.distributed import checkpoint
+from adaptsft.distributed.ranks import device_mesh, print0, process_group
+from adaptsft.errors import CheckpointError, UserError
+from adaptsft.model.build import build_model
+from adaptsft.model.export import export
+from adaptsft.model.pretrained import load_pretrained
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
     try:
         with process_group("cpu") as device:
             found = find_checkpoint(options.run, options.step)
@@ -43,23 +54,18 @@ def main(arguments: list[str]) -> int:
             config.model.attention = "sdpa"
             # what the run's GPUs did; no loss is computed here
             config.train.loss_implementation, config.train.loss_logits = "auto", "fp32"
-            model = build_model(
-                config.model,
-                config.train,
-                pretrained,
-                device_mesh(device, 1),
-                device,
-            )
+            mesh = device_mesh(device, 1)
+            model = build_model(config.model, config.train, pretrained, mesh, device)
             checkpoint.load_model(found, model)
             export(model, pretrained, options.out, options.dtype)
             print0(f"{options.out}: {found.name} as a Hugging Face model in {options.dtype}")
     except UserError as error:
-        print(f"adaptsft.export: {type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return print_error("adaptsft.export", error)
     return 0
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:
+    """The newest complete checkpoint of a run, or that of `step`. Raises CheckpointError."""
     complete = checkpoint.complete_checkpoints(run / "checkpoints")
     if not complete:
         raise CheckpointError(f"{run}: no complete checkpoint in {run / 'checkpoints'}")

@@ -16,23 +16,28 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, er
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     """A path to write to, which then replaces `path` in one step: no reader sees half a file.
 
-    It is `path` with ".tmp" behind it. Where the writing raises, `path` is left as it was.
+    It is `path` with ".tmp" behind it; with `sync`, its content is on the disk before it replaces
+    `path`. Where the writing raises, `path` is left as it was.
     """
     partial = path.with_name(path.name + ".tmp")
-    yield partial
+    try:
+        yield partial
+        if sync:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
 
 
 def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> None:
-    """Replace the content of a file in one step; with `sync`, it is on the disk at the return."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
+    """Replace the content of a file in one step."""
+    with replacing(path, sync) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def lock(folder: Path) -> TextIO:
@@ -47,8 +52,8 @@ def lock(folder: Path) -> TextIO:
     except OSError as error:
         if error.errno in WITHOUT_LOCKS:
             print(
-                f"{folder}: its file system has no locks ({error.strerror}): two runs that write to "
-                "it at the same time would not be noticed",
+                f"{folder}: its file system has no locks ({error.strerror}): two runs that write "
+                "to it at the same time would not be noticed",
                 file=sys.stderr,
             )
             return file

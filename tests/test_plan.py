@@ -1,4 +1,5 @@
-"""The planner's figures against a real step on CPU: the real sharded model, on one rank, or as one of four whose others are not there."""
+"""The planner's figures against a real step on CPU: the real sharded model, on one rank, or as one
+of four whose others are not there."""
 
 import json
 import re
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig
 
-from adaptsft.analysis.memory import trace
+from adaptsft.analysis.trace import trace
 from adaptsft.config.schema import Config
 from adaptsft.distributed.ranks import device_mesh
 from adaptsft.model.build import build_model
@@ -30,14 +31,13 @@ from adaptsft.training.optim import build_optimizer, guarded_step
 from tests.model.batches import packed_batch
 from tests.runs import small_config
 
-TOLERANCE = {
-    "kept": 0.02,
-    "peak": 0.15,
-}  # found: kept within 0.3 %, peak 2 % below to 13 % above what was used
+# found: kept within 0.3 %, peak 2 % below to 13 % above what was used
+TOLERANCE = {"kept": 0.02, "peak": 0.15}
 
 
 class Tracker(TorchDispatchMode):
-    """Bytes of all storages made within, read anew after every operation: FSDP2 frees its gathered parameters by resizing them."""
+    """Bytes of all storages made within, read anew after every operation: FSDP2 frees its gathered
+    parameters by resizing them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,8 @@ class Tracker(TorchDispatchMode):
 
 @contextmanager
 def ranks(number: int) -> Iterator[None]:
-    """This process is rank 0 of so many: collectives return at once, sizes are those of a real run."""
+    """This process is rank 0 of so many: collectives return at once, sizes are those of a real
+    run."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=number)
     try:
         yield
@@ -126,7 +127,8 @@ def measured(
         before = tracker.now(gathered)
 
         def after_decoder(*_: Any) -> None:
-            # the buffer of the last all-gather is still there; the plan has it among what is gathered
+            # the buffer of the last all-gather is still there; the plan has it among what is
+            # gathered
             pending = model._get_fsdp_state()._comm_ctx.all_gather_state
             buffer = 0 if pending is None else pending.all_gather_result.all_gather_output.nbytes
             found.setdefault("kept", tracker.now(gathered) - before - buffer)
@@ -184,10 +186,8 @@ def test_the_plan_is_what_a_step_takes(tmp_path, tiny_model, case, checkpointing
         "train__activation_checkpointing": checkpointing,
     }
     config = small_config(tmp_path, model, train__device="cpu", **settings, **more)
-    real, plan = (
-        measured(config, number, micro_batches, [[length], [length]]),
-        planned(config, number, micro_batches),
-    )
+    real = measured(config, number, micro_batches, [[length], [length]])
+    plan = planned(config, number, micro_batches)
     for name in ("parameters", "gradients", "moments"):
         assert plan[name] == real[name], name
     for name in ("kept", "peak"):
@@ -244,7 +244,8 @@ def test_the_report_needs_no_weights_and_says_steps_tokens_and_memory(tmp_path, 
 def test_four_layers_of_a_7b_model_on_gpus_and_what_to_change_when_they_do_not_fit(
     tmp_path, capsys
 ):
-    """Figures that can be checked by hand: 16 bytes per parameter over the ranks, 4 per parameter whole while accumulating."""
+    """Figures that can be checked by hand: 16 bytes per parameter over the ranks, 4 per parameter
+    whole while accumulating."""
     settings = {
         "hidden_size": 3584,
         "intermediate_size": 18944,

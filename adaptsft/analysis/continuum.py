@@ -1,7 +1,8 @@
-"""The continuum from model-weak to model-strong of arXiv:2510.00526: its reference points, and what its results advise at each place.
+"""The continuum from model-weak to model-strong of arXiv:2510.00526: its reference points, and what
+its results advise at each place.
 
-A model and a data set have a place there by their mean p (Eq. 5): the average, over the target tokens of the training data, of the
-probability that the base model gives them.
+A model and a data set have a place there by their mean p (Eq. 5): the average, over the target
+tokens of the training data, of the probability that the base model gives them.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ class Reference(NamedTuple):
     above_055: float | None = None  # share of tokens with p > .55
 
 
-# Table 6; the shares are those of Table 7. The paper's Section 3 has 0.76 for LLaMA-3.1-8B on mathematics, where its Table 6 has 0.80.
+# Table 6; the shares are those of Table 7. The paper's Section 3 has 0.76 for LLaMA-3.1-8B on
+# mathematics, where its Table 6 has 0.80.
 REFERENCES = (
     Reference("MS", "LLaMA-3.1-8B", "NuminaMath-CoT", 0.80, 0.728),
     Reference("MS", "DeepSeekMath-7B", "NuminaMath-CoT", 0.76, 0.767),
@@ -42,30 +44,31 @@ PLACES = {
     "MW": Place(
         "model-weak: the base model knows next to nothing of the task",
         "objective.name=nll",
-        "Table 4: on puzzles -p learns nothing (Qwen2.5-7B: exact match 35.20 with NLL, 0.00 with -p): a target of tiny p gets no gradient",
+        "Table 4: on puzzles -p learns nothing (Qwen2.5-7B: exact match 35.20 with NLL, 0.00 "
+        "with -p): a target of tiny p gets no gradient",
     ),
     "MI": Place(
         "model-intermediate: the base model knows part of it",
         "objective.name=nll",
-        "Table 3: on medical questions neither -p nor NLL wins consistently; NLL is the one that cannot starve a token",
+        "Table 3: on medical questions neither -p nor NLL wins consistently; NLL is the one that "
+        "cannot starve a token",
     ),
     "MS": Place(
         "model-strong: the base model half knows the answers",
         "objective.name=neg_p",
-        "Table 2: on mathematics -p is ahead of NLL for all four base models, by 4 to 16 points (average of five benchmarks); "
-        "objective.name=threshold objective.lower=0.2 is within 2 points of it either way",
+        "Table 2: on mathematics -p is ahead of NLL for all four base models, by 4 to 16 points "
+        "(average of five benchmarks); objective.name=threshold objective.lower=0.2 is within 2 "
+        "points of it either way",
     ),
 }
 
-CONFLICT, SPLIT, MISCALIBRATED = (
-    0.15,
-    0.25,
-    0.1,
-)  # where `cautions` speaks up; ours, not the paper's
+# where `cautions` warns; ours, not the paper's
+CONFLICT, SPLIT, MISCALIBRATED = 0.15, 0.25, 0.1
 
 
 def borders() -> tuple[float, float]:
-    """Mean p between MW and MI, and between MI and MS: half-way between the nearest reference points."""
+    """Mean p between MW and MI, and between MI and MS: half-way between the nearest reference
+    points."""
     of = {
         place: [reference.mean_p for reference in REFERENCES if reference.place == place]
         for place in PLACES
@@ -79,27 +82,26 @@ def place_of(mean_p: float) -> str:
 
 
 def cautions(source: dict[str, Any]) -> list[str]:
-    """What mean p alone does not tell about a source, given its figures in base_stats.json."""
-    said = []
+    """What mean p alone does not show of a source, given its figures in base_stats.json."""
+    found = []
     if source["conflict"] > CONFLICT:
-        said.append(
-            f"On {source['conflict']:.0%} of the tokens the base model gives *another* token p > .5. Either the labels are noisy there, "
-            "and trusting the base is right, or the data redefines what it knows (a format, a convention), and trusting it is wrong: p "
-            "cannot tell the two apart, whether these tokens improve when trained on can."
+        found.append(
+            f"On {source['conflict']:.0%} of the tokens the base model gives *another* token p > "
+            ".5. Either the labels are noisy there, and trusting the base is right, or the data "
+            "redefines what it knows (a format, a convention), and trusting it is wrong. p cannot "
+            "separate the two cases; whether these tokens improve when trained on can."
         )
-    if min(source["below_0.2"], source["above_0.55"]) > SPLIT:
-        said.append(
-            f"The mean hides two groups: {source['above_0.55']:.0%} of the tokens have p > .55, {source['below_0.2']:.0%} p < .2. "
+    high, low = source["above_0.55"], source["below_0.2"]
+    if min(low, high) > SPLIT:
+        found.append(
+            f"The mean hides two groups: {high:.0%} of the tokens have p > .55, {low:.0%} p < .2. "
             "A threshold or -p would leave the second group unlearned."
         )
     if source["ece"] > MISCALIBRATED:
-        way = (
-            "surer than it is right"
-            if source["overconfidence"] > 0
-            else "less sure than it is right"
+        surer = source["overconfidence"] > 0
+        way = "surer than it is right" if surer else "less sure than it is right"
+        found.append(
+            f"The base model is not calibrated on this data (ECE {source['ece']:.2f}, {way}); the "
+            "paper takes p for knowledge because base models mostly are (its Appendix C.1)."
         )
-        said.append(
-            f"The base model is not calibrated on this data (ECE {source['ece']:.2f}, {way}); the paper takes p for knowledge because base "
-            "models mostly are (its Appendix C.1)."
-        )
-    return said
+    return found

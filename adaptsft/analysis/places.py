@@ -15,27 +15,23 @@ SHARE = "above_0.55"
 
 
 def continuum(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """On the left mean p of the targets under the base model (Eq. 5), on the right the share of tokens with p > .55 where it is known.
+    """On the left mean p of the targets under the base model (Eq. 5), on the right the share of
+    tokens with p > .55 where it is known.
 
-    A row has model, column (the data or the benchmark), mean_p and, where known, mean_p_interval, above_0.55 and above_0.55_interval
-    (95 %). Rows of trained models (`objective` other than base) and of the paper are left out. Hollow: the paper's.
+    A row has model, column (the data or the benchmark), mean_p and, where known, mean_p_interval,
+    above_0.55 and above_0.55_interval (95 %). Rows of trained models (`objective` other than base)
+    and of the paper are left out. Hollow: the paper's.
     """
-    own = [
-        row
-        for row in rows
-        if row.get("mean_p") is not None
-        and row.get("objective", "base") == "base"
-        and row.get("origin") != "paper"
-    ]
+    own = [row for row in rows if row.get("mean_p") is not None and _is_base(row)]
     if not own:
         there = ", ".join(sorted({key for row in rows for key in row})) or "no row at all"
         raise ConfigError(
-            f"figure continuum: none of {len(rows)} rows has mean_p with objective base; they have: {there}"
+            f"figure continuum: none of {len(rows)} rows has mean_p with objective base; "
+            f"they have: {there}"
         )
+    # a model may have a row per benchmark, all with the one mean p of its training data
     models: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    for (
-        row
-    ) in own:  # a model may have a row per benchmark, all with the one mean p of its training data
+    for row in own:
         models.setdefault((row["model"], row["mean_p"]), []).append(row)
     lines = [
         (_label(members), place_of(mean_p), members[0], False)
@@ -54,15 +50,13 @@ def continuum(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             begin, end = row.get(f"{field}_interval") or [row[field]] * 2
             axis.plot([begin, end], [height] * 2, color="black", linewidth=2)
             fill = "white" if paper else COLOURS[place]
-            axis.plot(
-                row[field],
-                height,
-                "D" if paper else "o",
-                color=fill,
-                markeredgecolor=COLOURS[place],
-                clip_on=False,
-                zorder=3,
-            )
+            marker = "D" if paper else "o"
+            edge: dict[str, Any] = {
+                "markeredgecolor": COLOURS[place],
+                "clip_on": False,
+                "zorder": 3,
+            }
+            axis.plot(row[field], height, marker, color=fill, **edge)
     left.set_yticks(range(len(lines)), [name for name, *_ in lines], fontsize=8)
     for label, (*_, paper) in zip(left.get_yticklabels(), lines, strict=True):
         label.set_fontweight("normal" if paper else "bold")
@@ -78,12 +72,13 @@ def continuum(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
+def _is_base(row: Mapping[str, Any]) -> bool:
+    return row.get("objective", "base") == "base" and row.get("origin") != "paper"
+
+
 def _label(members: Sequence[Mapping[str, Any]]) -> str:
-    return (
-        f"{members[0]['model']}, {members[0]['column']}"
-        if len(members) == 1
-        else members[0]["model"]
-    )
+    model, column = members[0]["model"], members[0]["column"]
+    return f"{model}, {column}" if len(members) == 1 else model
 
 
 def bands(axis: Any, height: float) -> None:
@@ -91,11 +86,5 @@ def bands(axis: Any, height: float) -> None:
     low, high = borders()
     for place, begin, end in (("MW", 0.0, low), ("MI", low, high), ("MS", high, 1.0)):
         axis.axvspan(begin, end, color=COLOURS[place], alpha=0.12, linewidth=0)
-        axis.text(
-            (begin + end) / 2,
-            height,
-            PLACES[place].meaning.split(":")[0],
-            ha="center",
-            va="bottom",
-            fontsize=8,
-        )
+        name = PLACES[place].meaning.split(":")[0]
+        axis.text((begin + end) / 2, height, name, ha="center", va="bottom", fontsize=8)

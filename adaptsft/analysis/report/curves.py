@@ -6,27 +6,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from adaptsft.analysis.continuum import PLACES, REFERENCES, borders, place_of
+from adaptsft.analysis.report.changes import Change, changes
 from adaptsft.analysis.report.charts import Band, Chart, Line, Ticks, grouped
-from adaptsft.analysis.report.findings import Change, changes, controller, objective
 from adaptsft.analysis.report.folder import SOURCES, Row, RunFolder, histogram, mapping, number
+from adaptsft.analysis.report.summary import method
 from adaptsft.statistics.step import LOGIT_RANGE
 from adaptsft.training.metrics import BARS
 
 COLUMNS = 60  # of a heatmap over the steps
 EMPTY = 1e-3  # bars with a smaller share of the tokens everywhere are cut off at both ends
-ANCHORS = (
-    1e-9,
-    1e-7,
-    1e-5,
-    1e-3,
-    0.05,
-    0.5,
-    0.95,
-    0.999,
-    0.99999,
-    1 - 1e-7,
-    1 - 1e-9,
-)  # p at the ticks of a histogram
+# p at the ticks of a histogram
+ANCHORS = (1e-9, 1e-7, 1e-5, 1e-3, 0.05, 0.5, 0.95, 0.999, 0.99999, 1 - 1e-7, 1 - 1e-9)
 
 CURVES = {  # column of metrics.jsonl: title
     "loss": "Loss of the objective",
@@ -36,29 +26,21 @@ CURVES = {  # column of metrics.jsonl: title
     "below_0.2": "Tokens with p < .2, share",
     "above_0.55": "Tokens with p > .55, share",
     "entropy": "Entropy, nats per token",
-    "weight": "Mean weight s of the objective",
+    "weight": "Mean token weight of the objective",
     "grad_norm": "Gradient norm before clipping",
     "lr": "Learning rate",
     "tokens_per_second_per_rank": "Tokens per second and rank",
 }
-CONTROL = {
-    "alpha": "alpha",
-    "lower": "Lower threshold",
-    "upper": "Upper threshold",
-}  # where they move, or differ between runs
-UNUSED = {
-    "alpha": 0.0,
-    "lower": 0.0,
-    "upper": 1.0,
-}  # what is logged of an objective that does not read them
+# shown where they move, or differ between runs
+STATE = {"alpha": "alpha", "lower": "Lower threshold", "upper": "Upper threshold"}
+# what is logged of an objective that does not read them
+UNUSED = {"alpha": 0.0, "lower": 0.0, "upper": 1.0}
 LOGARITHMIC = ("grad_norm",)
 
 
 def training(runs: Sequence[RunFolder]) -> list[Chart]:
     charts = [_over_steps(runs, key, title) for key, title in CURVES.items()]
-    charts += [
-        _over_steps(runs, key, title) for key, title in CONTROL.items() if _differs(runs, key)
-    ]
+    charts += [_over_steps(runs, key, title) for key, title in STATE.items() if _differs(runs, key)]
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = [
             grouped(i, run.label, run.column("step"), run.column("kept") / run.column("tokens"))
@@ -66,10 +48,9 @@ def training(runs: Sequence[RunFolder]) -> list[Chart]:
         ]
     if any(value < 1 for line in kept for value in line.y):
         charts.append(Chart("kept", "Tokens kept by the threshold, share", kept))
-    if len({objective(run) + controller(run) for run in runs}) > 1:
-        charts[
-            0
-        ].note = "Another scale for every objective: look at the shape of a curve, not at which is lower."
+    if len({method(run) for run in runs}) > 1:
+        loss, *_ = charts
+        loss.note = "Another scale for every objective: look at the shape, not at which is lower."
     return [chart for chart in charts if _drawn(chart)]
 
 
@@ -78,7 +59,7 @@ def per_source(runs: Sequence[RunFolder]) -> tuple[list[Chart], int]:
     names = list(dict.fromkeys(name for run in runs for name in run.sources))
     charts = []
     for number_, name in enumerate(names[:SOURCES]):
-        for key, title in {**{key: CURVES[key] for key in ("nll", "mean_p")}, **CONTROL}.items():
+        for key, title in {**{key: CURVES[key] for key in ("nll", "mean_p")}, **STATE}.items():
             if key in CURVES or _differs(runs, key, name):
                 charts.append(
                     _over_steps(runs, key, f"{title}: {name}", name, f"source{number_ + 1}_{key}")
@@ -98,26 +79,15 @@ def held_out(runs: Sequence[RunFolder]) -> list[Chart]:
             for i, run in enumerate(runs)
         ]
         charts.append(Chart(f"held_out_{key}", title, lines))
-    names = list(
-        dict.fromkeys(
-            name for run in runs for row in run.held_out for name in mapping(row.get("sources"))
-        )
-    )
-    for number_, name in enumerate(names[:SOURCES]):
-        lines = [
-            _points(
-                i,
-                run.label,
-                [
-                    (
-                        row["step"],
-                        number(mapping(mapping(row.get("sources")).get(name)).get("mean_p")),
-                    )
-                    for row in run.held_out
-                ],
-            )
-            for i, run in enumerate(runs)
-        ]
+    names = [name for run in runs for row in run.held_out for name in mapping(row.get("sources"))]
+    for number_, name in enumerate(list(dict.fromkeys(names))[:SOURCES]):
+        lines = []
+        for i, run in enumerate(runs):
+            rows = [(row["step"], mapping(row.get("sources"))) for row in run.held_out]
+            points = [
+                (step, number(mapping(sources.get(name)).get("mean_p"))) for step, sources in rows
+            ]
+            lines.append(_points(i, run.label, points))
         charts.append(Chart(f"held_out_source{number_ + 1}", f"Held-out mean p: {name}", lines))
     return [chart for chart in charts if _drawn(chart)]
 
@@ -175,7 +145,8 @@ def continuum(runs: Sequence[RunFolder]) -> Chart | None:
         "continuum",
         "Place on the continuum",
         lines,
-        note="Mean p before (open circle) and after training. Grey: the base models of arXiv:2510.00526, Table 6, on its training sets.",
+        note="Mean p before (open circle) and after training. Grey: the base models of "
+        "arXiv:2510.00526, Table 6, on its training sets.",
         x_label="mean p of the targets",
         x_limits=(0.0, 1.0),
         y_limits=(-0.6, rows + 0.6),
@@ -191,7 +162,8 @@ def continuum(runs: Sequence[RunFolder]) -> Chart | None:
 
 
 def before_and_after(runs: Sequence[RunFolder]) -> list[Chart]:
-    """Histograms of p before and after, of all tokens or of each source; all over the same range of p."""
+    """Histograms of p before and after, of all tokens or of each source; all over the same range of
+    p."""
     found = []
     for number_, run in enumerate(runs):
         change = next((change for change in changes(run) if _both(change, None)), None)
@@ -203,22 +175,27 @@ def before_and_after(runs: Sequence[RunFolder]) -> list[Chart]:
             ]
     first, last = _used([side for *_, sides in found for side in sides])
     x = list(range(first, last))
-    return [
-        Chart(
-            f"p_run{number_ + 1}" + (f"_source{i + 1}" if name is not None else ""),
-            f"{runs[number_].label}: p{f' of {name}' if name is not None else ''}, before and after",
-            [
-                Line(None, change.before_label, x, before[first:last].tolist(), area=True),
-                Line(number_, change.after_label, x, after[first:last].tolist(), area=True),
-            ],
-            note=f"Share of the tokens of {change.basis}. Grey: {change.before_label}; colour: {change.after_label}.",
-            x_label="p of the target, equal steps of log-odds",
-            x_limits=(first - 0.5, last - 0.5),
-            x_ticks=_p_ticks(first, last, -0.5),
-            run=number_,
+    charts = []
+    for number_, i, name, change, sides in found:
+        before, after = (side[first:last].tolist() for side in sides)
+        of = f" of {name}" if name is not None else ""
+        charts.append(
+            Chart(
+                f"p_run{number_ + 1}" + (f"_source{i + 1}" if name is not None else ""),
+                f"{runs[number_].label}: p{of}, before and after",
+                [
+                    Line(None, change.before_label, x, before, area=True),
+                    Line(number_, change.after_label, x, after, area=True),
+                ],
+                note=f"Share of the tokens of {change.basis}. Grey: {change.before_label}; "
+                f"colour: {change.after_label}.",
+                x_label="p of the target, equal steps of log-odds",
+                x_limits=(first - 0.5, last - 0.5),
+                x_ticks=_p_ticks(first, last, -0.5),
+                run=number_,
+            )
         )
-        for number_, i, name, change, (before, after) in found
-    ]
+    return charts
 
 
 def heatmaps(runs: Sequence[RunFolder]) -> list[Chart]:
@@ -227,17 +204,10 @@ def heatmaps(runs: Sequence[RunFolder]) -> list[Chart]:
     for number_, run in enumerate(runs):
         seen = [(row["step"], counts) for row in run.rows if (counts := histogram(row)) is not None]
         if len(seen) > 1:
-            groups = np.array_split(
-                np.array([counts for _, counts in seen]), min(COLUMNS, len(seen))
-            )
-            found.append(
-                (
-                    number_,
-                    run,
-                    (seen[0][0] - 0.5, seen[-1][0] + 0.5),
-                    np.array([group.sum(0) / group.sum() for group in groups]),
-                )
-            )
+            steps, counts = zip(*seen, strict=True)
+            groups = np.array_split(np.array(counts), min(COLUMNS, len(seen)))
+            shares = np.array([group.sum(0) / group.sum() for group in groups])
+            found.append((number_, run, (steps[0] - 0.5, steps[-1] + 0.5), shares))
     first, last = _used([column for *_, shares in found for column in shares])
     return [
         Chart(
@@ -262,7 +232,7 @@ def _over_steps(
         grouped(i, run.label, run.column("step"), run.column(key, source))
         for i, run in enumerate(runs)
     ]
-    if key in CONTROL:
+    if key in STATE:
         lines = [
             line
             for line in lines
@@ -310,20 +280,17 @@ def _used(shares: list[np.ndarray]) -> tuple[int, int]:
 
 
 def _bar(p: float) -> float:
-    """Where p is on the axis of the bars: 0 at the first one's left edge, BARS at the last one's right edge."""
+    """Where p is on the axis of the bars: 0 at the first one's left edge, BARS at the last one's
+    right edge."""
     low, high = LOGIT_RANGE
     return (math.log(p) - math.log1p(-p) - low) / (high - low) * BARS
 
 
 def _p_ticks(first: int, last: int, shift: float) -> Ticks:
     def text(p: float) -> str:
-        return (
-            f"{p:.0e}".replace("e-0", "e-")
-            if p < 1e-3
-            else f"1-{1 - p:.0e}".replace("e-0", "e-")
-            if p > 0.9995
-            else f"{p:g}"
-        )
+        if p < 1e-3:
+            return f"{p:.0e}".replace("e-0", "e-")
+        return f"1-{1 - p:.0e}".replace("e-0", "e-") if p > 0.9995 else f"{p:g}"
 
     return [(_bar(p) + shift, text(p)) for p in ANCHORS if first <= _bar(p) <= last]
 

@@ -1,7 +1,9 @@
-"""A run folder as the report reads it: whatever is there, and a note for what is missing or damaged.
+"""A run folder as the report reads it: whatever is there, and a note for what is missing or
+damaged.
 
-The folder may be of a run that is going on, was killed, or was written by somebody else. So nothing is assumed about a file's content:
-rows without a step are dropped, values that are no numbers become NaN.
+The folder may be of a run that is going on, was killed, or was written by somebody else. So nothing
+is assumed about a file's content: rows without a step are dropped, values that are no numbers
+become NaN.
 """
 
 import json
@@ -48,19 +50,17 @@ class RunFolder:
 
     @property
     def planned(self) -> int | None:
-        """Steps of the whole run; from its share of an epoch where the configuration counts epochs: whole ones, as BatchSampler.steps."""
+        """Steps of the whole run; from its share of an epoch where the configuration counts epochs:
+        whole ones, as BatchSampler.steps."""
         steps, epochs = (number(self.config.get(f"train.{key}")) for key in ("max_steps", "epochs"))
         if steps > 0:
             return int(steps)
         epoch = number(self.rows[-1].get("epoch")) if self.rows else math.nan
-        batch = number(
-            self.config.get("train.global_batch_size")
-        )  # half an example more, since BatchSampler.steps rounds the examples
-        return (
-            math.floor(epochs * self.step / epoch + 0.5 / batch)
-            if epoch > 0 and epochs > 0 and batch > 0
-            else None
-        )
+        batch = number(self.config.get("train.global_batch_size"))
+        if not (epoch > 0 and epochs > 0 and batch > 0):
+            return None
+        # half an example more, since BatchSampler.steps rounds the examples
+        return math.floor(epochs * self.step / epoch + 0.5 / batch)
 
     @property
     def sources(self) -> list[str]:
@@ -82,11 +82,10 @@ class RunFolder:
 
 
 def number(value: Any) -> float:
-    return (
-        float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-        else math.nan
-    )
+    """As a float; NaN for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        return math.nan
+    return float(value)
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -94,16 +93,18 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def column(rows: Sequence[Row], key: str, source: str | None = None) -> np.ndarray:
-    found = (
-        rows
-        if source is None
-        else [mapping(mapping(row.get("sources")).get(source)) for row in rows]
-    )
-    return np.array([number(row.get(key)) for row in found], dtype=float)
+    return np.array([number(row.get(key)) for row in of_source(rows, source)], dtype=float)
+
+
+def of_source(rows: Sequence[Row], source: str | None) -> Sequence[Row]:
+    if source is None:
+        return rows
+    return [mapping(mapping(row.get("sources")).get(source)) for row in rows]
 
 
 def histogram(values: Row) -> np.ndarray | None:
-    """Tokens in BARS equal steps of log-odds, from a row of metrics or a source of base_stats.json; None where it was not recorded."""
+    """Tokens in BARS equal steps of log-odds, from a row of metrics or a source of base_stats.json;
+    None where it was not recorded."""
     counts = values.get("p_histogram", values.get("histogram"))
     if not isinstance(counts, list) or len(counts) not in (BARS, BINS):
         return None
@@ -112,10 +113,9 @@ def histogram(values: Row) -> np.ndarray | None:
 
 
 def pooled(rows: Sequence[Row], source: str | None = None) -> Row:
-    """The rows as one: means weighted by tokens, sums of tokens and histograms. {} where nothing is in them."""
-    found = [
-        row if source is None else mapping(mapping(row.get("sources")).get(source)) for row in rows
-    ]
+    """The rows as one: means weighted by tokens, sums of tokens and histograms. {} where nothing is
+    in them."""
+    found = of_source(rows, source)
     tokens = column(found, "tokens")
     if not np.nansum(tokens) > 0:
         return {}
@@ -123,24 +123,22 @@ def pooled(rows: Sequence[Row], source: str | None = None) -> Row:
     for name in MEANS:
         values = column(found, name)
         known = np.isfinite(values) & (tokens > 0)
-        pool[name] = (
-            float((values * tokens)[known].sum() / tokens[known].sum()) if known.any() else math.nan
-        )
+        mean = (values * tokens)[known].sum() / tokens[known].sum() if known.any() else math.nan
+        pool[name] = float(mean)
     counts = [counts for row in found if (counts := histogram(row)) is not None]
     pool["p_histogram"] = np.sum(counts, axis=0).tolist() if counts else None
     return pool
 
 
 def of_diagnosis(sources: dict[str, Row]) -> Row:
-    """A diagnosis as a row with `sources`; a source counts with its tokens in the whole data, not in the sample."""
+    """A diagnosis as a row with `sources`; a source counts with its tokens in the whole data, not
+    in the sample."""
     if not sources:
         return {}
     scaled = {}
     for name, source in sources.items():
-        counts, scale = (
-            histogram(source),
-            number(source.get("examples")) / number(source.get("measured")),
-        )
+        counts = histogram(source)
+        scale = number(source.get("examples")) / number(source.get("measured"))
         scaled[name] = source | {
             "tokens": number(source.get("tokens")) * scale,
             "p_histogram": None if counts is None else (counts * scale).tolist(),
@@ -149,23 +147,17 @@ def of_diagnosis(sources: dict[str, Row]) -> Row:
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunFolder]:
-    """Read them all. Raises ConfigError for a path that is no run folder, before anything is written."""
+    """Read them all. Raises ConfigError for a path that is no run folder, before anything is
+    written."""
     for path in paths:
-        if not (path / "config.yaml").is_file() and not (path / "metrics.jsonl").is_file():
-            what = (
-                "holds neither config.yaml nor metrics.jsonl" if path.is_dir() else "is no folder"
-            )
-            near = (
-                [str(file.parent) for file in sorted(path.glob("*/config.yaml"))[:3]]
-                if path.is_dir()
-                else []
-            )
-            fix = (
-                f"did you mean {', '.join(near)}?"
-                if near
-                else "give the run_dir of a run of adaptsft.train"
-            )
-            raise ConfigError(f"{path}: not a run folder: it {what}; {fix}")
+        if (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file():
+            continue
+        what, fix = "is no folder", "give the run_dir of a run of adaptsft.train"
+        if path.is_dir():
+            what = "holds neither config.yaml nor metrics.jsonl"
+            near = [str(file.parent) for file in sorted(path.glob("*/config.yaml"))[:3]]
+            fix = f"did you mean {', '.join(near)}?" if near else fix
+        raise ConfigError(f"{path}: not a run folder: it {what}; {fix}")
     return [_read(path, label) for path, label in zip(paths, distinct(paths), strict=True)]
 
 
@@ -194,17 +186,14 @@ def _read(path: Path, label: str) -> RunFolder:
         notes=notes,
     )
     named = run.config.get("controller.base_stats")
-    places = [
-        path / "diagnosis" / "base_stats.json",
-        *([Path(named)] if isinstance(named, str) and named else []),
-    ]
-    run.diagnosis = _diagnosis(
-        next((place for place in places if place.is_file()), places[0]), notes
-    )
+    own = path / "diagnosis" / "base_stats.json"
+    use_named = isinstance(named, str) and named and not own.is_file()
+    run.diagnosis = _diagnosis(Path(named) if use_named else own, notes)
     run.diagnosis_after = _diagnosis(path / "diagnosis_after" / "base_stats.json", notes)
     if rows and histogram(rows[-1]) is None:
         notes.append(
-            "metrics.jsonl has no p_histogram (written by an older version): no histograms of p over the run"
+            "metrics.jsonl has no p_histogram (written by an older version): no histograms of p "
+            "over the run"
         )
     return run
 
@@ -224,9 +213,8 @@ def _load(path: Path, parse: Callable[[str], Any], notes: list[str]) -> Any:
     except FileNotFoundError:
         notes.append(f"{path.name} is missing")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        notes.append(
-            f"{path.name} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        )
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        notes.append(f"{path.name} cannot be read: {first}")
     return None
 
 

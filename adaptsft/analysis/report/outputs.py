@@ -1,4 +1,5 @@
-"""Evaluations of the runs: tables of adaptsft.evals with their standard errors, and a few answers as text."""
+"""Evaluations of the runs: tables of adaptsft.evals with their standard errors, and a few answers
+as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Evaluations:
 
 
 def read(runs: Sequence[RunFolder], given: Sequence[Path], notes: list[str]) -> Evaluations:
-    """RUN/evals of every run, and the folders of --evals, which belong to the run whose model they name."""
+    """RUN/evals of every run, and the folders of --evals, which belong to the run whose model they
+    name."""
     labels: dict[Path, str] = {}
     owner: dict[str, int] = {}
     own = {(run.path / "evals").resolve() for run in runs}
@@ -99,12 +101,8 @@ def _tables(labels: dict[Path, str], notes: list[str]) -> list[Table]:
         return []
     try:
         return build(list(labels), compare=len(labels) > 1, labels=labels)
-    except (
-        UserError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # other data, or other items: no pairs to compare
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        # other data, or other items: no pairs to compare
         notes.append(
             f"the evaluations cannot be compared item by item, so none is marked as best: {error}"
         )
@@ -131,16 +129,11 @@ def _look(found: Evaluations, folder: Path, label: str, run: int | None) -> None
         looping = sum(repeats(row["output"]) for row in rows) / len(rows)
         cut = sum(row.get("finish_reason") == "length" for row in rows) / len(rows)
         if looping > REPETITIVE:
-            found.findings.append(
-                Finding(whose, f"{task}: {looping:.0%} of the answers ({label}) end in a loop")
-            )
+            text = f"{task}: {looping:.0%} of the answers ({label}) end in a loop"
+            found.findings.append(Finding(whose, text))
         if cut > TRUNCATED:
-            found.findings.append(
-                Finding(
-                    whose,
-                    f"{task}: {cut:.0%} of the answers ({label}) ran into the longest length allowed",
-                )
-            )
+            text = f"{task}: {cut:.0%} of the answers ({label}) ran into the longest length allowed"
+            found.findings.append(Finding(whose, text))
         wanted = [question for question in found.questions if question.task == task]
         if not wanted:
             wanted = [
@@ -151,22 +144,20 @@ def _look(found: Evaluations, folder: Path, label: str, run: int | None) -> None
         for question in wanted:
             row = next((row for row in rows if row.get("item_id") == question.item), None)
             if row is not None:
-                extracted = "; ".join(
-                    f"{value} ({name})"
-                    for name, value in mapping(row.get("extracted")).items()
-                    if value is not None
-                )
-                stopped = row.get("finish_reason") == "length"
-                answer = Answer(
-                    run,
-                    label,
-                    row["output"],
-                    mapping(row.get("scores")),
-                    extracted,
-                    stopped,
-                    repeats(row["output"]),
-                )
-                question.answers.append(answer)
+                question.answers.append(_answer(run, label, row))
+
+
+def _answer(run: int | None, label: str, row: dict[str, Any]) -> Answer:
+    found = mapping(row.get("extracted")).items()
+    return Answer(
+        run,
+        label,
+        row["output"],
+        mapping(row.get("scores")),
+        extracted="; ".join(f"{value} ({name})" for name, value in found if value is not None),
+        truncated=row.get("finish_reason") == "length",
+        repeats=repeats(row["output"]),
+    )
 
 
 def _few(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -226,14 +217,8 @@ def _in_training(found: Evaluations, number_: int, run: RunFolder) -> None:
             if not isinstance(text, str):
                 continue
             title = f"{task}, in training"
-            question = next(
-                (
-                    question
-                    for question in found.questions
-                    if (question.task, question.item) == (title, i)
-                ),
-                None,
-            )
+            same = (q for q in found.questions if (q.task, q.item) == (title, i))
+            question = next(same, None)
             if question is None:
                 question = Question(
                     title, i, str(sample.get("prompt", "")), str(sample.get("gold"))

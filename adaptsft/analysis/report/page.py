@@ -1,7 +1,8 @@
 """The page: everything that was read and drawn, put into page.html by Jinja with autoescaping on.
 
-Whatever comes from a run (names, settings, model output) is escaped, and characters that are not seen or that turn the text around are
-made visible. The page may load nothing and run nothing but the one script inside it: its Content-Security-Policy names that by hash.
+Whatever comes from a run (names, settings, model output) is escaped, and characters that are not
+seen or that turn the text around are made visible. The page may load nothing and run nothing but
+the one script inside it: its Content-Security-Policy names that by hash.
 """
 
 import base64
@@ -10,7 +11,6 @@ import importlib.metadata
 import json
 import math
 import time
-import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -18,24 +18,20 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from adaptsft.analysis.report import curves, findings, outputs
-from adaptsft.analysis.report.charts import HEIGHT, WIDTH, Chart, layout
-from adaptsft.analysis.report.findings import Finding, changes, figures
+from adaptsft.analysis.report import curves, findings, outputs, summary
+from adaptsft.analysis.report.changes import changes
+from adaptsft.analysis.report.charts import Chart
+from adaptsft.analysis.report.findings import Finding
 from adaptsft.analysis.report.folder import SOURCES, RunFolder, mapping, number
+from adaptsft.analysis.report.svg import HEIGHT, WIDTH, layout
+from adaptsft.analysis.report.text import TEXT, VALUE, cut, figures, visible
 from adaptsft.config.schema import all_keys
 
-NAME, VALUE, TEXT = 80, 400, 1500  # characters of a name, a setting and a text that are shown
-POLICY = "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; "
+    "base-uri 'none'; form-action 'none'"
+)
 MAX_SKIPPED = 20  # steps listed
-INVISIBLE = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Co",
-    "Cn",
-    "Zl",
-    "Zp",
-)  # Unicode categories: control, format (bidi and zero-width), surrogates, …
 
 CAPABILITY = (
     ("mean_p", "mean p"),
@@ -44,33 +40,6 @@ CAPABILITY = (
     ("above_0.55", "p > .55"),
     ("top1", "likeliest"),
 )
-
-
-def visible(value: Any) -> Any:
-    """Text whose invisible characters are shown as ⟨U+202E⟩; line breaks and tabs stay. Anything else as it is."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    seen = {
-        c
-        for c in set(value)
-        if unicodedata.category(c) in INVISIBLE and c not in "\n\t\u200c\u200d"
-    }
-    return value.translate({ord(c): f"⟨U+{ord(c):04X}⟩" for c in seen}) if seen else value
-
-
-def cut(value: Any, longest: int = NAME) -> str:
-    text = (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, default=str)
-        if isinstance(value, list | dict)
-        else str(value)
-    )
-    return (
-        text
-        if len(text) <= longest
-        else f"{text[:longest]}… [cut: {len(text) - longest:,} more characters]"
-    )
 
 
 def build(
@@ -95,17 +64,13 @@ def build(
         *(f for i, run in enumerate(runs) for f in findings.of_run(i, run)),
         *evaluations.findings,
     ]
-    style, script = (
-        files("adaptsft.analysis.report").joinpath(name).read_text()
-        for name in ("page.css", "page.js")
-    )
+    folder = files("adaptsft.analysis.report")
+    style, script = (folder.joinpath(name).read_text() for name in ("page.css", "page.js"))
     environment = Environment(
         autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"cut": cut, "figures": figures}
-    template = environment.from_string(
-        files("adaptsft.analysis.report").joinpath("page.html").read_text()
-    )
+    template = environment.from_string(folder.joinpath("page.html").read_text())
     page = template.render(
         width=WIDTH,
         height=HEIGHT,
@@ -154,17 +119,11 @@ def _version() -> str:
 
 
 def _merged(found: list[Finding]) -> list[tuple[list[int], str]]:
-    """Runs and text, what holds of several runs said once."""
-    texts = dict.fromkeys(finding.text for finding in found)
-    return [
-        (
-            list(
-                dict.fromkeys(i for finding in found if finding.text == text for i in finding.runs)
-            ),
-            text,
-        )
-        for text in texts
-    ]
+    """Runs and text; a text that holds of several runs is there once."""
+    texts: dict[str, dict[int, None]] = {}  # as sets, in order
+    for finding in found:
+        texts.setdefault(finding.text, {}).update(dict.fromkeys(finding.runs))
+    return [(list(runs), text) for text, runs in texts.items()]
 
 
 def _hash(content: str) -> str:
@@ -180,7 +139,7 @@ def _clean(chart: Chart) -> None:
 
 
 def _overview(number_: int, run: RunFolder, best: str) -> dict[str, Any]:
-    kind, said = findings.state(run)
+    kind, note = summary.state(run)
     left = run.step / run.planned if run.planned and kind == "unfinished" else None
     return {
         "number": number_,
@@ -188,8 +147,8 @@ def _overview(number_: int, run: RunFolder, best: str) -> dict[str, Any]:
         "path": str(run.path),
         "state": kind,
         "progress": left,
-        "said": said,
-        "sentence": findings.sentence(run, best),
+        "note": note,
+        "sentence": summary.sentence(run, best),
     }
 
 
@@ -202,20 +161,18 @@ def _capability(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
                 before, after = change.of(source)
                 if not before or not after:
                     continue
-                values = [
-                    (number(before.get(key)), number(after.get(key))) for key, _ in CAPABILITY
-                ]
                 tables.setdefault(change.basis, []).append(
                     {
                         "run": i,
                         "label": run.label,
                         "source": source,
-                        "when": f"{change.before_label} → {change.after_label}"
-                        if source is None
-                        else "",
+                        "when": "" if source else f"{change.before_label} → {change.after_label}",
                         "place": " → ".join(curves.place(side) for side in (before, after)),
                         "tokens": (number(before.get("tokens")), number(after.get("tokens"))),
-                        "values": values,
+                        "values": [
+                            (number(before.get(key)), number(after.get(key)))
+                            for key, _ in CAPABILITY
+                        ],
                     }
                 )
     return [
@@ -225,56 +182,45 @@ def _capability(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
 
 
 def _settings(runs: Sequence[RunFolder]) -> dict[str, Any]:
-    """Keys whose values differ between the runs, or of one run from the defaults; and all of them."""
+    """Keys whose values differ between the runs, or of one run from the defaults; and all."""
     defaults = {name: default for name, _, default in all_keys()}
-    keys = list(
-        dict.fromkeys(key for run in runs for key in run.config)
-    )  # an older run lacks keys that are newer: they had the default
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    # an older run lacks keys that are newer: they had the default
     table = {
         key: [run.config.get(key, defaults.get(key)) if run.config else None for run in runs]
         for key in keys
     }
     shown = {key: [_setting(value) for value in values] for key, values in table.items()}
-    known = [
-        i for i, run in enumerate(runs) if run.config
-    ]  # one whose config.yaml is missing differs in nothing that is known
+    # one whose config.yaml is missing differs in nothing that is known
+    known = [i for i, run in enumerate(runs) if run.config]
     differ = [key for key in keys if key != "run_dir" and len({shown[key][i] for i in known}) > 1]
-    chosen = [
+    own = {
         key
-        for key in keys
-        if key not in differ
-        and any(value != defaults.get(key) for value in table[key] if value is not None)
-    ]
-    return {"all": shown, "differ": differ, "chosen": chosen}
+        for key, values in table.items()
+        if any(value != defaults.get(key) for value in values if value is not None)
+    }
+    return {
+        "all": shown,
+        "differ": differ,
+        "chosen": [key for key in keys if key in own and key not in differ],
+    }
 
 
 def _setting(value: Any) -> str:
-    return cut(
-        ""
-        if value is None
-        else json.dumps(value)
-        if isinstance(value, bool) or value == ""
-        else value,
-        VALUE,
-    )
+    if value is None:
+        return ""
+    return cut(json.dumps(value) if isinstance(value, bool) or value == "" else value, VALUE)
 
 
 def _environments(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
     """Rows of (what, one value per run)."""
     flat = []
     for run in runs:
-        found = {
-            "command": run.environment.get("command"),
-            "ranks": run.environment.get("world_size"),
-        }
-        flat.append(
-            found
-            | mapping(run.environment.get("machine"))
-            | mapping(run.environment.get("versions"))
-        )
-    names = list(
-        dict.fromkeys(name for found in flat for name, value in found.items() if value is not None)
-    )
+        environment = run.environment
+        own = {"command": environment.get("command"), "ranks": environment.get("world_size")}
+        parts = [own, mapping(environment.get("machine")), mapping(environment.get("versions"))]
+        flat.append({name: value for part in parts for name, value in part.items()})
+    names = dict.fromkeys(k for found in flat for k, value in found.items() if value is not None)
     return [
         (name, ["" if found.get(name) is None else cut(found[name], VALUE) for found in flat])
         for name in names

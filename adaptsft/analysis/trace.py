@@ -1,0 +1,191 @@
+"""Activations of a training step, without a GPU and without the model's weights: the model is built
+from config.json alone.
+
+Forward and backward of the decoder run on fake tensors, which have shapes and no data, with the
+same code, attention seam and checkpointing as in training; every storage is counted while it lives.
+Assumed: full packs of one document each.
+"""
+
+import dataclasses
+import importlib.util
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from adaptsft.analysis.memory import Group, Memory, loss_bytes
+from adaptsft.config.schema import Config
+from adaptsft.data.documents import Documents
+from adaptsft.errors import ConfigError
+from adaptsft.model import attention
+from adaptsft.model.build import compute_dtype, freeze, prepare_block
+from adaptsft.model.modules import blocks, final_norm_of, head_of
+
+
+class Traced(NamedTuple):
+    memory: Memory  # of a rank
+    parameters: int  # of the model
+    trained: int  # those that are not frozen
+
+
+def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches: int) -> Traced:
+    """The memory of a rank. Raises ConfigError, as training would."""
+    train = config.train
+    if gpus < 1 or gpus % train.replicas:
+        raise ConfigError(f"train.replicas={train.replicas} does not divide --gpus {gpus}")
+    ranks = gpus // train.replicas
+    dtype = compute_dtype(config.model, torch.device("cuda" if gpu else "cpu"))
+    settings = model_config.get_text_config()
+    backend = _attention(config, settings, gpu, dtype)
+    shape = (train.micro_batch_size, config.data.max_length)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = AutoModelForCausalLM.from_config(
+            model_config,
+            attn_implementation=attention.SEAM["sdpa"] if backend == "sdpa" else "documents_plan",
+            dtype=dtype,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        model.config.use_cache = False
+        freeze(model, config.model.freeze)
+        groups = [Group.of(members, ranks) for members in _groups(model)]
+        loss = loss_bytes(shape[0] * shape[1], head_of(model), settings, train, dtype, gpu)
+        for block in blocks(model):
+            prepare_block(block, dataclasses.replace(train, compile=False))
+        kept, highest = _activations(model, shape, backend)
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    memory = Memory(
+        groups=groups,
+        ranks=ranks,
+        element=dtype.itemsize,
+        master=2 if config.model.param_dtype == "bf16" else 4,
+        accumulates=micro_batches > 1,
+        reduces=train.reduce_every_micro_batch,
+        kept=kept,
+        highest=highest,
+        loss=loss,
+    )
+    parameters = sum(numel for numel, _ in sizes)
+    return Traced(memory, parameters, sum(numel for numel, trained in sizes if trained))
+
+
+def _activations(model: Any, shape: tuple[int, int], backend: str) -> tuple[int, int]:
+    """Bytes of activations at the end of the forward pass, and at their highest in the backward
+    pass."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # gradients are counted by formula
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    ids = torch.zeros(shape, dtype=torch.long)
+    repeated = backend == "varlen" and not attention.VARLEN_GROUPS_HEADS
+    documents = Documents(
+        ids.new_zeros(shape[0] + 1, dtype=torch.int32),
+        -1 if repeated else shape[1],
+        (torch.zeros_like(ids),),
+        torch.zeros_like(ids).flatten(),
+    )
+    with Live([*model.parameters(), *model.buffers()]) as live:
+        hidden = model.base_model(
+            input_ids=ids, position_ids=ids, documents=documents, use_cache=False
+        ).last_hidden_state
+        kept = live.now
+        if hidden.requires_grad:
+            torch.autograd.backward(hidden, torch.empty_like(hidden))
+    return kept, live.peak
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that operations have made and that are still alive; `known` tensors are
+    not counted."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                place = storage._cdata
+                if place not in self.sizes and place not in self.known:
+                    self.sizes[place] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._free, place)
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _free(self, place: int) -> None:
+        self.now -= self.sizes.pop(place)
+
+
+@torch.library.custom_op("adaptsft::planned_attention", mutates_args=())
+def planned_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Stands for flash-attn and torch's varlen attention: keeps query, key, value, its output and
+    an fp32 logsumexp per head and token."""
+    raise AssertionError("only ever traced")
+
+
+@planned_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+
+
+@torch.library.custom_op("adaptsft::planned_attention_backward", mutates_args=())
+def planned_attention_backward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, grad: Tensor
+) -> list[Tensor]:
+    raise AssertionError("only ever traced")
+
+
+@planned_attention_backward.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, grad: Tensor
+) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in (query, key, value)]
+
+
+planned_attention.register_autograd(
+    lambda ctx, grad, _: tuple(planned_attention_backward(*ctx.saved_tensors, grad)),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output),
+)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The seam of adaptsft.model.attention, with the same layouts, around `planned_attention`."""
+    batch, heads, length, _ = query.shape
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    if kwargs["documents"].max_length < 0:  # varlen that groups no heads: keys are repeated
+        k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
+    return planned_attention(q, k, v)[0].view(batch, length, heads, -1), None
+
+
+AttentionInterface.register("documents_plan", _attend)
+
+
+def _attention(config: Config, settings: Any, gpu: bool, dtype: torch.dtype) -> str:
+    """What adaptsft.model.attention.choose takes on a GPU of compute capability 8.0 or above."""
+    if config.model.attention != "auto":
+        return config.model.attention
+    if not gpu or dtype == torch.float32:
+        return "sdpa"
+    has_flash = importlib.util.find_spec("flash_attn") is not None
+    if has_flash and not attention.unfit("flash", settings):
+        return "flash"
+    return "sdpa" if attention.unfit("varlen", settings) else "varlen"
+
+
+def _groups(model: Any) -> list[list[nn.Parameter]]:
+    """The groups that adaptsft.model.fsdp.shard_model makes: the blocks, top, rest."""
+    found = [list(block.parameters()) for block in blocks(model)]
+    norm = final_norm_of(model)
+    top = [*norm.parameters(), *head_of(model).parameters()] if norm is not None else []
+    taken = {id(parameter) for group in [*found, top] for parameter in group}
+    return [*found, top, [p for p in model.parameters() if id(p) not in taken]]
