@@ -282,19 +282,17 @@ def test_exit_codes_and_messages_of_the_command(tmp_path, model, capsys):
     ]
     assert main(arguments) == 3
     assert f"{bad}:1" in capsys.readouterr().err
-    assert not (tmp_path / "r").exists(), (
-        "nothing is written before everything was found to be in order"
-    )
+    assert not (tmp_path / "r").exists(), "nothing is written before all is checked"
     assert trainer.PREEMPTED not in (0, 1, 2, 3, 4, 5)
 
 
-def test_an_error_that_only_one_node_has_is_told_there(monkeypatch, capsys):
-    """A second node has a command line of its own; of its ranks one speaks."""
-    for rank, local, told in (("8", "0", True), ("9", "1", False)):
+def test_an_error_that_only_one_node_has_is_printed_there(monkeypatch, capsys):
+    """A second node has a command line of its own; one of its ranks prints."""
+    for rank, local, printed in (("8", "0", True), ("9", "1", False)):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", local)
         assert main(["run_dir=r", "model.path=m", "data.path=d.jsonl", "train.lrr=1"]) == 2
-        assert ("did you mean train.lr?" in capsys.readouterr().err) == told
+        assert ("did you mean train.lr?" in capsys.readouterr().err) == printed
 
 
 @pytest.mark.parametrize(
@@ -314,7 +312,7 @@ def test_a_loss_that_cannot_run_here_is_refused_before_anything_is_written(
 
 
 def test_exempt_tokens_keep_nll(tmp_path, model):
-    """-p with the end-of-text token exempt: its weight s is 1, that of all others p."""
+    """-p with the end-of-text token exempt: its weight is 1, that of all others p."""
     runs = {}
     for exempt in ("none", "eos"):
         (tmp_path / exempt).mkdir()
@@ -330,9 +328,8 @@ def test_exempt_tokens_keep_nll(tmp_path, model):
     plain, spared = runs["none"], runs["eos"]
     assert plain["weight"] == pytest.approx(plain["mean_p"], rel=1e-4)
     assert spared["nll"] == pytest.approx(plain["nll"], rel=1e-6)
-    share = (
-        spared["sequences"] / spared["tokens"]
-    )  # each example ends with one such token, of p near 0 in an untrained model
+    # each example ends with one such token, of p near 0 in an untrained model
+    share = spared["sequences"] / spared["tokens"]
     assert spared["weight"] == pytest.approx(plain["weight"] + share, rel=0.05)
 
 

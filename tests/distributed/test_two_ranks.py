@@ -13,7 +13,7 @@ from adaptsft.train import main, train
 from tests.conftest import REPO
 from tests.distributed.two_ranks import on_two_ranks, train_all
 from tests.runs import loaded_state, metrics_of, saved_state, small_config, write_data
-from tests.training.test_strict import (
+from tests.training.test_normalizer import (
     BF16,
     KEPT,
     LOWER,

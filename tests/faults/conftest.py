@@ -28,7 +28,7 @@ class Row:
 
 
 class Trial:
-    """Counts what one test tries; all of it counts as survived when the test has come to its end."""
+    """Counts what one test tries; all of it has survived when the test has come to its end."""
 
     def __init__(self, row: Row):
         self.row, self.begun = row, 0
@@ -38,12 +38,13 @@ class Trial:
         self.row.tried += 1
 
     def resumed(self, before: Life, after: Life) -> None:
-        """The next life has to go on exactly behind the newest checkpoint that the last one left."""
+        """The next life must continue right behind the newest checkpoint that the last one left."""
         if after.steps:
             lost = before.newest + 1 - after.steps[0]
             self.row.lost_steps += max(lost, 0)
             assert lost == 0, (
-                f"a checkpoint of step {before.newest} is complete, the next life begins with step {after.steps[0]}"
+                f"a checkpoint of step {before.newest} is complete, the next life begins with step "
+                f"{after.steps[0]}"
             )
 
 
@@ -72,7 +73,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(folder, tiny_model) -> Callable[..., Config]:
-    """Configurations of one and the same run, in folders of their own. Dropout: a lost seed would show; talr: a lost statistic would."""
+    """Configurations of one and the same run, in folders of their own. Dropout would show a lost
+    seed, talr a lost statistic."""
     dropout = folder / "model"
     shutil.copytree(tiny_model("qwen2", tied=True), dropout)
     values = json.loads((dropout / "config.json").read_text())
@@ -114,7 +116,8 @@ def same(reference) -> Callable[[Config], None]:
 
 @pytest.fixture(scope="session")
 def stopped_at_4(make_config) -> Path:
-    """A run folder with the checkpoints of steps 2 and 4, whose ranks were killed in step 5; to be copied."""
+    """A run folder with the checkpoints of steps 2 and 4, whose ranks were killed in step 5; tests
+    copy it."""
     config = make_config("stopped")
     life = live(config, {"rank": 0, "at": "step", "step": 5, "do": "kill"})
     assert life.newest == 4

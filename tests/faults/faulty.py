@@ -1,14 +1,19 @@
-"""One rank of a real run, `adaptsft.train` itself, with faults put into it; started by tests/faults/ranks.py, or by torchrun:
+"""One rank of a real run, `adaptsft.train` itself, with faults in it; started by
+tests/faults/ranks.py or by torchrun:
 
-FAULTS='[{"rank": 1, "at": "step", "step": 3, "do": "kill"}]' torchrun … -m tests.faults.faulty CONFIG.yaml [key=value …]
+    FAULTS='[{"rank": 1, "at": "step", "step": 3, "do": "kill"}]' \\
+        torchrun … -m tests.faults.faulty CONFIG.yaml [key=value …]
 
 A fault: `rank`; where it happens (`at`); what happens (`do`: a name of ACTIONS below). Places:
     step, call      in the objective, in its call `call` (1-based, default 1) of the step (1-based)
     eval, call      the same in an evaluation
-    begin, flush, all_reduce, optimizer, lock, load, export  on entering these, of `step` where there is one
-    wait            on waiting for the part of a stream that begins with `step`
-    save, op        before file operation `op` (1-based) of the save after `step`: open, fsync, mkdir, rename, remove, rmdir
-    run             from the start: `do` changes what the whole run sees (a clock that jumps, a prune that fails)
+    begin, flush, all_reduce, optimizer, lock, load, export
+                    on entering these, of `step` where there is one
+    wait            on waiting for the shard of a stream that begins with `step`
+    save, op        before file operation `op` (1-based) of the save after `step`: open, fsync,
+                    mkdir, rename, remove, rmdir
+    run             from the start: `do` changes what the whole run sees (a clock that jumps, a
+                    prune that fails)
 """
 
 import contextlib

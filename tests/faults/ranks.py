@@ -1,4 +1,5 @@
-"""Lives of a run: two ranks in processes of their own, started without torchrun's ten seconds of imports, ended as torchrun ends them."""
+"""Lives of a run: two ranks in processes of their own, started without torchrun's ten seconds of
+imports, and ended as torchrun ends them."""
 
 import json
 import os
@@ -17,7 +18,9 @@ from tests.runs import PROCESSES
 
 RANKS = 2
 PROCESSES.set_forkserver_preload(["adaptsft.train", "tests.runs", "tests.faults.faulty"])
-GRACE = 15.0  # seconds that the other ranks have after one has failed; torchrun gives 30 between its SIGTERM and SIGKILL
+# seconds that the other ranks have after one has failed; torchrun gives 30 between its SIGTERM and
+# SIGKILL
+GRACE = 15.0
 KILLED, STOPPED, HUNG = -signal.SIGKILL, 75, 7
 
 
@@ -86,7 +89,7 @@ class Started:
             self.processes[-1].start()
 
     def end(self, timeout: float = 150) -> Life:
-        """Wait for all ranks; as torchrun does, those that outlive a failed one for too long are killed."""
+        """Wait for all ranks; like torchrun, kill those that outlive a failed one for too long."""
         deadline, failed = time.monotonic() + timeout, None
         while any(process.is_alive() for process in self.processes):
             if failed is None and any(

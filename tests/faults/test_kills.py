@@ -1,4 +1,5 @@
-"""kill -9 of one rank, anywhere: the same command goes on from the newest complete checkpoint, and ends bitwise as if not killed."""
+"""kill -9 of one rank, anywhere: the same command continues from the newest complete checkpoint,
+and ends bitwise as if not killed."""
 
 import shutil
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_killed_in_steps(make_config, same, tally, which):
 
 @pytest.fixture(scope="module")
 def until_2(make_config):
-    """A run whose ranks died in step 3, with the checkpoint of step 2; and the file operations of its next save, by rank."""
+    """A run whose ranks died in step 3, with the checkpoint of step 2; and the file operations of
+    its next save, by rank."""
     config = make_config("until2", checkpoint__keep_last=1)
     assert live(config, {"at": "step", "step": 3, "do": "kill"}).newest == 2
     shutil.copytree(config.run_dir, Path(config.run_dir).with_name("until2-probe"))
@@ -77,8 +79,9 @@ def until_2(make_config):
 
 
 def kill_in_saves(trial, make_config, same, start, points, name, **overrides):
-    """Die at each point of the save of step 4. Dead before it is complete, the next life comes to the same save again, and to what the
-    last one left of it; otherwise the run is finished, compared, and begun again from its start."""
+    """Die at each point of the save of step 4. Dead before it is complete, the next life comes to
+    the same save again, and to what the last one left of it; otherwise the run is finished,
+    compared, and begun again from its start."""
     run = previous = None
     for number, (rank, operation) in enumerate(points):
         if run is None:
@@ -97,7 +100,8 @@ def kill_in_saves(trial, make_config, same, start, points, name, **overrides):
 
 
 def committing(operations: list[dict]) -> int:
-    """The operation of the save that gives the checkpoint its name; the deletion of the old one follows."""
+    """The operation of the save that gives the checkpoint its name; the deletion of the old one
+    follows."""
     return max(line["op"] for line in operations if line["what"] == "os.rename")
 
 

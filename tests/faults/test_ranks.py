@@ -1,4 +1,5 @@
-"""One rank is told to stop, computes NaN, disagrees, hangs or raises: all ranks end, or go on, together."""
+"""One rank is asked to stop, computes NaN, disagrees, hangs or raises: all ranks end or continue
+together."""
 
 import json
 import os
@@ -15,8 +16,9 @@ from tests.conftest import REPO
 from tests.faults.ranks import HUNG, STOPPED, Started, live
 from tests.runs import metrics_of, saved_state
 
-# Place, and the last step that may be saved: the request rides in the step's all-reduce and is read one step later, so that no step
-# waits for the device; one that comes behind the all-reduce rides in the next.
+# Place, and the last step that may be saved: the request is part of the step's all-reduce and is
+# read one step later, so that no step waits for the device; one that comes behind the all-reduce is
+# part of the next.
 SIGNALS = [
     ({"rank": 1, "at": "step", "step": 3}, 4),
     ({"rank": 0, "at": "eval", "step": 2, "call": 2}, 4),

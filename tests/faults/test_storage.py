@@ -37,7 +37,8 @@ HARMS = {"flip": flip, "truncate": truncate}
 )
 def test_damage_to_a_checkpoint_is_named_and_the_one_before_works(begun, same, tally, kind, harm):
     with tally(
-        f"{'a bit flipped in' if harm == 'flip' else 'truncation of'} a checkpoint, each kind of file"
+        f"{'a bit flipped in' if harm == 'flip' else 'truncation of'} a checkpoint, each kind of "
+        "file"
     ) as trial:
         trial.begin()
         config = begun(f"{harm}-{kind}")
