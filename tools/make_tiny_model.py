@@ -1,4 +1,5 @@
-"""Make a tiny random model with a tokenizer trained on your data: for a dry run of a config, without a download.
+"""Make a tiny random model with a tokenizer trained on your data: for a dry run of a config,
+without a download.
 
 python tools/make_tiny_model.py --arch qwen2 --data train.jsonl --out runs/tiny
 """

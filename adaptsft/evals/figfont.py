@@ -11,8 +11,8 @@ The fonts are not the paper's. There `pyfiglet.getFonts()` follows the order of 
 the same seed gives other data on another file system: no two machines need agree, and only the
 authors' copy on the hub (gaotang/figlet_font) has their items. Here fonts are sorted, pyfiglet is
 pinned, and the hash of each split is checked. Which fonts are used is a rule (`legible`) and not a
-list; with `reasoning-gym` installed, `tools/prepare_data.py figfont --generator reasoning-gym` uses
-that package and its list of fonts, sorted.
+list; with `reasoning-gym` installed, `python -m benchmarks.paper.prepare figfont --generator
+reasoning-gym` uses that package and its list of fonts, sorted.
 """
 
 import hashlib

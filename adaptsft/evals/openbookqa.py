@@ -3,8 +3,9 @@
 The paper trains on right labels, and on labels of which "small amounts" are wrong (appendix H.4).
 Its authors' script makes 30 % of them wrong, each other option as likely
 (data/data_process_knowledge_memorization.py of GaotangLi/Beyond-Log-Likelihood@89e4b0c27a73). Here
-the noise is explicit: its rate, its kind, its seed. `python tools/prepare_data.py openbookqa`
-writes the data; evaluation is the tasks `openbookqa` (generated) and `openbookqa_likelihood`.
+the noise is explicit: its rate, its kind, its seed. `python -m benchmarks.paper.prepare
+openbookqa` writes the data; evaluation is the tasks `openbookqa` (generated) and
+`openbookqa_likelihood`.
 """
 
 import random

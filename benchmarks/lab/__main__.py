@@ -1,12 +1,15 @@
-"""The continuum lab: does one adaptive objective do as well, everywhere, as the fixed one that is best there?
+"""The continuum lab: does one adaptive objective do as well, everywhere, as the fixed one that is
+best there?
 
-    python benchmarks/lab/__main__.py --preset cpu
-    python benchmarks/lab/__main__.py --preset full --families digits facts --methods oracle auto --seeds 0 1 2
-    python benchmarks/lab/__main__.py --report runs/lab_full --methods auto linear deft
+    python -m benchmarks.lab --preset cpu
+    python -m benchmarks.lab --preset full --families digits facts --methods oracle auto
+    python -m benchmarks.lab --report runs/lab_full --methods auto linear deft
 
-A small model is pretrained on a family of generated tasks; every method then fine-tunes it in every regime with adaptsft.train, and is
-scored on held-out questions. Finished runs are found again: after an interruption, or with another method, regime or seed, only what is
-missing is run. The presets are configs/lab/*.yaml, the methods configs/lab/methods.yaml; key=value changes a key of the preset.
+A small model is pretrained on a family of generated tasks; every method then fine-tunes it in every
+regime with adaptsft.train, and is scored on held-out questions. Finished runs are found again:
+after an interruption, or with another method, regime or seed, only what is missing is run. The
+presets are configs/lab/*.yaml, the methods configs/lab/methods.yaml; key=value changes a key of the
+preset.
 """
 
 import argparse
@@ -22,8 +25,9 @@ from tqdm import tqdm
 from adaptsft.errors import UserError
 from benchmarks.lab import grid, real, report, settings
 from benchmarks.lab.settings import Lab, Methods
+from benchmarks.lab.stages import stage
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "lab"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "lab"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -36,7 +40,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--preset",
         default="cpu",
-        help="cpu: 20 minutes on 2 cores. full: the whole grid, hours. gpu: a larger model. Or a file",
+        help="cpu: 20 minutes on 2 cores. full: the whole grid, hours. gpu: a larger model. Or a "
+        "file",
     )
     parser.add_argument("--families", nargs="+", help="instead of the preset's")
     parser.add_argument(
@@ -60,7 +65,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--report",
         type=Path,
         metavar="DIR",
-        help="only tabulate and plot the results in this folder, or in a results.json (then into --out): of all families, regimes and "
+        help="only tabulate and plot the results in this folder, or in a results.json (then into "
+        "--out): of all families, regimes and "
         "seeds, or of those given; beside the oracle the methods given, or all",
     )
     parser.add_argument(
@@ -99,11 +105,11 @@ def main(arguments: list[str]) -> int:
             options.out or Path("runs") / f"lab_{path.stem}",
         )
     except UserError as error:
-        print(f"fixed_vs_adaptive: {error}", file=sys.stderr)
+        print(f"benchmarks.lab: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(
-            "\nfixed_vs_adaptive: interrupted; the same command goes on with what is missing",
+            "\nbenchmarks.lab: interrupted; the same command goes on with what is missing",
             file=sys.stderr,
         )
         return 130
@@ -112,14 +118,16 @@ def main(arguments: list[str]) -> int:
 
 
 def run(lab: Lab, methods: Methods, folder: Path) -> int:
-    """Everything that the preset asks for and that is not there; then the report. Returns the number of runs that failed."""
+    """Everything that the preset asks for and that is not there; then the report. Returns the
+    number of runs that failed."""
     keys = settings.check(lab, methods)
     if lab.real.regimes:
         failed = progress(real.asked(lab, keys, folder), real.complete)
     else:
         with grid.workers(lab.workers) as pool:
-            print(f"pretraining on {', '.join(lab.families)}, or finding it done", flush=True)
-            asked = grid.asked(lab, keys, folder, grid.pretrained(pool, lab, folder))
+            with stage(f"pretraining on {', '.join(lab.families)}") as show:
+                bases = grid.pretrained(pool, lab, folder, show)
+            asked = grid.asked(lab, keys, folder, bases)
             failed = progress(asked, lambda missing: grid.complete(pool, missing))
     report.write(folder, report.read(folder), methods.oracle)
     return failed
@@ -142,10 +150,12 @@ def progress(
     asked: list[Any],
     complete: Callable[[list[Any]], Iterator[tuple[Any, dict[str, Any] | UserError]]],
 ) -> int:
-    """Do those of the runs that are not finished, under a bar; returns how many failed, each with its message."""
+    """Do those of the runs that are not finished, under a bar; returns how many failed, each with
+    its message."""
     missing, failed = [one for one in asked if one.finished() is None], 0
     print(
-        f"{len(asked)} runs, {len(asked) - len(missing)} of them found finished; results in {asked[0].folder}",
+        f"{len(asked)} runs, {len(asked) - len(missing)} of them found finished; results in "
+        f"{asked[0].folder}",
         flush=True,
     )
     with tqdm(total=len(missing), unit="run", dynamic_ncols=True) as bar:

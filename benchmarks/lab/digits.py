@@ -1,4 +1,5 @@
-"""Digits: calculate with a string of six digits. Unlike in the other families an answer may depend on its neighbours and its place."""
+"""Digits: calculate with a string of six digits. Unlike in the other families an answer may depend
+on its neighbours and its place."""
 
 import random
 from collections.abc import Callable

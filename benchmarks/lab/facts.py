@@ -1,5 +1,6 @@
-"""Facts: look up an attribute of three entities. Names and values are two characters each and say nothing about each other, so that
-the whole table has to be learned by heart: nothing carries over from one entity to the next."""
+"""Facts: look up an attribute of three entities. Names and values are two characters each and say
+nothing about each other, so that the whole table has to be learned by heart: nothing carries over
+from one entity to the next."""
 
 import random
 from collections.abc import Callable

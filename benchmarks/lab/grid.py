@@ -1,8 +1,9 @@
-"""Every run that is asked for and not there yet, in worker processes that stay: importing torch costs as much as a run of the lab."""
+"""Every run that is asked for and not there yet, in worker processes that stay: importing torch
+costs as much as a run of the lab."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from itertools import product
 from multiprocessing import get_context
@@ -10,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from adaptsft.errors import UserError
-from benchmarks.lab.runs import Run, execute, pretrain
+from benchmarks.lab.runs import Run, execute, pretrain, pretraining_log
 from benchmarks.lab.settings import Lab
 
-Say = Callable[[str], None]
+Show = Callable[[str], None]  # receives what the trainer is doing now
+POLL = 0.5  # seconds between two looks at the trainer's log
 
 
 @contextmanager
 def workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """`count` processes with one thread each. What has not been started is dropped when the block ends by an exception."""
-    # before they import torch: one thread each, and nothing that reaches for the network
+    """`count` processes with one thread each. What has not been started is dropped when the block
+    ends by an exception."""
+    # read when torch is imported: one thread each, and nothing that reaches for the network
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    # spawn: a fork of a process that has run torch may hang
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    # forkserver: torch is imported once for all workers, in a process that has not run it; a fork
+    # of one that has may hang
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.lab.runs"])
+    with ProcessPoolExecutor(count, mp_context=context) as pool:
         try:
             yield pool
         except BaseException:
@@ -30,14 +36,33 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def pretrained(pool: ProcessPoolExecutor, lab: Lab, folder: Path) -> dict[str, str]:
-    """family -> fingerprint of its model. A single family shows the trainer's progress, several would write over each other."""
-    alone = len(lab.families) == 1
-    futures = [
-        pool.submit(pretrain, folder, family, lab.model, lab.pretrain, alone)
+def pretrained(
+    pool: ProcessPoolExecutor, lab: Lab, folder: Path, show: Show = lambda line: None
+) -> dict[str, str]:
+    """family -> fingerprint of its model. `show` receives the step that a family's training has
+    reached, and nothing where its model is there already."""
+    logs = {family: pretraining_log(folder, family) for family in lab.families}
+    shown = {family: _step(log) for family, log in logs.items()}
+    futures = {
+        family: pool.submit(pretrain, folder, family, lab.model, lab.pretrain)
         for family in lab.families
-    ]
-    return {family: future.result() for family, future in zip(lab.families, futures, strict=True)}
+    }
+    while True:
+        running = wait(futures.values(), POLL).not_done
+        for family, log in logs.items():
+            if (step := _step(log)) != shown[family]:
+                shown[family] = step
+                show(step if len(logs) == 1 else f"{family} {step}")
+        if not running:
+            return {family: future.result() for family, future in futures.items()}
+
+
+def _step(log: Path) -> str:
+    """The trainer's last step in its log, such as "step 50/500"; "" where it has none."""
+    if not log.is_file():
+        return ""
+    steps = [line for line in log.read_text().splitlines() if line.startswith("step ")]
+    return " ".join(steps[-1].split()[:2]) if steps else ""
 
 
 def asked(
@@ -47,7 +72,8 @@ def asked(
     bases: dict[str, str],
     keep: bool = False,
 ) -> list[Run]:
-    """All runs of a lab, seed by seed, so that an interrupted one holds whole seeds. `methods` are settings.check's."""
+    """All runs of a lab, seed by seed, so that an interrupted one holds whole seeds. `methods` are
+    settings.check's."""
     grid = product(lab.seeds, lab.families, lab.regimes, methods)
     return [
         Run(folder, family, regime, method, seed, lab.items, methods[method], bases[family], keep)
@@ -58,7 +84,8 @@ def asked(
 def complete(
     pool: ProcessPoolExecutor, missing: Sequence[Run]
 ) -> Iterator[tuple[Run, dict[str, Any] | UserError]]:
-    """Each run with its result as they come; the UserError of one does not stop the others, anything else is raised."""
+    """Each run with its result as they come; the UserError of one does not stop the others,
+    anything else is raised."""
     futures: dict[Future[dict[str, Any]], Run] = {pool.submit(execute, run): run for run in missing}
     for future in as_completed(futures):
         try:

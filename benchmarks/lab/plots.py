@@ -1,4 +1,5 @@
-"""The lab's pictures: gaps of all methods, the inversion along the continuum, and those of benchmarks.paper.figures from the lab's scores."""
+"""The lab's pictures: gaps of all methods, the inversion along the continuum, and those of
+benchmarks.paper.figures from the lab's scores."""
 
 import itertools
 import re
@@ -9,29 +10,27 @@ from typing import Any
 
 from adaptsft.drawing import COLOURS, MARKERS, canvas, save
 from adaptsft.errors import ConfigError
-from benchmarks.paper import figures
-from benchmarks.paper.figures.curves import Curve
+from benchmarks.paper.figures.curves import Curve, trajectories
+from benchmarks.paper.figures.sweeps import alpha, quantiles
 
 COLUMNS = {"greedy": "greedy", "sampled": "temperature 1"}
-WHOLE = {
-    "alpha_0": "nll",
-    "neg_p": "neg_p",
-    "log1mp": "log1mp",
-}  # the method that trains on all tokens; the name under a threshold
+# the method that trains on all tokens -> its name under a threshold
+WHOLE = {"alpha_0": "nll", "neg_p": "neg_p", "log1mp": "log1mp"}
 
 
 def write(
     folder: Path, results: list[dict[str, Any]], of_metric: dict[str, Any], gaps: dict[str, Any]
 ) -> list[Path]:
-    """The pictures that these results can fill; returns their paths. `of_metric` and `gaps` are report's Scores and gaps by metric."""
+    """The pictures that these results can fill; returns their paths. `of_metric` and `gaps` are
+    report's Scores and gaps by metric."""
     drawn = rows(of_metric)
     made = []
     for name, draw in (
         ("gaps", lambda: gap_table(gaps)),
-        ("trajectories", lambda: figures.trajectories(moves(results), "share of the run")),
+        ("trajectories", lambda: trajectories(moves(results), "share of the run")),
         ("inversion", lambda: inversion(of_metric)),
-        ("alpha", lambda: figures.alpha(drawn)),
-        ("quantiles", lambda: figures.quantiles(drawn)),
+        ("alpha", lambda: alpha(drawn)),
+        ("quantiles", lambda: quantiles(drawn)),
     ):
         with suppress(ConfigError):  # nothing there to fill it
             made.append(save(draw(), folder / f"{name}.png", dpi=130))
@@ -39,7 +38,8 @@ def write(
 
 
 def rows(of_metric: dict[str, Any]) -> list[dict[str, Any]]:
-    """The scores as rows of benchmarks.paper.figures, in percent: a model is a cell, a column is a metric."""
+    """The scores as rows of benchmarks.paper.figures, in percent: a model is a cell, a column is a
+    metric."""
     found = []
     for metric, column in COLUMNS.items():
         for cell, of in of_metric[metric].items():
@@ -57,9 +57,10 @@ def rows(of_metric: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _places(method: str) -> Iterable[dict[str, Any]]:
-    """Where a method stands in a sweep: on alpha, on the quantiles, on both, or (one empty dict) nowhere."""
-    if alpha := re.fullmatch(r"alpha_([\d.]+)", method):
-        yield {"alpha": float(alpha[1])}
+    """Where a method stands in a sweep: on alpha, on the quantiles, on both, or (one empty dict)
+    nowhere."""
+    if fixed := re.fullmatch(r"alpha_([\d.]+)", method):
+        yield {"alpha": float(fixed[1])}
     if kept := re.fullmatch(r"(\w+)_(top|low)(\d+)", method):
         top = kept[2] == "top"
         yield {
@@ -69,13 +70,13 @@ def _places(method: str) -> Iterable[dict[str, Any]]:
         }
     if method in WHOLE:
         yield {"objective": WHOLE[method], "side": ">=", "percentile": 0}
-    if not alpha and not kept and method not in WHOLE:
+    if not fixed and not kept and method not in WHOLE:
         yield {}
 
 
 def moves(results: list[dict[str, Any]]) -> list[Curve]:
-    """alpha and the lower threshold over the share of the run: a panel per method and family, a line per regime and source; the first
-    seed."""
+    """alpha and the lower threshold over the share of the run: a panel per method and family, a
+    line per regime and source; the first seed."""
     curves, first = [], min(result["seed"] for result in results)
     ran = [result for result in results if result["seed"] == first and result["curves"]]
     for quantity, result in itertools.product(("alpha", "lower"), ran):
@@ -132,7 +133,8 @@ def gap_table(gaps: dict[str, Any]) -> Any:
 
 
 def inversion(of_metric: dict[str, Any]) -> Any:
-    """-p against NLL over the place on the continuum: in small, Tables 2 to 4 of arXiv:2510.00526. A dot is a cell."""
+    """-p against NLL over the place on the continuum: in small, Tables 2 to 4 of arXiv:2510.00526.
+    A dot is a cell."""
     from matplotlib.lines import Line2D
 
     points = []

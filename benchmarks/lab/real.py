@@ -1,5 +1,6 @@
-"""The same comparison on a real model, data and evaluator: the section `real` of a preset. Trainings and evaluations are commands, one
-after the other, so that torchrun can start them; the results are those of the generated families, under the family `real`."""
+"""The same comparison on a real model, data and evaluator: the section `real` of a preset.
+Trainings and evaluations are commands, one after the other, so that torchrun can start them; the
+results are those of the generated families, under the family `real`."""
 
 import json
 import shutil
@@ -15,14 +16,8 @@ from omegaconf import OmegaConf
 
 from adaptsft.config.resolve import load_config
 from adaptsft.errors import ConfigError, UserError, require
-from benchmarks.lab.runs import (
-    UNTOUCHED,
-    commit,
-    controllers_source,
-    digest,
-    trajectories,
-    write_result,
-)
+from benchmarks.lab.fingerprint import CODE, commit, digest
+from benchmarks.lab.runs import UNTOUCHED, trajectories, write_result
 from benchmarks.lab.settings import Lab, RealRegime
 
 FAMILY = "real"
@@ -52,21 +47,11 @@ class RealRun:
         return self.folder / "runs" / self.name
 
     def fingerprint(self) -> str:
-        told = self.settings
-        trained = None if self.method == UNTOUCHED else [self.keys, told.data, self.seed]
-        steers = (
-            trained is not None and self.keys.get("controller", {}).get("name", "fixed") != "fixed"
-        )
-        return digest(
-            [
-                self.model,
-                trained,
-                told.evaluate,
-                told.scores,
-                told.metric,
-                steers and controllers_source(),
-            ]
-        )
+        """The untouched model depends on nothing that trains."""
+        of, trained = self.settings, None
+        if self.method != UNTOUCHED:
+            trained = [self.keys, of.data, self.seed, CODE]
+        return digest([self.model, trained, of.evaluate, of.scores, of.metric])
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if there is one of this very run."""
@@ -122,8 +107,9 @@ def complete(missing: list[RealRun]) -> Iterator[tuple[RealRun, dict[str, Any] |
 
 
 def execute(run: RealRun) -> dict[str, Any]:
-    """Train (an interrupted training goes on from its last checkpoint), evaluate, and write the result. Raises ConfigError where a command
-    fails; its last lines are in the message, all of them in the log."""
+    """Train (an interrupted training goes on from its last checkpoint), evaluate, and write the
+    result. Raises ConfigError where a command fails; its last lines are in the message, all of them
+    in the log."""
     began, model, curves = time.perf_counter(), run.model, {}
     run.run_dir.parent.mkdir(parents=True, exist_ok=True)
     if run.method != UNTOUCHED:
@@ -150,7 +136,8 @@ def execute(run: RealRun) -> dict[str, Any]:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{out / file}: no number at metrics.{run.settings.metric}.value ({error!r}); see real.regimes"
+                f"{out / file}: no number at metrics.{run.settings.metric}.value ({error!r}); see "
+                "real.regimes"
             ) from None
     result = {
         "family": FAMILY,

@@ -24,7 +24,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Regime:
-    """The parts are equally frequent. They are one source for the trainer, or one source each, named after the role."""
+    """The parts are equally frequent. They are one source for the trainer, or one source each,
+    named after the role."""
 
     parts: tuple[Part, ...]
     zipf: bool = False
@@ -56,10 +57,12 @@ REGIMES: dict[str, Regime] = {
 
 
 def find(name: str) -> tuple[Regime, float]:
-    """The regime and the factor of its budget, of a name such as `mw_noisy` or `mw_noisy@short`. Raises ConfigError."""
+    """The regime and the factor of its budget, of a name such as `mw_noisy` or `mw_noisy@short`.
+    Raises ConfigError."""
     base, _, budget = name.partition("@")
     if base not in REGIMES or (budget or "short") not in BUDGETS:
         raise ConfigError(
-            f"regimes: {name!r} is not one of {', '.join(REGIMES)}; after each may stand {' or '.join('@' + key for key in BUDGETS)}"
+            f"regimes: {name!r} is not one of {', '.join(REGIMES)}; after each may stand "
+            f"{' or '.join('@' + key for key in BUDGETS)}"
         )
     return REGIMES[base], BUDGETS.get(budget, 1.0)

@@ -1,8 +1,9 @@
-"""The lab's results as tables: results.csv with every number, results.md with what is asked of it, and the plots; results.json holds all
-runs in one file, from which the same can be made again.
+"""The lab's results as tables: results.csv with every number, results.md with what is asked of it,
+and the plots; results.json holds all runs in one file, from which the same can be made again.
 
-A cell is a task of a regime that is scored by itself: a regime, or a source of it where it has several. The oracle of a cell is the
-best fixed alpha there, a gap what a method lacks to it (never below 0), regret the mean of its gaps.
+A cell is a task of a regime that is scored by itself: a regime, or a source of it where it has
+several. The oracle of a cell is the best fixed alpha there, a gap what a method lacks to it (never
+below 0), regret the mean of its gaps.
 """
 
 import csv
@@ -52,8 +53,8 @@ Scores = dict[Cell, dict[str, Score]]  # cell -> method -> score
 
 
 def read(place: Path) -> list[dict[str, Any]]:
-    """All results in a lab's folder, or in a results.json, in order of family, regime, method and seed. Raises ConfigError where there is
-    none."""
+    """All results in a lab's folder, or in a results.json, in order of family, regime, method and
+    seed. Raises ConfigError where there is none."""
     if place.is_file():
         try:
             results = [result | {"curves": {}} for result in json.loads(place.read_text())["runs"]]
@@ -71,7 +72,8 @@ def read(place: Path) -> list[dict[str, Any]]:
 
 
 def selected(results: list[dict[str, Any]], **wanted: list[str] | None) -> list[dict[str, Any]]:
-    """Those whose family, regime or seed is among the wanted ones; None is any. Raises ConfigError where none is left."""
+    """Those whose family, regime or seed is among the wanted ones; None is any. Raises ConfigError
+    where none is left."""
     chosen = [
         result
         for result in results
@@ -85,7 +87,8 @@ def selected(results: list[dict[str, Any]], **wanted: list[str] | None) -> list[
 
 
 def scores(results: list[dict[str, Any]], metric: str) -> Scores:
-    """`metric` is one of `greedy`, `sampled`, `diversity` or `train_mean_p`; cells without it are left out."""
+    """`metric` is one of `greedy`, `sampled`, `diversity` or `train_mean_p`; cells without it are
+    left out."""
     values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         family, regime = result["family"], result["regime"]
@@ -128,8 +131,8 @@ def gaps(found: Scores, fixed: list[str]) -> dict[str, dict[Cell, float]]:
 def write(
     folder: Path, results: list[dict[str, Any]], fixed: list[str], shown: list[str] | None = None
 ) -> None:
-    """Leave results.json, results.csv, results.md and the plots in the folder, and print where. `fixed` are the methods of the oracle; the
-    tables show the methods `shown`, or all of them."""
+    """Leave results.json, results.csv, results.md and the plots in the folder, and print where.
+    `fixed` are the methods of the oracle; the tables show the methods `shown`, or all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = [
         {key: value for key, value in result.items() if key not in ("curves", "keys")}
@@ -148,8 +151,10 @@ def write(
     lines = [
         "# The continuum lab",
         "",
-        f"{len(results):,} runs, {seconds / 3600:.1f} hours of runs, code at commit {', '.join(commits)}. Exact match, mean ± standard "
-        "error over seeds. The oracle is the best fixed alpha of each row; a gap is what a method lacks to it, in points.",
+        f"{len(results):,} runs, {seconds / 3600:.1f} hours of runs, code at commit "
+        f"{', '.join(commits)}. Exact match, mean ± standard "
+        "error over seeds. The oracle is the best fixed alpha of each row; a gap is what a method "
+        "lacks to it, in points.",
         *(
             line
             for group in ([families, *([f] for f in families)] if len(families) > 1 else [families])
@@ -175,7 +180,8 @@ def write(
         ]
     lines += [
         "",
-        "## Mean p of the training targets, noise included (Eq. 5): of the base model, and after training",
+        "## Mean p of the training targets, noise included (Eq. 5): of the base model, and after "
+        "training",
         "",
     ]
     lines += [
@@ -196,8 +202,9 @@ def write(
 def _summary(
     families: list[str], of_metric: dict[str, Scores], fixed: list[str], shown: list[str] | None
 ) -> list[str]:
-    """Worst gap and regret of every method over the cells of some families, and in how many cells it is within 2 or 5 points of the oracle
-    on both metrics. Only cells that the method was run in can count: their number is in the table."""
+    """Worst gap and regret of every method over the cells of some families, and in how many cells
+    it is within 2 or 5 points of the oracle on both metrics. Only cells that the method was run in
+    can count: their number is in the table."""
     by_metric = {
         metric: gaps({c: v for c, v in of_metric[metric].items() if c.family in families}, fixed)
         for metric in METRICS
@@ -241,7 +248,8 @@ PAPER = {
 
 
 def _inversion(family: str, of_metric: dict[str, Scores]) -> list[str]:
-    """What -p and NLL do along the continuum, as far as it was run: greedy and temperature 1, with the base model's mean p (Eq. 5)."""
+    """What -p and NLL do along the continuum, as far as it was run: greedy and temperature 1, with
+    the base model's mean p (Eq. 5)."""
     cells = [
         cell
         for cell, of in of_metric["sampled"].items()
@@ -267,12 +275,14 @@ def _inversion(family: str, of_metric: dict[str, Scores]) -> list[str]:
         rows.append(
             [name, *(" / ".join(f"{one.mean:.2f}" for one in pair if one) for pair in found)]
         )
-    title = f"## {family}: the inversion along the continuum (Tables 2 to 4 and 11 of arXiv:2510.00526 in small), greedy / temperature 1"
-    return ["", title, "", *table(rows)]
+    tables = "Tables 2 to 4 and 11 of arXiv:2510.00526 in small"
+    title = f"{family}: the inversion along the continuum ({tables}), greedy / temperature 1"
+    return ["", f"## {title}", "", *table(rows)]
 
 
 def _scores(family: str, found: Scores, fixed: list[str], shown: list[str] | None) -> list[str]:
-    """Rows are cells, columns methods. The oracle's score is bold, or a column of its own where only some methods are shown."""
+    """Rows are cells, columns methods. The oracle's score is bold, or a column of its own where
+    only some methods are shown."""
     chosen = {cell: of for cell, of in found.items() if cell.family == family}
     methods = sorted(
         {method for of in chosen.values() for method in of},

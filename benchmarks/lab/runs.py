@@ -1,18 +1,18 @@
-"""One run of the lab: a family's regime under a method and a seed, trained by adaptsft.train and scored; its result is one JSON file.
+"""One run of the lab: a family's regime under a method and a seed, trained by adaptsft.train and
+scored; its result is one JSON file.
 
-A result is used again while its `fingerprint` is that of the run that is asked for: of the trainer's configuration, the first
-examples, the pretrained model, the number of questions, and, where a controller steers, of the controllers' source.
+A result is used again while its `fingerprint` is that of the run that is asked for: of the
+trainer's configuration, the first examples, the pretrained model, the number of questions, and the
+code.
 """
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
 import random
 import shutil
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers.utils import logging
 
-import adaptsft
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.model.tiny import make_tiny_model
+from adaptsft.train import train
 from benchmarks.lab import scoring, tasks
+from benchmarks.lab.fingerprint import CODE, commit, digest
 from benchmarks.lab.regimes import FAMILIES, Part, Regime, find
 
 UNTOUCHED = "base"  # the method that does not train
@@ -35,7 +36,8 @@ POINTS = 50  # of a trajectory in the result
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a worker needs. `folder` is the lab's; `keys` are the trainer's, of the preset and of the method together."""
+    """Everything a worker needs. `folder` is the lab's; `keys` are the trainer's, of the preset and
+    of the method together."""
 
     folder: Path
     family: str
@@ -68,16 +70,13 @@ class Run:
         return max(1, round(self.keys["train"]["max_steps"] * find(self.regime)[1]))
 
     def data_fingerprint(self) -> str:
-        """Of what the regime is: the labels and answers of some questions, and how many there will be."""
+        """Of what the regime is: the labels and answers of some questions, and how many there will
+        be."""
         family, (regime, _), generator = FAMILIES[self.family], find(self.regime), random.Random(0)
-        asked = list(
-            itertools.islice(tasks.questions(family, regime.zipf, False, "fingerprint"), 50)
-        )
-        parts: list[Any] = [
-            self.seed,
-            self.steps * self.keys["train"]["global_batch_size"],
-            regime.sources,
-        ]
+        source = tasks.questions(family, regime.zipf, False, "fingerprint")
+        asked = list(itertools.islice(source, 50))
+        examples = self.steps * self.keys["train"]["global_batch_size"]
+        parts: list[Any] = [self.seed, examples, regime.sources]
         for part in regime.parts:
             task = family.role(part.role)
             parts += [
@@ -88,18 +87,8 @@ class Run:
 
     def fingerprint(self) -> str:
         trained = None if self.method == UNTOUCHED else self.keys
-        steers = self.keys.get("controller", {}).get("name", "fixed") != "fixed"
-        return digest(
-            [
-                self.base,
-                self.data_fingerprint(),
-                self.items,
-                scoring.SAMPLES,
-                scoring.EXAMPLES,
-                trained,
-                steers and controllers_source(),
-            ]
-        )
+        data = self.data_fingerprint()
+        return digest([self.base, data, self.items, trained, CODE])
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if there is one of this very run."""
@@ -110,46 +99,13 @@ class Run:
         return result if result["fingerprint"] == self.fingerprint() else None
 
 
-def digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def controllers_source() -> str:
-    package = Path(adaptsft.__file__).parent
-    return digest(
-        [
-            file.read_text()
-            for file in sorted(package.glob("control*/*.py")) + sorted(package.glob("control*.py"))
-        ]
-    )
-
-
-@functools.cache
-def commit() -> str:
-    """Of the code that runs; `+` where files differ from it."""
-    here = Path(__file__).parent
-    try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return "unknown"
-    return said.stdout.strip() or "unknown"
-
-
 def configure(
     run_dir: Path, model: Path, seed: int, sources: dict[str, Path], cache: Path, *keys: Any
 ) -> Config:
-    """The trainer's configuration, left in `run_dir`.yaml so that any run can be repeated by hand. Raises ConfigError."""
-    data: dict[str, Any] = {
-        "template": "plain",
-        "prompt_template": "{prompt}",
-        "cache_dir": str(cache),
-    }
+    """The trainer's configuration, left in `run_dir`.yaml so that any run can be repeated by hand.
+    Raises ConfigError."""
+    data: dict[str, Any] = {"template": "plain", "prompt_template": "{prompt}"}
+    data["cache_dir"] = str(cache)
     if len(sources) == 1:
         data["path"] = str(*sources.values())
     else:
@@ -162,48 +118,48 @@ def configure(
     return load_config([str(path)])
 
 
-def train_logged(config: Config, show: bool = False) -> None:
-    """Train; the trainer's lines go to `run_dir`.log, or are shown."""
-    from adaptsft.train import train
-
+def train_logged(config: Config) -> None:
+    """Train; the trainer's lines go to `run_dir`.log."""
     logging.disable_progress_bar()
     with contextlib.ExitStack() as stack:
-        if not show:
-            log = stack.enter_context(Path(f"{config.run_dir}.log").open("w"))
-            stack.enter_context(contextlib.redirect_stderr(log))
+        # line by line: another process shows the last one
+        log = stack.enter_context(Path(f"{config.run_dir}.log").open("w", buffering=1))
+        stack.enter_context(contextlib.redirect_stderr(log))
         train(config)
 
 
-def pretrain(
-    folder: Path, family_name: str, model: dict[str, Any], keys: dict[str, Any], show: bool
-) -> str:
-    """Leave the family's pretrained model in `folder`/pretrained, or find it there; returns its fingerprint. Raises UserError."""
+def pretraining_log(folder: Path, family_name: str) -> Path:
+    """Where `pretrain` writes the trainer's lines."""
+    return folder / "pretrained" / family_name / "run.log"
+
+
+def pretrain(folder: Path, family_name: str, model: dict[str, Any], keys: dict[str, Any]) -> str:
+    """Leave the family's pretrained model in `folder`/pretrained, or find it there. Returns its
+    fingerprint. Raises UserError."""
+    logging.disable_progress_bar()
     family, place = FAMILIES[family_name], folder / "pretrained" / family_name
     count = keys["train"]["max_steps"] * keys["train"]["global_batch_size"]
     parts = [(task, tasks.Noise()) for task in family.pretrained]
-    data = tasks.write_examples(
-        place / "examples.jsonl", family, parts, count, False, "pretraining"
-    )
-    fingerprint = digest([model, keys, hashlib.sha256(data.read_bytes()).hexdigest()])
+    examples = place / "examples.jsonl"
+    data = tasks.write_examples(examples, family, parts, count, False, "pretraining")
+    content = hashlib.sha256(data.read_bytes()).hexdigest()
+    fingerprint = digest([model, keys, content, CODE])
     stamp = place / "fingerprint"
     if not stamp.is_file() or stamp.read_text() != fingerprint:
         stamp.unlink(missing_ok=True)
         for old in ("run", "final"):
             shutil.rmtree(place / old, ignore_errors=True)
-        make_tiny_model(place / "random", tokenizer=tasks.tokenizer(family), **model)
-        train_logged(
-            configure(
-                place / "run", place / "random", 0, {"pretraining": data}, place / "cache", keys
-            ),
-            show,
-        )
+        random_model = make_tiny_model(place / "random", tokenizer=tasks.tokenizer(family), **model)
+        sources = {"pretraining": data}
+        train_logged(configure(place / "run", random_model, 0, sources, place / "cache", keys))
         (place / "run" / "final").rename(place / "final")
         stamp.write_text(fingerprint)
     return fingerprint
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """Train, score, write the result and, unless it is to be kept, remove the trained model. Raises UserError."""
+    """Train, score, write the result and, unless it is to be kept, remove the trained model.
+    Raises UserError."""
     torch.set_num_threads(1)
     began, cpu = time.perf_counter(), time.process_time()
     family, (regime, _) = FAMILIES[run.family], find(run.regime)
@@ -211,24 +167,19 @@ def execute(run: Run) -> dict[str, Any]:
     model, curves, keys = run.pretrained, {}, {}
     if run.method != UNTOUCHED:
         keys = run.keys
-        budget = {
-            "train": {"max_steps": run.steps},
-            "log": {"every": run.steps},
-        }  # read the metrics once
+        # the metrics are read once, at the end
+        budget = {"train": {"max_steps": run.steps}, "log": {"every": run.steps}}
         shutil.rmtree(run.run_dir, ignore_errors=True)
-        train_logged(
-            configure(run.run_dir, model, run.seed, sources, run.folder / "cache", keys, budget)
-        )
+        cache = run.folder / "cache"
+        train_logged(configure(run.run_dir, model, run.seed, sources, cache, keys, budget))
         model, curves = run.run_dir / "final", trajectories(run.run_dir / "metrics.jsonl")
     trained, tokenizer = scoring.load(model, run.keys["train"].get("device", "auto"))
     parts = scoring.score(trained, tokenizer, family, regime, run.items, run.seed)
     likelihood = {name: scoring.mean_p(trained, tokenizer, path) for name, path in sources.items()}
     result = {
         **{name: getattr(run, name) for name in ("family", "regime", "method", "seed", "items")},
-        **{
-            mode: statistics.mean(part[mode] for part in parts.values())
-            for mode in ("greedy", "sampled")
-        },
+        "greedy": statistics.mean(part["greedy"] for part in parts.values()),
+        "sampled": statistics.mean(part["sampled"] for part in parts.values()),
         "parts": parts,  # by task
         "train_mean_p": statistics.mean(likelihood.values()),
         "sources": likelihood,
@@ -257,39 +208,36 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 def data_of(run: Run, family: tasks.Family, regime: Regime) -> dict[str, Path]:
     """The training files by source, written where they are missing; all methods share them."""
     count = run.steps * run.keys["train"]["global_batch_size"]
-    groups: dict[str, list[Part]] = (
-        {part.role: [part] for part in regime.parts} if regime.sources else {"all": [*regime.parts]}
-    )
+    groups: dict[str, list[Part]] = {"all": [*regime.parts]}
+    if regime.sources:
+        groups = {part.role: [part] for part in regime.parts}
     folder = run.folder / "data" / f"{run.family}-{run.regime}-{run.seed}-{run.data_fingerprint()}"
     paths = {name: folder / f"{name}.jsonl" for name in groups}
     for name, parts in groups.items():
         if not paths[name].is_file():
             pairs = [(family.role(part.role), part.noise) for part in parts]
-            tasks.write_examples(
-                paths[name], family, pairs, count // len(groups), regime.zipf, f"{name} {run.seed}"
-            )
+            examples, seed = count // len(groups), f"{name} {run.seed}"
+            tasks.write_examples(paths[name], family, pairs, examples, regime.zipf, seed)
     return paths
 
 
 def trajectories(metrics: Path) -> dict[str, Any]:
-    """Thinned curves of a run, a list each: {step, nll, mean_p, alpha, lower}, and of several sources `sources`: {source: {…}}."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    rows = [
-        row
-        for i, row in enumerate(rows)
-        if i % max(1, len(rows) // POINTS) == 0 or i == len(rows) - 1
-    ]
-    keys = ("nll", "mean_p", "alpha", "lower")
+    """Thinned curves of a run, a list each: {step, nll, mean_p, alpha, lower}, and of several
+    sources `sources`: {source: {…}}."""
+    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    every, last = max(1, len(steps) // POINTS), len(steps) - 1
+    steps = [step for i, step in enumerate(steps) if i % every == 0 or i == last]
 
-    def curve(of: list[dict[str, Any]]) -> dict[str, Any]:
+    def curve(values: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            key: [round(row[key], 4) if row[key] is not None else None for row in of]
-            for key in keys
+            key: [None if of[key] is None else round(of[key], 4) for of in values]
+            for key in ("nll", "mean_p", "alpha", "lower")
         }
 
-    curves = {"step": [row["step"] for row in rows]} | curve(rows)
-    if "sources" in rows[0]:
+    curves = {"step": [step["step"] for step in steps]} | curve(steps)
+    if "sources" in steps[0]:
+        names = list(steps[0]["sources"])
         curves["sources"] = {
-            name: curve([row["sources"][name] for row in rows]) for name in rows[0]["sources"]
+            name: curve([step["sources"][name] for step in steps]) for name in names
         }
     return curves

@@ -1,5 +1,5 @@
-"""What a model has learned: exact match on held-out questions, greedily and sampled at temperature 1; how many of several right answers
-it gives; and the mean probability of given targets."""
+"""What a model has learned: exact match on held-out questions, greedily and sampled at temperature
+1; how many of several right answers it gives; and the mean probability of given targets."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from transformers.utils import logging
 from benchmarks.lab.regimes import Regime
 from benchmarks.lab.tasks import Family, prompt, questions, right
 
-ROWS = 1024  # of one call to generate
+PROMPTS = 1024  # of one call to generate
 SAMPLES = 8  # of one question, where several answers are right
 EXAMPLES = 512  # training examples whose mean p is measured
 
@@ -21,8 +21,9 @@ EXAMPLES = 512  # training examples whose mean p is measured
 def score(
     model: Any, tokenizer: Any, family: Family, regime: Regime, items: int, seed: int
 ) -> dict[str, Any]:
-    """{role: {greedy, sampled, diversity?}} of the parts of a regime: shares of `items` held-out questions, the same for every model.
-    `seed` is that of the sampling. `diversity` is the mean number of distinct right answers among SAMPLES, where several are right."""
+    """{role: {greedy, sampled, diversity?}} of the parts of a regime: shares of `items` held-out
+    questions, the same for every model. `seed` is that of the sampling. `diversity` is the mean
+    number of distinct right answers among SAMPLES, where several are right."""
     scores: dict[str, Any] = {}
     for part in regime.parts:
         task = family.role(part.role)
@@ -38,7 +39,7 @@ def score(
             )
             found.setdefault("examples", {})[mode] = prompts[0] + given[0]
         if any(len(choices) > 1 for choices in answers[0]):
-            few = min(items, ROWS // SAMPLES)
+            few = min(items, PROMPTS // SAMPLES)
             given = generate(
                 model,
                 tokenizer,
@@ -83,9 +84,9 @@ def generate(
     texts: list[str] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for begin in range(0, len(prompts), ROWS):
+        for begin in range(0, len(prompts), PROMPTS):
             inputs = tokenizer(
-                prompts[begin : begin + ROWS],
+                prompts[begin : begin + PROMPTS],
                 return_tensors="pt",
                 padding=True,
                 padding_side="left",
@@ -100,12 +101,13 @@ def generate(
 
 @torch.no_grad()
 def mean_p(model: Any, tokenizer: Any, data: Path) -> float:
-    """Mean probability of the targets of the first EXAMPLES training examples, noise and end-of-text included: Eq. 5 of
-    arXiv:2510.00526, divided by the number of tokens. Before fine-tuning it is the place on the continuum."""
+    """Mean probability of the targets of the first EXAMPLES training examples, noise and
+    end-of-text included: Eq. 5 of arXiv:2510.00526, divided by the number of tokens. Before
+    fine-tuning it is the place on the continuum."""
     with data.open() as lines:
-        rows = [json.loads(line) for line in itertools.islice(lines, EXAMPLES)]
+        examples = [json.loads(line) for line in itertools.islice(lines, EXAMPLES)]
     batch = tokenizer(
-        [row["prompt"] + row["completion"] + tokenizer.eos_token for row in rows],
+        [example["prompt"] + example["completion"] + tokenizer.eos_token for example in examples],
         return_tensors="pt",
         padding=True,
     )
@@ -116,7 +118,7 @@ def mean_p(model: Any, tokenizer: Any, data: Path) -> float:
     )
     p = logp.gather(-1, ids[:, 1:, None]).squeeze(-1).exp()
     prompts = torch.tensor(
-        [len(tokenizer(row["prompt"])["input_ids"]) for row in rows], device=ids.device
+        [len(tokenizer(example["prompt"])["input_ids"]) for example in examples], device=ids.device
     )
     ends = batch["attention_mask"].sum(1)
     place = torch.arange(1, ids.shape[1], device=ids.device)

@@ -52,7 +52,8 @@ class Lab:
 
 @dataclass
 class Methods:
-    """configs/lab/methods.yaml: every method's keys of adaptsft.train, and the fixed ones that the oracle chooses from."""
+    """configs/lab/methods.yaml: every method's keys of adaptsft.train, and the fixed ones that the
+    oracle chooses from."""
 
     oracle: list[str] = field(default_factory=list)
     methods: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +84,8 @@ def require_steps(name: str, keys: dict[str, Any]) -> None:
 
 
 def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
-    """The trainer's keys of every method of the lab, `oracle` in its list standing for all of those. Raises ConfigError."""
+    """The trainer's keys of every method of the lab, `oracle` in its list standing for all of
+    those. Raises ConfigError."""
     generated = not lab.real.regimes
     for key in ("methods", "seeds", *(("families", "regimes") if generated else ())):
         require(len(getattr(lab, key)) > 0, f"{key} must not be empty")
@@ -112,7 +114,8 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
 
 
 def trainer_keys(name: str, finetune: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a method's trainings, looked at by the trainer; model and data are still to come. Raises ConfigError."""
+    """The keys of a method's trainings, looked at by the trainer; model and data are still to come.
+    Raises ConfigError."""
     keys = OmegaConf.merge(finetune, method)
     stand_ins = {"run_dir": "x", "model": {"path": "x"}, "data": {"path": "x"}}
     try:

@@ -1,7 +1,8 @@
 """Tasks: a question in, a string out. The model reads `<upper>please=` and writes `PLEASE`.
 
-A family is a generator of questions and the tasks that are asked about them: those of the pretraining mixture, and four that are not,
-each with another relation to what the model knows by then.
+A family is a generator of questions and the tasks that are asked about them: those of the
+pretraining mixture, and four that are not, each with another relation to what the model knows by
+then.
 """
 
 import json
@@ -118,7 +119,8 @@ def write_examples(
     zipf: bool,
     seed: str,
 ) -> Path:
-    """`count` prompt/completion lines, the parts in turn; the answer before the noise stands beside each as `clean`."""
+    """`count` prompt/completion lines, the parts in turn; the answer before the noise stands beside
+    each as `clean`."""
     source = questions(family, zipf, False, f"train {seed}")
     generator = random.Random(f"labels {seed}")
     partial = path.with_suffix(f".{os.getpid()}")  # other workers may be writing the same file

@@ -1,11 +1,15 @@
-"""What the options of `strict_reproduction` do to a run: the same fine-tuning without them, with each, and with both.
+"""What the options of `strict_reproduction` do to a run: the same fine-tuning without them, with
+each, and with both.
 
-    python benchmarks/paper/strict_reproduction.py --data train.jsonl --fields '{prompt: question, completion: answer}'
+    python -m benchmarks.paper.strict_reproduction --data train.jsonl \
+        --fields '{prompt: question, completion: answer}'
 
-A tiny model learns the data from random weights, and is then fine-tuned further under NLL and -p, at the paper's learning rate of 5e-5,
-clip 1 and AdamW settings, in 8 padded micro-batches per step. Per run: the gradient norm before clipping and the share of steps in
-which it was clipped; the held-out NLL and mean p; the share of weights that the whole run has not moved. Writes
-benchmarks/results/strict_reproduction.json. One seed and a tiny model: it shows the mechanism, and says nothing of the paper's results.
+A tiny model learns the data from random weights, and is then fine-tuned further under NLL and -p,
+at the paper's learning rate of 5e-5, clip 1 and AdamW settings, in 8 padded micro-batches per step.
+Per run: the gradient norm before clipping and the share of steps in which it was clipped; the
+held-out NLL and mean p; the share of weights that the whole run has not moved. Writes
+benchmarks/results/strict_reproduction.json. One seed and a tiny model: it shows the mechanism, and
+says nothing of the paper's results.
 """
 
 import argparse
@@ -29,7 +33,7 @@ from adaptsft.model.tiny import bpe_tokenizer, make_tiny_model, texts_of
 from adaptsft.train import train
 from adaptsft.training.environment import environment
 
-RESULT = Path(__file__).parent / "results" / "strict_reproduction.json"
+RESULT = Path(__file__).parents[1] / "results" / "strict_reproduction.json"
 OPTIONS = {
     "default": [],
     "summed": ["summed_micro_batches"],
@@ -44,10 +48,19 @@ def run(
 ) -> dict[str, Any]:
     """Train, and return the last step's figures with those of the held-out data."""
     common = {
-        "run_dir": folder / name, "model.path": model, "data.path": args.data, "data.fields": args.fields, "data.max_length": 192,
-        "data.cache_dir": folder / "cache", "data.validation_examples": 128, "train.global_batch_size": 16, "train.micro_batch_size": 2,
-        "checkpoint.export_dtype": "fp32", "train.device": "cpu", "log.tensorboard": "false",
-    }  # fmt: skip
+        "run_dir": folder / name,
+        "model.path": model,
+        "data.path": args.data,
+        "data.fields": args.fields,
+        "data.max_length": 192,
+        "data.cache_dir": folder / "cache",
+        "data.validation_examples": 128,
+        "train.global_batch_size": 16,
+        "train.micro_batch_size": 2,
+        "train.device": "cpu",
+        "checkpoint.export_dtype": "fp32",
+        "log.tensorboard": "false",
+    }
     return train(load_config([f"{key}={value}" for key, value in (common | settings).items()]))
 
 
@@ -65,8 +78,10 @@ def fine_tuned(
         f"strict_reproduction.{option}": "true" for option in options
     }
     found = run(args, folder, name, folder / "base" / "final", settings)
-    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-    norms = [row["grad_norm"] for row in rows]
+    steps = [
+        json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()
+    ]
+    norms = [step["grad_norm"] for step in steps]
     before, after = (
         load_file(folder / part / "final" / "model.safetensors") for part in ("base", name)
     )
@@ -125,9 +140,10 @@ def main() -> int:
 
     print(f"\nbase model: held-out NLL {base['nll']:.4f}, mean p {base['mean_p']:.4f}\n")
     print(f"{'':18}{'norm':>8}{'clipped':>9}{'nll':>9}{'mean p':>9}{'unmoved':>9}")
-    for name, row in results.items():
-        figures = f"{row['norm_median']:8.3f}{row['clipped']:9.0%}{row['held_out_nll']:9.4f}{row['held_out_mean_p']:9.4f}"
-        print(f"{name:18}{figures}{row['unmoved']:9.1%}")
+    for name, result in results.items():
+        steps = f"{result['norm_median']:8.3f}{result['clipped']:9.0%}"
+        held_out = f"{result['held_out_nll']:9.4f}{result['held_out_mean_p']:9.4f}"
+        print(f"{name:18}{steps}{held_out}{result['unmoved']:9.1%}")
     settings = {
         "base_steps": args.base_steps,
         "steps": args.steps,

@@ -19,17 +19,19 @@ OF_ROWS = {"quantiles": quantiles, "alpha": alpha, "scale": scale, "continuum": 
 KINDS = ("weights", *OF_ROWS, "trajectories")
 
 EXPLAINED = """what to draw, and from what:
-  weights       W(p) of objectives, Fig. 2. INPUT: NAME, NAME:VALUE or NAME:key=value,…  (nll neg_p alpha:3 log1mp)
+  weights       W(p) of objectives, Fig. 2.
+                INPUT: NAME, NAME:VALUE or NAME:key=value,…  (nll neg_p alpha:3 log1mp)
   quantiles     quantile thresholds, Fig. 3. INPUT: rows.json
   alpha         score and mean p over alpha, Fig. 4. INPUT: rows.json
   scale         scores over the size of the model, Fig. 5. INPUT: rows.json
-  continuum     mean p of base models beside the paper's, Tables 6 and 7. INPUT: folders of adaptsft.diagnose, rows.json
+  continuum     mean p of base models beside the paper's, Tables 6 and 7.
+                INPUT: folders of adaptsft.diagnose, rows.json
   trajectories  alpha and thresholds over runs. INPUT: run folders
 
 examples:
-  python -m benchmarks.paper.figures weights nll neg_p alpha:3 log1mp focal threshold:base=nll,lower=0.2
+  python -m benchmarks.paper.figures weights nll neg_p alpha:3 focal threshold:base=nll,lower=0.2
   python -m benchmarks.paper.figures alpha out/rows.json --only 'model=Qwen2.5-Math-1.5B|Qwen2.5-7B'
-  python -m benchmarks.paper.figures alpha --lab benchmarks/results/lab.json --only 'model=digits ms_noisy|digits mw_noisy_zipf'
+  python -m benchmarks.paper.figures alpha --lab benchmarks/results/lab.json --only 'model=digits *'
   python -m benchmarks.paper.figures continuum runs/first/diagnosis runs/second/diagnosis
   python -m benchmarks.paper.figures trajectories runs/first runs/second
 
@@ -39,7 +41,8 @@ Rows are described in benchmarks/paper/figures/sweeps.py."""
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper.figures",
-        description="The figures of arXiv:2510.00526 from formulas, results and runs, as PNG and PDF.",
+        description="The figures of arXiv:2510.00526 from formulas, results and runs, as PNG and "
+        "PDF.",
         epilog=EXPLAINED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

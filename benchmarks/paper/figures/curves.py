@@ -36,7 +36,8 @@ def trajectories(curves: Sequence[Curve], xlabel: str = "step") -> "Figure":
             )
         )
         raise ConfigError(
-            f"figure trajectories: alpha, lower and upper stand still in every run ({there or 'no steps'})"
+            "figure trajectories: alpha, lower and upper stand still in every run "
+            f"({there or 'no steps'})"
         )
     # alphas first, and thresholds below them
     panels = dict.fromkeys(

@@ -1,4 +1,5 @@
-"""Fig. 2 of arXiv:2510.00526: how strongly an objective pulls at a token of probability p, from the weight functions that train."""
+"""Fig. 2 of arXiv:2510.00526: how strongly an objective pulls at a token of probability p, from the
+weight functions that train."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,10 +37,12 @@ class Curve(NamedTuple):
 
 
 def weights(specifications: Sequence[str] = DEFAULTS, points: int = 10001) -> "Figure":
-    """W(p) of objectives written NAME, NAME:VALUE or NAME:key=value,…: `alpha:3`, `focal:gamma=5`, `threshold:base=neg_p,lower=0.2`.
+    """W(p) of objectives written NAME, NAME:VALUE or NAME:key=value,…: `alpha:3`, `focal:gamma=5`,
+    `threshold:base=neg_p,lower=0.2`.
 
-    VALUE is alpha where the objective reads it, else `lower`, else its first parameter. A dot marks the maximiser, at the end of the
-    range where W grows towards it; the dashed line is p = .5. Raises ConfigError.
+    VALUE is alpha where the objective reads it, else `lower`, else its first parameter. A dot marks
+    the maximiser, at the end of the range where W grows towards it; the dashed line is p = .5.
+    Raises ConfigError.
     """
     p = grid(points)
     curves = [curve(specification, p) for specification in specifications]
@@ -77,7 +80,8 @@ def grid(points: int) -> Tensor:
 
 
 def curve(specification: str, p: Tensor) -> Curve:
-    """W at every p, fp64 [n]. Raises ConfigError where the specification is not one, or adaptsft.objectives refuses it."""
+    """W at every p, fp64 [n]. Raises ConfigError where the specification is not one, or
+    adaptsft.objectives refuses it."""
     name, settings = parsed(specification)
     statistics = {key: settings.pop(key) for key in STATISTICS if key in settings}
     fields: dict[str, Any] = {key: settings[key] for key in KEYS if key in settings}
@@ -120,7 +124,8 @@ def parsed(specification: str) -> tuple[str, dict[str, Any]]:
 
 
 def rows(p: Tensor, others: int) -> TokenStatistics:
-    """What an objective sees of a target of probability p, where `others` tokens share the rest equally; fp64 [n]."""
+    """What an objective sees of a target of probability p, where `others` tokens share the rest
+    equally; fp64 [n]."""
     rest = ((1 - p) / others)[:, None].expand(-1, others)
     distribution = torch.cat([p[:, None], rest], dim=1)
     top = distribution.topk(min(20, others + 1), dim=1).values

@@ -1,4 +1,4 @@
-"""Where the figures' numbers come from: rows.json, results of the lab, diagnoses, and run folders."""
+"""Where the figures' numbers come from: rows.json, results of the lab, diagnoses, run folders."""
 
 import json
 from fnmatch import fnmatchcase
@@ -7,6 +7,7 @@ from typing import Any
 
 from adaptsft.errors import ConfigError
 from adaptsft.files import distinct
+from benchmarks.lab import plots, report
 from benchmarks.paper.figures.curves import Curve
 
 FIELDS = {"model": str, "objective": str, "column": str, "value": (int, float)}
@@ -15,7 +16,8 @@ WHAT = "give rows.json files, folders of adaptsft.diagnose, or results of the la
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a rows.json (a list of objects), or of the base_stats.json of a diagnosis or its folder. Raises ConfigError."""
+    """Rows of a rows.json (a list of objects), or of the base_stats.json of a diagnosis or its
+    folder. Raises ConfigError."""
     found = next(
         (
             file
@@ -54,8 +56,6 @@ def diagnosed(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def lab(place: Path) -> list[dict[str, Any]]:
     """Rows of the lab's folder or results.json. Raises ConfigError."""
-    from benchmarks.lab import plots, report
-
     results = report.read(place)
     return plots.rows(
         {metric: report.scores(results, metric) for metric in (*report.METRICS, "train_mean_p")}
@@ -63,13 +63,12 @@ def lab(place: Path) -> list[dict[str, Any]]:
 
 
 def lab_curves(place: Path) -> list[Curve]:
-    from benchmarks.lab import plots, report
-
     return plots.moves(report.read(place))
 
 
 def runs(folders: list[Path]) -> list[Curve]:
-    """alpha, lower and upper at every step of the runs' metrics.jsonl, per source. Raises ConfigError."""
+    """alpha, lower and upper at every step of the runs' metrics.jsonl, per source. Raises
+    ConfigError."""
     return [
         curve
         for folder, name in zip(folders, distinct(folders), strict=True)
@@ -99,12 +98,14 @@ def _run(folder: Path, name: str) -> list[Curve]:
 
 
 def only(found: list[dict[str, Any]], filters: list[str]) -> list[dict[str, Any]]:
-    """Rows whose fields match every FIELD=PATTERN (shell patterns; a field's alternatives by `|`). Raises ConfigError if none is left."""
+    """Rows whose fields match every FIELD=PATTERN (shell patterns; a field's alternatives by `|`).
+    Raises ConfigError if none is left."""
     for text in filters:
         field, equals, patterns = text.partition("=")
         if not equals:
             raise ConfigError(
-                f"--only {text}: write FIELD=PATTERN, for example model=Qwen* or objective=nll|neg_p"
+                f"--only {text}: write FIELD=PATTERN, for example model=Qwen* or "
+                "objective=nll|neg_p"
             )
         values = sorted({str(row.get(field)) for row in found})
         found = [
@@ -144,7 +145,8 @@ def _check(where: str, row: Any) -> None:
     for field, kind in FIELDS.items():
         if not isinstance(row.get(field), kind):
             raise ConfigError(
-                f"{where}: {field} is {row.get(field)!r}; a row needs model, objective and column (text) and value (a number)"
+                f"{where}: {field} is {row.get(field)!r}; a row needs model, objective and column "
+                "(text) and value (a number)"
             )
     for field in NUMBERS:
         if row.get(field) is not None and not isinstance(row[field], (int, float)):

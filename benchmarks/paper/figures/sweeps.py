@@ -1,8 +1,11 @@
-"""Results over one number: quantile thresholds (Fig. 3 of arXiv:2510.00526), alpha (Fig. 4) and model size (Fig. 5).
+"""Results over one number: quantile thresholds (Fig. 3 of arXiv:2510.00526), alpha (Fig. 4) and
+model size (Fig. 5).
 
-A row is a dict: model, objective, column (benchmark or metric), value, se (standard error or None), n, origin ("ours" or "paper"), and
+A row is a dict: model, objective, column (benchmark or metric), value, se (standard error or None),
+n, origin ("ours" or "paper"), and
 
-    percentile, side   the tokens trained on: side ">=" is p >= Q_percentile, "<=" the others; `objective` is that under the threshold
+    percentile, side   the tokens trained on: side ">=" is p >= Q_percentile, "<=" the others;
+                       `objective` is that under the threshold
     alpha              of f_alpha; mean_p: mean p of the training targets after training (Eq. 5)
     billions           parameters of the model
 
@@ -26,7 +29,8 @@ FEW = 3  # columns in a panel of `alpha` that get levels of their own
 
 
 def quantiles(rows: Sequence[Row]) -> "Figure":
-    """A line per objective and two panels per model and column: trained on the tokens below, and above, a percentile of the base model's p.
+    """A line per objective and two panels per model and column: trained on the tokens below, and
+    above, a percentile of the base model's p.
 
     All tokens are percentile 100 on the left and 0 on the right; a row of either stands for both.
     """
@@ -67,7 +71,8 @@ def quantiles(rows: Sequence[Row]) -> "Figure":
 
 
 def alpha(rows: Sequence[Row]) -> "Figure":
-    """Per model the score over alpha, a line per column, and below it, where rows have mean_p, the mean p of the training targets."""
+    """Per model the score over alpha, a line per column, and below it, where rows have mean_p, the
+    mean p of the training targets."""
     found = _having(rows, "alpha", "alpha")
     panels = _sweeps("alpha", found, lambda row: row["model"], lambda row: row["alpha"])
     columns = list(dict.fromkeys(row["column"] for of in panels.values() for row in of))
@@ -116,7 +121,8 @@ def alpha(rows: Sequence[Row]) -> "Figure":
 
 
 def scale(rows: Sequence[Row]) -> "Figure":
-    """A panel per column, a line per objective over the parameters of the model; both axes are logarithmic.
+    """A panel per column, a line per objective over the parameters of the model; both axes are
+    logarithmic.
 
     Where a score is 0 the axis is linear below the smallest other one, and says so.
     """
@@ -156,7 +162,8 @@ def _having(rows: Sequence[Row], kind: str, *fields: str) -> list[Row]:
         )
         there = ", ".join(sorted({key for row in rows for key in row})) or "no row at all"
         raise ConfigError(
-            f"figure {kind}: none of {len(rows)} rows has {' and '.join(absent)}; they have: {there}"
+            f"figure {kind}: none of {len(rows)} rows has {' and '.join(absent)}; they have: "
+            f"{there}"
         )
     return found
 
@@ -164,7 +171,8 @@ def _having(rows: Sequence[Row], kind: str, *fields: str) -> list[Row]:
 def _sweeps(
     kind: str, rows: Iterable[Row], panel: Callable[[Row], Any], x: Callable[[Row], float]
 ) -> dict[Any, list[Row]]:
-    """The rows by panel, of panels with more than one place on the axis. Raises ConfigError where there is none."""
+    """The rows by panel, of panels with more than one place on the axis. Raises ConfigError where
+    there is none."""
     panels = _grouped(rows, panel)
     several = {name: members for name, members in panels.items() if len(set(map(x, members))) > 1}
     if not several:
@@ -191,7 +199,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 def _lines(
     axis: Any, rows: Iterable[Row], x: str, label: Callable[[Row], str], order: Sequence[str]
 ) -> None:
-    """A line per label and origin with its standard errors; those of the paper have hollow markers."""
+    """A line per label and origin with its standard errors; the paper's have hollow markers."""
     for (name, origin), members in _grouped(
         rows, lambda row: (label(row), row.get("origin", "ours"))
     ).items():

@@ -1,1 +1,2 @@
-"""Training sets, prepared by tools/prepare_data.py: `source` opens files or the hub, `sets` says what each is, `pipeline` does the work."""
+"""Training sets, prepared by python -m benchmarks.paper.prepare: `source` opens files or the hub,
+`sets` says what each is, `pipeline` does the work."""

@@ -1,7 +1,9 @@
-"""From a source (files, the hub, a generator) to files that adaptsft.train reads without a field map, and a record of how they came about.
+"""From a source (files, the hub, a generator) to files that adaptsft.train reads without a field
+map, and a record of how they came about.
 
-Nothing is held but what a decision needs: 16 bytes a row for a sample, and the ids of the rows that are written. A sample takes two passes.
-Files appear under their names when all of them are complete.
+Nothing is held but what a decision needs: 16 bytes a record for a sample, and the ids of the
+records that are written. A sample takes two passes. Files appear under their names when all of them
+are complete.
 """
 
 import hashlib
@@ -26,14 +28,14 @@ from adaptsft.training.environment import environment
 from benchmarks.paper.prepare.sets import Convert, TrainingSet
 from benchmarks.paper.prepare.source import Options, Part, Record, Source
 
-BATCH = 256  # rows per call of a tokenizer
-SHOWN = 20  # broken rows named in the provenance
+BATCH = 256  # records per call of a tokenizer
+SHOWN = 20  # broken records named in the provenance
 
 
 @dataclass
 class Pass:
-    """One reading of a source, converted; a row's number is its place in it, from 1. A broken row is an error, or with --drop-broken a
-    message in `broken`."""
+    """One reading of a source, converted; a record's number is its place in it, from 1. A broken
+    record is an error, or with --drop-broken a message in `broken`."""
 
     source: Source
     convert: Convert
@@ -42,36 +44,38 @@ class Pass:
     read: int = 0
     broken: list[str] = field(default_factory=list)
 
-    def rows(self) -> Iterator[tuple[int, Record]]:
+    def records(self) -> Iterator[tuple[int, Record]]:
         layout = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}{postfix}]"
         with tqdm(total=1.0, desc=self.title, bar_format=layout, mininterval=1.0) as bar:
-            for place, record, share in self.source.rows():
+            for place, record, share in self.source.records():
                 if self.read == self.options.limit:
                     break
                 self.read += 1
                 if self.read % 100 == 0:
-                    bar.set_postfix_str(f"{self.read:,} rows", refresh=False)
+                    bar.set_postfix_str(f"{self.read:,} records", refresh=False)
                     bar.update(share - bar.n)
                 try:
-                    row = self.convert(record)
+                    converted = self.convert(record)
                 except DataError as error:
                     if not self.options.drop_broken:
                         raise DataError(
-                            f"{place}: {error}. To leave such rows out, and count them: --drop-broken"
+                            f"{place}: {error}. To leave such records out, and count them: "
+                            "--drop-broken"
                         ) from None
                     self.broken.append(f"{place}: {error}")
                     continue
-                yield self.read, row
+                yield self.read, converted
             bar.update(1.0 - bar.n)
 
 
-def draw(rows: Iterable[tuple[int, Record]], size: int, seed: int) -> set[int]:
-    """The numbers of the `size` rows whose hash of seed and content is lowest: a uniform sample without replacement that depends on neither
-    the order of the rows nor how they are cut into files, and that grows with `size` by adding rows."""
+def draw(records: Iterable[tuple[int, Record]], size: int, seed: int) -> set[int]:
+    """The numbers of the `size` records whose hash of seed and content is lowest: a uniform sample
+    without replacement that depends on neither the order of the records nor how they are cut into
+    files, and that grows with `size` by adding records."""
     numbers, keys = array("Q"), array("Q")
-    for number, row in rows:
+    for number, record in records:
         digest = hashlib.blake2b(
-            json.dumps(row, sort_keys=True).encode(), digest_size=8, key=str(seed).encode()
+            json.dumps(record, sort_keys=True).encode(), digest_size=8, key=str(seed).encode()
         )
         numbers.append(number)
         keys.append(int.from_bytes(digest.digest(), "big"))
@@ -80,7 +84,8 @@ def draw(rows: Iterable[tuple[int, Record]], size: int, seed: int) -> set[int]:
 
 
 class LengthFilter:
-    """Keeps rows of at most `limit` tokens under every tokenizer, counted as adaptsft.train counts them."""
+    """Keeps records of at most `limit` tokens under every tokenizer, counted as adaptsft.train
+    counts them."""
 
     def __init__(self, tokenizers: list[str], limit: int) -> None:
         """Raises ConfigError where a tokenizer cannot be loaded."""
@@ -90,13 +95,14 @@ class LengthFilter:
                 tokenizer: Any = AutoTokenizer.from_pretrained(name)
             except (OSError, ValueError) as error:
                 raise ConfigError(
-                    f"--tokenizer {name}: cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}"
+                    f"--tokenizer {name}: cannot be loaded: "
+                    f"{(str(error) or type(error).__name__).splitlines()[0]}"
                 ) from None
             self.templates.append(Template(tokenizer, DataConfig()))
 
-    def keeps(self, rows: list[Record]) -> list[bool]:
-        conversations = [Layout.of(row, {}).conversation(row) for row in rows]
-        longest = np.zeros(len(rows), dtype=np.int64)
+    def keeps(self, records: list[Record]) -> list[bool]:
+        conversations = [Layout.of(record, {}).conversation(record) for record in records]
+        longest = np.zeros(len(records), dtype=np.int64)
         for template in self.templates:
             examples = template.encode(
                 [template.segments(*conversation) for conversation in conversations]
@@ -106,7 +112,7 @@ class LengthFilter:
 
 
 class Written:
-    """A file being written: rows with ids that are all different, and the hash of its bytes."""
+    """A file being written: records with ids that are all different, and the hash of its bytes."""
 
     def __init__(self, final: Path) -> None:
         self.final, self.partial = final, final.with_name(final.name + ".tmp")
@@ -115,13 +121,15 @@ class Written:
         final.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.partial, "wb")  # noqa: SIM115
 
-    def add(self, row: Record) -> None:
-        if row["id"] in self.ids:
+    def add(self, record: Record) -> None:
+        if record["id"] in self.ids:
             raise DataError(
-                f"{self.final}: two rows have the id {row['id']!r}; is a file of the source there twice?"
+                f"{self.final}: two records have the id {record['id']!r}; is a file of the source "
+                "there "
+                "twice?"
             )
-        self.ids.add(row["id"])
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        self.ids.add(record["id"])
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         self.digest.update(line)
         self.file.write(line)
 
@@ -145,26 +153,33 @@ def write_part(
     chosen: set[int] | None = None
     if sample is not None:
         chosen = draw(
-            Pass(source, convert, options, f"{part.file}, drawing").rows(), sample, options.seed
+            Pass(source, convert, options, f"{part.file}, drawing").records(), sample, options.seed
         )
     reading = Pass(source, convert, options, part.file)
-    drawn = ((number, row) for number, row in reading.rows() if chosen is None or number in chosen)
+    drawn = (
+        (number, record)
+        for number, record in reading.records()
+        if chosen is None or number in chosen
+    )
     stem, too_long, kept = Path(part.file).stem, 0, 0
     while batch := list(islice(drawn, BATCH)):
-        for _, row in batch:
-            if options.suffix and not row["prompt"].endswith(
+        for _, record in batch:
+            if options.suffix and not record["prompt"].endswith(
                 options.suffix
             ):  # after the drawing: another suffix is no other sample
-                row["prompt"] += options.suffix
-        keeps = short.keeps([row for _, row in batch]) if short else [True] * len(batch)
-        for (number, row), keep in zip(batch, keeps, strict=True):
+                record["prompt"] += options.suffix
+        keeps = short.keeps([record for _, record in batch]) if short else [True] * len(batch)
+        for (number, record), keep in zip(batch, keeps, strict=True):
             if keep:
-                out.add({"id": f"{stem}-{number}"} | row)  # a generated row has an id of its own
+                # a generated record has an id of its own
+                out.add({"id": f"{stem}-{number}"} | record)
         kept += sum(keeps)
         too_long += len(keeps) - sum(keeps)
     if not kept:
         raise DataError(
-            f"{part.file}: no row is left of the {reading.read:,} that were read; see --max-tokens and --sample"
+            f"{part.file}: no record is left of the {reading.read:,} that were read; see "
+            "--max-tokens "
+            "and --sample"
         )
     out.close()
     dropped = {"broken": len(reading.broken), "too_long": too_long}
@@ -177,27 +192,30 @@ def write_part(
         "dropped": dropped,
         "kept": kept,
         "sha256": out.digest.hexdigest(),
-        "broken_rows": reading.broken[:SHOWN],
+        "broken_records": reading.broken[:SHOWN],
     }
 
 
 def check_count(read: int, published: tuple[int, int], options: Options) -> str | None:
-    """Whether as many rows were read as the set is known to have: another number means another version, or half a download, and other
-    results. Returns a warning where that is allowed, by --allow-count or, a trial, by --limit. Raises DataError."""
+    """Whether as many records were read as the set is known to have: another number means another
+    version, or half a download, and other results. Returns a warning where that is allowed, by
+    --allow-count or, a trial, by --limit. Raises DataError."""
     low, high = published
     if low <= read <= high:
         return None
     known = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    warning = f"{read:,} rows were read, and the published set has {known}"
+    warning = f"{read:,} records were read, and the published set has {known}"
     if options.limit is None and not options.allow_count:
         raise DataError(
-            f"{warning}: another version of it, or not all of it. Nothing was written; to go on all the same: --allow-count"
+            f"{warning}: another version of it, or not all of it. Nothing was written; to go on "
+            "all the same: --allow-count"
         )
     return warning
 
 
 def prepare(chosen: TrainingSet, options: Options) -> Record:
-    """Write the parts of a set and its provenance, all or nothing. Returns the provenance. Raises DataError, and ConfigError."""
+    """Write the parts of a set and its provenance, all or nothing. Returns the provenance. Raises
+    DataError, and ConfigError."""
     short = LengthFilter(options.tokenizer, options.max_tokens) if options.max_tokens else None
     sources = [chosen.open(part, number, options) for number, part in enumerate(chosen.parts)]
     files: list[Written] = []
@@ -207,7 +225,7 @@ def prepare(chosen: TrainingSet, options: Options) -> Record:
             files.append(Written(options.out / part.file))
         for part, source, out in zip(chosen.parts, sources, files, strict=True):
             done.append(write_part(part, source, chosen.convert, short, options, out))
-        warning = check_count(sum(part["read"] for part in done), chosen.rows, options)
+        warning = check_count(sum(part["read"] for part in done), chosen.records, options)
         for out in files:
             os.replace(out.partial, out.final)
     except OSError as error:

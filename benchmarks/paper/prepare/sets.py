@@ -1,8 +1,10 @@
-"""The training sets of the paper (arXiv:2510.00526, appendices C and H): what each is, and how one of its records becomes one of ours.
+"""The training sets of the paper (arXiv:2510.00526, appendices C and H): what each is, and how one
+of its records becomes one of ours.
 
-Layouts and settings are those of the pages named here and of the authors' scripts: data/ and scripts/one_click/TEMPLATE.py of
-GaotangLi/Beyond-Log-Likelihood@89e4b0c27a73. Where the number of rows is a range, a hub listing's rounded figure is all we know. A new set
-is one function with @register above it; its docstring is the set's help.
+Layouts and settings are those of the pages named here and of the authors' scripts: data/ and
+scripts/one_click/TEMPLATE.py of GaotangLi/Beyond-Log-Likelihood@89e4b0c27a73. Where the number of
+records is a range, a hub listing's rounded figure is all we know. A new set is one function with
+@register above it; its docstring is the set's help.
 """
 
 import hashlib
@@ -20,7 +22,8 @@ from adaptsft.evals import openbookqa as obqa
 from adaptsft.evals.tasks import Prompt, load_task
 from benchmarks.paper.prepare.source import Options, Part, Record, Source, open_source
 
-# What the evaluation's prompts end with (tasks math500, medqa, …), and the authors' for m23k (data_process_medical.py).
+# What the evaluation's prompts end with (tasks math500, medqa, …), and the authors' for m23k
+# (data_process_medical.py).
 STEP_BY_STEP = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 LANGUAGES = {
     "mr": "mar",
@@ -31,7 +34,10 @@ LANGUAGES = {
     "yo": "yor",
     "zu": "zul",
 }  # MMLU-ProX's codes: muri-it's
-GPT_TERMS = "written by OpenAI's models, whose terms of use restrict training models that compete with theirs"
+GPT_TERMS = (
+    "written by OpenAI's models, whose terms of use restrict training models that compete "
+    "with theirs"
+)
 
 Convert = Callable[[Record], Record]
 Open = Callable[[Part, int, Options], Source]
@@ -39,12 +45,13 @@ Open = Callable[[Part, int, Options], Source]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """`rows`: how many the source has in all its parts, from least to most. `accept`: what a user takes upon himself. `asks`: options that
-    the set has besides those of all sets (a key of tools/prepare_data.py's OPTIONS)."""
+    """`records`: how many the source has in all its parts, from least to most. `accept`: what a
+    user takes upon himself. `asks`: options that the set has besides those of all sets (a key of
+    OPTIONS in __main__.py)."""
 
     name: str
     parts: tuple[Part, ...]
-    rows: tuple[int, int]
+    records: tuple[int, int]
     licence: str
     accept: str
     size: str
@@ -72,14 +79,16 @@ def register(*parts: Part, **facts: Any) -> Callable[[Convert], Convert]:
 
 
 def pair(record: Record, prompt: str, completion: str) -> Record:
-    """Prompt and completion from the fields of these names. Raises DataError as the trainer would, naming the field."""
+    """Prompt and completion from the fields of these names. Raises DataError as the trainer would,
+    naming the field."""
     messages, _ = Layout("prompt", {"prompt": prompt, "completion": completion}).conversation(
         record
     )
     texts = [message["content"] for message in messages]
     if len(texts) != 2 or not texts[0].strip():
         raise DataError(
-            f"field {prompt!r} is empty, or no text: there is no question; remove the record or write it"
+            f"field {prompt!r} is empty, or no text: there is no question; remove the record or "
+            "write it"
         )
     return {"prompt": texts[0], "completion": texts[1]}
 
@@ -94,7 +103,7 @@ FILES = ("source", "broken", "tokens")
 
 @register(
     Part("numina_math.jsonl", hub="AI-MO/NuminaMath-CoT", sample=67_584),
-    rows=(859_494, 859_494),
+    records=(859_494, 859_494),
     licence="Apache-2.0 (until July 2024 CC BY-NC 4.0)",
     accept=f"many solutions are {GPT_TERMS}",
     size="not known to us (5 parquet files)",
@@ -107,9 +116,11 @@ def numina_math(record: Record) -> Record:
 
     Fields: source, problem, solution, messages.
 
-    The authors evaluate step 264 of batch 256, so their sample has at least 67,584 rows, and fewer than 67,840. How it was drawn is not
-    known, but it is on the hub: --source gaotang/numina-cot-subset-67k --sample 67839 --allow-count (fields: extra_info {question, answer},
-    as their training script names them). Examples longer than 3072 tokens are the trainer's to drop (data.max_length).
+    The authors evaluate step 264 of batch 256, so their sample has at least 67,584 records, and
+    fewer than 67,840. How it was drawn is not known, but it is on the hub: --source
+    gaotang/numina-cot-subset-67k --sample 67839 --allow-count (fields: extra_info {question,
+    answer}, as their training script names them). Examples longer than 3072 tokens are the
+    trainer's to drop (data.max_length).
     """
     if isinstance(record.get("extra_info"), dict):
         return pair(record["extra_info"], "question", "answer")
@@ -118,9 +129,10 @@ def numina_math(record: Record) -> Record:
 
 @register(
     Part("m23k.jsonl", hub="UCSC-VLAA/m23k-tokenized"),
-    rows=(23_493, 23_493),
+    records=(23_493, 23_493),
     licence="none that we could find stated",
-    accept="questions are those of medical exams (MedQA, MedMCQA, HeadQA, PubMedQA); answers were written by DeepSeek-R1",
+    accept="questions are those of medical exams (MedQA, MedMCQA, HeadQA, PubMedQA); answers were "
+    "written by DeepSeek-R1",
     size="not known to us",
     card="https://huggingface.co/datasets/UCSC-VLAA/m23k-tokenized",
     asks=(*FILES, "suffix"),
@@ -129,16 +141,18 @@ def numina_math(record: Record) -> Record:
 def m23k(record: Record) -> Record:
     """m23k with its short chains of thought (Table 3).
 
-    Fields: prompt (with the options), reasoning, distilled_answer_string, answer_letter, answer_string, source, …
+    Fields: prompt (with the options), reasoning, distilled_answer_string, answer_letter,
+    answer_string, source, …
 
-    The answer is distilled_answer_string, as in the authors' data_process_medical.py ("no_thinking"); `reasoning` holds the long thoughts.
+    The answer is distilled_answer_string, as in the authors' data_process_medical.py
+    ("no_thinking"); `reasoning` holds the long thoughts.
     """
     return pair(record, "prompt", "distilled_answer_string")
 
 
 @register(
     Part("magicoder.jsonl", hub="ise-uiuc/Magicoder-OSS-Instruct-75K"),
-    rows=(75_150, 75_249),
+    records=(75_150, 75_249),
     licence="MIT",
     accept=f"problems and solutions are {GPT_TERMS}",
     size="203 MB",
@@ -156,23 +170,28 @@ def magicoder(record: Record) -> Record:
 @register(
     Part("magpie_evol/magpie.jsonl", hub="Magpie-Align/Magpie-Pro-300K-Filtered", sample=70_000),
     Part("magpie_evol/evol.jsonl", hub="WizardLMTeam/WizardLM_evol_instruct_70k"),
-    rows=(369_000, 370_998),
+    records=(369_000, 370_998),
     licence="Magpie: llama3 (Meta Llama 3 Community License). Evol-Instruct: MIT on the hub",
-    accept="Magpie was written by Llama-3-70B-Instruct, whose licence (1.b.v) forbids improving other language models with its output, "
-    "as the paper's Qwen2.5. Evol-Instruct is for academic research and not for commercial use, says its project's README, and its answers "
+    accept="Magpie was written by Llama-3-70B-Instruct, whose licence (1.b.v) forbids improving "
+    "other language models with its output, "
+    "as the paper's Qwen2.5. Evol-Instruct is for academic research and not for commercial use, "
+    "says its project's README, and its answers "
     f"are {GPT_TERMS}",
     size="563 MB and 137 MB",
-    card="https://huggingface.co/datasets/Magpie-Align/Magpie-Pro-300K-Filtered and …/WizardLMTeam/WizardLM_evol_instruct_70k",
+    card="https://huggingface.co/datasets/Magpie-Align/Magpie-Pro-300K-Filtered and "
+    "…/WizardLMTeam/WizardLM_evol_instruct_70k",
     asks=(*FILES, "sample"),
     max_tokens=2048,
 )
 def magpie_evol(record: Record) -> Record:
     """70k of Magpie-Pro-300K-Filtered, and Evol-Instruct, up to 2048 tokens (Table 8).
 
-    Fields: conversations (a list of {from, value}); instruction, output. --source takes two sources, in this order.
+    Fields: conversations (a list of {from, value}); instruction, output. --source takes two
+    sources, in this order.
 
-    The paper's "Magpie-Prob" is Magpie-Pro. The authors keep what is short enough for Qwen2.5's and for Llama-3.1's tokenizer, both
-    (data_process_instruction_tuning.py): give --tokenizer twice. Their steps say that 139,552 to 139,775 rows were left.
+    The paper's "Magpie-Prob" is Magpie-Pro. The authors keep what is short enough for Qwen2.5's and
+    for Llama-3.1's tokenizer, both (data_process_instruction_tuning.py): give --tokenizer twice.
+    Their steps say that 139,552 to 139,775 records were left.
     """
     if "instruction" in record and "output" in record and "conversations" not in record:
         turns = pair(record, "instruction", "output")
@@ -203,9 +222,10 @@ def _sharegpt(turn: object) -> bool:
         Part(f"muri_it/{code}.jsonl", hub="akoksal/muri-it-language-split", subset=subset)
         for code, subset in LANGUAGES.items()
     ),
-    rows=(94_500, 95_499),
+    records=(94_500, 95_499),
     licence="Apache-2.0",
-    accept="texts are of Wikipedia and CulturaX (Common Crawl); instructions were generated and translated by models",
+    accept="texts are of Wikipedia and CulturaX (Common Crawl); instructions were generated and "
+    "translated by models",
     size="31 MB of parquet for mar, 12 MB for swa, 2 MB for wol",
     card="https://huggingface.co/datasets/akoksal/muri-it-language-split",
     asks=FILES,
@@ -213,10 +233,11 @@ def _sharegpt(turn: object) -> bool:
 def muri_it(record: Record) -> Record:
     """muri-it in seven languages, the train split of each, 95K in all (Table 10).
 
-    Fields: input, output, dataset_name, subdataset_name, language, split. A local --source is a folder with one folder a language, as on
-    the hub: mar, tel, nep, swa, wol, yor, zul.
+    Fields: input, output, dataset_name, subdataset_name, language, split. A local --source is a
+    folder with one folder a language, as on the hub: mar, tel, nep, swa, wol, yor, zul.
 
-    The source is the copy of akoksal/muri-it with a subset for each language, as in the authors' data_process_low_resource_language.py.
+    The source is the copy of akoksal/muri-it with a subset for each language, as in the authors'
+    data_process_low_resource_language.py.
     """
     return pair(record, "input", "output")
 
@@ -229,7 +250,7 @@ def _open_figfont(part: Part, number: int, options: Options) -> Source:
     split, own = part.subset or "train", options.generator == "own"
     make = figfont.item if own else figfont.reasoning_gym_item()
 
-    def rows() -> Iterator[tuple[str, Record, float]]:
+    def records() -> Iterator[tuple[str, Record, float]]:
         items = figfont.items(split, make)
         if own:
             items = figfont.verified(items, figfont.SHA256[split])
@@ -243,14 +264,14 @@ def _open_figfont(part: Part, number: int, options: Options) -> Source:
             "pyfiglet": figfont.PYFIGLET,
             "seed": figfont.SEED,
         },
-        rows,
+        records,
     )
 
 
 @register(
     Part("figfont.jsonl", subset="train"),
     Part("figfont_test.jsonl", subset="test"),
-    rows=(45_000, 45_000),
+    records=(45_000, 45_000),
     licence="Apache-2.0 (generated here; fonts of pyfiglet, words of reasoning-gym)",
     accept="nothing more",
     size="generated",
@@ -259,10 +280,11 @@ def _open_figfont(part: Part, number: int, options: Options) -> Source:
     open=_open_figfont,
 )
 def figfont(record: Record) -> Record:
-    """Figlet puzzles, 40,000 to train on and the 5,000 that the task `figfont` asks (Table 4), checked by hash.
+    """Figlet puzzles, 40,000 to train on and the 5,000 that the task `figfont` asks (Table 4),
+    checked by hash.
 
-    Other items than the paper's, whose fonts follow the order of a directory: adaptsft/evals/figfont.py. The authors' own copy is
-    gaotang/figlet_font.
+    Other items than the paper's, whose fonts follow the order of a directory:
+    adaptsft/evals/figfont.py. The authors' own copy is gaotang/figlet_font.
     """
     from adaptsft.evals.figfont import conversation
 
@@ -279,11 +301,11 @@ def _open_openbookqa(part: Part, number: int, options: Options) -> Source:
         }
     else:
         source = open_source(part, number, options)
-        records, facts = ((place, record) for place, record, _ in source.rows()), source.facts
+        records, facts = ((place, record) for place, record, _ in source.records()), source.facts
     questions = obqa.questions_of(islice(records, options.limit))
     taught = obqa.labels(questions, options.noise)
 
-    def rows() -> Iterator[tuple[str, Record, float]]:
+    def labelled() -> Iterator[tuple[str, Record, float]]:
         for done, (question, label) in enumerate(zip(questions, taught, strict=True), 1):
             yield (
                 f"{part.file}: question {done}",
@@ -294,12 +316,12 @@ def _open_openbookqa(part: Part, number: int, options: Options) -> Source:
     wrong = sum(
         question["gold"] != label for question, label in zip(questions, taught, strict=True)
     )
-    return Source(facts | {"wrong_labels": wrong}, rows)
+    return Source(facts | {"wrong_labels": wrong}, labelled)
 
 
 @register(
     Part("openbookqa.jsonl", hub="allenai/openbookqa", subset="main"),
-    rows=(4_957, 4_957),
+    records=(4_957, 4_957),
     licence="Apache-2.0 upstream (OpenBookQA-V1-Sep2018)",
     accept="nothing more",
     size="under 2 MB",
@@ -310,9 +332,11 @@ def _open_openbookqa(part: Part, number: int, options: Options) -> Source:
 def openbookqa(record: Record) -> Record:
     """OpenBookQA's training questions, with right or partly wrong labels (Table 11).
 
-    Fields: id, question_stem, choices {text, label}, answerKey; or of the published train.tsv: ID, Question Stem, Choices, Answer Key.
+    Fields: id, question_stem, choices {text, label}, answerKey; or of the published train.tsv: ID,
+    Question Stem, Choices, Answer Key.
 
-    Noise as the authors have it (data_process_knowledge_memorization.py): --noise-rate 0.3 --noise-kind uniform. They also train on
-    the 500 validation questions, which stay right; here they are left for held-out figures.
+    Noise as the authors have it (data_process_knowledge_memorization.py): --noise-rate 0.3
+    --noise-kind uniform. They also train on the 500 validation questions, which stay right; here
+    they are left for held-out figures.
     """
     return obqa.training_record(record["question"], record["label"], prompt_of("openbookqa"))

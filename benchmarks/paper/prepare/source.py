@@ -1,4 +1,4 @@
-"""Where the rows of a training set come from: files, or the hub at a commit that is noted."""
+"""Where the records of a training set come from: files, or the hub at a commit that is noted."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a set. `sample`: rows drawn from the source by the seed, all of them if None."""
+    """One file of a set. `sample`: how many records of the source the seed draws, None for all."""
 
     file: str  # under --out
     hub: str = ""
@@ -29,15 +29,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """An open source: what it is, for the provenance, and its rows: place (for errors), record, share of the source read so far."""
+    """An open source: what it is, for the provenance, and its records: place (for errors), record,
+    share of the source read so far."""
 
     facts: Record
-    rows: Callable[[], Iterator[tuple[str, Record, float]]]
+    records: Callable[[], Iterator[tuple[str, Record, float]]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; tools/prepare_data.py documents each."""
+    """What the command line says; python -m benchmarks.paper.prepare documents each."""
 
     out: Path
     source: list[str] = field(default_factory=list)
@@ -54,8 +55,9 @@ class Options:
 
 
 def open_source(part: Part, number: int, options: Options) -> Source:
-    """What a part is made of: its data set on the hub, or of --source the `number`th, or the only one if that has the part's subset.
-    Raises DataError where it is not there, ConfigError where --source is not enough."""
+    """What a part is made of: its data set on the hub, or of --source the `number`th, or the only
+    one if that has the part's subset. Raises DataError where it is not there, ConfigError where
+    --source is not enough."""
     given = options.source[min(number, len(options.source) - 1)] if options.source else part.hub
     path = Path(given).expanduser()
     local = (
@@ -66,7 +68,8 @@ def open_source(part: Part, number: int, options: Options) -> Source:
     )
     if number >= len(options.source) > 0 and (not part.subset or (local and not path.is_dir())):
         raise ConfigError(
-            f"--source {given}: this is one source, and {part.file} needs another ({part.hub}); name all, in the set's order"
+            f"--source {given}: this is one source, and {part.file} needs another ({part.hub}); "
+            "name all, in the set's order"
         )
     if not local:
         name, _, revision = given.partition("@")
@@ -75,7 +78,8 @@ def open_source(part: Part, number: int, options: Options) -> Source:
         path /= part.subset
         if not path.is_dir():
             raise ConfigError(
-                f"--source {given}: there is no folder {path}; {part.hub} has one for each subset, and so must its copy"
+                f"--source {given}: there is no folder {path}; {part.hub} has one for each subset, "
+                "and so must its copy"
             )
         given = str(path)
     cache = Path(DataConfig().cache_dir).expanduser()
@@ -86,29 +90,31 @@ def open_source(part: Part, number: int, options: Options) -> Source:
         for name, records in zip(files, opened, strict=True)
     ]
 
-    def rows() -> Iterator[tuple[str, Record, float]]:
-        for done, records in enumerate(opened):
-            for place, record, share in records.read():
-                yield f"{records.place}{place}", record, (done + share) / len(opened)
+    def records() -> Iterator[tuple[str, Record, float]]:
+        for done, file in enumerate(opened):
+            for place, record, share in file.read():
+                yield f"{file.place}{place}", record, (done + share) / len(opened)
 
-    return Source({"files": inputs}, rows)
+    return Source({"files": inputs}, records)
 
 
 def _hub(name: str, revision: str, subset: str | None) -> Source:
-    """The split "train" of a data set of the hub, at a commit or branch ("": the newest). Raises DataError."""
+    """The split "train" of a data set of the hub, at a commit or branch ("": the newest). Raises
+    DataError."""
     try:
         commit = HfApi().dataset_info(name, revision=revision or None).sha
         table: Any = datasets.load_dataset(name, subset, split="train", revision=commit)
     except Exception as error:  # whatever the hub client raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"the hub does not give {name}: {reason}; where its page asks for it, log in and accept its terms, or download its files "
+            f"the hub does not give {name}: {reason}; where its page asks for it, log in and "
+            "accept its terms, or download its files "
             "and name them by --source"
         ) from None
     place = f"{name}, {subset}" if subset else name
 
-    def rows() -> Iterator[tuple[str, Record, float]]:
+    def records() -> Iterator[tuple[str, Record, float]]:
         for number, record in enumerate(table, 1):
-            yield f"{place}: row {number}", record, number / len(table)
+            yield f"{place}: record {number}", record, number / len(table)
 
-    return Source({"hub": name, "subset": subset, "commit": commit}, rows)
+    return Source({"hub": name, "subset": subset, "commit": commit}, records)

@@ -1,11 +1,13 @@
-"""Prepare a training set of the paper: fetch or read it, sample, filter, and write it as adaptsft.train reads it.
+"""Prepare a training set of the paper: fetch or read it, sample, filter, and write it as
+adaptsft.train reads it.
 
-    python tools/prepare_data.py numina_math                                # from the hub
-    python tools/prepare_data.py m23k --source downloads/m23k --limit 100   # from files, a trial
-    python tools/prepare_data.py numina_math --help                         # its fields, its options, what is known of the paper's
+    python -m benchmarks.paper.prepare numina_math                          # from the hub
+    python -m benchmarks.paper.prepare m23k --source downloads/m23k --limit 100    # a trial
+    python -m benchmarks.paper.prepare numina_math --help   # its fields, its options, the paper's
 
-Writes OUT/NAME.jsonl, or OUT/NAME/PART.jsonl where a set has several parts, and OUT/NAME.json: where it came from, what was read, drawn,
-dropped and kept, hashes, seed and versions. docs/training_data.md compares the sets with the paper's.
+Writes OUT/NAME.jsonl, or OUT/NAME/PART.jsonl where a set has several parts, and OUT/NAME.json:
+where it came from, what was read, drawn, dropped and kept, hashes, seed and versions.
+docs/training_data.md compares the sets with the paper's.
 """
 
 import argparse
@@ -29,7 +31,8 @@ def _source(parser: argparse.ArgumentParser, chosen: TrainingSet) -> None:
         "--source",
         nargs="+",
         default=[],
-        help="a name on the hub, or NAME@COMMIT (default: the newest, whose commit is noted); or a file, a folder, a quoted pattern "
+        help="a name on the hub, or NAME@COMMIT (default: the newest, whose commit is noted); or a "
+        "file, a folder, a quoted pattern "
         f"(default: {hubs})",
     )
 
@@ -38,14 +41,14 @@ def _broken(parser: argparse.ArgumentParser, chosen: TrainingSet) -> None:
     parser.add_argument(
         "--drop-broken",
         action="store_true",
-        help="leave out rows that cannot be used, and count them (default: an error)",
+        help="leave out records that cannot be used, and count them (default: an error)",
     )
 
 
 def _sample(parser: argparse.ArgumentParser, chosen: TrainingSet) -> None:
     (part,) = (part for part in chosen.parts if part.sample)
     parser.add_argument(
-        "--sample", type=positive, help=f"rows drawn for {part.file} (default: {part.sample:,})"
+        "--sample", type=positive, help=f"records drawn for {part.file} (default: {part.sample:,})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
 
@@ -60,13 +63,13 @@ def _tokens(parser: argparse.ArgumentParser, chosen: TrainingSet) -> None:
         "--tokenizer",
         nargs="+",
         default=[],
-        help="hub names or folders; a row must be short enough under each, template included",
+        help="hub names or folders; a record must be short enough under each, template included",
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
         default=chosen.max_tokens,
-        help=f"longer rows are left out; 0: none (default: {default}). Needs --tokenizer",
+        help=f"longer records are left out; 0: none (default: {default}). Needs --tokenizer",
     )
 
 
@@ -74,7 +77,8 @@ def _suffix(parser: argparse.ArgumentParser, chosen: TrainingSet) -> None:
     parser.add_argument(
         "--suffix",
         default=chosen.suffix,
-        help=f"put after each prompt that does not end so (default: {chosen.suffix!r}, as the evaluation asks); '' for nothing",
+        help=f"put after each prompt that does not end so (default: {chosen.suffix!r}, as the "
+        "evaluation asks); '' for nothing",
     )
 
 
@@ -116,10 +120,10 @@ OPTIONS: dict[str, Callable[[argparse.ArgumentParser, TrainingSet], None]] = {
 
 def describe(chosen: TrainingSet) -> str:
     """What a set is, and what its user must know before fetching it."""
-    least, most = chosen.rows
+    least, most = chosen.records
     facts = {
         "page": chosen.card,
-        "rows": f"{least:,}" if least == most else f"{least:,} to {most:,}",
+        "records": f"{least:,}" if least == most else f"{least:,} to {most:,}",
         "size": chosen.size,
         "gate": "none that we know of",
         "licence": chosen.licence,
@@ -145,12 +149,12 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--out", type=Path, default=Path("data"), help="folder (default: data)")
         sub.add_argument(
-            "--limit", type=positive, help="read the first rows only: a trial, and noted as one"
+            "--limit", type=positive, help="read the first records only: a trial, and noted as one"
         )
         sub.add_argument(
             "--allow-count",
             action="store_true",
-            help="go on though the source has not the published number of rows",
+            help="go on though the source has not the published number of records",
         )
         for option in chosen.asks:
             OPTIONS[option](sub, chosen)
@@ -170,7 +174,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(**given)
     if options.max_tokens and not options.tokenizer:
         raise ConfigError(
-            f"--max-tokens {options.max_tokens}: name what counts them by --tokenizer, or keep all rows with --max-tokens 0"
+            f"--max-tokens {options.max_tokens}: name what counts them by --tokenizer, or keep all "
+            "records with --max-tokens 0"
         )
     if options.tokenizer and not options.max_tokens:
         raise ConfigError(
@@ -178,7 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if len(options.source) > len(chosen.parts):
         raise ConfigError(
-            f"--source: {len(options.source)} sources for a set of {len(chosen.parts)}; a pattern or folder holds many files"
+            f"--source: {len(options.source)} sources for a set of {len(chosen.parts)}; a pattern "
+            "or folder holds many files"
         )
     print(describe(chosen), flush=True)
     facts = prepare(chosen, options)
@@ -191,7 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
         wrong = part["source"].get("wrong_labels")
         noisy = f", {wrong:,} with a wrong label" if wrong else ""
         print(
-            f"{options.out / part['file']}: {part['kept']:,} rows{noisy}; read {part['read']:,}{dropped}"
+            f"{options.out / part['file']}: {part['kept']:,} records{noisy}; read "
+            f"{part['read']:,}{dropped}"
         )
     if facts["warning"]:
         print(f"warning: {facts['warning']}", file=sys.stderr)
@@ -202,5 +209,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"prepare_data: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"prepare: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,25 +1,22 @@
-"""The figures show the numbers that they are given: formulas, the lab's results, runs and diagnoses, read back from what was drawn."""
+"""The figures show the numbers that they are given: formulas, the lab's results, runs and
+diagnoses, read back from what was drawn."""
 
 import json
 import math
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from adaptsft.analysis import places
 from adaptsft.analysis.continuum import REFERENCES
 from adaptsft.drawing import DASHES, style
 from adaptsft.errors import ConfigError
 from adaptsft.train import train
 from benchmarks.lab import plots, report
-from benchmarks.paper import figures
-from benchmarks.paper.figures import formulas, inputs
-from benchmarks.paper.figures.command import main
+from benchmarks.paper.figures import curves, formulas, inputs, sweeps
+from tests.benchmarks.paper.figure_rows import row
 from tests.conftest import REPO
 from tests.runs import small_config
 
@@ -44,22 +41,8 @@ def levels(axis: Any) -> dict[str, float]:
     }
 
 
-def row(
-    objective: str, value: float, model: str = "M", column: str = "Avg.", **more: Any
-) -> dict[str, Any]:
-    return {
-        "model": model,
-        "objective": objective,
-        "column": column,
-        "value": value,
-        "se": None,
-        "n": None,
-        "origin": "ours",
-    } | more
-
-
 def test_weights_are_the_registered_ones_and_peak_where_they_should():
-    figure = figures.weights(
+    figure = formulas.weights(
         [
             "nll",
             "neg_p",
@@ -106,7 +89,7 @@ def test_weights_are_the_registered_ones_and_peak_where_they_should():
 
 
 def test_weights_that_depend_on_the_other_tokens_say_so():
-    figure = figures.weights(["deft", "eaft", "talr:sequence_nll=0.5", "alpha:1"])
+    figure = formulas.weights(["deft", "eaft", "talr:sequence_nll=0.5", "alpha:1"])
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["deft*", "eaft*", "talr, sequence_nll=0.5", "alpha=1"]
     assert "100 other tokens" in figure.axes[0].get_title()
@@ -114,22 +97,6 @@ def test_weights_that_depend_on_the_other_tokens_say_so():
     collision = 0.3**2 + 0.7**2 / 100
     assert float(formulas.curve("deft", p).w) == pytest.approx(0.3**collision * 0.7)
     assert float(formulas.curve("talr:sequence_nll=0.5", p).w) == pytest.approx(0.3**2 * 0.7)
-
-
-@pytest.mark.parametrize(
-    ("specification", "words"),
-    [
-        ("focl", "did you mean focal"),
-        ("focl:2", "did you mean focal"),
-        ("nll:3", "nll has no parameter"),
-        ("alpha:x", "x is no number"),
-        ("focal:gama=2", r"params\.gama"),
-        ("nll:mean_p=0.3", "does not read mean_p"),
-    ],
-)
-def test_weights_refuse_what_is_no_objective(specification, words, capsys):
-    assert main(["weights", specification]) == 2
-    assert re.search(words, capsys.readouterr().err)
 
 
 def test_first_28_lines_differ_without_colour_or_without_dashes():
@@ -151,7 +118,7 @@ def test_quantiles_of_both_sides_and_all_tokens_on_both():
         row("neg_p", 20, percentile=0, side=">="),
     ]
     rows += [row("base", 15, origin="paper"), row("auto", 34), row("deft", 1)]
-    below, above = figures.quantiles(rows).axes
+    below, above = sweeps.quantiles(rows).axes
     assert drawn(above) == {"-log p": {0: 10, 50: 25, 90: 30}, "-p": {0: 20, 50: 33}}
     assert drawn(below) == {"-log p": {50: 4, 100: 10}, "-p": {100: 20}}
     assert levels(above) == {"base (paper)": 15, "auto": 34}
@@ -162,9 +129,10 @@ def test_quantiles_of_both_sides_and_all_tokens_on_both():
 
 
 def test_alpha_from_the_labs_results():
-    """The strong and the weak task of a family: the numbers of results.csv, the same colours, the base model's mean p as a level."""
+    """The strong and the weak task of a family: the numbers of results.csv, the same colours, the
+    base model's mean p as a level."""
     rows = inputs.only(inputs.lab(LAB), ["model=digits ms_noisy|digits mw_noisy_zipf"])
-    figure = figures.alpha(rows)
+    figure = sweeps.alpha(rows)
     strong, weak, strong_p, weak_p = figure.axes
     assert [axis.get_title() for axis in figure.axes] == [
         "digits ms_noisy",
@@ -204,13 +172,13 @@ def test_scale_is_log_log():
         for name, value in zip(("nll", "neg_p"), pair, strict=True)
     ]
     rows += [row("neg_p", 12, "3B", origin="paper", billions=3)]
-    (axis,) = figures.scale(rows).axes
+    (axis,) = sweeps.scale(rows).axes
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert drawn(axis) == {"-log p": {3: 8, 32: 25}, "-p": {3: 9, 32: 40}, "-p (paper)": {3: 12}}
     assert [container.lines[0].get_markerfacecolor() for container in axis.containers][
         -1
     ] == "white"
-    (axis,) = figures.scale([*rows, row("base", 0, "3B", billions=3)]).axes
+    (axis,) = sweeps.scale([*rows, row("base", 0, "3B", billions=3)]).axes
     assert (
         axis.get_yscale() == "symlog"
         and axis.get_ylabel() == "score (linear below 8)"
@@ -232,7 +200,7 @@ def test_continuum_puts_diagnoses_and_base_models_among_the_papers(tmp_path):
         row("base", 1, column=column, mean_p=0.9) for column in ("A", "B")
     ]
     rows += [row("nll", 1, mean_p=0.99), row("base", 1, mean_p=0.2, origin="paper")]
-    left, right = figures.continuum(rows).axes
+    left, right = places.continuum(rows).axes
     heights = {
         label.get_text(): height
         for height, label in zip(left.get_yticks(), left.get_yticklabels(), strict=True)
@@ -281,7 +249,7 @@ def test_trajectories_of_a_real_run(tmp_path, tiny_model):
         json.dumps({"step": 1, "alpha": 0.0, "lower": 0.0, "upper": 1.0}) + "\n"
     )
     folders = [Path(moving.run_dir), still]
-    figure = figures.trajectories(inputs.runs(folders))
+    figure = curves.trajectories(inputs.runs(folders))
     (axis,) = figure.axes
     assert axis.get_title() == "moving" and axis.get_ylabel() == "alpha"
     lines = {
@@ -293,7 +261,7 @@ def test_trajectories_of_a_real_run(tmp_path, tiny_model):
     }
     assert lines["a"][1][0] == 0.0 < lines["a"][1][-1]
     with pytest.raises(ConfigError, match=r"stand still.*alpha=0"):
-        figures.trajectories(inputs.runs(folders[1:]))
+        curves.trajectories(inputs.runs(folders[1:]))
 
 
 def test_thresholds_have_panels_of_their_own_and_runs_of_one_name_are_told_apart(tmp_path):
@@ -307,14 +275,18 @@ def test_thresholds_have_panels_of_their_own_and_runs_of_one_name_are_told_apart
         (folder / "metrics.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in steps) + '{"step": 3, "al'
         )  # it is going on
-    figure = figures.trajectories(inputs.runs([tmp_path / "x" / "run", tmp_path / "y" / "run"]))
+    figure = curves.trajectories(inputs.runs([tmp_path / "x" / "run", tmp_path / "y" / "run"]))
     shown = [
         (axis.get_title(), axis.get_ylabel(), [line.get_label() for line in axis.lines])
         for axis in figure.axes
         if axis.get_visible()
     ]
     assert [(title, label) for title, label, _ in shown] == [
-        ("x/run", "alpha"), ("y/run", "alpha"), ("x/run", "threshold on p"), ("y/run", "threshold on p")]  # fmt: skip
+        ("x/run", "alpha"),
+        ("y/run", "alpha"),
+        ("x/run", "threshold on p"),
+        ("y/run", "threshold on p"),
+    ]
     assert shown[-1][2] == ["lower"], "upper stands still"
 
 
@@ -327,71 +299,14 @@ def test_the_lab_draws_by_the_same_code():
     )
     fields = ("objective", "alpha", "side", "percentile")
     assert [tuple(found.get(field) for field in fields) for found in rows] == [
-        ("alpha_0", 0.0, None, None), ("nll", None, ">=", 0), ("alpha_0.5", 0.5, None, None), ("nll", None, ">=", 10),
-        ("log1mp", None, "<=", 50), ("neg_p", None, ">=", 0), ("auto", None, None, None)]  # fmt: skip
-    assert {(found["value"], found["se"], found["n"]) for found in rows} == {(50.0, 10.0, 3)}
-    below, above = figures.quantiles(rows).axes
-    assert drawn(above)["-log p"] == {0: 50, 10: 50} and drawn(below)["log(1-p)"] == {50: 50}
-
-
-@pytest.mark.parametrize(
-    ("kind", "rows", "words"),
-    [
-        (
-            "quantiles",
-            [row("nll", 1.0, alpha=1.0)],
-            "none of 1 rows has percentile and side; they have: alpha, column",
-        ),
-        ("quantiles", [row("nll", 1.0, percentile=0, side=">=")], "a line needs several values"),
-        ("alpha", [row("nll", 1.0)], "none of 1 rows has alpha"),
-        (
-            "alpha",
-            [row("nll", 1.0, alpha=0.0)],
-            r"a line needs several values, but there is one each \(M: 0\)",
-        ),
-        ("scale", [row("nll", 1.0)], "billions"),
-        ("continuum", [row("nll", 1.0, mean_p=0.5)], "mean_p with objective base"),
-        ("alpha", [{"objective": "nll"}], "row 0: model is None"),
-        ("alpha", [row("nll", 1.0, alpha="one")], "row 0: alpha is 'one', not a number"),
-        ("quantiles", [row("nll", 1.0, percentile=1, side=">")], "side is '>'"),
-        ("alpha", {"rows": []}, "a list of rows was expected"),
-        ("alpha", "missing", "neither a file nor a folder with base_stats.json"),
-    ],
-)
-def test_rows_that_cannot_fill_a_figure_are_refused(kind, rows, words, tmp_path, capsys):
-    file = tmp_path / "rows.json"
-    if rows != "missing":
-        file.write_text(json.dumps(rows))
-    assert main([kind, str(file), "--out", str(tmp_path)]) == 2
-    assert re.search(words, capsys.readouterr().err)
-    assert not list(tmp_path.glob("*.png"))
-
-
-def test_the_command_writes_png_and_pdf(tmp_path, capsys):
-    file = tmp_path / "rows.json"
-    file.write_text(
-        json.dumps(
-            [row("alpha", 1.0 + x, alpha=x, model=model) for x in (0, 1) for model in ("A", "B")]
-        )
-    )
-    assert main(["alpha", str(file), "--only", "model=A", "--out", str(tmp_path / "new")]) == 0
-    assert capsys.readouterr().out.split() == [
-        str(tmp_path / "new" / f"alpha.{suffix}") for suffix in ("png", "pdf")
+        ("alpha_0", 0.0, None, None),
+        ("nll", None, ">=", 0),
+        ("alpha_0.5", 0.5, None, None),
+        ("nll", None, ">=", 10),
+        ("log1mp", None, "<=", 50),
+        ("neg_p", None, ">=", 0),
+        ("auto", None, None, None),
     ]
-    assert (tmp_path / "new" / "alpha.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "new" / "alpha.pdf").read_bytes().startswith(b"%PDF")
-    assert main(["alpha", str(file), "--only", "model=C"]) == 2
-    assert "model is one of: A, B" in capsys.readouterr().err
-    assert (
-        main(["trajectories", str(tmp_path)]) == 2 and "no metrics.jsonl" in capsys.readouterr().err
-    )
-
-
-def test_figures_do_not_need_a_display_or_pyplot():
-    code = "import sys; from adaptsft import figures; figures.weights(); sys.exit('matplotlib.pyplot' in sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        cwd=REPO,
-        env=os.environ | {"DISPLAY": "", "MPLBACKEND": "TkAgg"},
-    )
+    assert {(found["value"], found["se"], found["n"]) for found in rows} == {(50.0, 10.0, 3)}
+    below, above = sweeps.quantiles(rows).axes
+    assert drawn(above)["-log p"] == {0: 50, 10: 50} and drawn(below)["log(1-p)"] == {50: 50}

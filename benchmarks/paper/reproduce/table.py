@@ -1,4 +1,5 @@
-"""What a table or figure of the paper consists of: configs/paper/TABLE/table.yaml, its recipes, and the numbers that the paper prints."""
+"""What a table or figure of the paper consists of: configs/paper/TABLE/table.yaml, its recipes, and
+the numbers that the paper prints."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,11 +14,12 @@ from adaptsft.config.schema import Config
 from adaptsft.errors import ConfigError
 from benchmarks.lab import settings
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[3]
 RECIPES = REPO / "configs" / "paper"
 PAPER = Path(__file__).with_name("paper_results.yaml")
 BASE = "base"  # the objective of a model that was not trained
-# who published a model -> (format in which its base model is asked, architecture of its tiny stand-in)
+# who published a model -> (format in which its base model is asked, architecture of its tiny
+# stand-in)
 FAMILIES = {
     "Qwen": ("chatml", "qwen2"),
     "meta-llama": ("llama3", "llama"),
@@ -55,7 +57,9 @@ class Table:
     likelihood: bool = False  # also measure mean p of the trained models on their training set
     figure: str = ""  # a kind of benchmarks.paper.figures
     results: str = ""  # key of paper_results.yaml
-    prepare: list[str] = field(default_factory=list)  # arguments of tools/prepare_data.py
+    prepare: list[str] = field(
+        default_factory=list
+    )  # arguments of python -m benchmarks.paper.prepare
     examples: int = 0  # of the training set
     tokens: int = 0  # of an example, guessed
     gated: list[str] = field(
@@ -111,12 +115,14 @@ def recipe(table: str, model: str, objective: str, condition: str = "") -> Path:
 
 
 def model_of(name: str, table: Table, asked: str) -> str:
-    """The short name of a model that is asked for by it or by its name on the hub. Raises ConfigError."""
+    """The short name of a model that is asked for by it or by its name on the hub. Raises
+    ConfigError."""
     hub = {hub_name(name, model): model for model in table.models}
     if asked.lower() in table.models or asked in hub:
         return hub.get(asked, asked.lower())
     raise ConfigError(
-        f"--model {asked}: {name} has {', '.join(f'{short} ({long})' for long, short in hub.items())}"
+        f"--model {asked}: {name} has "
+        f"{', '.join(f'{short} ({long})' for long, short in hub.items())}"
     )
 
 
@@ -128,7 +134,8 @@ def hub_name(name: str, model: str) -> str:
 
 
 def jobs(name: str, table: Table, model: str, objectives: list[str]) -> list[Job]:
-    """The trainings of a model, with the adaptive default whatever the objectives. Raises ConfigError for an unknown objective."""
+    """The trainings of a model, with the adaptive default whatever the objectives. Raises
+    ConfigError for an unknown objective."""
     if unknown := [objective for objective in objectives if objective not in table.objectives]:
         raise ConfigError(
             f"--objectives {' '.join(unknown)}: {name} has {', '.join(table.objectives)}"
@@ -150,7 +157,8 @@ def jobs(name: str, table: Table, model: str, objectives: list[str]) -> list[Job
 
 
 def columns_of(table: Table, job: Job) -> dict[str, Column]:
-    """The columns that a job fills. The untrained model, which knows no condition, fills the first condition's."""
+    """The columns that a job fills. The untrained model, which knows no condition, fills the first
+    condition's."""
     condition = job.condition or (table.conditions or [""])[0]
     return {
         header: column
@@ -175,7 +183,8 @@ def billions(hub: str) -> float:
     match = re.search(r"(\d+(?:\.\d+)?)[bB]\b", hub)
     if match is None:
         raise ConfigError(
-            f"model.path={hub}: no number of parameters in the name, so that no estimate can be made"
+            f"model.path={hub}: no number of parameters in the name, so that no estimate can be "
+            "made"
         )
     return float(match[1])
 

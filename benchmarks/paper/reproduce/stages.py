@@ -1,4 +1,5 @@
-"""The commands that make a table, in their order, each with the fingerprint by which it is found done; and what they will cost."""
+"""The commands that make a table, in their order, each with the fingerprint by which it is found
+done; and what they will cost."""
 
 import dataclasses
 import functools
@@ -15,9 +16,9 @@ from adaptsft.data.files import files_of, training_sources
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.tasks import load_task
+from benchmarks.lab.fingerprint import digest
 from benchmarks.lab.real import command
-from benchmarks.lab.runs import digest
-from benchmarks.paper.reproduce_table import (
+from benchmarks.paper.reproduce.table import (
     BASE,
     FAMILIES,
     RECIPES,
@@ -30,7 +31,9 @@ from benchmarks.paper.reproduce_table import (
 
 PEAK = 989e12  # dense bf16 FLOP/s of an H200 (NVIDIA's data sheet)
 TRAINING_MFU, DECODING_MFU = 0.4, 0.1  # assumed
-FLOPS = 8  # per parameter and token: forward 2, backward 4, and 2 that full activation checkpointing computes again
+# per parameter and token: forward 2, backward 4, and 2 that full activation checkpointing computes
+# again
+FLOPS = 8
 BYTES = 12  # per parameter of a checkpoint: fp32 weights and two moments
 CHARACTERS = 4  # of an answer per token, with what is recorded beside it: assumed
 
@@ -57,7 +60,9 @@ class Stage:
     name: str  # a path below the model's folder
     words: list[str]
     folder: Path  # of the model
-    fingerprint: str  # of the command, its configuration, the data that it trains on, and the stages before that it reads from
+    # of the command, its configuration, the data that it trains on, and the stages before that it
+    # reads from
+    fingerprint: str
 
     @property
     def mark(self) -> Path:
@@ -93,7 +98,8 @@ class Stage:
 def stages(
     name: str, table: Table, model: str, jobs: list[Job], out: Path, choices: Choices
 ) -> list[Stage]:
-    """Diagnose, evaluate the untrained model, then train, measure, ask, judge and grade one model after the other."""
+    """Diagnose, evaluate the untrained model, then train, measure, ask, judge and grade one model
+    after the other."""
     folder, found = out / model, []
 
     def add(
@@ -215,7 +221,8 @@ def task_names(table: Table, job: Job, choices: Choices) -> list[str]:
 
 
 def strict_arguments(job: Job, choices: Choices) -> list[str]:
-    """What --strict adds: the authors' loop, and for a threshold their mean over the tokens that it keeps."""
+    """What --strict adds: the authors' loop, and for a threshold their mean over the tokens that it
+    keeps."""
     if not choices.strict:
         return []
     masks = load_config(job.arguments).objective.name == "threshold"
@@ -245,9 +252,13 @@ def estimate(table: Table, hub: str, jobs: list[Job], missing: list[Stage]) -> l
     disk = training * (2 * BYTES + 2) * size + CHARACTERS * longest
     return [
         f"{len(missing)} commands, {training} of them trainings of {table.examples:,} examples",
-        f"GPU hours (H200): about {hours:.1f} of training; at most {decoding:.1f} of answering, if every answer were as long as it may be",
-        f"disk: at most {disk / 1e9:,.0f} GB; after a training its RUN/checkpoints ({2 * BYTES * size / 1e9:,.0f} GB) may be deleted",
-        f"assumed: {table.tokens} tokens per example; training takes {FLOPS} FLOPs per parameter and token, at {TRAINING_MFU:.0%} of "
-        f"{PEAK / 1e12:.0f} TFLOP/s; answering 2, at {DECODING_MFU:.0%} (prompts and likelihoods are not counted); each of two checkpoints "
+        f"GPU hours (H200): about {hours:.1f} of training; at most {decoding:.1f} of answering, if "
+        "every answer were as long as it may be",
+        f"disk: at most {disk / 1e9:,.0f} GB; after a training its RUN/checkpoints "
+        f"({2 * BYTES * size / 1e9:,.0f} GB) may be deleted",
+        f"assumed: {table.tokens} tokens per example; training takes {FLOPS} FLOPs per parameter "
+        f"and token, at {TRAINING_MFU:.0%} of "
+        f"{PEAK / 1e12:.0f} TFLOP/s; answering 2, at {DECODING_MFU:.0%} (prompts and likelihoods "
+        "are not counted); each of two checkpoints "
         f"takes {BYTES} bytes per parameter",
     ]

@@ -1,4 +1,5 @@
-"""What a reproduction found, beside what the paper prints: rows.json, table.md, table.csv, and the figure where the table is one."""
+"""What a reproduction found, beside what the paper prints: rows.json, table.md, table.csv, and the
+figure where the table is one."""
 
 import csv
 import io
@@ -11,10 +12,10 @@ from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.alpaca.annotations import read_annotations
 from adaptsft.evals.alpaca.winrate import evaluate as evaluate_win_rate
-from benchmarks.lab.runs import commit
-from benchmarks.paper import figures
-from benchmarks.paper.reproduce_stages import evaluation
-from benchmarks.paper.reproduce_table import (
+from benchmarks.lab.fingerprint import commit
+from benchmarks.paper.figures import command as figures
+from benchmarks.paper.reproduce.stages import evaluation
+from benchmarks.paper.reproduce.table import (
     BASE,
     Column,
     Job,
@@ -31,7 +32,8 @@ Row = dict[str, Any]
 
 
 def collect(name: str, table: Table, out: Path, strict: bool) -> list[Row]:
-    """The rows of every model that has results below `out`, in percent, and of what the paper has for these models."""
+    """The rows of every model that has results below `out`, in percent, and of what the paper has
+    for these models."""
     rows: list[Row] = []
     for model in table.models:
         own = [
@@ -106,13 +108,15 @@ def graded(folder: Path, job: Job, column: Column) -> dict[str, Any]:
     found = list((evaluation(folder, job) / task).glob("*/result.json"))
     if len(found) > 1:  # a task that decodes otherwise now has left its older answers
         raise DataError(
-            f"{found[0].parent.parent}: results of {len(found)} ways of decoding: delete those that the table is not about"
+            f"{found[0].parent.parent}: results of {len(found)} ways of decoding: delete those "
+            "that the table is not about"
         )
     return samples.read_json(found[0])["metrics"] if found else {}
 
 
 def judged(folder: Path, job: Job) -> dict[str, Any]:
-    """win_rate, and lc_win_rate where the folder of judgements also holds df_gamed.csv, which it is fitted with."""
+    """win_rate, and lc_win_rate where the folder of judgements also holds df_gamed.csv, which it is
+    fitted with."""
     file = folder / job.name / "judge" / "annotations.json"
     if not file.is_file():
         return {}
@@ -152,14 +156,16 @@ def paper_rows(table: Table, model: str) -> list[Row]:
             erratum = entry.get("erratum")
             if erratum and header == table.average:
                 row["footnote"] = (
-                    f"printed {erratum['printed']:.2f}; the mean of the printed columns is {erratum['recomputed']:.2f}"
+                    f"printed {erratum['printed']:.2f}; the mean of the printed columns is "
+                    f"{erratum['recomputed']:.2f}"
                 )
             rows.append(row)
     return rows
 
 
 def write(name: str, table: Table, out: Path, strict: bool, deviations: list[str]) -> list[Path]:
-    """rows.json, table.md, table.csv and the figure, from all that is there. Raises DataError where nothing is."""
+    """rows.json, table.md, table.csv and the figure, from all that is there. Raises DataError where
+    nothing is."""
     rows = collect(name, table, out, strict)
     if not rows:
         raise DataError(f"{out}: no results of {name} below it yet")
@@ -204,21 +210,20 @@ def markdown(table: Table, rows: list[Row], strict: bool, deviations: list[str])
             line = []
             for header in headers:
                 ours, paper = (cells.get((label, header, origin)) for origin in ("ours", "paper"))
-                text = (
-                    ""
-                    if ours is None
-                    else f"{ours['value']:.2f}"
-                    + ("" if ours["se"] is None else f" ± {ours['se']:.2f}")
-                )
+                text = "" if ours is None else f"{ours['value']:.2f}"
+                if ours is not None and ours["se"] is not None:
+                    text += f" ± {ours['se']:.2f}"
                 if paper is not None:
-                    text += f" ({paper['value']:g}{mark(paper['footnote']) if 'footnote' in paper else ''})"
+                    footnote = mark(paper["footnote"]) if "footnote" in paper else ""
+                    text += f" ({paper['value']:g}{footnote})"
                 line.append(text.strip())
             line += [f"{means[label]:.3f}" if label in means else ""] if means else []
             parts.append(f"| {label} | " + " | ".join(line) + " |")
         parts.append("")
     if strict:
         notes.append(
-            "--strict: trained as the authors' code did; ours are means of percentages rounded to .1 where several samples were taken"
+            "--strict: trained as the authors' code did; ours are means of percentages rounded to "
+            ".1 where several samples were taken"
         )
     notes += [*table.notes, *deviations]
     paper_note = paper_results(table.results).get("note")
@@ -259,8 +264,8 @@ def comma_separated(rows: list[Row]) -> str:
 
 
 def figure(table: Table, out: Path) -> list[Path]:
-    """By benchmarks.paper.figures, from rows.json: of the averages, or of the column where a model has one. What cannot be drawn yet (one model of
-    several sizes, say) is told on stderr."""
+    """By benchmarks.paper.figures, from rows.json: of the averages, or of the column where a model
+    has one. What cannot be drawn yet (one model of several sizes, say) is reported on stderr."""
     alone = [
         next(iter(own))
         for own in (columns_of(table, Job(model, BASE)) for model in table.models)

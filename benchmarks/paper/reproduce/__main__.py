@@ -1,15 +1,16 @@
-"""The paper's tables and figures, made again: diagnose, train every objective and the adaptive default, evaluate, and set the paper's
-numbers (arXiv:2510.00526) beside yours.
+"""The paper's tables and figures, made again: diagnose, train every objective and the adaptive
+default, evaluate, and set the paper's numbers (arXiv:2510.00526) beside yours.
 
-    python -m benchmarks.reproduce table2 --model Qwen/Qwen2.5-Math-1.5B --gpus 2 --dry-run
-    python -m benchmarks.reproduce table2 --model Qwen/Qwen2.5-Math-1.5B --gpus 2
-    python -m benchmarks.reproduce table2 --small
-    python -m benchmarks.reproduce table2 --report
+    python -m benchmarks.paper.reproduce table2 --model Qwen/Qwen2.5-Math-1.5B --gpus 2 --dry-run
+    python -m benchmarks.paper.reproduce table2 --model Qwen/Qwen2.5-Math-1.5B --gpus 2
+    python -m benchmarks.paper.reproduce table2 --small
+    python -m benchmarks.paper.reproduce table2 --report
 
-Every stage is a command, printed as it is run. What is finished is found again by what it was made from, so the same command goes on
-after an interruption; and an interrupted training or evaluation resumes by itself. --small does all of it here, with a tiny random model,
-generated data in the layout of the real sets, a few steps, and made-up answers: it shows that everything runs, and its numbers mean
-nothing. Recipes: configs/paper; what each table needs: docs/paper.md.
+Every stage is a command, printed as it is run. What is finished is found again by what it was made
+from, so the same command goes on after an interruption; and an interrupted training or evaluation
+resumes by itself. --small does all of it here, with a tiny random model, generated data in the
+layout of the real sets, a few steps, and made-up answers: it shows that everything runs, and its
+numbers mean nothing. Recipes: configs/paper; what each table needs: docs/paper.md.
 """
 
 import argparse
@@ -24,23 +25,24 @@ from tqdm import tqdm
 
 from adaptsft.config.resolve import load_config
 from adaptsft.errors import UserError, require
-from benchmarks.paper import reproduce_results, reproduce_table
-from benchmarks.paper.reproduce_stages import Choices, Stage, estimate, stages
-from benchmarks.paper.reproduce_table import REPO, Job, Table, data_files, hub_name, jobs, model_of
+from benchmarks.paper.reproduce import results, table as tables
+from benchmarks.paper.reproduce.stages import Choices, Stage, estimate, stages
+from benchmarks.paper.reproduce.table import REPO, Job, Table, data_files, hub_name, jobs, model_of
 
 
 def parser() -> argparse.ArgumentParser:
     summary, _, description = (__doc__ or "").partition("\n\n")
     parse = argparse.ArgumentParser(
-        prog="python -m benchmarks.reproduce",
+        prog="python -m benchmarks.paper.reproduce",
         description=summary,
         epilog=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parse.add_argument("table", metavar="TABLE", help=", ".join(reproduce_table.names()))
+    parse.add_argument("table", metavar="TABLE", help=", ".join(tables.names()))
     parse.add_argument(
         "--model",
-        help="one of the table's, by its name on the hub or as in configs/paper (default: its first Qwen)",
+        help="one of the table's, by its name on the hub or as in configs/paper (default: its "
+        "first Qwen)",
     )
     parse.add_argument(
         "--objectives", nargs="+", default=[], help="only these, and auto (default: the table's)"
@@ -133,7 +135,7 @@ def main(arguments: list[str]) -> int:
 
 
 def reproduce(options: argparse.Namespace, overrides: list[str]) -> int:
-    name, table = options.table, reproduce_table.read(options.table)
+    name, table = options.table, tables.read(options.table)
     default = Path("runs/paper") / (
         name + ("_strict" if options.strict else "") + ("_small" if options.small else "")
     )
@@ -145,15 +147,16 @@ def reproduce(options: argparse.Namespace, overrides: list[str]) -> int:
     asked = jobs(name, table, model, options.objectives)
     if options.small:
         out = out.resolve()  # the working directory will be another
-        from benchmarks.paper import reproduce_small
+        from benchmarks.paper.reproduce import small
 
-        asked, choices = reproduce_small.prepare(name, table, model, asked, out, options, overrides)
+        asked, choices = small.prepare(name, table, model, asked, out, options, overrides)
     else:
         choices = decided(options, overrides)
     found = stages(name, table, model, asked, out, choices)
     missing = [stage for stage in found if not stage.done()]
     print(
-        f"{table.title}: {hub_name(name, model)}\nresults in {out}, {len(found) - len(missing)} of {len(found)} stages finished"
+        f"{table.title}: {hub_name(name, model)}\nresults in {out}, {len(found) - len(missing)} of "
+        f"{len(found)} stages finished"
     )
     if not options.small:
         print("\n".join(estimate(table, hub_name(name, model), asked, missing)))
@@ -199,7 +202,7 @@ def questions(
     }
     if absent:
         commands = "; ".join(
-            f"python tools/prepare_data.py {arguments}" for arguments in table.prepare
+            f"python -m benchmarks.paper.prepare {arguments}" for arguments in table.prepare
         )
         found.append(
             f"training data is missing here ({', '.join(map(str, sorted(absent)))}): {commands}"
@@ -215,15 +218,18 @@ def questions(
     if any(task.startswith(("humaneval", "mbpp")) for task in tasks):
         if not options.allow_code_exec:
             found.append(
-                "grading runs programs that a model wrote, isolated (docs/code_execution.md): add --allow-code-exec if you mean to"
+                "grading runs programs that a model wrote, isolated (docs/code_execution.md): add "
+                "--allow-code-exec if you mean to"
             )
         if options.data_dir is None:
             found.append(
-                "the tests of HumanEval+ and MBPP+ are read from files: name their folder by --data-dir (docs/evaluation.md)"
+                "the tests of HumanEval+ and MBPP+ are read from files: name their folder by "
+                "--data-dir (docs/evaluation.md)"
             )
     if table.against and not options.judge:
         found.append(
-            "a judge compares the answers: --judge NAME --judge-url URL (an API, which may cost), or --judge FOLDER (a local model)"
+            "a judge compares the answers: --judge NAME --judge-url URL (an API, which may cost), "
+            "or --judge FOLDER (a local model)"
         )
     return found
 
@@ -234,7 +240,8 @@ def run(missing: list[Stage]) -> None:
         for stage in missing:
             bar.set_postfix_str(stage.name)
             bar.write(
-                f"\n# {stage.name}; log: {stage.mark.with_suffix('.log')}\n{shlex.join(stage.words)}"
+                f"\n# {stage.name}; log: "
+                f"{stage.mark.with_suffix('.log')}\n{shlex.join(stage.words)}"
             )
             stage.run()
             bar.update()
@@ -246,7 +253,7 @@ def report(name: str, table: Table, out: Path, options: argparse.Namespace) -> i
         if options.small
         else []
     )
-    for path in reproduce_results.write(name, table, out, options.strict, deviations):
+    for path in results.write(name, table, out, options.strict, deviations):
         print(os.path.relpath(path))
     print("\n" + (out / "table.md").read_text())
     return 0

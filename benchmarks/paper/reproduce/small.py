@@ -1,6 +1,8 @@
-"""Stand-ins for everything that a recipe names, where it looks for it: a tiny random model of the same architecture under the model's name
-on the hub, generated training data in the layout that tools/prepare_data.py writes, tasks of four items, and answers in the layout of
-recorded ones. The recipes stay as they are, apart from the size of a step (`STEPS`). None of it says anything about a real model.
+"""Stand-ins for everything that a recipe names, where it looks for it: a tiny random model of the
+same architecture under the model's name on the hub, generated training data in the layout that
+python -m benchmarks.paper.prepare writes, tasks of four items, and answers in the layout of
+recorded ones. The recipes stay as they are, apart from the size of a step (`STEPS`). None of it
+says anything about a real model.
 """
 
 import argparse
@@ -19,8 +21,8 @@ from adaptsft.config.resolve import load_config
 from adaptsft.evals.data import load_items
 from adaptsft.evals.tasks import Task, load_task, to_dict
 from adaptsft.model.tiny import CHATML, SAMPLE_TEXT, bpe_tokenizer, make_tiny_model
-from benchmarks.paper.reproduce_stages import Choices
-from benchmarks.paper.reproduce_table import (
+from benchmarks.paper.reproduce.stages import Choices
+from benchmarks.paper.reproduce.table import (
     BASE,
     FAMILIES,
     Job,
@@ -38,7 +40,7 @@ STEPS = [
     "log.tensorboard=false",
 ]
 ITEMS, SAMPLES, POINTS = 4, 2, 2  # of a task, of an item, of a sweep
-CONVERSATIONS = ("figfont", "magpie", "evol")  # data sets whose rows hold messages
+CONVERSATIONS = ("figfont", "magpie", "evol")  # data sets whose records hold messages
 # Qwen2.5's own says who it is where nobody else does: another prompt than the paper's
 QWEN = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n"
@@ -57,7 +59,8 @@ def prepare(
     options: argparse.Namespace,
     overrides: list[str],
 ) -> tuple[list[Job], Choices]:
-    """Write the stand-ins below `out`, and go there: the working directory is from now on where the recipes find them."""
+    """Write the stand-ins below `out`, and go there: the working directory is from now on where the
+    recipes find them."""
     place = out / "stand_ins"
     asked = [
         job for job in asked if not job.key or job.value in _few(table.sweep[job.objective].values)
@@ -89,7 +92,8 @@ def _few(values: list[float]) -> list[float]:
 
 
 def stand_in_model(place: Path, hub: str, seed: int = 0) -> None:
-    """A random model of the architecture, of 32 hidden units and one layer; a chat template where the original has one."""
+    """A random model of the architecture, of 32 hidden units and one layer; a chat template where
+    the original has one."""
     _, arch = FAMILIES[hub.split("/")[0]]
     if not (place / hub / "model.safetensors").is_file():
         tokenizer = bpe_tokenizer(SAMPLE_TEXT, chat_template=QWEN if arch == "qwen2" else None)
@@ -101,11 +105,11 @@ def stand_in_model(place: Path, hub: str, seed: int = 0) -> None:
 def training_data(place: Path, job: Job, examples: int) -> None:
     """The files that a recipe reads, each of that many sums to be added up."""
     for path in data_files(load_config(job.arguments)):
-        rows, draw = [], random.Random(str(path))
+        records, draw = [], random.Random(str(path))
         for number in range(examples):
             a, b = draw.randrange(1000), draw.randrange(1000)
             prompt, completion = f"Add {a} and {b}.", f"{a} + {b} = {a + b}"
-            row: Record = {
+            record: Record = {
                 "id": f"{path.stem}-{number}",
                 "prompt": prompt,
                 "completion": completion,
@@ -120,9 +124,9 @@ def training_data(place: Path, job: Job, examples: int) -> None:
                     {"role": "user", "content": prompt},
                     {"role": "assistant", "content": completion},
                 ]
-                row = {"id": row["id"], "messages": system + turns}
-            rows.append(row)
-        _write_lines(place / path, rows)
+                record = {"id": record["id"], "messages": system + turns}
+            records.append(record)
+        _write_lines(place / path, records)
 
 
 def tasks(place: Path, table: Table) -> None:
@@ -147,9 +151,10 @@ def tasks(place: Path, table: Table) -> None:
                 origin="generated",
             )
             source.file = f"{family}-{task_name}.jsonl.gz" if family else f"{task_name}.jsonl"
-            rows = [RECORDS[source.reader](task, number) for number in range(ITEMS)]
+            records = [RECORDS[source.reader](task, number) for number in range(ITEMS)]
             named = [
-                {source.fields.get(key, key): value for key, value in row.items()} for row in rows
+                {source.fields.get(key, key): value for key, value in record.items()}
+                for record in records
             ]
             _write_lines(place / "items" / source.file, named)
             task.sources, task.prompt.start = [source], ""  # a recording holds the whole answer
@@ -173,7 +178,7 @@ def tasks(place: Path, table: Table) -> None:
 def _harness(place: Path, task: Task) -> Path:
     """A task of lm-eval's with the metric that the table reads, on a file."""
     metric = list(task.columns.values())[-1]
-    rows = [
+    records = [
         {
             "question": f"{n} + 1 =",
             "choices": [str(n + 1), "none", "one", "two"],
@@ -183,7 +188,7 @@ def _harness(place: Path, task: Task) -> Path:
         for n in range(ITEMS)
     ]
     file = place / "items" / f"{task.harness_task}.jsonl"
-    _write_lines(file, rows)
+    _write_lines(file, records)
     settings: Record = {
         "task": task.harness_task,
         "dataset_path": "json",
@@ -212,23 +217,25 @@ def _harness(place: Path, task: Task) -> Path:
 
 
 def answers(place: Path, table: Table, job: Job) -> None:
-    """outputs/JOB.jsonl: item_id, output; about every second one is right. Items of the same id in two tasks have the same answer."""
-    draw, rows = random.Random(job.name), {}
+    """outputs/JOB.jsonl: item_id, output; about every second one is right. Items of the same id in
+    two tasks have the same answer."""
+    draw, records = random.Random(job.name), {}
     for task in (load_task(str(place / "tasks" / f"{name}.yaml")) for name in tasks_of(table, job)):
         for number, item in enumerate(
             [] if task.runner == "harness" else load_items(task, place / "items").items
         ):
-            rows[item.id] = [
+            records[item.id] = [
                 {"item_id": item.id, "output": answer(task, number, draw.random() < 0.5, job)}
                 for _ in range(SAMPLES)
             ]
     _write_lines(
-        place / "outputs" / f"{job.name}.jsonl", [row for same in rows.values() for row in same]
+        place / "outputs" / f"{job.name}.jsonl",
+        [record for same in records.values() for record in same],
     )
 
 
 def answer(task: Task, number: int, right: bool, job: Job) -> str:
-    """What a model may have said to item `number` of a task."""
+    """A possible answer of a model to item `number` of a task."""
     match task.sources[0].reader:
         case "figfont":
             return WORDS[number if right else number - 1]
@@ -244,12 +251,13 @@ def answer(task: Task, number: int, right: bool, job: Job) -> str:
 
 
 def judgements(place: Path, job: Job, against: str) -> None:
-    """outputs/JOB.annotations.json, as AlpacaEval records a judge that is more sure of one answer the more there are."""
+    """outputs/JOB.annotations.json, as AlpacaEval records a judge that is more sure of one answer
+    the more there are."""
     outputs = {}
     for name in (job.name, against):  # the first sample of each
         lines = map(json.loads, (place / "outputs" / f"{name}.jsonl").read_text().splitlines())
-        outputs[name] = [row["output"] for row in lines][::SAMPLES]
-    rows = []
+        outputs[name] = [record["output"] for record in lines][::SAMPLES]
+    records = []
     for number in range(ITEMS):
         pair = {
             "instruction": f"Say {number}.",
@@ -258,8 +266,8 @@ def judgements(place: Path, job: Job, against: str) -> None:
         }
         likeliest = [{"token": "m", "logprob": -0.5 - number}, {"token": "M", "logprob": -1.0}]
         completion = {"logprobs": {"content": [{"top_logprobs": likeliest}]}}
-        rows.append(pair | {"annotator": "generated", "raw_completion": completion})
-    (place / "outputs" / f"{job.name}.annotations.json").write_text(json.dumps(rows))
+        records.append(pair | {"annotator": "generated", "raw_completion": completion})
+    (place / "outputs" / f"{job.name}.annotations.json").write_text(json.dumps(records))
 
 
 WORDS = ("ONE", "TWO", "THREE", "FOUR")
@@ -297,7 +305,8 @@ def _stem(task: Task, number: int) -> Record:
     }
 
 
-# Reader of a task -> its record, in our names of fields (the task's map turns them into the source's).
+# Reader of a task -> its record, in our names of fields (the task's map turns them into the
+# source's).
 RECORDS: dict[str, Callable[[Task, int], Record]] = {
     "boxed_solution": lambda task, n: {
         "question": f"What is {n} + 1?",
@@ -329,9 +338,9 @@ RECORDS: dict[str, Callable[[Task, int], Record]] = {
 }
 
 
-def _write_lines(path: Path, rows: list[Record]) -> None:
+def _write_lines(path: Path, records: list[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(record) + "\n" for record in records)
     path.write_bytes(
         gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode()
     )

@@ -63,8 +63,8 @@ def test_end_to_end_then_one_more_objective(tmp_path, capfd, monkeypatch):
     ]
     small += ["workers=1", "pretrain.log.every=1", "model.hidden=16", "model.layers=1"]
     assert main([str(CONFIG), *small]) == 0
-    out, err = capfd.readouterr()
-    assert "step 3/3" in err, "pretraining shows the trainer's progress"
+    out, _ = capfd.readouterr()
+    assert "step 3/3" in out, "pretraining shows the trainer's progress"
     assert "8/8" in out
     assert "| auto" in out
     with (folder / "results.csv").open() as file:

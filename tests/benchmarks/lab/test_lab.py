@@ -1,0 +1,134 @@
+"""The lab's command: presets, what it refuses, and small experiments from end to end."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adaptsft.model.tiny import make_tiny_model
+from benchmarks.lab import real, settings, tasks
+from benchmarks.lab.__main__ import main
+from benchmarks.lab.regimes import CLEAN, FAMILIES
+from tests.conftest import REPO
+
+PRESETS = REPO / "configs" / "lab"
+
+
+@pytest.mark.parametrize("name", ["cpu.yaml", "full.yaml", "gpu.yaml", "paper.yaml", "real.yaml"])
+def test_presets_are_accepted(name):
+    """Every method of every preset is a configuration that the trainer takes."""
+    lab = settings.read(settings.Lab, PRESETS / name, [])
+    methods = settings.read(settings.Methods, PRESETS / "methods.yaml", [])
+    keys = settings.check(lab, methods)
+    assert set(methods.oracle) <= set(keys)
+    for method, of in keys.items():
+        if method in methods.oracle:
+            assert of["objective"] == {
+                "name": "alpha",
+                "alpha": float(method.removeprefix("alpha_")),
+            }
+    if name == "real.yaml":
+        assert len(real.asked(lab, keys, Path("x"))) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("regimes=[ms_loud]", "ms_loud.*ms_clean"),
+        ("regimes=[ms_clean@longer]", "ms_clean@longer.*@short"),
+        ("families=[words]", "words.*letters, digits, facts"),
+        ("methods=[nil]", "nil.*alpha_0"),
+        ("seeds=[]", "seeds"),
+        ("items=0", "items=0"),
+        ("finetune.train.max_steps=0", r"finetune\.train\.max_steps"),
+        ("finetune.train.lrr=1", "finetune.*lrr"),
+        ("itmes=3", "itmes"),
+    ],
+)
+def test_bad_presets_are_refused_before_anything_runs(override, message, tmp_path, capsys):
+    assert main([override, "--out", str(tmp_path / "out")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_lab_end_to_end_then_one_method_changed(tmp_path, capsys):
+    small = tmp_path / "small.yaml"
+    train = {"global_batch_size": 4, "device": "cpu"}
+    pretrain = {"data": {"max_length": 128}, "train": train | {"max_steps": 2}}
+    finetune = {"data": {"max_length": 128}, "train": train | {"max_steps": 3, "lr": 1e-3}}
+    content = {
+        "families": ["facts"],
+        "regimes": ["mix_strong_weak", "many_valid"],
+        "methods": ["base", "alpha_0", "alpha_1", "linear"],
+        "seeds": [0],
+        "items": 8,
+        "workers": 1,
+        "model": {"arch": "llama", "hidden": 16, "layers": 1, "heads": 2},
+        "pretrain": pretrain,
+        "finetune": finetune,
+    }
+    small.write_text(yaml.safe_dump(content))
+    command = ["--preset", str(small), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "8 runs, 0 of them found" in capsys.readouterr().out
+    folder = tmp_path / "out" / "results" / "facts"
+    moved = json.loads((folder / "mix_strong_weak" / "linear-0.json").read_text())
+    assert moved["curves"]["sources"]["weak"]["alpha"] == [0.0, 0.5, 1.0]
+    assert set(moved["parts"]) == set(moved["sources"]) == {"strong", "weak"}
+    assert (
+        "diversity"
+        in json.loads((folder / "many_valid" / "base-0.json").read_text())["parts"]["open"]
+    )
+    assert not any((tmp_path / "out" / "runs").rglob("*.safetensors")), "trained models are removed"
+    assert "| linear" in (tmp_path / "out" / "results.md").read_text()
+    for picture in ("gaps", "trajectories", "inversion"):
+        assert (tmp_path / "out" / f"{picture}.png").is_file()
+
+    assert main([*command, "--methods", "base", "alpha_0", "linear", "finetune.train.lr=2e-3"]) == 0
+    assert "6 runs, 2 of them found" in capsys.readouterr().out, (
+        "the untouched model does not depend on the learning rate"
+    )
+    assert main(["--report", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.slow
+def test_a_real_model_by_commands(tmp_path, capsys):
+    """The section `real`: trainings and evaluations are processes; the evaluator here is a line of
+    Python."""
+    family = FAMILIES["letters"]
+    base = make_tiny_model(tmp_path / "base", hidden=16, layers=1)
+    data = tasks.write_examples(
+        tmp_path / "data.jsonl", family, [(family.strong, CLEAN)], 8, False, "x"
+    )
+    evaluator = tmp_path / "evaluate.py"
+    evaluator.write_text(
+        "import json, pathlib, sys\nmodel, out = map(pathlib.Path, sys.argv[1:])\nout.mkdir()\n"
+        "value = float((model / 'final' / 'config.json').is_file())\n"
+        "(out / 'all.json').write_text(json.dumps({'metrics': {'right': {'value': value}}}))\n"
+    )
+    preset = tmp_path / "preset.yaml"
+    evaluate = ["python", str(evaluator), "{model}", "{out}"]
+    source = {"path": str(data), "template": "plain", "cache_dir": str(tmp_path / "cache")}
+    scores = {"greedy": "all.json", "sampled": "all.json"}
+    regime = {"data": source, "evaluate": evaluate, "metric": "right", "scores": scores}
+    train = {"max_steps": 1, "global_batch_size": 4, "device": "cpu"}
+    content = {
+        "methods": ["base", "alpha_1"],
+        "seeds": [0],
+        "finetune": {"train": train, "log": {"tensorboard": False}},
+        "real": {"model": str(base), "regimes": {"words": regime}},
+    }
+    preset.write_text(yaml.safe_dump(content))
+    command = ["--preset", str(preset), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    found = {
+        name: json.loads((tmp_path / f"out/results/real/words/{name}-0.json").read_text())["greedy"]
+        for name in ("base", "alpha_1")
+    }
+    assert found == {"base": 0.0, "alpha_1": 1.0}
+    capsys.readouterr()
+    assert main([*command, "--methods", "base", "real.regimes.words.metric=wrong"]) == 1
+    assert "no number at metrics.wrong" in capsys.readouterr().out
