@@ -95,7 +95,7 @@ from adaptsft.distributed.ranks import (
     rank,
     rank0_first,
 )
-from adaptsft.distributed.signals import Watchdog
+from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.files import replacing, write_atomically
 from adaptsft.model.build import build_model, compute_dtype
 from adaptsft.model.loss import check_fused_loss_matches_model
@@ -127,7 +127,7 @@ def diagnose(options: Options, config: Config) -> str:
         in_buckets = model.attention_backend == "sdpa"
         loader = BatchLoader(opened, config, pretrained.pad_id, in_buckets, device)
         stack.enter_context(loader)
-        check_fused_loss_matches_model(model, loader.first())
+        check_fused_loss_matches_model(model, loader.first_batch())
 
         sample = data.take(draw_sample(data, options.sample, config.seed))
         watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))

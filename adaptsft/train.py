@@ -2,12 +2,14 @@
 
     torchrun --standalone --nproc-per-node 8 -m adaptsft.train CONFIG.yaml key=value …
 
-`train` below is the whole loop, top to bottom. The loss of a step is the sum of the objective over
-its target tokens divided by their number over all ranks and micro-batches, so the split changes
-nothing. The state of the objective (alpha, thresholds) in a step depends only on the all-reduced
-statistics of earlier steps. Between two calls of `metrics.flush` (and evaluations, and checkpoints)
-the host never waits for the device's current step, but for an objective with a mask: its loss asks,
-for every chunk, how many tokens are left.
+`train` below is the whole loop, top to bottom. By default the loss of a step is the sum of the
+objective over its target tokens divided by their number over all ranks and micro-batches, so that
+the split changes nothing; training/normalizer.py has the exceptions. The state of the objective
+(alpha, thresholds) in a step depends only on the all-reduced statistics of earlier steps.
+
+The host waits for the device in `metrics.flush` and `metrics.paused` (evaluations, checkpoints), in
+`stopper.poll` for the step before, so that it is at most one step ahead, and in the loss of an
+objective with a mask, which reads the number of kept tokens of every chunk.
 """
 
 import sys
@@ -23,7 +25,7 @@ import torch
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.checkpoint import Checkpointer
@@ -67,7 +69,7 @@ def train(config: Config) -> dict[str, Any]:
         objective = AdaptiveObjective.build(config, pretrained, data.train, run.device)
         in_buckets = model.attention_backend == "sdpa"
         loader = run.enter(BatchLoader(data, config, pretrained.pad_id, in_buckets, run.device))
-        check_fused_loss_matches_model(model, loader.first())
+        check_fused_loss_matches_model(model, loader.first_batch())
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader)
         log_run_header(run, model, data)
@@ -84,7 +86,8 @@ def train(config: Config) -> dict[str, Any]:
             run.watchdog.beat(step + 1)
             # dropout is a function of where we are: a checkpoint holds no random state
             torch.manual_seed(hash((config.seed, step, rank())))
-            micro_batches = loader.step(step, run.watchdog)
+            data.advance(step, run.watchdog)  # of a stream, to the shard that holds the step
+            micro_batches = loader.step(step)
             normalizer.start_step(step, data)
             statistics.reset()
             for batch in micro_batches:
@@ -97,7 +100,7 @@ def train(config: Config) -> dict[str, Any]:
                 normalizer.micro_batch_loss(loss, kept).backward()
                 statistics.add(tokens, kept, batch)
 
-            run.stopper.ask(statistics.stop)
+            run.stopper.write_request(statistics.stop)
             statistics.all_reduce()
             grad_norm = scale_and_clip(
                 model, normalizer.correction(statistics, objective.state), config.train.clip_norm
@@ -111,7 +114,7 @@ def train(config: Config) -> dict[str, Any]:
             # the controller moves the objective: to where the run will be in the next step
             objective.update(statistics, skip, progress_at(step + 1, data.steps, config.train))
 
-            due = due_after(step, data, config, run.stopper.asked(statistics.stop))
+            due = due_after(step, data, config, run.stopper.poll(statistics.stop))
             if due.log:
                 run.result |= metrics.flush()[-1]
             if due.evaluate and not due.stop:

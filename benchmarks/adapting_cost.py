@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig, TrainConfig
-from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.objectives.base import REGISTRY
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.step import StepStatistics

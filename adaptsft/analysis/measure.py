@@ -14,7 +14,7 @@ from adaptsft.analysis.intervals import interval, needed
 from adaptsft.data.collator import Batch
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import print0
-from adaptsft.distributed.signals import Watchdog
+from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.objectives.build import NLL
 from adaptsft.statistics.base_model import FineHistogram, encode

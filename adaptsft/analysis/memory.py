@@ -1,13 +1,11 @@
-"""Memory of a training step on one rank, from sizes alone. Three kinds of figures come together
-here:
+"""Memory of a training step on one rank, from sizes alone. Three kinds of figures come together:
 
-exact: bytes of the parameters, their gradients and AdamW's moments on a rank: 4, 4 and 8 per
-trained
-  parameter, half of each with model.param_dtype=bf16, each parameter split along its first
-  dimension into ceil(size / ranks) (FSDP2, torch.distributed.fsdp._fully_shard._fsdp_param).
-traced: activations; see adaptsft.analysis.trace. formula: what FSDP2 gathers and accumulates, and
-the loss's pieces of logits; see `Group`, `Memory` and
-  `loss_bytes`.
+- exact: bytes of the parameters, their gradients and AdamW's moments on a rank, 4, 4 and 8 per
+  trained parameter (half of each with model.param_dtype=bf16), each parameter split along its first
+  dimension into ceil(size / ranks) (torch.distributed.fsdp._fully_shard._fsdp_param);
+- traced: activations, see adaptsft.analysis.trace;
+- formula: what FSDP2 gathers and accumulates, and the loss's chunks of logits, see `Group`,
+  `Memory` and `loss_bytes`.
 
 Not counted: CUDA's context, cuBLAS workspace, NCCL's buffers, fragmentation.
 """

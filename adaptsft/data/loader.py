@@ -11,7 +11,6 @@ from adaptsft.data.collator import Batch, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank, world_size
-from adaptsft.distributed.signals import Watchdog
 
 
 class BatchLoader:
@@ -43,15 +42,14 @@ class BatchLoader:
     def __exit__(self, *exception: object) -> None:
         self.pool.shutdown()
 
-    def step(self, step: int, watchdog: Watchdog) -> list[Batch]:
+    def step(self, step: int) -> list[Batch]:
         """The micro-batches of a step (0-based); those of the next one are prepared meanwhile."""
-        self.data.advance(step, watchdog)
         ready = self.ahead.pop(step, None)
         if step + 1 < min(self.data.steps, self.data.sampler.end):
             self.ahead[step + 1] = self.pool.submit(self.load, step + 1)
         return ready.result() if ready is not None else self.load(step)
 
-    def first(self) -> Batch:
+    def first_batch(self) -> Batch:
         """The first micro-batch of the first step that the data holds."""
         return self.load(self.data.sampler.first)[0]
 

@@ -27,7 +27,7 @@ from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import Shard, cache_name, cut, folder_of, list_files
 from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, rank0_first, world_size
-from adaptsft.distributed.signals import Watchdog
+from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.errors import DataError, UserError
 
 ASK_EVERY = 5.0  # seconds

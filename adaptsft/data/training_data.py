@@ -9,7 +9,7 @@ from adaptsft.data.stream import Stream
 from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.distributed.checkpoint import read_numbers
 from adaptsft.distributed.ranks import print0, rank, rank0_first, world_size
-from adaptsft.distributed.signals import Watchdog
+from adaptsft.distributed.watchdog import Watchdog
 
 
 class TrainingData:

@@ -1,6 +1,8 @@
 """A transformers model as FSDP2 modules: which parameters are gathered together, and what FSDP2
 asks of a model that was built on meta."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -80,3 +82,15 @@ def restore_buffers(model: PreTrainedModel) -> None:
                 f"{type(module).__name__} of {type(model).__name__} has a buffer "
                 f"({', '.join(buffers)}) that transformers does not rebuild"
             )
+
+
+@contextmanager
+def evaluating(model: ShardedModel) -> Iterator[None]:
+    """The model without dropout, for forwards without backward; then resharded and in training mode
+    again."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+        reshard(model)

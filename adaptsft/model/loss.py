@@ -15,7 +15,7 @@ from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
-from adaptsft.model.fsdp import ShardedModel, reshard
+from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.model.modules import head_of
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import NLL
@@ -107,18 +107,16 @@ def check_fused_loss_matches_model(model: ShardedModel, batch: Batch, count: int
     Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)).
     All ranks call it together.
     """
-    model.eval()  # no dropout: both ways must see the same hidden states
     length = batch.ids.shape[1]
     row, column = batch.target_idx[:count] // length, batch.target_idx[:count] % length
     # logits of these only; a rank without a token takes part with one
     columns = torch.cat([column, column.new_zeros(1)]).unique()
-    with torch.compiler.set_stance("force_eager"):  # not worth compiling for
+    # without dropout, so that both ways see the same hidden states; not worth compiling for
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
         _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
         output = model(**_inputs(batch), logits_to_keep=columns)
     logits = output.logits[row, torch.searchsorted(columns, column)]
     own = logits.float().log_softmax(-1).gather(1, batch.targets[:count, None]).squeeze(1)
-    model.train()
-    reshard(model)
     error = float((own - tokens.logp[:count]).abs().mean()) if len(own) else 0.0
 
     def check() -> None:

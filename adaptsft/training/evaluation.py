@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from adaptsft.config.schema import Config
-from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.collator import Batch
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank0_first
-from adaptsft.model.fsdp import ShardedModel, reshard
+from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
@@ -60,7 +60,7 @@ class Evaluator:
 
 
 def held_out_state(state: ObjectiveState, data: TrainingData) -> ObjectiveState:
-    """What held-out data is scored with.
+    """The state with which held-out data is scored.
 
     Examples held out of the training data keep their sources, and these their state. A validation
     file belongs to none of several sources: it is a source of its own, whose state is the mean over
@@ -83,13 +83,11 @@ def measure(
     beat: Callable[[], None],
 ) -> None:
     """Add all `batches` of this rank to `statistics`, and sum these over ranks."""
-    model.eval()
-    for batch in batches:
-        beat()
-        _, tokens, kept = model.token_loss(batch, function, state, 1.0)
-        statistics.add(tokens, kept, batch)
-    reshard(model)
-    model.train()
+    with evaluating(model):
+        for batch in batches:
+            beat()
+            _, tokens, kept = model.token_loss(batch, function, state, 1.0)
+            statistics.add(tokens, kept, batch)
     statistics.all_reduce()
 
 

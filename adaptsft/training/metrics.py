@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
     check_same_state,
@@ -109,8 +109,8 @@ class Metrics:
         self.clock += time.perf_counter() - began
 
     def flush(self) -> list[dict[str, Any]]:
-        """Read the figures of the steps recorded, write them on rank 0, and return them. The one
-        place where training waits for the device.
+        """Wait for the device, read the figures of the steps recorded, write them on rank 0, and
+        return them.
 
         Raises NonFiniteError after train.max_nonfinite_steps skipped steps in a row.
         """

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 
 from adaptsft.config.schema import ObjectiveConfig
-from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.collator import Batch
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import print0
-from adaptsft.model.fsdp import ShardedModel, reshard
+from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.objectives.build import NLL
 from adaptsft.statistics.base_model import FineHistogram
 
@@ -28,16 +28,15 @@ def base_pass(
     """
     started = shown = time.perf_counter()
     seen = 0
-    model.eval()
-    for batch in batches:
-        yield batch
-        seen += len(batch.targets) * dist.get_world_size()
-        if time.perf_counter() - shown > 5:
-            shown = time.perf_counter()
-            share = min(max(seen, 1) / tokens, 1.0)
-            print0(f"{what}: {share:.0%}, ETA {(shown - started) * (1 - share) / share:.0f} s")
-    model.train()
-    reshard(model)
+    with evaluating(model):
+        for batch in batches:
+            yield batch
+            seen += len(batch.targets) * dist.get_world_size()
+            if time.perf_counter() - shown > 5:
+                shown = time.perf_counter()
+                share = min(max(seen, 1) / tokens, 1.0)
+                left = (shown - started) * (1 - share) / share
+                print0(f"{what}: {share:.0%}, ETA {left:.0f} s")
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from typing import TextIO
 from torch.optim import Optimizer
 
 from adaptsft.config.schema import Config
-from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed import checkpoint

@@ -16,7 +16,8 @@ from adaptsft.distributed.ranks import (
     process_group,
     rank0_first,
 )
-from adaptsft.distributed.signals import Stopper, Watchdog
+from adaptsft.distributed.signals import Stopper
+from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.training.run_folder import check_same_checkpoint, find_checkpoint
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adaptsft import diagnose as command
 from adaptsft.config.load import save_config
 from adaptsft.config.schema import Config, ControllerConfig
-from adaptsft.controllers.runtime import AdaptiveObjective
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig, TrainConfig
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.controllers.base import REGISTRY, Controller, Progress, State, register
-from adaptsft.controllers.runtime import AdaptiveObjective
 from adaptsft.objectives.build import build_objective
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.base_model import BaseStatistics, FineHistogram

@@ -32,9 +32,9 @@ from typing import Any
 import torch
 
 from adaptsft import train as trainer
-from adaptsft.controllers.runtime import AdaptiveObjective
-from adaptsft.data.loader import BatchLoader
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.stream import Stream
+from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import rank
 from adaptsft.objectives.base import register
@@ -157,7 +157,7 @@ def file_operation(name: str, path: str) -> None:
     State.mine.inside = False
 
 
-def begin_step(loader: BatchLoader, step: int, watchdog: Any) -> None:
+def begin_step(data: TrainingData, step: int, watchdog: Any) -> None:
     """The loop's first call in a step."""
     State.phase, State.step, State.call = "step", step + 1, 0
     note(step=step + 1)
@@ -169,7 +169,7 @@ def begin_step(loader: BatchLoader, step: int, watchdog: Any) -> None:
 
 def install_hooks() -> None:
     """Know the step and the phase, and count the file operations of every save."""
-    before(BatchLoader, "step", begin_step)
+    before(TrainingData, "advance", begin_step)
     update = AdaptiveObjective.update
 
     def update_objective(self, *arguments):
