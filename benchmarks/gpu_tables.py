@@ -151,7 +151,7 @@ def profile_tables(result: Result) -> Iterator[str]:
 def tuning_tables(result: Result) -> Iterator[str]:
     """Of the two kernels and the two buffers: what is set, and what was fastest."""
     groups: dict[str, list[Result]] = {}
-    for row in result.get("rows", ()):
+    for row in result.get("row_kernels", ()):
         sizes = f"{row['block']} / {row['warps']} warps"
         groups.setdefault(row["kernel"], []).append(row | {"sizes": sizes})
     for row in result.get("buffers", ()):
@@ -186,7 +186,7 @@ FILES: dict[str, tuple[str, Callable[[Result], Iterator[str]]]] = {
     "tune_fp32.json": ("Sizes of blocks and buffers, fp32 logits", tuning_tables),
     "tune_bf16.json": ("Sizes of blocks and buffers, bf16 logits", tuning_tables),
     "loss_masks.json": ("The loss, half of the tokens prompt", loss_tables),
-    "train_step_constant.json": ("A training step on rows of constant length", step_tables),
+    "train_step_constant.json": ("A training step on packs of constant length", step_tables),
 }
 
 

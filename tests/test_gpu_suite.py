@@ -123,7 +123,7 @@ def test_the_rehearsal_works_to_the_tables(tmp_path, monkeypatch):
     assert f"{step:.1f}" in row.split(" | ")
     profile = json.loads((tmp_path / "profile_bf16.json").read_text())
     assert f"| all | {profile['ms']:.3f} |" in text
-    tuned = json.loads((tmp_path / "tune_fp32.json").read_text())["rows"]
+    tuned = json.loads((tmp_path / "tune_fp32.json").read_text())["row_kernels"]
     fastest = min(row["ms"] for row in tuned if row["kernel"] == "row_sums")
     assert f"{fastest:.4f}" in next(row for row in text.splitlines() if "| row_sums |" in row)
     for name in ("loss_dense.json", "train_step_constant.json", "tune_bf16.json"):

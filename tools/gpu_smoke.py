@@ -92,16 +92,16 @@ def fused_loss(device: torch.device) -> None:
     dtype = torch.bfloat16 if cuda else torch.float32  # what the trainer computes in
     hidden = torch.randn(100, 64, device=device).to(dtype).requires_grad_()
     weight = (torch.randn(1003, 64, device=device) / 4).to(dtype).requires_grad_()
-    labels = torch.randint(0, 1003, (100,), device=device)
+    targets = torch.randint(0, 1003, (100,), device=device)
 
-    def nll(rows: TokenStatistics, control: object) -> tuple[torch.Tensor, torch.Tensor]:
-        return -rows.logp, torch.ones_like(rows.logp)
+    def nll(tokens: TokenStatistics, state: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return -tokens.logp, torch.ones_like(tokens.logp)
 
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
-    true = F.cross_entropy(exact[0] @ exact[1].t(), labels, reduction="sum")
+    true = F.cross_entropy(exact[0] @ exact[1].t(), targets, reduction="sum")
     true_gradients = torch.autograd.grad(true, exact)
     for logits in (torch.float32, torch.bfloat16) if cuda else (torch.float32,):
-        loss, _ = linear_objective(hidden, weight, labels, nll, logits_dtype=logits)
+        loss, _ = linear_objective(hidden, weight, targets, nll, logits_dtype=logits)
         gradients = torch.autograd.grad(loss, (hidden, weight))
         for found, expected in zip((loss, *gradients), (true, *true_gradients), strict=True):
             close(found, expected, 2e-2)

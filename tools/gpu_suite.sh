@@ -2,7 +2,7 @@
 # All that needs a GPU, in three commands of under ten minutes each:
 #   1  is it correct, how fast is the loss, where does its time go      smoke correct loss profile
 #   2  a training step, ours and TRL's                                  step
-#   3  other sizes of blocks and buffers, prompt masks, constant rows   tune masks constant
+#   3  other sizes of blocks and buffers, prompt masks, constant packs  tune masks constant
 #
 #   tools/gpu_suite.sh [OUT] [--command 1,2,3] [--parts smoke,loss,...] [--budget S]
 #                      [--rehearse | --full | --print]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from adaptsft.config.schema import TrainConfig
-from adaptsft_kernels.linear_objective import rows_held
+from adaptsft_kernels.chunks import rows_held
 
 
 @dataclass(frozen=True)

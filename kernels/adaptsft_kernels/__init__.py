@@ -1,18 +1,13 @@
-"""Fused linear + objective loss: per-token statistics and gradients without ever holding [tokens, vocabulary] logits."""
+"""Fused linear layer and objective: per-token statistics and gradients, and never all logits."""
 
-from adaptsft_kernels.linear_objective import (
-    choose_implementation,
-    describe_implementation,
-    dropped_share,
-    linear_objective,
-)
-from adaptsft_kernels.rows import TokenOutputs, TokenStatistics
+from adaptsft_kernels.implementations import choose_implementation, describe_implementation
+from adaptsft_kernels.linear_objective import linear_objective
+from adaptsft_kernels.token_statistics import TokenOutputs, TokenStatistics
 
 __all__ = [
     "TokenOutputs",
     "TokenStatistics",
     "choose_implementation",
     "describe_implementation",
-    "dropped_share",
     "linear_objective",
 ]

@@ -1,24 +1,18 @@
-"""The row kernels in plain torch: any device and dtype. The buffer of logits becomes exp(z - highest), and then dz, in place."""
+"""The row kernels in plain torch, for any device and dtype. The buffer of logits becomes
+exp(z - highest), and then dz, in place."""
 
 import torch
 from torch import Tensor
 
-from adaptsft_kernels.rows import LOWEST, TOP_K, Head, Sums, product
+from adaptsft_kernels.row_kernels import LOWEST, Head, product
+from adaptsft_kernels.token_statistics import TOP_K, Sums
 
-# On a CPU, the first call of such a function in a process may compute a thread's share to 1e-4 only, if it comes from several threads
-# (pytorch#188792: MKL finds its kernels on the first call). One element takes one thread; later calls are right on any number.
+# On a CPU, the first call of such a function in a process may compute a thread's share to 1e-4
+# only, if it comes from several threads (pytorch#188792: MKL finds its kernels on the first call).
+# One element takes one thread; later calls are right on any number.
+_EXPONENTIAL = (torch.exp, torch.log, torch.expm1, torch.log1p, torch.tanh)
 for _dtype in (torch.float32, torch.float64):
-    for _first in (
-        torch.exp,
-        torch.log,
-        torch.tanh,
-        torch.sin,
-        torch.cos,
-        torch.sqrt,
-        torch.expm1,
-        torch.log1p,
-        torch.erf,
-    ):
+    for _first in (*_EXPONENTIAL, torch.sin, torch.cos, torch.sqrt, torch.erf):
         _first(torch.ones(1, dtype=_dtype))
 
 
@@ -29,22 +23,15 @@ class TorchRows:
 
     def __init__(self, head: Head, dtype: torch.dtype, logits_dtype: torch.dtype):
         self.head, self.dtype, self.logits_dtype = head, dtype, logits_dtype
-        self.empty = self.others = self.dz = head.weight.new_empty(
-            0
-        )  # others and dz are [n,V] between calls
+        self.empty = head.weight.new_empty(0)
+        self.others = self.dz = self.empty  # [n,V] between calls
         self.slope: Tensor | None = None
 
     def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
-        self.others, self.dz, self.slope = (
-            self.empty,
-            self.empty,
-            None,
-        )  # before the new ones: what chunks exist to bound is their memory
-        z = product(
-            x,
-            self.head.weight.t(),
-            x.new_empty(len(x), len(self.head.weight), dtype=self.logits_dtype),
-        ).to(self.dtype)
+        # free the last chunk's buffers first: chunks are there to bound memory
+        self.others, self.dz, self.slope = self.empty, self.empty, None
+        z = x.new_empty(len(x), len(self.head.weight), dtype=self.logits_dtype)
+        z = product(x, self.head.weight.t(), z).to(self.dtype)
         self.slope = finish(z, self.head)
         top_entropy = entropy_of_top(z) if top else None
         column = y.unsqueeze(1)
@@ -53,9 +40,8 @@ class TorchRows:
         highest = z.amax(1)
         self.others = z.sub_(highest.unsqueeze(1)).exp()
         square = torch.linalg.vector_norm(self.others, dim=1).square()
-        return Sums(
-            target, highest, self.others.sum(1), z.mul_(self.others).sum(1), square
-        ), top_entropy
+        total, moment = self.others.sum(1), z.mul_(self.others).sum(1)
+        return Sums(target, highest, total, moment, square), top_entropy
 
     def gradient(
         self,

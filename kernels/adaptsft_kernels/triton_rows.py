@@ -1,13 +1,16 @@
-"""The row kernels in Triton: one reading pass for the five sums, one reading and writing pass for dz, which it packs.
+"""The row kernels in Triton: one reading pass for the five sums, one reading and writing pass for
+dz, which it packs.
 
-A buffer holds the logits of one chunk of rows, in fp32 or bf16; a second one gathers dz, in the factors' dtype, of the active rows
-of several chunks, so that the gradient products run on thousands of rows however few of a chunk are active. Every program writes
-places of its own and reads none that another writes: no atomics, and any order of programs gives the same bits.
+A buffer holds the logits of one chunk of rows, in fp32 or bf16; a second one gathers dz, in the
+factors' dtype, of the active rows of several chunks, so that the gradient products run on thousands
+of rows however few of a chunk are active. Every program writes places of its own and reads none
+that another writes: no atomics, and any order of programs gives the same bits.
 
-Rows of both buffers begin at multiples of 64 elements, so that loads and stores are 16 bytes wide whatever V is. The last block of
-a row reads on into the next one (the buffer has room behind the last) instead of masking its loads: what does not belong to the row
-is replaced after loading, in that block and in the target's, and no other block pays for a mask. Row offsets are int64
-(rows x V passes 2^31), and rows are on grid axis 0 (the others end at 65535).
+Rows of both buffers begin at multiples of 64 elements, so that loads and stores are 16 bytes wide
+whatever V is. The last block of a row reads on into the next one (the buffer has room behind the
+last) instead of masking its loads: what does not belong to the row is replaced after loading, in
+that block and in the target's, and no other block pays for a mask. Row offsets are int64 (rows x V
+passes 2^31), and rows are on grid axis 0 (the others end at 65535).
 """
 
 import torch
@@ -15,18 +18,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaptsft_kernels.rows import LOWEST, Head, Sums, product
+from adaptsft_kernels.row_kernels import LOWEST, Head, product
+from adaptsft_kernels.token_statistics import Sums
 from adaptsft_kernels.torch_rows import entropy_of_top, finish
 
 ALIGN = 64  # elements
 SUMS = {"BLOCK": 2048, "num_warps": 8}
 GRADIENT = {"BLOCK": 4096, "num_warps": 8}
+ANY_ADDRESS = ["targets", "highest", "at_others", "at_target", "active"]
 LOW = tl.constexpr(LOWEST)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class TritonRows:
-    """fp32 and bf16 factors; accumulators are fp32. Two buffers: logits of `rows` rows, and dz of `capacity` rows."""
+    """fp32 and bf16 factors; accumulators are fp32. Two buffers: logits of `rows` rows, and dz of
+    `capacity` rows."""
 
     def __init__(self, head: Head, logits_dtype: torch.dtype, rows: int, capacity: int):
         self.head = head
@@ -54,17 +60,7 @@ class TritonRows:
         n, settings = len(y), sums_settings(self.logits.dtype)
         out = torch.empty(len(Sums._fields), n, dtype=torch.float32, device=y.device)
         with torch.cuda.device_of(y):
-            row_sums[(n,)](
-                self.logits,
-                self.head.bias,
-                self.v,
-                self.stride,
-                y,
-                out,
-                n,
-                **self._head(),
-                **settings,
-            )
+            row_sums[(n,)](*self._logits(), y, out, n, **self._head(), **settings)
         return Sums(*out)
 
     def gradient(
@@ -81,25 +77,18 @@ class TritonRows:
         if n == 0:
             return
         grid = (n, triton.cdiv(self.stride, GRADIENT["BLOCK"]))
+        coefficients = highest, at_others, at_target
         with torch.cuda.device_of(y):
             row_gradient[grid](
-                self.logits,
-                self.head.bias,
-                self.v,
-                self.stride,
-                y,
-                highest,
-                at_others,
-                at_target,
-                active,
-                out,
-                **self._head(),
-                **GRADIENT,
+                *self._logits(), y, *coefficients, active, out, **self._head(), **GRADIENT
             )
 
     def take(self) -> Tensor:
         filled, self.filled = self.filled, 0
         return self.packed[:filled, : self.v]
+
+    def _logits(self) -> tuple[Tensor, Tensor | None, int, int]:
+        return self.logits, self.head.bias, self.v, self.stride
 
     def _head(self) -> dict[str, float]:
         return {"LOGIT_SCALE": float(self.head.logit_scale), "CAP": float(self.head.softcap or 0.0)}
@@ -110,16 +99,18 @@ def sums_settings(logits: torch.dtype) -> dict[str, int]:
     return SUMS | {"WIDE": 16 // logits.itemsize}
 
 
-# a count or an address that is a multiple of 16 in one step and not in the next would compile the kernel again, in the middle of a training
+# a count or an address that is a multiple of 16 in one step and not in the next would compile the
+# kernel again, in the middle of a training
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["targets", "out"])
 def row_sums(
     logits, bias, V, stride, targets, out, n,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one row into out [5,n]. A lane runs over WIDE neighbouring columns at a time with a maximum of its own, and the lanes are
-    merged at the end: no exchange between threads within the loop, one exponential per logit and one per WIDE of them."""
+    """Sums of one row into out [5,n]. A lane runs over WIDE neighbouring columns at a time with a
+    maximum of its own, and the lanes are merged at the end: no exchange between threads within the
+    loop, one exponential per logit and one per WIDE of them."""
     row = tl.program_id(0).to(tl.int64)
-    label = tl.load(targets + row).to(tl.int32)
+    target = tl.load(targets + row).to(tl.int32)
     z_row = logits + row * stride
     lanes: tl.constexpr = BLOCK // WIDE
     highest = tl.full((lanes,), LOW, tl.float32)
@@ -130,10 +121,11 @@ def row_sums(
     for first in range(0, V, BLOCK):
         columns = first + offsets
         z, _ = _logit(z_row, bias, columns, V, LOGIT_SCALE, CAP)
-        if (first + BLOCK > V) | ((label >= first) & (label < first + BLOCK)):
-            z = tl.where((columns < V) & (columns != label), z, LOW)
+        if (first + BLOCK > V) | ((target >= first) & (target < first + BLOCK)):
+            z = tl.where((columns < V) & (columns != target), z, LOW)
         new = tl.maximum(highest, tl.max(z, 1))
-        # a lane that has seen LOW only counts it as 1 each time; its first true logit, or the merge, multiplies that by 0
+        # a lane that has seen LOW only counts it as 1 each time; its first true logit, or the
+        # merge, multiplies that by 0
         fall = highest - new
         shrink = tl.exp2(fall * LOG2_E)
         rise = z - new[:, None]
@@ -145,35 +137,34 @@ def row_sums(
     top = tl.max(highest, 0)
     fall = highest - top
     w = tl.exp2(fall * LOG2_E)
-    target, _ = _logit(z_row, bias, label + tl.zeros((1,), tl.int32), V, LOGIT_SCALE, CAP)
-    tl.store(out + row, tl.sum(target, 0))
+    column = target + tl.zeros((1,), tl.int32)
+    z_target, _ = _logit(z_row, bias, column, V, LOGIT_SCALE, CAP)
+    tl.store(out + row, tl.sum(z_target, 0))
     tl.store(out + n + row, top)
     tl.store(out + 2 * n + row, tl.sum(w * total, 0))
     tl.store(out + 3 * n + row, tl.sum(w * (moment + fall * total), 0))
     tl.store(out + 4 * n + row, tl.sum(w * w * square, 0))
 
 
-@triton.jit(
-    do_not_specialize_on_alignment=["targets", "highest", "at_others", "at_target", "active"]
-)
+@triton.jit(do_not_specialize_on_alignment=ANY_ADDRESS)
 def row_gradient(
     logits, bias, V, stride, targets, highest, at_others, at_target, active, out,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of dz of row active[i] (None: row i) into row i of out, rounded once, at the end; zero beyond V."""
+    """A block of dz of row active[i] (None: row i) into row i of out, rounded once, at the end;
+    zero beyond V."""
     place = tl.program_id(0).to(tl.int64)
     row = place
     if active is not None:
         row = tl.load(active + place)
-    label = tl.load(targets + row).to(tl.int32)
+    target = tl.load(targets + row).to(tl.int32)
     first = tl.program_id(1) * BLOCK
     columns = first + tl.arange(0, BLOCK)
     z, slope = _logit(logits + row * stride, bias, columns, V, LOGIT_SCALE, CAP)
     dz = tl.load(at_others + row) * tl.exp2((z - tl.load(highest + row)) * LOG2_E)
-    if (label >= first) & (
-        label < first + BLOCK
-    ):  # the target may be far above highest: what is replaced may be infinite
-        dz = tl.where(columns == label, tl.load(at_target + row), dz)
+    # the target may be far above highest: what is replaced may be infinite
+    if (target >= first) & (target < first + BLOCK):
+        dz = tl.where(columns == target, tl.load(at_target + row), dz)
     dz = dz * slope
     if first + BLOCK > V:
         dz = tl.where(columns < V, dz, 0.0)

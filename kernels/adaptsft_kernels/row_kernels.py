@@ -1,0 +1,62 @@
+"""What an implementation of the two passes over a chunk's logits must offer, and shared parts."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from adaptsft_kernels.token_statistics import Sums
+
+LOWEST = -1e30  # stands for -inf; finite, so that 0 * LOWEST is 0 and not NaN
+
+
+class Head(NamedTuple):
+    """The linear map to logits, z = cap tanh(logit_scale (x W^T + b) / cap)."""
+
+    weight: Tensor  # [V,D]
+    bias: Tensor | None  # [V]
+    softcap: float | None
+    logit_scale: float
+
+
+class RowKernels(Protocol):
+    """`sums` comes first, then `gradient` of the same rows, or of none."""
+
+    # rows of dz that may wait for `take`; 0: those of one chunk, to be taken before the next `sums`
+    capacity: int
+
+    def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
+        """Sums over the logits of x [n,D] with targets y [n], and the entropy [n] of the TOP_K
+        likeliest tokens if `top`."""
+        ...
+
+    def gradient(
+        self,
+        y: Tensor,
+        highest: Tensor,
+        at_others: Tensor,
+        at_target: Tensor,
+        active: Tensor | None,
+    ) -> None:
+        """Append dz of the rows `active` (None: all): at_others exp(z_i - highest), and at_target
+        at y, times the soft cap's slope."""
+        ...
+
+    def take(self) -> Tensor:
+        """All appended dz, [k,V]; the next `gradient` begins anew."""
+        ...
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a @ b into out. On CUDA, bf16 factors give an fp32 `out` the matrix unit's accumulator as it
+    is, without rounding to bf16."""
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    if a.dtype == torch.bfloat16:
+        return torch.mm(a, b, out_dtype=out.dtype, out=out)
+    return out.copy_(a @ b)  # bf16 logits on a CPU, which multiplies in fp32
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """In which statistics and sums of factors in `dtype` are computed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,152 @@
+"""What a caller may pass to `linear_objective`, what is refused, and the examples of its README."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from adaptsft.config.schema import ObjectiveConfig
+from adaptsft.objectives.base import REGISTRY
+from adaptsft.objectives.build import build_objective
+from adaptsft_kernels import TokenStatistics, linear_objective
+from tests.conftest import REPO
+from tests.kernels.reference import D, N, V, logits_of, nll, random_head, state_of
+
+
+def test_target_idx_is_the_same_as_targets_with_gaps() -> None:
+    hidden, weight, _, targets = random_head()
+    source, alpha = torch.arange(N) % 2, REGISTRY["alpha"]
+    state = state_of(2)._replace(alpha=torch.tensor([0.0, 2.0]))
+    idx = (targets != -100).nonzero().squeeze(1)
+    gaps = linear_objective(hidden, weight, targets, alpha, state, source=source, chunk_size=5)
+    options = {"source": source[idx], "target_idx": idx}
+    compact = linear_objective(hidden, weight, targets[idx], alpha, state, chunk_size=5, **options)
+    assert torch.equal(gaps[0], compact[0])
+    assert all(torch.equal(a, b) for a, b in zip(gaps[1], compact[1], strict=True))
+    p = gaps[1].logp.exp()
+    weights = torch.where(source[idx] == 0, torch.ones_like(p), p**2)
+    torch.testing.assert_close(gaps[1].weight, weights)
+
+
+def test_alpha_changed_in_place_between_calls() -> None:
+    hidden, weight, _, targets = random_head()
+    state = state_of(alpha=0.0)
+    at_zero, _ = linear_objective(hidden, weight, targets, REGISTRY["alpha"], state)
+    state.alpha.fill_(1.0)
+    at_one, tokens = linear_objective(hidden, weight, targets, REGISTRY["alpha"], state)
+    torch.testing.assert_close(at_one, tokens.one_minus_p.sum())
+    for loss, same in ((at_zero, nll), (at_one, REGISTRY["neg_p"])):
+        true, _ = linear_objective(hidden, weight, targets, same)
+        grad, true_grad = (torch.autograd.grad(x, weight)[0] for x in (loss, true))
+        torch.testing.assert_close(grad, true_grad)
+
+
+def test_whole_batch_objective_sees_all_tokens_at_once() -> None:
+    hidden, weight, _, targets = random_head()
+    sequence = torch.arange(N) // 6
+    talr = build_objective(ObjectiveConfig(name="talr", params={"batch": 1}))
+    call, options = (hidden, weight, targets, talr, state_of()), {"sequence": sequence}
+    small, large = (linear_objective(*call, **options, chunk_size=size) for size in (3, 1000))
+    torch.testing.assert_close(small[0], large[0])
+    losses, of_sequence = -large[1].logp, sequence[targets != -100]
+    tau = torch.stack([losses[of_sequence == i].mean() for i in of_sequence.unique()]).median()
+    torch.testing.assert_close(large[1].weight, (-losses / tau).exp().clamp(min=0.01))
+    grads = [torch.autograd.grad(loss, (hidden, weight)) for loss, _ in (small, large)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_any_function_and_any_state_will_do() -> None:
+    """For users outside adaptsft: a function of TokenStatistics, and a NamedTuple of their own."""
+
+    class Mine(NamedTuple):
+        temperature: Tensor
+
+    def smooth(tokens: TokenStatistics, state: Mine) -> tuple[Tensor, Tensor]:
+        assert tokens.top_entropy is None and tokens.sequence is None  # neither was asked for
+        weight = torch.sigmoid(tokens.logp / state.temperature)
+        return -weight * tokens.logp, weight
+
+    hidden, weight, _, targets = random_head(dtype=torch.float64)
+    loss, tokens = linear_objective(hidden, weight, targets, smooth, Mine(torch.tensor([2.0])))
+    z, learned = logits_of(hidden, weight), targets != -100
+    logp = z.log_softmax(1)[learned].gather(1, targets[learned, None]).squeeze(1)
+    true = -(torch.sigmoid(logp.detach() / 2.0) * logp).sum()
+    torch.testing.assert_close(loss, true)
+    grad, true_grad = (torch.autograd.grad(x, weight)[0] for x in (loss, true))
+    torch.testing.assert_close(grad, true_grad)
+    torch.testing.assert_close(tokens.weight, torch.sigmoid(logp.detach() / 2.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden": torch.zeros(N, D + 1)}, r"hidden must be \[N,D\]"),
+        ({"hidden": torch.zeros(1, N, D)}, r"hidden must be \[N,D\]"),
+        ({"hidden": torch.zeros(N, D, dtype=torch.bfloat16)}, r"both be fp32.*bfloat16"),
+        (
+            {"targets": torch.zeros(N - 1, dtype=torch.long)},
+            rf"targets must have one entry per row of hidden, \[{N}\]",
+        ),
+        ({"targets": torch.full((N,), V)}, rf"targets must be in \[0, {V}\)"),
+        (
+            {"source": torch.zeros(N + 2, dtype=torch.long)},
+            "source must have one entry per row of hidden",
+        ),
+        (
+            {"target_idx": torch.arange(4)},
+            r"targets must have one entry per row of target_idx, \[4\]",
+        ),
+        ({"bias": torch.zeros(V + 1)}, rf"bias must be \[{V}\]"),
+        ({"logits_dtype": torch.bfloat16}, "logits_dtype=torch.bfloat16 must be torch.float32"),
+        (
+            {"objective": lambda tokens, state: (tokens.logp.sum(), tokens.logp)},
+            "objective returned loss of shape",
+        ),
+        (
+            {"objective": lambda tokens, state: (tokens.logp, tokens.logp[:1])},
+            "objective returned weight of shape",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict, words: str) -> None:
+    hidden, weight, _, targets = random_head()
+    call = {"hidden": hidden, "weight": weight, "targets": targets, "objective": nll}
+    with pytest.raises(ValueError, match=words):
+        linear_objective(**call | change)
+
+
+def test_readme_examples_run(
+    capsys: pytest.CaptureFixture[str], tiny_model: Callable[..., Path]
+) -> None:
+    text = (REPO / "kernels" / "adaptsft_kernels" / "README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(first, scope)
+    assert capsys.readouterr().out.startswith("NLL ")
+    assert scope["hidden"].grad[16:].any() and not scope["hidden"].grad[:16].any()
+    assert scope["head"].weight.grad.any()
+
+    exec(second, scope)
+    scope["focus"] = nll
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama", tied=False))
+    ids = torch.randint(0, 200, (2, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": torch.where(torch.arange(12) < 4, -100, ids)}
+    for count in (None, torch.tensor(16)):
+        loss = scope["compute_loss"](None, model, batch, num_items_in_batch=count)
+        torch.testing.assert_close(loss, model(**batch).loss)
+
+
+def test_kernels_import_without_adaptsft() -> None:
+    code = """
+import sys, adaptsft_kernels
+sys.exit(any(name.split('.')[0] in ('adaptsft', 'transformers') for name in sys.modules))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=REPO / "kernels", check=True)
