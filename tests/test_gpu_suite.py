@@ -21,21 +21,16 @@ sys.path += [str(REPO / "benchmarks"), str(REPO / "tools")]
 
 import gpu_tables
 import train_step
-import train_step_runs
+import train_step_clock
+import train_step_settings
 
 FACTS = {"tokens": 100, "target_tokens": 40, "packs": 2, "flops": 1e9, "parameters": 1000}
 
 
 def run_of(name, seconds, **changes):
-    parts = {
-        "tokens": [100],
-        "target_tokens": [40],
-        "nll": [5.0, 4.0],
-        "step_seconds": seconds,
-        "bytes": None,
-        "breakdown": None,
-    }
-    return {"name": name} | parts | changes
+    run = {"name": name, "tokens": [100], "target_tokens": [40], "nll": [5.0, 4.0]}
+    run |= {"step_seconds": seconds, "bytes": None, "breakdown": None}
+    return run | changes
 
 
 def commands_of(text: str) -> list[str]:
@@ -71,7 +66,7 @@ def test_the_scripts_take_the_flags_of_the_document():
         given = importlib.import_module(Path(script).stem).arguments().parse_args(flags)
         assert given.device == "cuda"
         if script == "benchmarks/train_step.py":
-            assert set(given.only.split(";")) <= {*train_step_runs.CANDIDATES, "TRL"}
+            assert set(given.only.split(";")) <= {*train_step_settings.CANDIDATES, "TRL"}
 
 
 def test_a_part_that_takes_longer_than_the_budget_is_ended_and_the_next_one_runs(tmp_path):
@@ -119,13 +114,14 @@ def test_the_rehearsal_works_to_the_tables(tmp_path, monkeypatch):
     script = [sys.executable, "benchmarks/gpu_tables.py", str(tmp_path)]
     text = subprocess.run(script, cwd=REPO, capture_output=True, text=True, check=True).stdout
     step = 1e3 * float(np.median(result["runs"]["adaptive, compiled"][0]["step_seconds"]))
-    row = next(row for row in text.splitlines() if row.startswith("| adaptive, compiled |"))
-    assert f"{step:.1f}" in row.split(" | ")
+    lines = text.splitlines()
+    compiled = next(line for line in lines if line.startswith("| adaptive, compiled |"))
+    assert f"{step:.1f}" in compiled.split(" | ")
     profile = json.loads((tmp_path / "profile_bf16.json").read_text())
     assert f"| all | {profile['ms']:.3f} |" in text
     tuned = json.loads((tmp_path / "tune_fp32.json").read_text())["row_kernels"]
-    fastest = min(row["ms"] for row in tuned if row["kernel"] == "row_sums")
-    assert f"{fastest:.4f}" in next(row for row in text.splitlines() if "| row_sums |" in row)
+    fastest = min(found["ms"] for found in tuned if found["kernel"] == "row_sums")
+    assert f"{fastest:.4f}" in next(line for line in lines if "| row_sums |" in line)
     for name in ("loss_dense.json", "train_step_constant.json", "tune_bf16.json"):
         assert f"not measured ({name} is not there)" in text
     assert "liger-kernel: not measured" in text and text.startswith("Not measured on a GPU")
@@ -164,32 +160,23 @@ def test_tables_of_a_gpu_are_put_between_the_marks(tmp_path, monkeypatch):
     assert published["cases"] == [case]
 
 
-def test_a_hang_ends_at_the_limit_and_is_told(tmp_path, capfd):
-    setting = train_step_runs.Setting(tmp_path, [], tiny=True, device="cpu", length=256, steps=3)
+def test_a_hang_ends_at_the_limit_and_is_reported(tmp_path, capfd):
+    setting = train_step_settings.Setting(tmp_path, [], True, "cpu", length=256, steps=3)
     progress = train_step.Progress(setting, 2, 60.0)
-    failed = "no result within 0 s"
     assert progress.run(["NLL", "adaptive"], 0.1) == [
-        {"name": "NLL", "failed": failed},
-        {"name": "adaptive", "failed": failed},
+        {"name": name, "failed": "no result within 0 s"} for name in ("NLL", "adaptive")
     ]
     assert "end of the output of NLL, adaptive" in capfd.readouterr().err
 
 
 def test_what_failed_is_in_the_table_beside_what_did_not():
-    runs = {
-        "NLL": [run_of("NLL", [0.1])],
-        "TRL": [{"name": "TRL", "failed": "OutOfMemoryError: 140 GB"}],
-    }
-    result = {
-        "step": FACTS,
-        "runs": runs,
-        "gemm_tflops": None,
-        "peak_tflops": 989.0,
-        "adaptive / NLL": train_step.ratio(runs),
-    }
-    rows = train_step.table(result).splitlines()
-    assert any(row.split()[:2] == ["NLL", "1,000"] for row in rows)
-    assert any(row.split() == ["TRL", "OutOfMemoryError:", "140", "GB"] for row in rows)
+    trl = {"name": "TRL", "failed": "OutOfMemoryError: 140 GB"}
+    runs = {"NLL": [run_of("NLL", [0.1])], "TRL": [trl]}
+    result = {"step": FACTS, "runs": runs, "gemm_tflops": None, "peak_tflops": 989.0}
+    result["adaptive / NLL"] = train_step.ratio(runs)
+    lines = train_step.table(result).splitlines()
+    assert any(line.split()[:2] == ["NLL", "1,000"] for line in lines)
+    assert any(line.split() == ["TRL", "OutOfMemoryError:", "140", "GB"] for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +204,8 @@ def test_the_ratio_is_of_neighbouring_runs_with_its_standard_error():
     runs = {name: [run_of(name, seconds) for seconds in found] for name, found in times.items()}
     ratio = train_step.ratio(runs)
     assert ratio["pairs"] == pytest.approx([1.1, 1.0, 0.9])
-    assert ratio["mean"] == pytest.approx(1.0) and ratio["standard_error"] == pytest.approx(
-        0.1 / 3**0.5
-    )
+    assert ratio["mean"] == pytest.approx(1.0)
+    assert ratio["standard_error"] == pytest.approx(0.1 / 3**0.5)
     runs["NLL"][1] = {"name": "NLL", "failed": "hung"}
     assert train_step.ratio(runs)["pairs"] == pytest.approx([1.1, 0.9])
 
@@ -228,47 +214,30 @@ def test_the_breakdown_adds_up_where_kernels_overlap():
     def kernel(name, begin, end):
         return {"cat": "kernel", "name": name, "ts": begin, "dur": end - begin}
 
+    flash = "pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, cutlass::bfloat16_t>>"
     events = [
         kernel("nvjet_tst_128x256", 0, 40),
         kernel("ncclDevKernel_ReduceScatter", 20, 60),  # half of it beside the product
-        kernel(
-            "pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, cutlass::bfloat16_t>>",
-            60,
-            70,
-        ),
+        kernel(flash, 60, 70),
         kernel("multi_tensor_apply_kernel<FusedAdamMathFunctor>", 70, 75),
         kernel("row_sums", 75, 80),
         kernel("elementwise_kernel", 80, 85),
         {"cat": "gpu_user_annotation", "name": "FSDP::all_gather", "ts": 0, "dur": 100},
         {"cat": "cpu_op", "name": "aten::mm", "ts": 0, "dur": 100},
     ]
-    shares = train_step_runs.breakdown(events, wall=100e-6)
-    expected = {
-        "products": 0.4,
-        "attention": 0.1,
-        "loss rows": 0.05,
-        "optimizer": 0.05,
-        "communication": 0.2,
-    }
-    assert shares == pytest.approx(expected | {"copies and elementwise": 0.05, "idle": 0.15})
+    shares = train_step_clock.breakdown(events, wall=100e-6)
+    expected = {"products": 0.4, "attention": 0.1, "loss rows": 0.05, "optimizer": 0.05}
+    expected |= {"communication": 0.2, "copies and elementwise": 0.05, "idle": 0.15}
+    assert shares == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_trainer_counts_the_operations_of_a_token_as_the_benchmark_does(tied):
-    shape = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 32,
-    }
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("qwen2", **shape, vocab_size=50, tie_word_embeddings=tied)
-    )
-    body, head = (
-        sum(parameter.numel() for parameter in model.model.layers.parameters()) + 16,
-        50 * 16,
-    )
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "vocab_size": 50}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": tied}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **shape))
+    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    body, head = layers + 16, 50 * 16
     data = SimpleNamespace(lengths=np.array([10, 30]), target_tokens=np.array([5, 15]))
     expected = 6 * (body * 40 + head * 20) + 12 * 2 * 16 * (10**2 + 30**2) / 2
     assert flops_per_token(model, data) * 40 == pytest.approx(expected)
