@@ -1,24 +1,29 @@
-"""Time, memory, accuracy and determinism of the loss of a head, ours beside its peers, in one interleaved run.
+"""Time, memory, accuracy and determinism of the loss of a head, ours beside its peers, in one run.
 
     python benchmarks/loss_kernels.py --device cpu
     pip install liger-kernel cut-cross-entropy && python benchmarks/loss_kernels.py --device cuda
 
-Every candidate computes loss and both gradients from the same tensors. Rounds are interleaved, so that a clock that falls or a
-busy machine hits all alike: compare within a run, not between runs. Columns of the table:
+Every candidate computes loss and both gradients from the same tensors. Rounds are interleaved, so
+that a clock that falls or a busy machine hits all alike: compare within a run, not between runs.
+Columns of the table:
 
 ms        median over the rounds, forward and backward
-ratio     to `bare products` (the three matrix products alone) on a GPU, to `naive` on a CPU, within the same round
-GB        peak memory beyond inputs and the two returned gradients (CPU: resident memory, the gradients included)
+ratio     to `bare products` (the three matrix products alone) on a GPU, to `naive` on a CPU,
+          within the same round
+GB        peak memory beyond inputs and the two returned gradients (CPU: resident memory, the
+          gradients included)
 syncs     times that the host waits for the device (GPU)
-dX, dW    relative error to fp64; dX* only of rows with p > .99
+dX, dW    relative error to fp64; dX* only of tokens with p > .99
 repeat    two runs give the same bits
 
-Ours always computes its statistics. `rho` is the share of the valid rows whose weight is not zero (*: not the gradient of NLL).
-Writes benchmarks/results/loss_kernels_<device>.json, machine, versions and command inside.
+Ours always computes its statistics. `rho` is the share of the target tokens whose weight is not
+zero (*: not the gradient of NLL). Writes benchmarks/results/loss_kernels_<device>.json, with
+machine, versions and command.
 """
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -32,7 +37,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from loss_peers import Problem, Run, candidates, make_problem  # pyrefly: ignore[missing-import]  # beside this file
+from loss_peers import (  # pyrefly: ignore[missing-import]  # beside this file
+    Problem,
+    Run,
+    candidates,
+    make_problem,
+)
 from torch import Tensor
 
 from adaptsft.training.environment import environment
@@ -75,36 +85,29 @@ def seconds(run: Run, problem: Problem) -> float:
 
 
 def extra_memory(run: Run, problem: Problem) -> int | None:
-    """Bytes held at the highest, beyond what was there before; on a GPU also beyond the two gradients. None where it cannot be known."""
+    """Bytes held at the highest, beyond what was there before; on a GPU also beyond the two
+    gradients. None where it cannot be known."""
     problem.hidden.grad = problem.weight.grad = None
     if problem.hidden.is_cuda:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         execute(run, problem)
-        gradients = sum(
-            grad.numel() * grad.element_size()
-            for grad in (problem.hidden.grad, problem.weight.grad)
-            if grad is not None
-        )
+        grads = [x.grad for x in (problem.hidden, problem.weight) if x.grad is not None]
+        gradients = sum(grad.numel() * grad.element_size() for grad in grads)
         return torch.cuda.max_memory_allocated() - before - gradients
     if not os.path.exists("/proc/self/clear_refs"):
         return None
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # Linux: the high-water mark starts again from now
+    # Linux: the high-water mark starts again from now
+    Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     execute(run, problem)
     return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:
-    line = next(
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith(field)
-    )
-    return int(line.split()[1]) << 10
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
 
 
 def syncs(run: Run, problem: Problem) -> int | None:
@@ -123,10 +126,8 @@ def syncs(run: Run, problem: Problem) -> int | None:
 def reference(problem: Problem) -> tuple[Tensor, Tensor]:
     """d hidden and d weight of NLL in fp64, chunk by chunk."""
     weight = problem.weight.detach().double()
-    d_hidden, d_weight = (
-        torch.zeros_like(problem.hidden, dtype=torch.float64),
-        torch.zeros_like(weight),
-    )
+    d_hidden = torch.zeros_like(problem.hidden, dtype=torch.float64)
+    d_weight = torch.zeros_like(weight)
     for rows in problem.target_idx.split(512):
         x = problem.hidden.detach()[rows].double()
         z = (x @ weight.t()).softmax(1)
@@ -145,80 +146,75 @@ def relative(a: Tensor, b: Tensor) -> float:
 def examine(name: str, run: Run, problem: Problem, truth: tuple[Tensor, Tensor]) -> dict[str, Any]:
     """All but the time: errors, bits, memory, syncs. Raises what the candidate raises."""
     loss, d_hidden, d_weight = execute(run, problem)
-    row: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if loss is not None and NOT_NLL not in name:
         sure = problem.target_idx[problem.p > 0.99]
-        row |= {
-            "dX": relative(d_hidden, truth[0]),
-            "dX*": relative(d_hidden[sure], truth[0][sure]),
-            "dW": relative(d_weight, truth[1]),
-        }
+        found["dX"] = relative(d_hidden, truth[0])
+        found["dX*"] = relative(d_hidden[sure], truth[0][sure])
+        found["dW"] = relative(d_weight, truth[1])
     first = [tensor.detach().clone() for tensor in (loss, d_hidden, d_weight) if tensor is not None]
     again = [tensor for tensor in execute(run, problem) if tensor is not None]
-    row["repeat"] = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    found["repeat"] = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     del first, again, loss, d_hidden, d_weight
-    return row | {"bytes": extra_memory(run, problem), "syncs": syncs(run, problem)}
+    return found | {"bytes": extra_memory(run, problem), "syncs": syncs(run, problem)}
 
 
 def compare(
-    problem: Problem, runs: dict[str, Run], rounds: int, say: Callable[[str], None]
+    problem: Problem, runs: dict[str, Run], rounds: int, show: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    say("fp64 reference")
+    """What each candidate costs; a peer that cannot run this shape has failed, the others go on."""
+    results: dict[str, dict[str, Any]] = {}
+    show("fp64 reference")
     truth = reference(problem)
     for name, run in runs.items():
-        say(f"checking {name}")
+        show(f"checking {name}")
         try:
-            rows[name] = examine(name, run, problem, truth)
-        except (
-            Exception
-        ) as error:  # a peer that cannot run this shape is reported as such, and the others go on
+            results[name] = examine(name, run, problem, truth)
+        except Exception as error:
             if name.startswith("ours") and not isinstance(error, torch.OutOfMemoryError):
                 raise
-            rows[name] = {
-                "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-                    :200
-                ]
-            }
+            reason = str(error).splitlines()[0] if str(error) else ""
+            results[name] = {"failed": f"{type(error).__name__}: {reason}"[:200]}
     del truth
-    times: dict[str, list[float]] = {name: [] for name, row in rows.items() if "failed" not in row}
+    times: dict[str, list[float]] = {name: [] for name in runs if "failed" not in results[name]}
     for index in range(rounds):
-        say(f"round {index + 1} of {rounds}")
+        show(f"round {index + 1} of {rounds}")
         for name in times:
             times[name].append(seconds(runs[name], problem))
     base = "bare products" if problem.hidden.is_cuda else "naive"
     for name, values in times.items():
-        rows[name] |= {
-            "ms": 1e3 * median(values),
-            "rounds_ms": [round(1e3 * value, 3) for value in values],
-        }
+        results[name]["ms"] = 1e3 * median(values)
+        results[name]["rounds_ms"] = [round(1e3 * value, 3) for value in values]
         if base in times:
-            rows[name]["ratio"] = median(a / b for a, b in zip(values, times[base], strict=True))
-    return rows
+            ratios = [a / b for a, b in zip(values, times[base], strict=True)]
+            results[name]["ratio"] = median(ratios)
+    return results
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    columns = {"ms": "{:.2f}", "ratio": "{:.3f}", "bytes": "{:.2f}", "syncs": "{}"} | dict.fromkeys(
-        ("dX", "dX*", "dW"), "{:.1e}"
-    )
-    columns["repeat"] = "{}"
-    lines = [f"{'':24}" + "".join(f"{'GB' if name == 'bytes' else name:>10}" for name in columns)]
-    for name, row in rows.items():
-        cells = row if row.get("bytes") is None else row | {"bytes": row["bytes"] / 1e9}
-        values = "".join(
-            f"{'-' if cells.get(key) is None else form.format(cells[key]):>10}"
-            for key, form in columns.items()
-        )
-        lines.append(f"{name:24}" + (f"  {row['failed']}" if "failed" in row else values))
+COLUMNS = {"ms": ".2f", "ratio": ".3f", "bytes": ".2f", "syncs": "d"}  # and formats
+COLUMNS |= dict.fromkeys(("dX", "dX*", "dW"), ".1e") | {"repeat": ""}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    title = "".join(f"{'GB' if name == 'bytes' else name:>10}" for name in COLUMNS)
+    lines = [f"{'':24}{title}"]
+    for name, found in results.items():
+        if "failed" in found:
+            lines.append(f"{name:24}  {found['failed']}")
+            continue
+        cells = ""
+        for key, form in COLUMNS.items():
+            value = found.get(key)
+            if key == "bytes" and value is not None:
+                value /= 1e9
+            cells += f"{'-' if value is None else format(value, form):>10}"
+        lines.append(f"{name:24}{cells}")
     return "\n".join(lines)
 
 
 def clocks() -> str | None:
-    query = [
-        "nvidia-smi",
-        "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu",
-        "--format=csv,noheader",
-    ]
+    figures = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
+    query = ["nvidia-smi", f"--query-gpu={figures}", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -229,115 +225,65 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=3,
-        action="append",
-        metavar=("N", "D", "V"),
-        help="instead of the default shapes",
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="also N = 1k, 4k, 64k and a vocabulary of 262144"
-    )
-    parser.add_argument(
-        "--mask",
-        type=float,
-        nargs="+",
-        default=[0.0, 0.5],
-        help="shares of the rows that are prompt (default: 0 and .5)",
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=20, help="timed rounds, interleaved (default: 20)"
-    )
-    parser.add_argument(
-        "--only",
-        default="",
-        help="comma-separated beginnings of the candidates' names (default: all)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="JSON file (default: benchmarks/results/loss_kernels_<device>.json)",
-    )
+    add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device)
+    shape = {"metavar": ("N", "D", "V"), "help": "instead of the default shapes"}
+    add("--shape", type=int, nargs=3, action="append", **shape)
+    full = "also N = 1k, 4k, 64k and a vocabulary of 262144"
+    add("--full", action="store_true", help=full)
+    mask = "shares of the tokens that are prompt (default: 0 and .5)"
+    add("--mask", type=float, nargs="+", default=[0.0, 0.5], help=mask)
+    add("--rounds", type=int, default=20, help="timed rounds, interleaved (default: 20)")
+    only = "comma-separated beginnings of the candidates' names (default: all)"
+    add("--only", default="", help=only)
+    out = "JSON file (default: benchmarks/results/loss_kernels_<device>.json)"
+    add("--out", type=Path, help=out)
     return parser
 
 
 def main() -> int:
     parser = arguments()
     args = parser.parse_args()
-    device, dtype = (
-        torch.device(args.device),
-        torch.bfloat16 if args.device == "cuda" else torch.float32,
-    )
+    device = torch.device(args.device)
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
-    shapes = [
-        tuple(shape) for shape in args.shape or SHAPES[args.device] + (MORE if args.full else [])
-    ]
-    wanted = tuple(name for name in args.only.split(",") if name)
-    runs = {
-        name: run
-        for name, run in candidates(args.device, RHOS[args.device]).items()
-        if not wanted or name.startswith(wanted)
-    }
+    shapes = args.shape or SHAPES[args.device] + (MORE if args.full else [])
+    runs = candidates(args.device, RHOS[args.device])
+    if wanted := tuple(name for name in args.only.split(",") if name):
+        runs = {name: run for name, run in runs.items() if name.startswith(wanted)}
     out = args.out or Path(__file__).parent / "results" / f"loss_kernels_{args.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     machine = environment()
     for package in ("liger-kernel", "cut-cross-entropy"):
         if importlib.util.find_spec(package.replace("-", "_")):
             machine["versions"][package] = version(package)
-    result = {"environment": machine, "rounds": args.rounds}
-    result["implementation"] = describe_implementation(device, dtype)
-    results, started, cases = (
-        [],
-        time.perf_counter(),
-        [(shape, mask) for shape in shapes for mask in args.mask],
-    )
+    result: dict[str, Any] = {"environment": machine, "rounds": args.rounds}
+    result |= {"implementation": describe_implementation(device, dtype), "cases": []}
+    started, cases = time.perf_counter(), list(itertools.product(shapes, args.mask))
     for number, (shape, mask) in enumerate(cases):
 
-        def say(what: str, number: int = number) -> None:
-            passed = time.perf_counter() - started
-            left = (
-                f", about {passed / number * (len(cases) - number) / 60:.1f} min left"
-                if number
-                else ""
-            )
-            print(
-                f"\r\033[Kcase {number + 1} of {len(cases)}, {passed:.0f} s{left}: {what}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+        def show(what: str, number: int = number) -> None:
+            passed, left = time.perf_counter() - started, ""
+            if number:
+                minutes = passed / number * (len(cases) - number) / 60
+                left = f", about {minutes:.1f} min left"
+            line = f"case {number + 1} of {len(cases)}, {passed:.0f} s{left}: {what}"
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
-        say("data")
+        show("data")
         problem = make_problem(*shape, mask, RHOS[args.device], device, dtype)
-        facts = {"mean": float(problem.p.mean())} | {
-            f"above_{t:g}": float((problem.p > t).float().mean()) for t in (0.2, 0.5, 0.99)
-        }
-        rows = compare(problem, runs, args.rounds, say)
-        results.append(
-            {
-                "N,D,V": shape,
-                "mask": mask,
-                "valid": len(problem.target_idx),
-                "p": facts,
-                "clocks": clocks(),
-                "candidates": rows,
-            }
-        )
-        print(
-            f"\r\033[K\nN, D, V = {shape}, {mask:.0%} prompt, mean p {facts['mean']:.2f}\n{table(rows)}",
-            flush=True,
-        )
+        p = {"mean": float(problem.p.mean())}
+        p |= {f"above_{t:g}": float((problem.p > t).float().mean()) for t in (0.2, 0.5, 0.99)}
+        found = compare(problem, runs, args.rounds, show)
+        case = {"N,D,V": shape, "mask": mask, "target_tokens": len(problem.target_idx), "p": p}
+        result["cases"].append(case | {"clocks": clocks(), "candidates": found})
+        title = f"N, D, V = {tuple(shape)}, {mask:.0%} prompt, mean p {p['mean']:.2f}"
+        print(f"\r\033[K\n{title}\n{table(found)}", flush=True)
         del problem
-        temporary = out.with_suffix(
-            ".tmp"
-        )  # after every case: a run that is cut short keeps what it has
-        temporary.write_text(json.dumps(result | {"cases": results}, indent=1) + "\n")
+        # after every case: a run that is cut short keeps what it has
+        temporary = out.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
         temporary.replace(out)
     print(f"\n{out} written")
     return 0

@@ -1,4 +1,5 @@
-"""What benchmarks/loss_kernels.py compares: ways to get the loss of a head and its gradients, on data whose p look like SFT."""
+"""What benchmarks/loss_kernels.py compares: ways to get the loss of a head and its gradients, on
+data whose p look like those of fine-tuning."""
 
 import importlib.util
 from collections.abc import Callable
@@ -19,25 +20,25 @@ class Problem(NamedTuple):
     hidden: Tensor  # [N,D], a leaf
     weight: Tensor  # [V,D], a leaf
     targets: Tensor  # int64 [N], IGNORED where nothing is learned
-    target_idx: Tensor  # int64 [n_valid]: what a data loader knows
-    p: Tensor  # fp32 [n_valid], of the targets
-    thresholds: dict[
-        float, float
-    ]  # rho -> the p above which a share rho of the valid rows lies; known before the clock starts
+    target_idx: Tensor  # int64 [n]: what a data loader knows
+    p: Tensor  # fp32 [n], of the targets
+    # rho -> the p above which a share rho of the target tokens lies; known before the clock starts
+    thresholds: dict[float, float]
 
 
-Run = Callable[
-    [Problem], Tensor | None
-]  # the loss, to be differentiated; None where the gradients are computed already
+# the loss, to be differentiated; None where the gradients are computed already
+Run = Callable[[Problem], Tensor | None]
 
 
 def make_problem(
     n: int, d: int, v: int, mask: float, rhos: list[float], device: torch.device, dtype: torch.dtype
 ) -> Problem:
-    """hidden = noise + a W_y, with a chosen per row so that p of the target follows Beta(.6, .2): most tokens known, some not at all.
+    """hidden = noise + a W_y, with a chosen per row so that p of the target follows Beta(.6, .2):
+    most tokens known, some not at all.
 
-    Random logits would be near uniform: every p tiny, every softmax flat, and kernels that drop small entries would drop all.
-    The other logits have standard deviation 2. Ignored rows come in runs of 64, as prompts do.
+    Random logits would be near uniform: every p tiny, every softmax flat, and kernels that drop
+    small entries would drop all. The other logits have standard deviation 2. Rows without a target
+    come in runs of 64, as prompts do.
     """
     generator = torch.Generator(device).manual_seed(0)
     weight = torch.randn(v, d, generator=generator, device=device).mul_(d**-0.5).to(dtype)
@@ -46,12 +47,8 @@ def make_problem(
     uniform = torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     grid = torch.linspace(1e-6, 1 - 1e-6, 20001, dtype=torch.float64)
     density = (grid ** (0.6 - 1) * (1 - grid) ** (0.2 - 1)).cumsum(0)
-    wanted = (
-        grid[torch.searchsorted(density / density[-1], uniform).clamp(max=20000)]
-        .logit()
-        .float()
-        .to(device)
-    )
+    quantiles = torch.searchsorted(density / density[-1], uniform).clamp(max=20000)
+    wanted = grid[quantiles].logit().float().to(device)
     p = torch.empty(n, device=device)
     for rows in torch.arange(n, device=device).split(1024):
         target = weight[targets[rows]].float()
@@ -67,24 +64,22 @@ def make_problem(
     targets[((run + 1) * mask).floor() > (run * mask).floor()] = IGNORED
     target_idx = (targets != IGNORED).nonzero().squeeze(1)
     p = p[target_idx]
-    thresholds = {
-        rho: float(torch.quantile(p.double().cpu(), 1 - rho)) if rho else 2.0 for rho in rhos
-    }
-    return Problem(
-        hidden.requires_grad_(), weight.requires_grad_(), targets, target_idx, p, thresholds
-    )
+    on_cpu = p.double().cpu()
+    thresholds = {rho: float(torch.quantile(on_cpu, 1 - rho)) if rho else 2.0 for rho in rhos}
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    return Problem(hidden, weight, targets, target_idx, p, thresholds)
 
 
-def nll(rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
-    return -rows.logp, torch.ones_like(rows.logp)
+def nll(tokens: TokenStatistics, state: Any) -> tuple[Tensor, Tensor]:
+    return -tokens.logp, torch.ones_like(tokens.logp)
 
 
 def above(threshold: float) -> Any:
     """NLL of the tokens whose p is at least the threshold."""
 
-    def objective(rows: TokenStatistics, control: Any) -> tuple[Tensor, Tensor]:
-        s = (rows.logp.exp() >= threshold).to(rows.logp.dtype)
-        return -s * rows.logp, s
+    def objective(tokens: TokenStatistics, state: Any) -> tuple[Tensor, Tensor]:
+        weight = (tokens.logp.exp() >= threshold).to(tokens.logp.dtype)
+        return -weight * tokens.logp, weight
 
     objective.sparse = True  # type: ignore[attr-defined]
     return objective
@@ -92,76 +87,64 @@ def above(threshold: float) -> Any:
 
 def ours(problem: Problem, rho: float = 1.0, **options: Any) -> Tensor:
     objective = nll if rho == 1 else above(problem.thresholds[rho])
-    targets = problem.targets[problem.target_idx]
-    return linear_objective(
-        problem.hidden, problem.weight, targets, objective, target_idx=problem.target_idx, **options
-    )[0]
+    idx = problem.target_idx
+    call = problem.hidden, problem.weight, problem.targets[idx], objective
+    return linear_objective(*call, target_idx=idx, **options)[0]
 
 
 def bare(problem: Problem) -> None:
-    """The three matrix products of the valid rows, and nothing else: what no implementation that computes them can beat."""
+    """The three matrix products of the rows with a target, and nothing else: what no implementation
+    that computes them can beat."""
+    hidden, weight, idx = problem.hidden, problem.weight, problem.target_idx
     with torch.no_grad():
-        x, every = problem.hidden, len(problem.target_idx) == len(problem.hidden)
-        x = x if every else x[problem.target_idx]
-        z = x @ problem.weight.t()
-        d_x = z @ problem.weight
-        problem.hidden.grad = (
-            d_x
-            if every
-            else torch.zeros_like(problem.hidden).index_copy_(0, problem.target_idx, d_x)
-        )
-        problem.weight.grad = z.t() @ x
+        every = len(idx) == len(hidden)
+        x = hidden if every else hidden[idx]
+        z = x @ weight.t()
+        d_x = z @ weight
+        hidden.grad = d_x if every else torch.zeros_like(hidden).index_copy_(0, idx, d_x)
+        weight.grad = z.t() @ x
+
+
+WHOLE: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum"}
 
 
 def naive(problem: Problem) -> Tensor:
-    return F.cross_entropy(
-        (problem.hidden @ problem.weight.t()).float(),
-        problem.targets,
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+    logits = (problem.hidden @ problem.weight.t()).float()
+    return F.cross_entropy(logits, problem.targets, **WHOLE)
 
 
 def checkpointed_chunks(problem: Problem, rows: int = 256) -> Tensor:
-    """The valid rows in chunks whose logits are computed again in the backward pass, as TRL's chunked_nll does it."""
+    """The rows with a target in chunks, whose logits are computed again in the backward pass, as
+    TRL's chunked_nll does it."""
 
     def part(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy((x @ weight.t()).float(), y, reduction="sum")
 
-    valid = problem.targets != IGNORED  # as TRL finds them: by waiting for the device
-    chunks = zip(problem.hidden[valid].split(rows), problem.targets[valid].split(rows), strict=True)
+    learned = problem.targets != IGNORED  # as TRL finds them: by waiting for the device
+    hidden, targets = problem.hidden[learned], problem.targets[learned]
     loss = problem.hidden.new_zeros((), dtype=torch.float32)
-    for x, y in chunks:
+    for x, y in zip(hidden.split(rows), targets.split(rows), strict=True):
         loss = loss + checkpoint(part, x, problem.weight, y, use_reentrant=False)
     return loss
 
 
 def of_torch(problem: Problem) -> Tensor:
-    options = torch.nn.LinearCrossEntropyOptions()
-    return F.linear_cross_entropy(
-        problem.hidden,
-        problem.weight,
-        problem.targets,
-        ignore_index=IGNORED,
-        reduction="sum",
-        options=options,
-    )
+    call = problem.hidden, problem.weight, problem.targets
+    return F.linear_cross_entropy(*call, **WHOLE, options=torch.nn.LinearCrossEntropyOptions())
 
 
 def liger(problem: Problem, **options: Any) -> Tensor:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    return LigerFusedLinearCrossEntropyLoss(reduction="sum", **options)(
-        problem.weight, problem.hidden, problem.targets
-    )
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", **options)
+    return loss(problem.weight, problem.hidden, problem.targets)
 
 
 def cce(problem: Problem, **options: Any) -> Tensor:
     from cut_cross_entropy import linear_cross_entropy
 
-    return linear_cross_entropy(
-        problem.hidden, problem.weight, problem.targets, reduction="sum", **options
-    )
+    call = problem.hidden, problem.weight, problem.targets
+    return linear_cross_entropy(*call, reduction="sum", **options)
 
 
 def candidates(device: str, rhos: list[float]) -> dict[str, Run]:
