@@ -40,11 +40,11 @@ def shown(value: float | None, form: str = ".2f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
     columns = list(columns)
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, rule, *lines))
 
 
 def failed(name: str, reason: str, columns: int) -> list[str]:
@@ -59,18 +59,18 @@ def loss_tables(result: Result) -> Iterator[str]:
     """One table for each shape that was measured: the candidates, and what each costs."""
     columns = ["", "ms", "ratio", "GB", "waits", "dX", "dX, p > .99", "dW", "repeats"]
     for case in result["cases"]:
-        rows = []
-        for name, row in case["candidates"].items():
-            if "failed" in row:
-                rows.append(failed(name, row["failed"], len(columns)))
+        lines = []
+        for name, found in case["candidates"].items():
+            if "failed" in found:
+                lines.append(failed(name, found["failed"], len(columns)))
                 continue
-            gigabytes = None if row["bytes"] is None else row["bytes"] / 1e9
-            cells = [shown(row["ms"]), shown(row.get("ratio"), ".3f"), shown(gigabytes)]
-            cells += [shown(row["syncs"], "d")]
-            cells += [shown(row.get(key), ".1e") for key in ("dX", "dX*", "dW")]
-            rows.append([name.replace(" *", " \\*"), *cells, "yes" if row["repeat"] else "no"])
+            gigabytes = None if found["bytes"] is None else found["bytes"] / 1e9
+            cells = [shown(found["ms"]), shown(found.get("ratio"), ".3f"), shown(gigabytes)]
+            cells += [shown(found["syncs"], "d")]
+            cells += [shown(found.get(key), ".1e") for key in ("dX", "dX*", "dW")]
+            lines.append([name.replace(" *", " \\*"), *cells, "yes" if found["repeat"] else "no"])
         yield f"{shape_of(case)}, {case['mask']:.0%} of the tokens prompt, clocks {case['clocks']}:"
-        yield table(columns, rows)
+        yield table(columns, lines)
         for peer, package in PEERS.items():
             if not any(name.startswith(peer) for name in case["candidates"]):
                 yield f"{package}: not measured here; not installed, or not asked for."
@@ -88,27 +88,25 @@ def step_tables(result: Result) -> Iterator[str]:
         if runs:
             seconds[name] = median(median(run["step_seconds"]) for run in runs)
     columns = ["", "tokens/s", "to TRL", "ms a step", "MFU", "of a product", "GB"]
-    rows = []
+    lines = []
     for name, runs in result["runs"].items():
         reasons = dict.fromkeys(run["failed"] for run in runs if "failed" in run)
-        rows += [failed(name, reason, len(columns)) for reason in reasons]
+        lines += [failed(name, reason, len(columns)) for reason in reasons]
         if name not in seconds:
             continue
         step, rate = seconds[name], facts["flops"] / seconds[name] / 1e12
         peak = [run["bytes"] for run in good[name] if run["bytes"] is not None]
         cells = [shown(facts["tokens"] / step, ",.0f")]
-        cells += [
-            shown(seconds["TRL"] / step if "TRL" in seconds else None),
-            shown(1e3 * step, ".1f"),
-        ]
+        cells += [shown(seconds["TRL"] / step if "TRL" in seconds else None)]
+        cells += [shown(1e3 * step, ".1f")]
         cells += [shown(rate / promised if peak else None, ".1%")]
         cells += [shown(rate / gemm if gemm else None, ".1%")]
         cells += [shown(max(peak) / 1e9 if peak else None, ".1f")]
-        rows.append([name, *cells])
+        lines.append([name, *cells])
     changes = f" Ours with {', '.join(result['set'])}." if result["set"] else ""
     numbers = facts | {"parameters": facts["parameters"] / 1e6, "length": result["length"]}
     yield STEP.format(**numbers, changes=changes)
-    yield table(columns, rows)
+    yield table(columns, lines)
     if "TRL" not in result["runs"]:
         yield "TRL was not measured here: it was not installed, or not asked for."
     if pair := result["adaptive / NLL"]:
@@ -124,10 +122,10 @@ def step_tables(result: Result) -> Iterator[str]:
                 shares[name] = run["breakdown"]
     if shares:
         yield "Where the time of a step goes:"
-        rows = []
+        lines = []
         for name, parts in shares.items():
-            rows.append([name, *(shown(share, ".1%") for share in parts.values())])
-        yield table(["", *next(iter(shares.values()))], rows)
+            lines.append([name, *(shown(share, ".1%") for share in parts.values())])
+        yield table(["", *next(iter(shares.values()))], lines)
     else:
         yield "No run was profiled."
     yield STEP_NOTES.format(promised=promised, gemm=shown(gemm, ".3g"))
@@ -135,43 +133,42 @@ def step_tables(result: Result) -> Iterator[str]:
 
 def profile_tables(result: Result) -> Iterator[str]:
     """Milliseconds by kind of kernel, against what the machine reached in a product and a copy."""
-    rows = []
+    lines = []
     for kind in result["kinds"]:
         cells = [shown(kind["ms"], ".3f"), shown(kind["share"], ".1%")]
         cells += [shown(kind["tflops"], ".1f"), shown(kind["gb_per_s"], ".0f")]
         cells += [shown(kind["of_ceiling"], ".0%")]
-        rows.append([kind["kind"], *cells])
-    rows.append(["all", shown(result["ms"], ".3f"), "", "", "", ""])
+        lines.append([kind["kind"], *cells])
+    lines.append(["all", shown(result["ms"], ".3f"), "", "", "", ""])
     facts = {key: result[key] for key in ("implementation", "chunks")}
     facts |= {"product": result["product_tflops"], "copy": result["copy_gb_per_s"]}
     yield PROFILE.format(shape=shape_of(result), **facts)
-    yield table(["", "ms", "share", "TFLOP/s", "GB/s", "of ceiling"], rows)
+    yield table(["", "ms", "share", "TFLOP/s", "GB/s", "of ceiling"], lines)
 
 
 def tuning_tables(result: Result) -> Iterator[str]:
     """Of the two kernels and the two buffers: what is set, and what was fastest."""
     groups: dict[str, list[Result]] = {}
-    for row in result.get("row_kernels", ()):
-        sizes = f"{row['block']} / {row['warps']} warps"
-        groups.setdefault(row["kernel"], []).append(row | {"sizes": sizes})
-    for row in result.get("buffers", ()):
-        sizes = f"{row['logits_mib']} / {row['gathered_mib']} MiB"
-        groups.setdefault("whole loss", []).append(row | {"sizes": sizes})
-    rows, without = [], []
-    for name, found in groups.items():
-        best, now = min(found, key=lambda row: row["ms"]), [row for row in found if row["set"]]
-        if not now:
+    for found in result.get("row_kernels", ()):
+        sizes = f"{found['block']} / {found['warps']} warps"
+        groups.setdefault(found["kernel"], []).append(found | {"sizes": sizes})
+    for found in result.get("buffers", ()):
+        sizes = f"{found['logits_mib']} / {found['gathered_mib']} MiB"
+        groups.setdefault("whole loss", []).append(found | {"sizes": sizes})
+    lines, without = [], []
+    for name, measured in groups.items():
+        best = min(measured, key=lambda found: found["ms"])
+        now = next((found for found in measured if found["set"]), None)
+        if now is None:
             without.append(name)
-        set_now = now[0] if now else None
-        cells = [
-            set_now["sizes"] if set_now else "-",
-            shown(set_now["ms"] if set_now else None, ".4f"),
-        ]
-        cells += [best["sizes"], shown(best["ms"], ".4f")]
-        rows.append([name, *cells, shown(best["ms"] / set_now["ms"] if set_now else None, ".3f")])
+            set_now = ["-", "-"]
+        else:
+            set_now = [now["sizes"], shown(now["ms"], ".4f")]
+        ratio = shown(best["ms"] / now["ms"] if now else None, ".3f")
+        lines.append([name, *set_now, best["sizes"], shown(best["ms"], ".4f"), ratio])
     copy = shown(result["copy_gb_per_s"], ".0f")
     yield f"{shape_of(result)}, {result['logits']} logits; a copy: {copy} GB/s."
-    yield table(["", "set", "ms", "fastest", "ms", "fastest / set"], rows)
+    yield table(["", "set", "ms", "fastest", "ms", "fastest / set"], lines)
     for name in without:
         yield f"The sizes that are set for the {name} were not among those measured."
     if "buffers" not in result:

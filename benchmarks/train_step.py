@@ -216,7 +216,8 @@ def main() -> int:
     processes = [[name for name in names if name in wanted] for names in ORDER]
     processes = [names for names in processes if names] * args.rounds
     runs: dict[str, list[dict[str, Any]]] = {name: [] for names in processes for name in names}
-    gemms, facts = [], None
+    gemms: list[float] = []
+    facts: dict[str, Any] = {}  # of a step, which the first process finds out
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         setting = Setting(folder, [], args.tiny, args.device, args.length, args.steps, args.set)

@@ -10,8 +10,8 @@ from train_step_settings import EXAMPLES, SHAPES, Setting  # pyrefly: ignore[mis
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft.config.resolve import load_config
-from adaptsft.data.tokenized import open_data
 from adaptsft.data.packing import best_fit_decreasing
+from adaptsft.data.tokenized import open_data
 from adaptsft.model.tiny import SAMPLE_TEXT, bpe_tokenizer
 
 VOCABULARY = "all and as brown capital clips dog fox half in is lazy many of quick sold the"

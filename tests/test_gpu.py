@@ -1,4 +1,5 @@
-"""What only a GPU can show: attention kernels agree, a step does not wait for the device, and a run resumes bitwise."""
+"""What only a GPU can show: attention kernels agree, a step does not wait for the device, and a run
+resumes bitwise."""
 
 import warnings
 from collections import Counter
@@ -50,13 +51,13 @@ def test_quantiles_of_counts_are_the_hosts_also_in_deterministic_mode():
 
 
 def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model):
-    """Starting, reading the metrics and saving wait, steps do not: a run of three times as many waits no more often."""
+    """Starting, reading the metrics and saving wait, steps do not: a run of three times as many
+    waits no more often."""
     model, waits = tiny_model("llama", tied=False), {}
+    adaptive = {"controller__name": "auto", "objective__exempt": "special"}
     for steps in (10, 30):
-        config = small_config(
-            tmp_path, model, f"of_{steps}_steps", train__max_steps=steps, log__every=steps, checkpoint__every=0,
-            controller__name="auto", objective__exempt="special",
-        )  # fmt: skip
+        length = {"train__max_steps": steps, "log__every": steps, "checkpoint__every": 0}
+        config = small_config(tmp_path, model, f"of_{steps}_steps", **length, **adaptive)
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
