@@ -7,6 +7,7 @@ The rest of a step is the same: the statistics are gathered and reduced whatever
 Divide by the time of your step.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -23,6 +24,7 @@ from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.environment import environment
 from adaptsft.training.optim import progress_at
 
+RESULT = Path(__file__).parent / "results" / "adapting_cost.json"
 STEPS, ROUNDS, SOURCES = 200, 21, 4
 
 
@@ -41,6 +43,11 @@ def milliseconds(name: str, device: torch.device) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=RESULT, help="file of the result")
+    out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names, rounds = ("fixed", "auto"), []
     for _ in range(ROUNDS):  # interleaved
@@ -49,10 +56,9 @@ def main() -> None:
     added = statistics.median(one["auto"] - one["fixed"] for one in rounds)
     result = {"environment": environment(), "sources": SOURCES}
     result |= {"milliseconds": median, "added_milliseconds": added}
-    path = Path(__file__).parent / "results" / "adapting_cost.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"updating the objective takes {median['fixed']:.3f} ms a step where it is fixed,")
-    print(f"{median['auto']:.3f} ms under auto: {added:.3f} ms more ({path})")
+    print(f"{median['auto']:.3f} ms under auto: {added:.3f} ms more ({out})")
 
 
 if __name__ == "__main__":
