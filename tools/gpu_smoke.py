@@ -3,7 +3,7 @@
     python tools/gpu_smoke.py
     python tools/gpu_smoke.py --device cpu      # a rehearsal, without the checks that need CUDA
 
-Every check runs whatever became of the others; ends with 1 if one of them failed.
+A check that fails does not stop the others; ends with 1 if one failed.
 """
 
 import argparse

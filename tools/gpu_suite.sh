@@ -16,7 +16,7 @@
 # --full: more shapes and rounds (budget: 2800). --print: the three commands, as docs/performance.md
 # gives them. --rehearse: every part without a GPU, on tiny shapes: shows that scripts, JSON and
 # tables work, measures nothing of interest.
-# Ends with 0 if all parts did; each part runs whatever became of the others.
+# Ends with 0 if all parts did; a part that fails does not stop the others.
 set -uo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=runs/gpu_suite commands=1,2,3 parts= budget= mode=
@@ -41,7 +41,7 @@ for number in ${commands//,/ }; do
     [[ $number == [123] ]] || { echo "--command $number: choose from 1, 2 and 3" >&2; exit 2; }
 done
 if [[ -n $budget && ! $budget =~ ^[1-9][0-9]*$ ]]; then
-    echo "--budget $budget: whole seconds, please" >&2
+    echo "--budget $budget: give whole seconds" >&2
     exit 2
 fi
 
