@@ -59,6 +59,9 @@ format: $(DEV)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(RUNTIME)  ## write the pages' tables of keys, objectives and controllers from the code
+	$(BIN)/python tools/docs.py
+
 install: $(RUNTIME)  ## make the virtual environment .venv with the package in it
 
 clean:  ## remove the virtual environment, and nothing else
@@ -84,4 +87,4 @@ $(DEV): $(RUNTIME)
 	@$(timed); timed "tools of tests, linters and evaluators" $(PIP) --editable ".[dev]"
 	@touch $@
 
-.PHONY: help demo test faults nightly check lint audit format install clean
+.PHONY: help docs demo test faults nightly check lint audit format install clean

@@ -24,7 +24,7 @@ usage: python -m adaptsft.diagnose [CONFIG.yaml] [key=value …]
 
 Runs the base model over (a sample of) the training data and reports, per source, how likely it
 finds the target tokens, whether its probabilities can be trusted, where it stands between
-model-weak and model-strong, and which objective that speaks for.
+model-weak and model-strong, and which objective that suggests.
 
 Give it the arguments of your training run. Example:
   python -m adaptsft.diagnose configs/sft.yaml model.path=Qwen/Qwen2.5-1.5B data.path=train.jsonl \\

@@ -61,11 +61,11 @@ def did_you_mean(value: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 def require_known(
     what: str, value: str, names: Iterable[str], error: type[Exception] = ConfigError
 ) -> None:
-    """Raise unless `value` is one of the names: `what`, the nearest name, and all of them."""
+    """Raise unless `value` is one of the names; `what` begins the message, which lists them."""
     names = list(names)
     if value not in names:
-        there = ", ".join(names) or "none"
-        raise error(f"{what}{did_you_mean(value, names) or ';'} there is {there}")
+        choices = ", ".join(names) or "none"
+        raise error(f"{what}{did_you_mean(value, names)}; choose one of: {choices}")
 
 
 @functools.cache  # a configuration is parsed several times in a process

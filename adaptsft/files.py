@@ -41,7 +41,7 @@ def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> No
 
 
 def lock(folder: Path) -> TextIO:
-    """Hold a folder for this process. The lock ends with the process, whatever ends it.
+    """Lock a folder until this process exits, for any reason.
 
     Raises ConfigError where another process holds it. A file system without locks (some network
     mounts) is used without one, with a warning.

@@ -4,7 +4,7 @@ page, and its charts as PNG files.
     python -m adaptsft.report runs/first
     python -m adaptsft.report runs/nll runs/auto --out reports/compared --evals evals/nll evals/auto
 
-The runs may be finished, killed or going on: whatever they have written is shown, and what is
+The runs may be finished, killed or still running: whatever they have written is shown, and what is
 missing is named. The page loads nothing from anywhere, so that it can be mailed or archived as it
 is. What it shows: docs/report.md.
 """
@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-png",
         action="store_true",
-        help="only the page: faster, for a look at a run that is going on",
+        help="only the page: faster, for a look at a run that is still running",
     )
     return parser.parse_args(arguments or ["--help"])
 

@@ -112,7 +112,7 @@ def _recommended(sources: dict[str, Source], out: Path) -> str:
         "",
         "for every source, wherever it stands: mean p says how strong the base model is, not "
         "whether it is right where it disagrees with the data, and a fixed objective that is "
-        "right at one place fails at another. `auto` starts from these statistics and goes on "
+        "right at one place fails at another. `auto` starts from these statistics and continues "
         "from what training shows. What it was measured to do, and on which models: "
         "docs/results.md.",
         "",

@@ -178,7 +178,7 @@ class ObjectiveConfig:
     )
     unit_mass: bool = key(
         False,
-        "divide the gradient by the running mean of the token weights, by at most 4 either way: "
+        "divide the gradient by the running mean of the token weights, clamped to [1/4, 4]: "
         "learning rate and clipping keep their meaning across objectives",
     )
 
@@ -207,8 +207,8 @@ class ControllerConfig:
     )
     base_stats: str = key(
         "",
-        "closed loops, quantile thresholds: base_stats.json of adaptsft.diagnose, with what the "
-        "base model makes of the training data",
+        "closed loops, quantile thresholds: base_stats.json of adaptsft.diagnose, the base "
+        "model's statistics of the training data",
     )
 
 
@@ -303,7 +303,9 @@ class TrainConfig:
 class CheckpointConfig:
     every: int = key(0, "steps between checkpoints (0: only at the end)", changeable=True)
     keep_last: int = key(2, "checkpoints kept, the newest ones", changeable=True)
-    async_save: bool = key(False, "write in the background while training goes on", changeable=True)
+    async_save: bool = key(
+        False, "write in the background while training continues", changeable=True
+    )
     on_error: str = key(
         "stop",
         "a checkpoint that cannot be saved (full disk): end the run, or print it and train on; "

@@ -1,5 +1,4 @@
-"""Settings that were made although nothing reads them. They are no errors: `load_config` prints one
-warning for each."""
+"""Settings that have no effect. They are no errors: `load_config` prints a warning for each."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -86,7 +86,7 @@ def tokenize_once(
 ) -> TokenFile:
     """The tokens of `source`, one file here or a data set of the hub, from the cache.
 
-    Where they are not there yet, they are made in a folder of its own, which is then renamed: no
+    If they are not there yet, they are written to a temporary folder, which is then renamed: no
     process sees half of it.
     """
     records = open_records(source, cache)
@@ -103,7 +103,7 @@ def tokenize_once(
             try:
                 making.rename(final)
             except OSError:
-                # otherwise another process was quicker, and has made the same
+                # otherwise another process has written the same cache first
                 if not final.is_dir():
                     raise
         except OSError as error:

@@ -15,7 +15,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class Documents(NamedTuple):
     """flash and varlen read `cu_seqlens` and `max_length`; sdpa reads `buckets` and `inverse`."""
 
-    cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B * L tokens laid end to end
+    cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B * L tokens concatenated
     # for flash and varlen: at least the tokens of the longest document, see `padded_length`
     max_length: int
     # int64 [documents, length] each: token indices of documents of similar length, padded at the

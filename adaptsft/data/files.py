@@ -98,7 +98,7 @@ def local_file(name: str) -> Path | None:
     """The data file of this name, or None where it is a folder or a name on the hub.
 
     Raises DataError for a file that is empty or of an unknown kind, and for a name that looks like
-    a path and is none.
+    a path but does not exist.
     """
     path = Path(name).expanduser()
     if path.is_file():

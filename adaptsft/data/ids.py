@@ -145,7 +145,7 @@ def _found_twice(digests: np.ndarray) -> np.ndarray:
 
 
 def _place(index: int, files: Sequence[np.ndarray]) -> Place:
-    """Of a record in all files laid end to end."""
+    """Of a record in all files concatenated."""
     ends = np.cumsum([len(file) for file in files])
     file = int(np.searchsorted(ends, index, side="right"))
     return file, index - int(ends[file]) + len(files[file])

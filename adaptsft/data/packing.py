@@ -1,6 +1,6 @@
 """Which examples share a pack, and which rank computes which packs.
 
-A pack is a row of a batch: one or more examples laid end to end. Attention never crosses from one
+A pack is a row of a batch: one or more examples concatenated. Attention never crosses from one
 to the next (see `documents`).
 """
 

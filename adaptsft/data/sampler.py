@@ -22,7 +22,7 @@ from adaptsft.errors import ConfigError
 
 class BatchSampler:
     """Epoch e is a permutation of its examples, seeded by (seed, e); step t (0-based) takes the
-    examples [t G, (t+1) G) of the epochs laid end to end, G = train.global_batch_size.
+    examples [t G, (t+1) G) of the epochs concatenated, G = train.global_batch_size.
 
     A source of weight w has floor(w) copies of each example in an epoch, and a random share
     w - floor(w) of them once more, another share each epoch.

@@ -73,7 +73,7 @@ class Stream:
         return sampler
 
     def _begin(self, sampler: BatchSampler) -> None:
-        """Print what a shard holds, and have the next one tokenised if the run gets there."""
+        """Print what a shard holds, and have the next one tokenised if the run needs it."""
         lost = sampler.epoch_size - (sampler.end - sampler.first) * sampler.global_batch_size
         print0(
             f"shard {self.shard.number + 1} of the stream: steps {sampler.first + 1:,} to "
@@ -83,7 +83,7 @@ class Stream:
         if rank() == 0 and sampler.end < self.config.train.max_steps:
             self.tokeniser = self.tokeniser or Tokeniser(self.config, self.tokenizer)
             shard = cut(self.config, self.files, self.shard.number + 1, sampler.end)
-            (shard.cache / PROGRESS).unlink(missing_ok=True)  # of an earlier life
+            (shard.cache / PROGRESS).unlink(missing_ok=True)  # of an earlier process
             with suppress(ConnectionError):  # it has died: `result` raises the reason
                 self.tokeniser.jobs.send(shard)
 
@@ -117,7 +117,8 @@ class Stream:
 
 
 class Tokeniser:
-    """A process that tokenises the shards sent to it. It ends with this one, whatever ends that."""
+    """A process that tokenises the shards sent to it. It exits when this one
+    does, for any reason."""
 
     def __init__(self, config: Config, tokenizer: Any) -> None:
         # not a fork, which would copy threads' locks and the CUDA context

@@ -35,7 +35,7 @@ class TokenizedData:
     lengths: np.ndarray  # int32 [N], tokens
     target_tokens: np.ndarray  # int32 [N], tokens that the loss is taken over; at least 1
     source: np.ndarray  # int16 [N]
-    number: np.ndarray  # int64 [N], number of the example in all files laid end to end
+    number: np.ndarray  # int64 [N], number of the example in all files concatenated
     files: list[TokenFile]  # of all sources, in their order
     # per source, examples longer than data.max_length, or without a target token once truncated
     dropped: list[int]
@@ -182,7 +182,7 @@ def _open(
             one = replace(source, path=path, name=name)
             with fetched(path, cache, log) if is_remote(path) else nullcontext():
                 own.append(tokenize_once(one, template, cache, progress, verify))
-            # after 2, 4, 8 … files too: ids that begin anew in each file are found before all of
+            # after 2, 4, 8 … files too: ids that restart in each file are found before all of
             # them are tokenised, for the price of one more sort
             compare = number & (number - 1) == 0 or number == len(paths)
             if verify and ids_are_mapped(source) and number > 1 and compare:

@@ -122,7 +122,7 @@ class Checkpointer:
         except CheckpointError as error:
             if self.on_error == "stop":
                 raise
-            print0(f"{error}; training goes on (checkpoint.on_error=continue)")
+            print0(f"{error}; training continues (checkpoint.on_error=continue)")
             return False
         return True
 
@@ -134,7 +134,7 @@ class Checkpointer:
             try:
                 delete(old)
             except OSError as error:
-                print0(f"could not delete the old checkpoint {old}: {error}; training goes on")
+                print0(f"could not delete the old checkpoint {old}: {error}; training continues")
 
 
 def full_state(

@@ -34,7 +34,7 @@ class Watchdog:
         self.over.set()
 
     def beat(self, step: int) -> None:
-        """There is progress: `step` (1-based) has begun, or goes on."""
+        """There is progress: `step` (1-based) has begun, or continues."""
         self.step, self.last = step, time.monotonic()
 
     def _watch(self) -> None:

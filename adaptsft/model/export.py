@@ -39,8 +39,8 @@ def export(model: PreTrainedModel, pretrained: Pretrained, folder: Path, dtype_n
 class _Writer:
     """Collects tensors and writes a file whenever the next one would make it too large.
 
-    Ranks other than 0 write nothing. After an error rank 0 writes nothing more either, but goes on
-    to take part in gathering; `error` is raised in the end.
+    Ranks other than 0 write nothing. After an error rank 0 writes nothing more either, but still
+    takes part in gathering; `error` is raised in the end.
     """
 
     def __init__(self, folder: Path) -> None:

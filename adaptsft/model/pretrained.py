@@ -66,7 +66,8 @@ def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
         raise ConfigError(
             f"data.max_length: an example has {longest:,} tokens, and the model positions for "
             f"{positions:,} (max_position_embeddings in {pretrained.folder / 'config.json'}): "
-            "lower data.max_length, or raise the positions there if the model can be stretched"
+            "lower data.max_length, or raise the positions there if the model supports longer "
+            "contexts"
         )
 
 
@@ -98,5 +99,6 @@ def _local_folder(config: ModelConfig) -> Path:
         # whatever the hub's client raises, without network or without such a model
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"model.path={config.path}: no such folder here, and the hub does not give it: {reason}"
+            f"model.path={config.path}: no such folder here, and it could not be downloaded from "
+            f"the hub: {reason}"
         ) from None

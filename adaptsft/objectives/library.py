@@ -323,7 +323,8 @@ def chord_phi(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     weight: p (1-p)
     W: p (1-p)^2
 
-    Neither what is known nor what is out of reach. Source: arXiv:2508.11408.
+    The largest weight is at p = 1/2: neither what is known nor what is far off. Source:
+    arXiv:2508.11408.
     """
     return _weighted(tokens, tokens.logp.exp() * tokens.one_minus_p)
 

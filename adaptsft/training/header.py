@@ -35,7 +35,7 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData) -> None:
 
 
 def _paper_settings(config: Config) -> list[str]:
-    """Lines for what the paper's code does and one would not choose; none by default."""
+    """Lines for the settings that only reproduce the paper's code; none by default."""
     train, lines = config.train, []
     if train.loss_reduction == "micro_batch":
         tokens = "kept tokens" if config.objective.normalizer == "kept" else "target tokens"

@@ -1,8 +1,8 @@
 """Resuming, in its order.
 
 1. `run_folder.find_checkpoint`, before anything is loaded: which checkpoint, and is it whole?
-2. `resume_or_prepare`, once model and data are there: does it belong to them? Load it; or measure
-   what a new run starts from.
+2. `resume_or_prepare`, once model and data are there: does it belong to them? Load it; or compute
+   the quantile thresholds of a new run.
 3. Lock the run folder, and delete what lies after the step from which the run continues.
 4. `Metrics` and TensorBoard then drop the lines of later steps.
 
@@ -42,8 +42,9 @@ def resume_or_prepare(
     data: TrainingData,
     loader: BatchLoader,
 ) -> int:
-    """Load the run's checkpoint into model, optimizer and objective, or measure what a new run
-    starts from; then lock the run folder and write into it what is run. Returns the steps taken."""
+    """Load the run's checkpoint into model, optimizer and objective, or compute the quantile
+    thresholds of a new run; then lock the run folder and write the configuration into it. Returns
+    the steps taken."""
     first = 0
     if run.checkpoint is None:
         set_quantile_thresholds(model, run.config.objective, objective, data.train, loader)

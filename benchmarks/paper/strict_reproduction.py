@@ -1,5 +1,5 @@
-"""What the options of `strict_reproduction` do to a run: the same fine-tuning without them, with
-each, and with both.
+"""What the settings of docs/strict_reproduction.md do to a run: the same fine-tuning without them,
+with each, and with both.
 
     python -m benchmarks.paper.strict_reproduction --data train.jsonl \
         --fields '{prompt: question, completion: answer}'
@@ -34,11 +34,13 @@ from adaptsft.train import train
 from adaptsft.training.environment import environment
 
 RESULT = Path(__file__).parents[1] / "results" / "strict_reproduction.json"
-OPTIONS = {
-    "default": [],
-    "summed": ["summed_micro_batches"],
-    "bf16": ["bf16_masters"],
-    "both": ["summed_micro_batches", "bf16_masters"],
+SUMMED = {"train.loss_reduction": "micro_batch"}
+BF16 = {"model.param_dtype": "bf16"}
+OPTIONS: dict[str, dict[str, str]] = {
+    "default": {},
+    "summed": SUMMED,
+    "bf16": BF16,
+    "both": SUMMED | BF16,
 }
 OBJECTIVES = ("nll", "neg_p")
 
@@ -65,7 +67,7 @@ def run(
 
 
 def fine_tuned(
-    args: argparse.Namespace, folder: Path, objective: str, options: list[str]
+    args: argparse.Namespace, folder: Path, objective: str, options: dict[str, str]
 ) -> dict[str, Any]:
     name = "-".join([objective, *options])
     settings = {
@@ -74,9 +76,7 @@ def fine_tuned(
         "train.lr": 5e-5,
         "train.warmup_ratio": 0.1,
     }
-    settings |= {"data.packing": "false"} | {
-        f"strict_reproduction.{option}": "true" for option in options
-    }
+    settings |= {"data.packing": "false"} | options
     found = run(args, folder, name, folder / "base" / "final", settings)
     steps = [
         json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()
@@ -85,7 +85,7 @@ def fine_tuned(
     before, after = (
         load_file(folder / part / "final" / "model.safetensors") for part in ("base", name)
     )
-    if "bf16_masters" in options:  # they begin at the rounded weights
+    if "model.param_dtype" in options:  # they begin at the rounded weights
         before = {key: tensor.bfloat16().float() for key, tensor in before.items()}
     still = torch.cat([(before[key] == after[key]).flatten() for key in before]).double().mean()
     return {

@@ -96,7 +96,7 @@ def test_parameters_have_the_range_that_their_class_declares():
     ("fields", "words"),
     [
         ({"moves": ("alfa",)}, ["moves=alfa", "did you mean alpha?"]),
-        ({"moves": ("mean_p",)}, ["moves=mean_p", "there is alpha, lower, upper"]),
+        ({"moves": ("mean_p",)}, ["moves=mean_p", "choose one of: alpha, lower, upper"]),
         ({"bounds": {"rate": (0, 1)}}, ["bounds of rate"]),
         ({"reads": ("starts",)}, ["reads=starts", "did you mean start?"]),
     ],
@@ -196,9 +196,7 @@ def test_a_setting_without_effect_is_warned_of(arguments, setting, readers, caps
 
 def test_documentation_is_current_and_its_examples_run():
     page = (REPO / "docs" / "controllers.md").read_text()
-    assert describe_controllers() in page, (
-        "paste the output of `python -m adaptsft.controllers` into docs/controllers.md"
-    )
+    assert describe_controllers() in page, "run: make docs"
     for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(example, {"__name__": "example"})
     each = [statistics([0.5])] * 20

@@ -172,7 +172,7 @@ def test_a_full_disk_does_not_stop_a_run_that_is_to_go_on(make_config, same, tal
             trial.begin()
             life = live(config)
             assert life.codes == [0, 0], (life.codes, life.stderr[-3000:])
-            assert life.newest == 2 and "training goes on" in life.stderr
+            assert life.newest == 2 and "training continues" in life.stderr
             same(config)
 
 

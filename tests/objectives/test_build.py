@@ -110,9 +110,7 @@ def test_what_has_an_effect_is_not_warned_of(capsys) -> None:
 
 def test_documentation_is_current_and_its_example_runs() -> None:
     text = (REPO / "docs" / "objectives.md").read_text()
-    assert describe_objectives() in text, (
-        "paste the output of `python -m adaptsft.objectives` into docs/objectives.md"
-    )
+    assert describe_objectives() in text, "run: make docs"
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for example in examples:
         exec(example, {"__name__": "example"})

@@ -1,9 +1,9 @@
 """A run folder as the report reads it: whatever is there, and a note for what is missing or
 damaged.
 
-The folder may be of a run that is going on, was killed, or was written by somebody else. So nothing
-is assumed about a file's content: rows without a step are dropped, values that are no numbers
-become NaN.
+The folder may be of a run that is still running, was killed, or was written by somebody else. So
+nothing is assumed about a file's content: rows without a step are dropped, values that are no
+numbers become NaN.
 """
 
 import json
