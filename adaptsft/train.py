@@ -67,8 +67,10 @@ def train(config: Config) -> dict[str, Any]:
         model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
         optimizer = build_optimizer(model, config.train)
         objective = AdaptiveObjective.build(config, pretrained, data.train, run.device)
-        in_buckets = model.attention_backend == "sdpa"
-        loader = run.enter(BatchLoader(data, config, pretrained.pad_id, in_buckets, run.device))
+        loader = BatchLoader(
+            data, config, pretrained.pad_id, model.attention_backend == "sdpa", run.device
+        )
+        run.enter(loader)
         check_fused_loss_matches_model(model, loader.first_batch())
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader)
