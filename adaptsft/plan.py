@@ -48,7 +48,7 @@ from adaptsft.analysis.trace import trace
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.data.shards import cut, list_files
+from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
 
 GIB = 2**30
@@ -127,7 +127,7 @@ def micro_batches(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str],
     try:
         if tokenizer is None:
             raise ConfigError(f"model.path={config.model.path} has no tokenizer that can be read")
-        shard = cut(config, list_files(config.data), 0, 0) if config.data.stream else None
+        shard = make_shard(config, list_files(config.data), 0, 0) if config.data.stream else None
         data, _ = open_data(
             config.data,
             tokenizer,

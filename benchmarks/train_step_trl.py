@@ -28,7 +28,7 @@ BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", 
 
 def register_ours(backend: str) -> None:
     """Our attention as the attn_implementation "as_ours"."""
-    ours = AttentionInterface()[attention.SEAM[backend]]
+    ours = AttentionInterface()[attention.HF_ATTENTION_NAMES[backend]]
 
     def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         # under autocast the rotary embedding leaves the others in fp32; transformers casts them for

@@ -46,7 +46,9 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(
             model_config,
-            attn_implementation=attention.SEAM["sdpa"] if backend == "sdpa" else "documents_plan",
+            attn_implementation=attention.HF_ATTENTION_NAMES["sdpa"]
+            if backend == "sdpa"
+            else "documents_plan",
             dtype=dtype,
             trust_remote_code=config.model.trust_remote_code,
         )
@@ -177,9 +179,9 @@ def _attention(config: Config, settings: Any, gpu: bool, dtype: torch.dtype) -> 
     if not gpu or dtype == torch.float32:
         return "sdpa"
     has_flash = importlib.util.find_spec("flash_attn") is not None
-    if has_flash and not attention.unfit("flash", settings):
+    if has_flash and not attention.unsupported_reason("flash", settings):
         return "flash"
-    return "sdpa" if attention.unfit("varlen", settings) else "varlen"
+    return "sdpa" if attention.unsupported_reason("varlen", settings) else "varlen"
 
 
 def _groups(model: Any) -> list[list[nn.Parameter]]:

@@ -61,7 +61,7 @@ def cache_name(number: int) -> str:
     return f"part_{number:06d}"
 
 
-def cut(config: Config, files: list[str], number: int, first: int) -> Shard:
+def make_shard(config: Config, files: list[str], number: int, first: int) -> Shard:
     """Shard `number` of a stream of these files, if it begins with step `first`."""
     per_pass = math.ceil(len(files) / config.data.stream)
     turn, place = divmod(number, per_pass)

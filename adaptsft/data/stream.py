@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.data.shards import Shard, cache_name, cut, folder_of, list_files
+from adaptsft.data.shards import Shard, cache_name, folder_of, list_files, make_shard
 from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, rank0_first, world_size
 from adaptsft.distributed.watchdog import Watchdog
@@ -45,7 +45,7 @@ class Stream:
         dist.broadcast_object_list(files)
         self.files = files[0]
         # `part` is the number of the shard, see BatchSampler.position
-        self.shard = cut(config, self.files, numbers.get("part", 0), numbers.get("first", 0))
+        self.shard = make_shard(config, self.files, numbers.get("part", 0), numbers.get("first", 0))
         self.tokeniser: Tokeniser | None = None
         self.begun = -1  # number of the shard last begun
         if rank() == 0:
@@ -60,7 +60,7 @@ class Stream:
         """The sampler that holds the step: `sampler`, the one so far, or the next shard's where
         that has come to its end. Raises DataError."""
         if step == sampler.end:
-            self.shard = cut(self.config, self.files, self.shard.number + 1, step)
+            self.shard = make_shard(self.config, self.files, self.shard.number + 1, step)
             self._wait(step, watchdog)
             data = rank0_first(self._open)
             sampler.data.close()
@@ -82,7 +82,7 @@ class Stream:
         )
         if rank() == 0 and sampler.end < self.config.train.max_steps:
             self.tokeniser = self.tokeniser or Tokeniser(self.config, self.tokenizer)
-            shard = cut(self.config, self.files, self.shard.number + 1, sampler.end)
+            shard = make_shard(self.config, self.files, self.shard.number + 1, sampler.end)
             (shard.cache / PROGRESS).unlink(missing_ok=True)  # of an earlier process
             with suppress(ConnectionError):  # it has died: `result` raises the reason
                 self.tokeniser.jobs.send(shard)

@@ -7,7 +7,7 @@ from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.stream import Stream
 from adaptsft.data.tokenized import TokenizedData, open_data
-from adaptsft.distributed.checkpoint import read_numbers
+from adaptsft.distributed.checkpoint import read_run_state
 from adaptsft.distributed.ranks import print0, rank, rank0_first, world_size
 from adaptsft.distributed.watchdog import Watchdog
 
@@ -21,7 +21,7 @@ class TrainingData:
 
     def __init__(self, config: Config, tokenizer: Any, checkpoint: Path | None) -> None:
         """Tokenises what is not in the cache. Raises DataError and ConfigError on all ranks."""
-        numbers = {} if checkpoint is None else read_numbers(checkpoint)
+        numbers = {} if checkpoint is None else read_run_state(checkpoint)
         self.stream = Stream(config, tokenizer, numbers) if config.data.stream else None
         shard = None if self.stream is None else self.stream.shard
         self.train: TokenizedData

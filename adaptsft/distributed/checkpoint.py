@@ -216,7 +216,7 @@ def verify(checkpoint: Path) -> None:
                 raise CheckpointError(f"{problem}; {fix}")
 
 
-def read_numbers(checkpoint: Path) -> dict[str, Any]:
+def read_run_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
 
 

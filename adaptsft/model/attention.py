@@ -112,7 +112,7 @@ def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
 _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
 # The names under which transformers knows them; one that contains "sdpa" or "flash" would have to
 # keep transformers' rules for its own.
-SEAM = {"flash": "documents_f", "varlen": "documents_v", "sdpa": "documents_s"}
+HF_ATTENTION_NAMES = {"flash": "documents_f", "varlen": "documents_v", "sdpa": "documents_s"}
 _HONOURED = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache"}
 _HONOURED |= {"output_attentions", "output_hidden_states", "return_dict", "cache_position"}
 
@@ -159,7 +159,7 @@ def _attention_function(backend: str):
 for _name in _BACKENDS:
     # no mask function is registered beside it: transformers then builds no mask at all, and padding
     # is a document of its own
-    AttentionInterface.register(SEAM[_name], _attention_function(_name))
+    AttentionInterface.register(HF_ATTENTION_NAMES[_name], _attention_function(_name))
 
 
 def has_softcap(model: nn.Module) -> bool:
@@ -172,7 +172,7 @@ def has_softcap(model: nn.Module) -> bool:
     return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
 
 
-def unfit(backend: str, model_config: Any) -> str:
+def unsupported_reason(backend: str, model_config: Any) -> str:
     """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; "" if it can."""
     head_dim = getattr(model_config, "head_dim", None)
     head_dim = head_dim or model_config.hidden_size // model_config.num_attention_heads
@@ -200,7 +200,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config: 
     if not reasons["flash"] and importlib.util.find_spec("flash_attn") is None:
         reasons["flash"] = "flash-attn is not installed (pip install flash-attn)"
     for name in ("flash", "varlen"):
-        reasons[name] = reasons[name] or unfit(name, model_config)
+        reasons[name] = reasons[name] or unsupported_reason(name, model_config)
     for name, reason in reasons.items():
         if wanted in (name, "auto") and not reason:
             return name

@@ -56,7 +56,7 @@ def build_model(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             pretrained.config,
-            attn_implementation=attention.SEAM[backend],
+            attn_implementation=attention.HF_ATTENTION_NAMES[backend],
             dtype=torch.float32,
             trust_remote_code=config.trust_remote_code,
         )

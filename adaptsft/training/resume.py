@@ -62,7 +62,7 @@ def resume_or_prepare(
 def check_position(found: Path, data: TrainingData) -> int:
     """Steps taken by the checkpoint; raises CheckpointError if it belongs to other data or has gone
     further than this run will."""
-    numbers, sampler = checkpoint.read_numbers(found), data.sampler
+    numbers, sampler = checkpoint.read_run_state(found), data.sampler
     if numbers["fingerprint"] != data.position(numbers["step"])["fingerprint"]:
         raise CheckpointError(
             f"{found}: the training data has changed since this checkpoint was written (or its "

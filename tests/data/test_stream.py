@@ -20,7 +20,7 @@ from adaptsft import plan as planner
 from adaptsft.config.schema import Config
 from adaptsft.data.remote import copy_of
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.data.shards import Shard, cut, folder_of, list_files
+from adaptsft.data.shards import Shard, folder_of, list_files, make_shard
 from adaptsft.data.stream import Tokeniser
 from adaptsft.data.tokenized import open_data
 from adaptsft.errors import CheckpointError, ConfigError, DataError
@@ -98,7 +98,7 @@ def whole(stream_config):
 
 
 def shard_of(number: int, first: int, config: Config) -> Shard:
-    return cut(config, [f"{i}.jsonl" for i in range(7)], number, first)
+    return make_shard(config, [f"{i}.jsonl" for i in range(7)], number, first)
 
 
 def test_a_pass_has_every_file_once_and_passes_differ():
@@ -220,7 +220,7 @@ def test_a_pass_is_learned_but_for_what_fills_no_step(whole, folder):
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
     listing, seen, first = list_files(config.data), [], 0
     for number in range(3):
-        shard = replace(cut(config, listing, number, first), cache=folder / "look")
+        shard = replace(make_shard(config, listing, number, first), cache=folder / "look")
         data, _ = open_data(config.data, tokenizer, config.seed, log=lambda line: None, shard=shard)
         sampler = BatchSampler(data, config, 1, shard)
         for step in range(sampler.first, sampler.end):
@@ -250,7 +250,7 @@ def test_changed_files_are_noticed_where_it_resumes(whole, stream_config, folder
     again = stream_config("changed", "changed/*.jsonl", objective__name=config.objective.name)
     saved = Path("checkpoints") / "step_00000006"
     shutil.copytree(config.run_dir / saved, again.run_dir / saved)
-    fourth = cut(again, list_files(again.data), 3, 5)
+    fourth = make_shard(again, list_files(again.data), 3, 5)
     changed = Path(fourth.files[0].removeprefix("file://"))
     content = changed.read_text()
     changed.write_text(content.replace("Add", "Sum", 1))
@@ -268,7 +268,7 @@ def test_a_bad_record_of_a_later_shard_ends_the_run_with_its_place(whole, stream
     shutil.copytree(folder / "shards", folder / "broken")
     with serving(folder) as server:
         config = stream_config("bad", data__path=f"{server.url}/broken/*.jsonl")
-        url = cut(config, list_files(config.data), 1, 2).files[1]
+        url = make_shard(config, list_files(config.data), 1, 2).files[1]
         bad = folder / url.removeprefix(f"{server.url}/")
         lines = bad.read_text().splitlines()
         bad.write_text("\n".join([*lines[:4], "{}", *lines[5:]]))
@@ -300,6 +300,6 @@ def test_the_planner_opens_one_shard(stream_config):
         lines[0]
         == "steps: 9 of 5 examples, about 1.07 passes of 3 shards; this shard has 14 examples"
     )
-    first = cut(config, list_files(config.data), 0, 0)
+    first = make_shard(config, list_files(config.data), 0, 0)
     assert [path.name for path in folder_of(config).iterdir()] == [first.cache.name]
     assert all(copy_of(url, first.cache).is_file() for url in first.files)

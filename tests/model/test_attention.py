@@ -83,16 +83,16 @@ def test_heads_that_a_gpu_kernel_does_not_take_are_known_before_it_runs():
     ):
         config = LlamaConfig(head_dim=head_dim)
         for backend, reason in (("flash", flash), ("varlen", varlen)):
-            found = attention.unfit(backend, config)
+            found = attention.unsupported_reason(backend, config)
             assert reason in found and bool(reason) == bool(found), (head_dim, backend, found)
-    assert "softcap" in attention.unfit("varlen", Gemma2Config())
-    assert not attention.unfit("flash", Gemma2Config())
+    assert "softcap" in attention.unsupported_reason("varlen", Gemma2Config())
+    assert not attention.unsupported_reason("flash", Gemma2Config())
 
 
 def test_attention_that_cannot_be_honoured_is_refused(device):
     with pytest.raises(ConfigError, match=r"model\.attention=varlen.*GPU"):
         attention.choose("varlen", device, torch.bfloat16, None)
-    seam = ALL_ATTENTION_FUNCTIONS[attention.SEAM["sdpa"]]
+    seam = ALL_ATTENTION_FUNCTIONS[attention.HF_ATTENTION_NAMES["sdpa"]]
     documents = Documents.build(torch.tensor([0, 4]), with_buckets=True)
     states = torch.randn(1, 2, 4, 8)
     more = {"documents": documents, "s_aux": torch.zeros(2)}
