@@ -52,9 +52,7 @@ def resume_or_prepare(
         found = run.checkpoint
         first = rank0_first(lambda: check_position(found, data))
         checkpoint.load(found, model, optimizer, objective.tensors())
-    if held := raise_on_all_ranks(
-        lambda: _lock_run_dir(run.config, first) if rank() == 0 else None
-    ):
+    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first)):
         run.enter(held)
     return first
 
@@ -80,13 +78,15 @@ def check_position(found: Path, data: TrainingData) -> int:
     return numbers["step"]
 
 
-def _lock_run_dir(config: Config, first: int) -> TextIO:
-    """Lock the run folder, and write into it what is run, now that everything is in order.
+def lock_run_dir(config: Config, first: int) -> TextIO | None:
+    """On rank 0, lock the run folder and write into it what is run, now that all is in order.
 
     Checkpoints of later steps, there if the run continues from an earlier one, are deleted: they
     would be taken for its own.
     """
     run = Path(config.run_dir)
+    if rank() != 0:
+        return None
     try:
         run.mkdir(parents=True, exist_ok=True)
         held = lock(run)
