@@ -29,9 +29,11 @@ def first_answer(
         return 0 if arguments else 2
     try:
         config = parse_arguments(settings_of(arguments))
-        if config.model.path:
-            local_model_folder(config.model)
-        check_data_files(config.data)
+        # under torchrun, where others would wait for a node that lacks a file, ranks look together
+        if "RANK" not in os.environ:
+            if config.model.path:
+                local_model_folder(config.model)
+            check_data_files(config.data)
     except UserError as error:
         return print_error(program, error)
     return None

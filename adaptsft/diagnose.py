@@ -112,8 +112,13 @@ def diagnose(options: Options, config: Config) -> str:
             "data.stream=0 and name fewer files"
         )
     out = Path(options.out or Path(config.run_dir) / "diagnosis")
-    # one forward of each example repays neither
-    train = dataclasses.replace(config.train, compile=False, activation_checkpointing="none")
+    # one forward of each example repays neither; there are no steps: data may be smaller than one
+    train = dataclasses.replace(
+        config.train,
+        compile=False,
+        activation_checkpointing="none",
+        max_steps=config.train.max_steps or 1,
+    )
     config = dataclasses.replace(config, train=train)
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)

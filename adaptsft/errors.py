@@ -65,7 +65,9 @@ def require_known(
     names = list(names)
     if value not in names:
         choices = ", ".join(names) or "none"
-        raise error(f"{what}{did_you_mean(value, names)}; choose one of: {choices}")
+        hint = did_you_mean(value, names)
+        ask = f"{hint} Choose" if hint else "; choose"
+        raise error(f"{what}{ask} one of: {choices}")
 
 
 @functools.cache  # a configuration is parsed several times in a process

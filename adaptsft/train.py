@@ -80,7 +80,8 @@ def train(config: Config) -> dict[str, Any]:
         evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
         normalizer = LossNormalizer(config)
         statistics = StepStatistics(len(data.names), run.device)
-        run.enter(run.stopper)  # from here on, a request to stop saves first
+        run.enter(run.stopper)  # from here on, a request to stop saves first,
+        run.enter(run.watchdog)  # and a rank that hangs ends
         if first == 0 and config.eval.every > 0:
             run.result |= evaluator.evaluate(0)
 

@@ -138,20 +138,39 @@ RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
 }
 
 
+# keys that are gone, and the value that meant nothing; run folders have it in their config.yaml
+REMOVED = {"controller.base_logp": ""}
+
+
 def rename_keys(values: Any) -> list[tuple[str, str]]:
     """Replace the keys of the release before in `values`; returns (old=…, new=…) of each."""
     renamed = []
     for old, (new, meaning) in RENAMED.items():
-        group, name = old.split(".")
-        if OmegaConf.is_dict(values.get(group)) and name in values[group]:
-            value = values[group].pop(name)
-            if not values[group]:
-                del values[group]
-            if value not in meaning:
-                raise ConfigError(f"{old}={value}: must be true or false; use {new}")
-            OmegaConf.update(values, new, meaning[value])
-            renamed.append((f"{old}={str(value).lower()}", f"{new}={meaning[value]}"))
+        if (value := _pop(values, old)) is None:
+            continue
+        if value not in meaning:
+            raise ConfigError(f"{old}={value}: must be true or false; use {new}")
+        if OmegaConf.select(values, new) not in (None, meaning[value]):
+            raise ConfigError(
+                f"{old} and {new}, its new name, contradict each other: leave {old} out"
+            )
+        OmegaConf.update(values, new, meaning[value])
+        renamed.append((f"{old}={str(value).lower()}", f"{new}={meaning[value]}"))
+    for old, unset in REMOVED.items():
+        if (value := _pop(values, old)) not in (None, unset):
+            raise ConfigError(f"{old}={value}: this key is gone, with the controller that read it")
     return renamed
+
+
+def _pop(values: Any, key: str) -> Any:
+    """Take a key out of a nested configuration; None where it is not there."""
+    group, name = key.split(".")
+    if not OmegaConf.is_dict(values.get(group)) or name not in values[group]:
+        return None
+    value = values[group].pop(name)
+    if not values[group]:
+        del values[group]
+    return value
 
 
 # what other trainers call it
@@ -217,4 +236,5 @@ def read_config(path: Path) -> Config:
             Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
         )
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: not a configuration of this version: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: not a configuration of this version: {reason}") from None

@@ -15,15 +15,15 @@ class Watchdog:
     """Ends this rank when it has made no progress for `seconds`, and prints where it is: a
     collective that one rank never joins would otherwise hold the others for hours.
 
-    It watches from the first beat to `stop`. A context manager.
+    It watches while it is entered, to `stop` at the latest. A context manager.
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.step = seconds, 0
-        self.last = float("inf")  # when there was progress
+        self.seconds, self.step, self.last = seconds, 0, time.monotonic()
         self.over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
+        self.last = time.monotonic()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 

@@ -48,7 +48,7 @@ def build_objective(config: ObjectiveConfig) -> Objective:
         both = getattr(config, key) != unset and getattr(config, f"{key}_quantile") is not None
         require(
             not both,
-            f"objective.{key} and objective.{key}_quantile both set the threshold: choose one",
+            f"objective.{key} and objective.{key}_quantile both set the {key} threshold",
         )
     return objective
 

@@ -50,5 +50,5 @@ def open_run(config: Config) -> Iterator[Run]:
         checkpoint = rank0_first(lambda: find_checkpoint(config))
         check_same_checkpoint(checkpoint)
         mesh = device_mesh(device, config.train.replicas)
-        watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))
+        watchdog = Watchdog(config.train.hang_timeout)
         yield Run(config, Path(config.run_dir), checkpoint, device, mesh, watchdog, stack)

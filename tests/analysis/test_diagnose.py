@@ -31,7 +31,7 @@ from adaptsft.statistics.base_model import BaseLogProbabilities, BaseStatistics
 from adaptsft.train import train
 from adaptsft.training.quantiles import set_quantile_thresholds
 from tests.analysis.diagnosed import ALL, CPU, config_of, data_of, stats_of
-from tests.runs import PROCESSES
+from tests.runs import PROCESSES, small_config
 
 
 def test_training_reads_what_was_measured(folder):
@@ -223,3 +223,8 @@ def test_help_names_its_own_keys(capsys):
     assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(field.name in text for field in dataclasses.fields(Options))
+
+
+def test_data_smaller_than_a_step_can_be_diagnosed(tmp_path, tiny_model):
+    config = small_config(tmp_path, tiny_model(), train__max_steps=0, train__global_batch_size=1000)
+    assert "mean p" in diagnose(Options(), config)

@@ -89,3 +89,9 @@ def test_what_may_be_there_is_left_to_the_program(tmp_path, capsys):
     ):
         assert first_answer(["run_dir=run", "model.path=org/name", *data]) is None, data
     assert capsys.readouterr().err == ""
+
+
+def test_under_torchrun_the_ranks_look_for_files_together(missing, monkeypatch):
+    """A node that lacks a file must not end before the others wait for it."""
+    monkeypatch.setenv("RANK", "1")
+    assert first_answer(["run_dir=run", "model.path=./none", *missing["file"]]) is None
