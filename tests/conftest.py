@@ -2,9 +2,8 @@
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported: tests are small, and ranks share the cores
+# before torch is imported: tests are small, and ranks share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is a bug
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -227,9 +227,8 @@ def test_export_of_an_earlier_step_equals_its_checkpoint(tmp_path, model, capsys
     config = small_config(tmp_path, model)
     train(config)
     saved = Path(config.run_dir) / "config.yaml"
-    saved.write_text(
-        saved.read_text().replace("loss_logits: fp32", "loss_logits: bf16")
-    )  # as a run on a GPU may have it
+    # as a run on a GPU may have it
+    saved.write_text(saved.read_text().replace("loss_logits: fp32", "loss_logits: bf16"))
     out = tmp_path / "step3"
     assert export.main([config.run_dir, str(out), "--step", "3", "--dtype", "fp32"]) == 0
     state = saved_state(Path(config.run_dir) / "checkpoints" / "step_00000003")

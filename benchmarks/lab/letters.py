@@ -9,9 +9,8 @@ LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # by frequency in English
 SYMBOLS = "#$%&*+-/:;?@^~!.,()[]{}1_0"  # written by no task but the cipher
 CIPHER = str.maketrans(LETTERS, SYMBOLS)
 NEXT = str.maketrans(string.ascii_lowercase, string.ascii_lowercase[1:] + "a")
-SWAPPED = str.maketrans(
-    LETTERS, LETTERS[13:] + LETTERS[:13]
-)  # frequent letters become rare ones, and the other way round
+# frequent letters become rare ones, and the other way round
+SWAPPED = str.maketrans(LETTERS, LETTERS[13:] + LETTERS[:13])
 LENGTH = 6
 
 

@@ -19,9 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from adaptsft.model.tiny import char_tokenizer
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation
-Answer = Sequence[
-    str
-]  # at each position the characters that are right; a plain string where one is
+# at each position the characters that are right; a plain string where one is
+Answer = Sequence[str]
 
 
 @dataclass(frozen=True)

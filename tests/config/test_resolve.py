@@ -123,9 +123,10 @@ def test_a_setting_without_effect_is_warned_of(arguments, warning, capsys, monke
     assert capsys.readouterr().err == "", "one rank prints it"
 
 
+# that one is read by benchmarks.lab.quickstart
 CONFIGS = sorted(
     path for path in (REPO / "configs").glob("*.yaml") if path.name != "quickstart.yaml"
-)  # that one is read by benchmarks.lab.quickstart
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -32,9 +32,8 @@ def test_every_file_format_gives_the_same_examples(tmp_path, settings, monkeypat
         data = opened(settings, tok, path=str(tmp_path / name))
         seen.append([data.example(i)[0].tolist() for i in range(len(data))])
         assert data.where(3).startswith(str(tmp_path / name))
-        assert data.where(3)[-1] == (
-            "6" if name == "a.csv" else "4"
-        )  # in the csv: a header, and a cell of two lines
+        # in the csv: a header, and a cell of two lines
+        assert data.where(3)[-1] == ("6" if name == "a.csv" else "4")
         assert data.names == [Path(name).stem]
     assert seen == [seen[0]] * len(seen)
     assert len(seen[0]) == 4

@@ -186,9 +186,10 @@ def test_relations_between_objectives() -> None:
     weight = {name: objective(tokens, state)[1] for name, objective in REGISTRY.items()}
     torch.testing.assert_close(weight["neg_p_k"], 10 * weight["alpha"], rtol=1e-13, atol=0)
     torch.testing.assert_close(weight["dft"], weight["neg_p"], rtol=0, atol=0)
+    # W = p, pushing p up
     torch.testing.assert_close(
         weight["log1mp"] * tokens.one_minus_p, tokens.logp.exp(), rtol=1e-13, atol=0
-    )  # W = p, pushing p up
+    )
     torch.testing.assert_close(
         REGISTRY["concentration"](tokens, state_of(len(P), alpha=1.0))[1],
         weight["deft"],

@@ -43,9 +43,10 @@ def is_weighted(name: str) -> bool:
     )
 
 
+# not those of other tests
 SHIPPED = [
     name for name in REGISTRY if REGISTRY[name].function.__module__ == "adaptsft.objectives.library"
-]  # not those of other tests
+]
 EVERY = [{"name": name} for name in SHIPPED] + [alpha(value) for value in (0.3, 1.0, 4.0)]
 EVERY += [{"name": "concentration", "alpha": 2.0}, {"name": "soft_threshold", "lower": 0.1}]
 EVERY += [

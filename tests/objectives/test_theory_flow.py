@@ -95,10 +95,11 @@ def test_corollary_1_is_of_one_context():
 def test_equation_8_has_another_remainder():
     """Exact is R(theta) - R(theta - eta g) = eta <dR, g> - eta^2 int (1-t) g'R''g dt. The printed
     one, eta^2/2 int g'R''g dt, agrees to first order only, which is all that Corollary 1 needs."""
+    # step: eta g
     q, step = (
         torch.tensor([0.5, 0.3, 0.2], dtype=F64),
         torch.tensor([-1.0, 0.4, 0.6], dtype=F64),
-    )  # step: eta g
+    )
 
     def risk(t: Tensor) -> Tensor:
         return -(q.log() - t[:, None] * step).softmax(-1)[:, 0]
@@ -119,12 +120,13 @@ def difference(first: dict[str, Any], second: dict[str, Any], contexts: Contexts
     return float((reduction(first, contexts) - reduction(second, contexts)).mean())
 
 
+# s_1 < s_2: f_2' - f_1' < 0
 LEANING = [
     (NEG_P, NLL),
     (alpha(10.0), NLL),
     (NEG_P, alpha(0.1)),
     (alpha(5.0), NEG_P),
-]  # s_1 < s_2: f_2' - f_1' < 0
+]
 either = pytest.mark.parametrize(
     ("first", "second"), LEANING, ids=["neg_p-nll", "alpha10-nll", "neg_p-alpha0.1", "alpha5-neg_p"]
 )
@@ -136,9 +138,8 @@ def test_theorem_1_at_the_weak_end(first, second):
     labels below (V-1)/V; Eq. 20 exactly."""
     size = 50
     at = torch.full((1,), 1 / size, dtype=F64)
-    slopes = float(
-        (weight_of(first, at) - weight_of(second, at)) * size
-    )  # (f_2' - f_1')(1/V) = (s_1 - s_2) / p
+    # (f_2' - f_1')(1/V) = (s_1 - s_2) / p
+    slopes = float((weight_of(first, at) - weight_of(second, at)) * size)
     assert slopes < 0
     for rate in (0.0, 0.3, 0.9, 0.99):
         found = (1 - rate) * difference(first, second, uniform(size, False)) + rate * difference(

@@ -172,9 +172,8 @@ def test_clipping_sets_in_where_the_default_does_not_reach_it(tmp_path, model):
             "train__clip_norm": 5.0,
             "train__max_steps": 3,
         }
-        config = small_config(
-            tmp_path, model, str(summed), **settings, train__lr=1e-6
-        )  # the model stays what it is, and its gradients
+        # the model stays what it is, and its gradients
+        config = small_config(tmp_path, model, str(summed), **settings, train__lr=1e-6)
         train(config)
         clipped[summed] = [row["grad_norm"] > config.train.clip_norm for row in metrics_of(config)]
     assert not any(clipped[False]) and all(clipped[True])

@@ -44,9 +44,8 @@ def test_masters_gradients_and_moments_are_bf16_and_resume_is_bitwise(tmp_path, 
     assert all(torch.equal(again[name], tensor) for name, tensor in end.items())
     assert metrics_of(resumed) == metrics_of(whole)[3:]
     assert metrics_of(whole)[-1]["nll"] < metrics_of(whole)[0]["nll"] - 0.5, "it learns"
-    exported = load_file(
-        Path(whole.run_dir) / "final" / "model.safetensors"
-    )  # in fp32: exactly the masters
+    # in fp32: exactly the masters
+    exported = load_file(Path(whole.run_dir) / "final" / "model.safetensors")
     assert all(
         torch.equal(tensor, end[f"model/{name}"].float()) for name, tensor in exported.items()
     )

@@ -259,9 +259,8 @@ def test_only_the_newest_are_kept_and_leftovers_of_a_crash_are_ignored(settings)
     checkpoints = Path(config.run_dir) / "checkpoints"
     for step in (98, 99):
         (checkpoints / f"step_000000{step}.tmp").mkdir(parents=True)
-    (checkpoints / "step_00000099.tmp" / checkpoint.MANIFEST).write_text(
-        "{}"
-    )  # killed between the manifest and the rename
+    # killed between the manifest and the rename
+    (checkpoints / "step_00000099.tmp" / checkpoint.MANIFEST).write_text("{}")
     train(config)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000005", "step_00000006"]
 

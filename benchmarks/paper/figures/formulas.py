@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 OTHERS = 100  # tokens that share 1 - p equally, for objectives that look at more than p
 DEFAULTS = ("nll", "neg_p", "alpha:3", "log1mp")
+# of ObjectiveConfig; others are objective.params, or a statistic in control
 KEYS = (
     "alpha",
     "lower",
     "upper",
     "base",
-)  # of ObjectiveConfig; others are objective.params, or a statistic in control
+)
 STATISTICS = ("mean_p", "sequence_nll")
 
 

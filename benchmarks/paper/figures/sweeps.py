@@ -44,9 +44,8 @@ def quantiles(rows: Sequence[Row]) -> "Figure":
         }
         for row in whole
     ]
-    found = list(
-        {_key(row): row for row in [*mirrored, *found]}.values()
-    )  # a row of its own before its mirror image
+    # a row of its own before its mirror image
+    found = list({_key(row): row for row in [*mirrored, *found]}.values())
     panels = _sweeps(
         "quantiles",
         found,
@@ -261,9 +260,8 @@ def _legend(figure: "Figure", axes: Any) -> None:
         for axis in axes.flat
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    columns = max(
-        1, min(5, len(handles), int(figure.get_figwidth() / 1.8))
-    )  # as many as fit beside each other
+    # as many as fit beside each other
+    columns = max(1, min(5, len(handles), int(figure.get_figwidth() / 1.8)))
     figure.legend(
         list(handles.values()),
         list(handles),

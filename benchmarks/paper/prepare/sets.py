@@ -25,6 +25,7 @@ from benchmarks.paper.prepare.source import Options, Part, Record, Source, open_
 # What the evaluation's prompts end with (tasks math500, medqa, …), and the authors' for m23k
 # (data_process_medical.py).
 STEP_BY_STEP = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+# MMLU-ProX's codes: muri-it's
 LANGUAGES = {
     "mr": "mar",
     "te": "tel",
@@ -33,7 +34,7 @@ LANGUAGES = {
     "wo": "wol",
     "yo": "yor",
     "zu": "zul",
-}  # MMLU-ProX's codes: muri-it's
+}
 GPT_TERMS = (
     "written by OpenAI's models, whose terms of use restrict training models that compete "
     "with theirs"

@@ -47,9 +47,8 @@ class Table:
     title: str = ""
     models: list[str] = field(default_factory=list)  # as in the names of recipes
     objectives: list[str] = field(default_factory=list)
-    conditions: list[str] = field(
-        default_factory=list
-    )  # recipes are MODEL_OBJECTIVE_CONDITION then
+    # recipes are MODEL_OBJECTIVE_CONDITION then
+    conditions: list[str] = field(default_factory=list)
     sweep: dict[str, Sweep] = field(default_factory=dict)  # objective -> the key that is varied
     columns: dict[str, Column] = field(default_factory=dict)  # in the paper's order
     average: str = ""  # header of their mean
@@ -57,14 +56,12 @@ class Table:
     likelihood: bool = False  # also measure mean p of the trained models on their training set
     figure: str = ""  # a kind of benchmarks.paper.figures
     results: str = ""  # key of paper_results.yaml
-    prepare: list[str] = field(
-        default_factory=list
-    )  # arguments of python -m benchmarks.paper.prepare
+    # arguments of python -m benchmarks.paper.prepare
+    prepare: list[str] = field(default_factory=list)
     examples: int = 0  # of the training set
     tokens: int = 0  # of an example, guessed
-    gated: list[str] = field(
-        default_factory=list
-    )  # data whose owners must be asked, besides gated models
+    # data whose owners must be asked, besides gated models
+    gated: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # footnotes
 
 

@@ -272,9 +272,10 @@ def test_thresholds_have_panels_of_their_own_and_runs_of_one_name_are_told_apart
             {"step": step, "alpha": 0.5 * step, "lower": 0.1 * step, "upper": 1.0}
             for step in (1, 2)
         ]
+        # it is going on
         (folder / "metrics.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in steps) + '{"step": 3, "al'
-        )  # it is going on
+        )
     figure = curves.trajectories(inputs.runs([tmp_path / "x" / "run", tmp_path / "y" / "run"]))
     shown = [
         (axis.get_title(), axis.get_ylabel(), [line.get_label() for line in axis.lines])

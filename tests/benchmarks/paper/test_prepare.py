@@ -27,9 +27,8 @@ from tests.benchmarks.paper.published import (
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "HOME", str(tmp_path / "home")
-    )  # hashes of files are noted in ~/.cache/adaptsft
+    # hashes of files are noted in ~/.cache/adaptsft
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +76,8 @@ def test_a_sample_depends_on_seed_and_content_alone(tmp_path: Path) -> None:
         == drawn(records, "--sample", 100, "--suffix", "")
     )
     assert drawn(records, "--sample", 40) < sample
-    assert (
-        len(sample & drawn(records, "--sample", 100, "--seed", 1)) < 60
-    )  # 33 expected; 60 is over 6 standard deviations off
+    # 33 expected; 60 is over 6 standard deviations off
+    assert len(sample & drawn(records, "--sample", 100, "--seed", 1)) < 60
     columns = (tmp_path / "data" / "numina_math.jsonl").read_text().splitlines()
     places = [int(json.loads(line)["id"].split("-")[1]) for line in columns]
     assert places == sorted(places)  # in the source's order: the trainer shuffles

@@ -27,9 +27,8 @@ from tests.benchmarks.paper.published import (
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "HOME", str(tmp_path / "home")
-    )  # hashes of files are noted in ~/.cache/adaptsft
+    # hashes of files are noted in ~/.cache/adaptsft
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +150,8 @@ def test_terms_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert chosen.licence.split()[0] in listed
     with pytest.raises(DataError):
         tool.main(["magpie_evol", "--max-tokens", "0"])
-    assert (
-        tool.describe(SETS["magpie_evol"]) in capsys.readouterr().out
-    )  # before anything is fetched
+    # before anything is fetched
+    assert tool.describe(SETS["magpie_evol"]) in capsys.readouterr().out
     assert "academic research" in SETS["magpie_evol"].accept
 
 
