@@ -41,5 +41,5 @@ def test_a_folder_that_another_run_holds_is_refused(tmp_path, tiny_model):
 
 def test_another_error_of_the_lock_is_reported_as_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
-    with pytest.raises(CheckpointError, match="cannot be locked: .*Input/output error"):
+    with pytest.raises(CheckpointError, match=r"cannot be locked: .*Input/output error"):
         lock(tmp_path)
