@@ -29,7 +29,7 @@ demo: $(RUNTIME)  ## pretrain a tiny model, fine-tune it with three objectives (
 test: $(DEV)  ## run the tests
 	$(BIN)/python -m pytest
 
-faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability.md (10 to 15 minutes)
+faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability.md (4 to 8 minutes)
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
 nightly: $(DEV)  ## train every recipe of the paper, run every table and figure, on tiny models

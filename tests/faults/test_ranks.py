@@ -136,7 +136,7 @@ def test_another_configuration_on_one_rank(make_config, tally):
 
 
 def test_another_control_on_one_rank(make_config, same, tally):
-    with tally("ranks disagree: control") as trial:
+    with tally("ranks disagree: state") as trial:
         trial.begin()
         config = make_config("control")
         life = live(config, {"rank": 1, "at": "state", "step": 3})
