@@ -21,7 +21,7 @@ from adaptsft.statistics.step import (
     histogram_quantile,
 )
 
-WEIGHT_DECAY = 0.9  # of the running mean of the token weights
+MEAN_WEIGHT_EMA = 0.9  # decay of the running mean of the token weights
 
 
 class AdaptiveObjective:
@@ -122,5 +122,5 @@ def with_step_statistics(state: ObjectiveState, statistics: StepStatistics) -> O
     return state._replace(
         mean_p=torch.where(seen, mean_p.float(), state.mean_p),
         sequence_nll=torch.where(seen, sequence_nll.float(), state.sequence_nll),
-        mass=state.mass + (1 - WEIGHT_DECAY) * (mean_weight - state.mass),
+        mass=state.mass + (1 - MEAN_WEIGHT_EMA) * (mean_weight - state.mass),
     )

@@ -24,20 +24,7 @@ from tests.benchmarks.paper.published import (
     prepare,
 )
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # hashes of files are noted in ~/.cache/adaptsft
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    bpe_tokenizer(
-        ["What is 1 + 2? The answer is 3.", "Umuntu ngumuntu ngabantu"], 300
-    ).save_pretrained(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_provenance(tmp_path: Path) -> None:

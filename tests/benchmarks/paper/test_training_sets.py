@@ -24,25 +24,11 @@ from tests.benchmarks.paper.published import (
     prepare,
 )
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # hashes of files are noted in ~/.cache/adaptsft
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    bpe_tokenizer(
-        ["What is 1 + 2? The answer is 3.", "Umuntu ngumuntu ngabantu"], 300
-    ).save_pretrained(folder)
-    return folder
-
-
-CASES: dict[
-    str, tuple[Callable[[Path], list[Path]], dict[str, int], str, str]
-] = {  # source, records of each file, first prompt, its answer
+# name: source, records of each file, first prompt, its answer
+CASES: dict[str, tuple[Callable[[Path], list[Path]], dict[str, int], str, str]] = {
     "numina_math": (
         numina_source,
         {"numina_math.jsonl": 30},
