@@ -35,6 +35,7 @@ from adaptsft.model.build import build_model
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import check_lengths, load_pretrained
+from adaptsft.model.supported import check_verified
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after
 from adaptsft.training.evaluation import Evaluator, prepare_tasks
@@ -61,6 +62,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        check_verified(config.model, pretrained.config, config.data.packing)
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         check_lengths(pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)

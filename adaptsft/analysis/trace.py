@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface
 
 from adaptsft.analysis.memory import Group, Memory, loss_bytes
 from adaptsft.config.schema import Config
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.build import compute_dtype, freeze, prepare_block
+from adaptsft.model.build import compute_dtype, freeze, prepare_block, unfilled_model
 from adaptsft.model.modules import blocks, final_norm_of, head_of
+from adaptsft.model.supported import named_errors
 
 
 class Traced(NamedTuple):
@@ -44,14 +45,9 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     backend = _attention(config, settings, gpu, dtype)
     shape = (train.micro_batch_size, config.data.max_length)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = AutoModelForCausalLM.from_config(
-            model_config,
-            attn_implementation=attention.HF_ATTENTION_NAMES["sdpa"]
-            if backend == "sdpa"
-            else "documents_plan",
-            dtype=dtype,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        own = backend in ("sdpa", "eager")
+        implementation = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
+        model = unfilled_model(config.model, model_config, implementation, dtype)
         model.config.use_cache = False
         freeze(model, config.model.freeze)
         groups = [Group.of(members, ranks) for members in _groups(model)]
@@ -90,9 +86,11 @@ def _activations(model: Any, shape: tuple[int, int], backend: str) -> tuple[int,
         torch.zeros_like(ids).flatten(),
     )
     with Live([*model.parameters(), *model.buffers()]) as live:
-        hidden = model.base_model(
-            input_ids=ids, position_ids=ids, documents=documents, use_cache=False
-        ).last_hidden_state
+        inputs = {"input_ids": ids, "use_cache": False}
+        if backend != "eager":
+            inputs |= {"position_ids": ids, "documents": documents}
+        with named_errors(model):
+            hidden = model.base_model(**inputs).last_hidden_state
         kept = live.now
         if hidden.requires_grad:
             torch.autograd.backward(hidden, torch.empty_like(hidden))

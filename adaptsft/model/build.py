@@ -24,8 +24,9 @@ from adaptsft.model import attention
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.load import load_weights
 from adaptsft.model.loss import loss_settings, token_loss
-from adaptsft.model.modules import blocks, embedding_of, head_of
+from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
+from adaptsft.model.supported import EAGER, named_errors, refuse_unsupported
 
 # operators whose results train.activation_checkpointing=per_op keeps
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
@@ -54,12 +55,7 @@ def build_model(
             "attention runs by sdpa: turn one off"
         )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            pretrained.config,
-            attn_implementation=attention.HF_ATTENTION_NAMES[backend],
-            dtype=torch.float32,
-            trust_remote_code=config.trust_remote_code,
-        )
+        model = unfilled_model(config, pretrained.config, attention.HF_ATTENTION_NAMES[backend])
     model.config.use_cache = False
     if config.param_dtype == "bf16":
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay fp32
@@ -73,11 +69,45 @@ def build_model(
     shard_model(model, mesh, dtype)
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
-    restore_buffers(model)
+    with named_errors(model, "the initialisation of its buffers"):
+        restore_buffers(model)
     raise_on_all_ranks(lambda: load_weights(model, pretrained.folder, pretrained.new_tokens))
     tied = head_of(model).weight is embedding_of(model).weight
-    assert tied == bool(text_config.tie_word_embeddings), "head and embeddings are no longer tied"
+    if tied != bool(getattr(text_config, "tie_word_embeddings", tied)):
+        raise ConfigError(
+            f"{class_name(model)}: its head and embeddings are{'' if tied else ' not'} the same "
+            f"tensor, but its configuration says tie_word_embeddings="
+            f"{str(not tied).lower()}; such a model cannot be sharded"
+        )
     return model.train()
+
+
+def unfilled_model(
+    config: ModelConfig,
+    model_config: Any,
+    implementation: str,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A causal language model of this configuration, with an attention implementation, on the
+    device that is the default one. Raises ConfigError where transformers cannot build one, and for
+    what cannot be trained."""
+    try:
+        model = AutoModelForCausalLM.from_config(
+            model_config,
+            attn_implementation=implementation,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except Exception as error:
+        # whatever the model's own code raises on such a configuration or attention
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        own = "" if implementation == "eager" else f"; {EAGER}"
+        raise ConfigError(
+            f"model.path={config.path}: model_type={model_config.model_type} cannot be built as a "
+            f"causal language model with attention {implementation} ({reason}){own}"
+        ) from None
+    refuse_unsupported(model, implementation)
+    return model
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
