@@ -94,6 +94,11 @@ class BatchSampler:
         """Of a step over all ranks and micro-batches: what its loss is divided by."""
         return int(self.data.target_tokens[self.examples(step)].sum())
 
+    def weight_scale(self, step: int) -> float:
+        """What the weights of the step's target tokens are multiplied by: on average they are then
+        1, so that the loss divided by the number of tokens is a weighted mean."""
+        return self.target_tokens(step) / float(self.data.target_weight[self.examples(step)].sum())
+
     def tokens(self, step: int) -> int:
         """Tokens of a step, without padding."""
         return int(self.data.lengths[self.examples(step)].sum())

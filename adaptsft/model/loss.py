@@ -72,6 +72,7 @@ def token_loss(
         state,
         source=source,
         sequence=batch.sequence,
+        token_weight=batch.token_weight,
         target_idx=batch.target_idx,
         bias=head.bias,
         softcap=getattr(settings, "final_logit_softcapping", None),

@@ -52,7 +52,7 @@ def resume_or_prepare(
         found = run.checkpoint
         first = rank0_first(lambda: check_position(found, data))
         checkpoint.load(found, model, optimizer, objective.tensors())
-    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first)):
+    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first, data.train.skipped)):
         run.enter(held)
     return first
 
@@ -78,7 +78,7 @@ def check_position(found: Path, data: TrainingData) -> int:
     return numbers["step"]
 
 
-def lock_run_dir(config: Config, first: int) -> TextIO | None:
+def lock_run_dir(config: Config, first: int, skipped: list[str]) -> TextIO | None:
     """On rank 0, lock the run folder and write into it what is run, now that all is in order.
 
     Checkpoints of later steps, there if the run continues from an earlier one, are deleted: they
@@ -90,7 +90,7 @@ def lock_run_dir(config: Config, first: int) -> TextIO | None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         held = lock(run)
-        write_what_is_run(config)
+        write_what_is_run(config, skipped)
         for later in checkpoint.complete_checkpoints(run / "checkpoints"):
             if int(later.name.removeprefix("step_")) > first:
                 print0(f"deleting {later}: this run continues from step {first}")

@@ -22,9 +22,12 @@ def check_writable(run: Path) -> None:
         raise ConfigError(f"run_dir={run}: {parent} is not a folder that can be written to")
 
 
-def write_what_is_run(config: Config) -> None:
-    """config.yaml and environment.json."""
+def write_what_is_run(config: Config, skipped: list[str]) -> None:
+    """config.yaml, environment.json and, where records were left out, skipped_records.txt."""
     run = Path(config.run_dir)
+    if skipped:
+        with replacing(run / "skipped_records.txt") as partial:
+            partial.write_text("".join(f"{line}\n" for line in skipped))
     with replacing(run / "config.yaml") as partial:
         save_config(config, partial)
     (run / "environment.json").write_text(json.dumps(environment(), indent=1))

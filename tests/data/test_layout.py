@@ -62,7 +62,7 @@ def test_label_of_message_fields(settings):
     where = f"{settings.path}:1: field 'messages', message 1"
     assert (
         str(error.value)
-        == f"{where}: unknown role 'bot'; the roles are system, user, assistant, tool"
+        == f"{where}: unknown role 'bot'; the roles are system, developer, user, assistant, tool"
     )
 
 
