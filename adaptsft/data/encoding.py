@@ -32,7 +32,7 @@ class Encoder:
         by_segment = self._in_pieces if self._pieces_are_exact else self._as_prefixes
         encoded = []
         for example, pieces in zip(examples, by_segment(examples), strict=True):
-            segments, begin, end = example
+            segments, begin, end, _ = example
             ids, weights = list(begin), [segments[0].weight] * len(begin)
             for segment, piece in zip(segments, pieces, strict=True):
                 ids += piece

@@ -26,7 +26,8 @@ Span = tuple[int, int]
 class Lost(NamedTuple):
     """A text that is not in the rendering."""
 
-    where: str  # the message or tool, and its field
+    where: str  # the message or tool, and the place in it
+    field: str  # of messages, or `tools`
     text: str
 
 
@@ -38,7 +39,7 @@ def lost_texts(conversation: Conversation, rendering: str, turns: dict[int, Span
     on, as generation will see it.
     """
     lost = [
-        Lost(f"tool {number}: {name}", text)
+        Lost(f"tool {number}: {name}", "tools", text)
         for number, tool in enumerate(conversation.tools)
         for name, text in _texts_of_tool(tool)
         if _find(text, rendering, 0) is None
@@ -52,7 +53,8 @@ def lost_texts(conversation: Conversation, rendering: str, turns: dict[int, Span
         for name, text in texts_of(message, thoughts=number in turns):
             span = _find(text, shown, begin)
             if span is None:
-                lost.append(Lost(f"message {number}: {name}", text))
+                field = re.split(r"[.:\[]", name)[0]
+                lost.append(Lost(f"message {number}: {name}", field, text))
             else:
                 found.append(span[1])
         if message["role"] not in ("system", "developer"):

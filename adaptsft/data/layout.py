@@ -21,13 +21,14 @@ from adaptsft.errors import DataError, require_known
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a record holds: messages, each with its weight in the loss (only the assistant's are
-    learned, and 0 says not), or a text without turns."""
+    """What a record holds: messages, each with its weight in the loss (it counts for those of the
+    assistant; 0: not learned), or a text without turns."""
 
     messages: list[Message]
     weights: list[float]
     tools: list[dict[str, Any]] = field(default_factory=list)  # offered to the assistant
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the template
+    context: int = 0  # number of messages, the first ones, that are not learned by themselves
     text: str | None = None
 
 
@@ -122,15 +123,16 @@ def prompt(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
     """Texts, or lists of messages, of which those of the completion are learned."""
     asked = _present(record, names["prompt"])
     label = f"field {names['prompt']!r}"
-    turns = [{"role": "user", "content": asked}]
+    turns, context = [{"role": "user", "content": asked}], 0
     if isinstance(asked, list):
         turns, _ = read_messages(asked, label)
+        context = len(turns)
     else:
         text_of(asked, label)
     given, label = _present(record, names["completion"]), f"field {names['completion']!r}"
     if not isinstance(given, list):
         answer = {"role": "assistant", "content": answer_of(given, label)}
-        return Conversation([*turns, answer], [0.0] * len(turns) + [1.0])
+        return Conversation([*turns, answer], [1.0] * (len(turns) + 1), context=context)
     answers, weights = read_messages(given, label)
     if answers[0]["role"] in ("system", "user"):
         raise DataError(
@@ -138,7 +140,7 @@ def prompt(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
             f"conversation; map it as one, data.fields='{{messages: {names['completion']}}}'"
         )
     _require_answer(answers, label)
-    return Conversation(turns + answers, [0.0] * len(turns) + weights)
+    return Conversation(turns + answers, [1.0] * len(turns) + weights, context=context)
 
 
 @register("instruction", needs=("instruction", "output"), optional=("input",))
@@ -151,7 +153,7 @@ def instruction(record: dict[str, Any], names: Mapping[str, str]) -> Conversatio
     asked = {"role": "user", "content": "\n\n".join(text for text in texts if text)}
     output = names["output"]
     answer = answer_of(_present(record, output), f"field {output!r}")
-    return Conversation([asked, {"role": "assistant", "content": answer}], [0.0, 1.0])
+    return Conversation([asked, {"role": "assistant", "content": answer}], [1.0, 1.0])
 
 
 @register("text", needs=("text",))
@@ -190,7 +192,8 @@ def _with_common(
     found = replace(
         found,
         messages=[*before, *earlier, *found.messages],
-        weights=[*(0.0 for _ in before), *weights, *found.weights],
+        weights=[*(1.0 for _ in before), *weights, *found.weights],
+        context=found.context and found.context + len(before) + len(earlier),
         tools=read_tools(record.get(names["tools"]), f"field {names['tools']!r}"),
     )
     systems = [i for i, message in enumerate(found.messages) if message["role"] == "system"]

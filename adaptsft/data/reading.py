@@ -25,6 +25,8 @@ class Facts:
     unread: list[str] = field(default_factory=list)  # columns
     # file:line and why, of records left out by data.on_bad_record=skip
     skipped: list[str] = field(default_factory=list)
+    # field -> number of examples in which the template does not show its text
+    lost: dict[str, int] = field(default_factory=dict)
 
 
 class Read(NamedTuple):
@@ -52,6 +54,9 @@ class RecordReader:
             if isinstance(found, DataError):
                 self.bad(found)
             else:
+                for read in found:
+                    for name in read.example.lost:
+                        self.facts.lost[name] = self.facts.lost.get(name, 0) + 1
                 yield from found
         if self.layout is not None:
             self._check_columns(self.layout)

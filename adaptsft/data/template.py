@@ -38,6 +38,7 @@ class Example(NamedTuple):
     segments: list[Segment]
     begin: list[int]  # ids before the first segment
     end: list[int]  # ids after the last one, of its weight
+    lost: tuple[str, ...] = ()  # fields whose text the template does not show; data.lost_text=allow
 
 
 class Template:
@@ -118,7 +119,7 @@ class Template:
             return [Example([Segment(conversation.text, 1.0)], self.bos, self.eos)]
         roles = [message["role"] for message in conversation.messages]
         answers = [i for i, role in enumerate(roles) if role == "assistant"]
-        turns = [i for i in answers if conversation.weights[i] > 0]
+        turns = [i for i in answers if i >= conversation.context and conversation.weights[i] > 0]
         if self.loss_on == "last_turn":
             turns = [i for i in turns if i == answers[-1]]
         if not turns:
@@ -127,21 +128,19 @@ class Template:
                 f"nothing is learned: {which} has the weight 0, or train: false; remove the record"
             )
         if self.loss_on == "all":
-            if any(conversation.weights[i] != 1 for i in answers if i >= turns[0]):
+            if any(conversation.weights[i] != 1 for i in answers):
                 raise DataError(
                     "weights of turns have no meaning with data.loss_on=all, which learns every "
                     "token; use data.loss_on=assistant"
                 )
-            parts = [self._whole(conversation)]
-        elif self.kind == "plain":
-            parts = [self._plain_segments(conversation)]
-        else:
-            conversation = self.chat.adapted(conversation)
-            groups = [[i] for i in turns] if self.loss_on == "each_turn" else [turns]
-            parts = [self._segments(conversation, group) for group in groups]
-        return [Example(segments, self.begin, self.end) for segments in parts]
+            return [self._whole(conversation)]
+        if self.kind == "plain":
+            return [self._plain_example(conversation)]
+        conversation = self.chat.adapted(conversation)
+        groups = [[i] for i in turns] if self.loss_on == "each_turn" else [turns]
+        return [self._example(conversation, group) for group in groups]
 
-    def _segments(self, conversation: Conversation, turns: list[int]) -> list[Segment]:
+    def _example(self, conversation: Conversation, turns: list[int]) -> Example:
         """The conversation up to the last of these turns, all of which are learned."""
         messages = conversation.messages[: turns[-1] + 1]
         full = self.chat.render(replace(conversation, messages=messages))
@@ -177,44 +176,50 @@ class Template:
             segments += [Segment(full[done : len(prompt)], 0.0)]
             segments += [Segment(turn, conversation.weights[i])]
             done = len(prompt) + len(turn)
-        if self.config.lost_text == "error":
-            self._check(replace(conversation, messages=messages), full, spans)
-        return segments
+        lost = self._compare(replace(conversation, messages=messages), full, spans)
+        return Example(segments, self.begin, self.end, lost)
 
-    def _check(
+    def _compare(
         self, conversation: Conversation, full: str, spans: dict[int, tuple[int, int]]
-    ) -> None:
-        for where, text in lost_texts(conversation, full, spans):
+    ) -> tuple[str, ...]:
+        """The fields whose text the rendering does not show. Raises DataError for one, and for
+        words that are learned and are not the conversation's, unless data.lost_text=allow."""
+        lost = lost_texts(conversation, full, spans)
+        allowed = self.config.lost_text == "allow"
+        if lost and not allowed:
+            template = "the chat template renders"
+            if self.kind == "plain":
+                template = "the plain template shows, the content of a question and an answer alone"
             raise DataError(
-                f"{where} ({shown(text)}) is not in what the chat template renders, so that the "
-                "model would not see it; use a tokenizer whose template shows it, write it where "
-                "the template does, or set data.lost_text=allow to train without it"
+                f"{lost[0].where} ({shown(lost[0].text)}) is not in what {template}, so that the "
+                "model would not see it; use a tokenizer whose chat template shows it, write it "
+                "where the template does, or set data.lost_text=allow to train without it"
             )
         for number, (begin, end) in spans.items():
-            turn = full[begin:end]
-            if words := foreign_words(conversation.messages[number], turn, self._words):
+            words = foreign_words(conversation.messages[number], full[begin:end], self._words)
+            if words and not allowed:
                 raise DataError(
                     f"message {number}: the chat template adds {shown(' '.join(words))} to what is "
                     "learned, which neither the message nor the template's own text holds; repair "
                     "the record, or set data.lost_text=allow to learn it"
                 )
+        return tuple(dict.fromkeys(text.field for text in lost))
 
     @cached_property
     def _words(self) -> frozenset[str]:
         """Those of the template's own text, with its special tokens."""
         return frozenset(WORD.findall(" ".join([self.chat.source, *self.turn_ends])))
 
-    def _whole(self, conversation: Conversation) -> list[Segment]:
+    def _whole(self, conversation: Conversation) -> Example:
         """Every token is learned."""
         if self.kind == "plain":
-            return [Segment(text, 1.0) for text, _ in self._plain_segments(conversation)]
+            example = self._plain_example(conversation)
+            return example._replace(segments=[Segment(text, 1.0) for text, _ in example.segments])
         conversation = self.chat.adapted(conversation)
         full = self.chat.render(conversation)
-        if self.config.lost_text == "error":
-            self._check(conversation, full, {})
-        return [Segment(full, 1.0)]
+        return Example([Segment(full, 1.0)], [], [], self._compare(conversation, full, {}))
 
-    def _plain_segments(self, conversation: Conversation) -> list[Segment]:
+    def _plain_example(self, conversation: Conversation) -> Example:
         *before, last = conversation.messages
         roles = [message["role"] for message in before]
         if last["role"] != "assistant" or roles not in PLAIN_PROMPTS:
@@ -227,16 +232,10 @@ class Template:
             Segment(self._plain_prompt(before), 0.0),
             Segment(last["content"] or "", conversation.weights[-1]),
         ]
-        if self.config.lost_text == "error":
-            whole = "".join(text for text, _ in segments)
-            begin = len(segments[0].text)
-            for where, text in lost_texts(conversation, whole, {len(before): (begin, len(whole))}):
-                raise DataError(
-                    f"{where} ({shown(text)}): the plain template shows the content of messages "
-                    "alone; use a tokenizer with a chat template that shows it, write it into the "
-                    "content, or set data.lost_text=allow to train without it"
-                )
-        return segments
+        whole = "".join(text for text, _ in segments)
+        turn = (len(segments[0].text), len(whole))
+        lost = self._compare(conversation, whole, {len(before): turn})
+        return Example(segments, self.begin, self.end, lost)
 
     def _plain_prompt(self, messages: list[Message]) -> str:
         if [message["role"] for message in messages] not in PLAIN_PROMPTS:

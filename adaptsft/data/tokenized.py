@@ -7,6 +7,7 @@ held-out split do not change tokens: they are applied here, on opening.
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -207,6 +208,12 @@ def _open(
         unread = dict.fromkeys(column for file in own for column in file.facts.unread)
         if unread:
             log(f"{source.name}: columns that nothing reads: {', '.join(unread)}")
+        lost: Counter[str] = Counter()
+        for file in own:
+            lost.update(file.facts.lost)
+        if lost:
+            fields = ", ".join(f"{name} in {count:,} examples" for name, count in lost.items())
+            log(f"{source.name}: the template does not show {fields} (data.lost_text=allow)")
         if bad := [line for file in own for line in file.facts.skipped]:
             log(f"{source.name}: {len(bad):,} bad records skipped, the first: {bad[0]}")
         skipped += bad
