@@ -173,7 +173,8 @@ class ObjectiveConfig:
     )
     exempt: str = key(
         "none",
-        "tokens that keep NLL whatever the objective: end of text, or all special tokens",
+        "tokens that keep NLL whatever the objective: what ends a turn or a text, or all special "
+        "tokens",
         ("none", "eos", "special"),
     )
     unit_mass: bool = key(
