@@ -33,6 +33,12 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnE
         f"plan: {data.steps:,} steps of {config.train.global_batch_size:,} examples = "
         f"{data.sampler.extent(data.steps)}"
     )
+    if config.train.global_batch_size > data.sampler.epoch_size:
+        print0(
+            f"warning: train.global_batch_size={config.train.global_batch_size} is more than the "
+            f"{data.sampler.epoch_size:,} examples of an epoch, so that every step has some of "
+            "them several times: lower it"
+        )
     if end.warning:
         print0(f"warning: {end.warning}")
 
