@@ -38,6 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 from adaptsft.command_line import print_error
 from adaptsft.config.load import read_config
 from adaptsft.config.schema import DataConfig
+from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
 from adaptsft.errors import CheckpointError, UserError
 from adaptsft.model.attention import has_softcap
@@ -119,22 +120,41 @@ def answer(
     sampling: dict[str, Any] = {"do_sample": options.temperature > 0}
     if options.temperature > 0:
         sampling |= {"temperature": options.temperature, "top_p": 1.0, "top_k": 0}
-    stops = {tokenizer.eos_token_id, *_ids(model.generation_config.eos_token_id)} - {None}
+    end = turn_end(template)
+    stops = end.stop_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    if end.strings:
+        sampling |= {"stop_strings": list(end.strings), "tokenizer": tokenizer}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         **sampling,
         max_new_tokens=options.max_new_tokens,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        eos_token_id=sorted(stops) or None,
+        # an end that is text is on the screen before it is known to be one
+        streamer=None if end.strings else Printer(tokenizer, stops),
+        eos_token_id=stops or None,
         pad_token_id=pad,
     )
-    return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
+    ids = output[0, prompt.shape[1] :].tolist()
+    reply = tokenizer.decode([i for i in ids if i not in stops], skip_special_tokens=True)
+    for text in end.strings:
+        reply = reply.partition(text)[0]
+    if end.strings:
+        print(reply)
+    return reply
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+class Printer(TextStreamer):
+    """Prints an answer as it is generated, without the token that ends it, which need not be one
+    that the tokenizer calls special."""
+
+    def __init__(self, tokenizer: Any, stops: list[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stops = stops
+
+    def put(self, value: torch.Tensor) -> None:
+        if value.ndim > 1 or int(value) not in self.stops:
+            super().put(value)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.loader import BatchLoader
+from adaptsft.data.stop import turn_end
+from adaptsft.data.template import Template
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.checkpoint import Checkpointer
 from adaptsft.distributed.ranks import print0, rank, rank0_first
@@ -61,6 +63,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         check_lengths(pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
@@ -74,7 +77,7 @@ def train(config: Config) -> dict[str, Any]:
         check_fused_loss_matches_model(model, loader.first_batch())
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader)
-        log_run_header(run, model, data)
+        log_run_header(run, model, data, end)
         metrics = run.enter(Metrics(run, model, objective, data, first))
         checkpointer = run.enter(Checkpointer(run.folder / "checkpoints", config.checkpoint))
         evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
@@ -139,7 +142,7 @@ def train(config: Config) -> dict[str, Any]:
         if first == data.steps and (run.folder / "final").is_dir():
             print0(f"{run.folder} is finished already")
             return run.result
-        export(model, pretrained, run.folder / "final", config.checkpoint.export_dtype)
+        export(model, pretrained, run.folder / "final", config.checkpoint.export_dtype, end)
         print0(
             f"{run.folder / 'final'} is a Hugging Face model; talk to it: "
             f"python -m adaptsft.chat {run.folder}"

@@ -198,7 +198,8 @@ class ObjectiveConfig:
     )
     exempt: str = key(
         "none",
-        "tokens that keep NLL whatever the objective: end of text, or all special tokens",
+        "tokens that keep NLL whatever the objective: what ends a turn or a text, or all special "
+        "tokens",
         ("none", "eos", "special"),
     )
     unit_mass: bool = key(
@@ -239,7 +240,9 @@ class ControllerConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: float = key(1.0, "passes over the training data; ignored where max_steps is set")
+    epochs: float = key(
+        1.0, "passes over the training data, rounded up to whole steps; ignored with max_steps"
+    )
     max_steps: int = key(0, "optimizer steps (0: from epochs)")
     global_batch_size: int = key(
         32, "examples per optimizer step, over all ranks and micro-batches"

@@ -121,15 +121,9 @@ class BatchSampler:
         return assign_to_ranks(self.packs(step), self.data.lengths, self.world_size, size)[rank]
 
     def steps(self, epochs: float) -> int:
-        """Whole steps in so many epochs. Raises ConfigError where there is not even one."""
-        examples = round(epochs * self.epoch_size)
-        if examples < self.global_batch_size:
-            raise ConfigError(
-                f"train.epochs={epochs} of {self.epoch_size} examples is less than one step of "
-                f"train.global_batch_size={self.global_batch_size} examples; lower "
-                "train.global_batch_size, raise train.epochs or set train.max_steps"
-            )
-        return examples // self.global_batch_size
+        """Steps in which all examples of so many epochs are seen. Every step is whole: the last one
+        goes on into the next epoch."""
+        return max(1, -(-round(epochs * self.epoch_size) // self.global_batch_size))
 
     def epoch(self, step: int) -> float:
         """Epochs (of a stream: passes over its files) seen before a step."""

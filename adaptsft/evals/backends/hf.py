@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ class HuggingFace:
             self.model.set_attn_implementation("eager")
         self.renderer = Renderer(self.tokenizer, data, template)
         self.batch_size = batch_size
-        self.ends = end_tokens(self.model, self.tokenizer)
+        own = end_tokens(self.model, self.tokenizer)
+        self.ends = own | set(self.renderer.end.ids)
         self.context = context_window(self.model)
         commit = getattr(self.model.config, "_commit_hash", None)
         self.identity = {
@@ -126,13 +128,14 @@ class HuggingFace:
             "dtype": str(torch_dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(local) if cuda else "cpu",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        }
+        } | self.renderer.stops(own)
 
     def render(self, messages: list[Message]) -> str:
         return self.renderer.text(messages)
 
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
         """In batches of prompts of similar length."""
+        params = replace(params, stop=params.stop + self.renderer.end.strings)
         prompts = [self.renderer.ids(request.text or "") for request in requests]
         outputs: list[Output] = [Output("", "", 0)] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
