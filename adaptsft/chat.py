@@ -32,7 +32,7 @@ if __name__ == "__main__":
     parse(sys.argv[1:])  # ends here for --help and for a misspelt option: before torch is imported
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from adaptsft.command_line import print_error
@@ -42,6 +42,7 @@ from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
 from adaptsft.errors import CheckpointError, UserError
 from adaptsft.model.attention import has_softcap
+from adaptsft.model.language import load_whole
 
 
 def main(arguments: list[str]) -> int:
@@ -99,7 +100,7 @@ def load(name: str) -> tuple[Any, Any, Template]:
         source = folder / "final" if is_run else name
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
+        model = load_whole(source, dtype).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
     if has_softcap(model):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface
 
 from adaptsft.analysis.memory import Group, Memory, loss_bytes
 from adaptsft.config.schema import Config
@@ -24,6 +24,7 @@ from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.build import compute_dtype, freeze, prepare_block
+from adaptsft.model.language import causal_lm
 from adaptsft.model.modules import blocks, final_norm_of, head_of
 
 
@@ -44,14 +45,9 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     backend = _attention(config, settings, gpu, dtype)
     shape = (train.micro_batch_size, config.data.max_length)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = AutoModelForCausalLM.from_config(
-            model_config,
-            attn_implementation=attention.HF_ATTENTION_NAMES["sdpa"]
-            if backend == "sdpa"
-            else "documents_plan",
-            dtype=dtype,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        own = attention.HF_ATTENTION_NAMES["sdpa"]
+        name = own if backend == "sdpa" else "documents_plan"
+        model = causal_lm(model_config, name, dtype, config.model.trust_remote_code)
         model.config.use_cache = False
         freeze(model, config.model.freeze)
         groups = [Group.of(members, ranks) for members in _groups(model)]

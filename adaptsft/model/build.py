@@ -15,14 +15,15 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
-from adaptsft.model.load import load_weights
+from adaptsft.model.language import causal_lm
+from adaptsft.model.load import fitted, load_weights
 from adaptsft.model.loss import loss_settings, token_loss
 from adaptsft.model.modules import blocks, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
@@ -53,13 +54,13 @@ def build_model(
             "train.compile=true has no effect beside train.activation_checkpointing where "
             "attention runs by sdpa: turn one off"
         )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            pretrained.config,
-            attn_implementation=attention.HF_ATTENTION_NAMES[backend],
-            dtype=torch.float32,
-            trust_remote_code=config.trust_remote_code,
-        )
+
+    def on_meta() -> PreTrainedModel:
+        with torch.device("meta"):
+            name = attention.HF_ATTENTION_NAMES[backend]
+            return causal_lm(pretrained.config, name, torch.float32, config.trust_remote_code)
+
+    model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
     if config.param_dtype == "bf16":
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay fp32
@@ -70,13 +71,14 @@ def build_model(
     model.attention_backend = backend
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
+    tied = head_of(model).weight is embedding_of(model).weight
     shard_model(model, mesh, dtype)
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
     restore_buffers(model)
-    raise_on_all_ranks(lambda: load_weights(model, pretrained.folder, pretrained.new_tokens))
-    tied = head_of(model).weight is embedding_of(model).weight
-    assert tied == bool(text_config.tie_word_embeddings), "head and embeddings are no longer tied"
+    raise_on_all_ranks(lambda: load_weights(model, stored, pretrained.new_tokens))
+    model.stored = stored
+    assert tied == (head_of(model).weight is embedding_of(model).weight), "no longer tied"
     return model.train()
 
 

@@ -45,6 +45,13 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
             f"model.path={config.path}: no *.safetensors in it; load and save the model once with "
             "transformers to convert it"
         )
+    if quantized := getattr(model_config, "quantization_config", None):
+        method = dict(quantized).get("quant_method", "unknown")
+        raise ConfigError(
+            f"model.path={config.path}: its weights are quantised (quantization_config in "
+            f"config.json: {method}), and only plain ones can be trained: name the checkpoint that "
+            "it was made from, or save a dequantised one with transformers"
+        )
     tokenizer = _load_tokenizer(config, folder)
     known = len(tokenizer)
     for token in config.add_tokens:

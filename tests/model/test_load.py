@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError
-from adaptsft.model.load import HEAD
 from adaptsft.model.pretrained import load_pretrained
 from tests.model.batches import built
+
+HEAD = "lm_head.weight"
 
 
 def test_files_that_do_not_fit_are_refused_by_name(tiny_model, tmp_path, device):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from adaptsft.config.load import read_config
@@ -23,6 +23,7 @@ from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.model.attention import has_softcap
+from adaptsft.model.language import load_whole
 
 
 def locate(name: str) -> tuple[str, DataConfig, str]:
@@ -107,7 +108,7 @@ class HuggingFace:
         }[dtype]
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype)
+            model = load_whole(path, torch_dtype)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--model {name}: {str(error).strip().splitlines()[0]}") from None
         self.model: Any = model.to(local).eval()
