@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from adaptsft import export as export_command
 from adaptsft.config.load import read_config, save_config
 from adaptsft.data.collator import Batch
+from adaptsft.data.stop import TurnEnd
 from adaptsft.model.export import export
 from adaptsft.model.tiny import SAMPLE_TEXT, bpe_tokenizer
 from adaptsft.objectives.build import NLL
@@ -79,7 +80,7 @@ def trained_and_exported(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.01)
-    export(model, pretrained, folder, "fp32")
+    export(model, pretrained, folder, "fp32", TurnEnd())
     again, info = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(info.values()), info
     assert_same(model, batch, again)
