@@ -48,8 +48,9 @@ Log = Callable[[str], None]
 class TokenFile:
     """The tokenised examples of one file, memory-mapped. They are numbered from 0."""
 
-    def __init__(self, folder: Path, place: str, verify: bool) -> None:
-        self.folder, self.fingerprint, self.place = folder, folder.name, place
+    def __init__(self, folder: Path, records: Records, verify: bool) -> None:
+        self.folder, self.fingerprint = folder, folder.name
+        self.name, self.place = records.name, records.place
         try:
             if verify and json.loads((folder / CHECKSUMS).read_text()) != _checksums(folder):
                 raise ValueError("its sha256 is not the one written")
@@ -129,7 +130,7 @@ def tokenize_once(
             ) from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    return TokenFile(final, records.place, verify)
+    return TokenFile(final, records, verify)
 
 
 def throttled(log: Log) -> Log:

@@ -38,9 +38,10 @@ SETTLED = 2.0
 
 @dataclass(frozen=True)
 class Records:
-    """An open source: a fingerprint of its content, what a place in it is called (this and a
-    number), and its records."""
+    """An open source: its name, a fingerprint of its content, what a place in it is called (this
+    and a number), and its records."""
 
+    name: str
     fingerprint: str
     place: str
     read: Callable[[], Iterator[Entry]]
@@ -58,7 +59,7 @@ def open_records(source: SourceConfig, cache: Path) -> Records:
     if path is None:
         table = _load_hub(source)
         name = f"{source.path}, {source.split}" + (f", {source.subset}" if source.subset else "")
-        return Records(table._fingerprint, f"{name}: row ", lambda: _read_table(table))
+        return Records(name, table._fingerprint, f"{name}: row ", lambda: _read_table(table))
     separator, read = ":", read_json_lines
     kind = kind_of(path)
     if kind == ".parquet":
@@ -68,7 +69,7 @@ def open_records(source: SourceConfig, cache: Path) -> Records:
     elif is_json_array(path, source.path):
         separator, read = ": item ", read_json_array
     fingerprint = _content_hash(path, cache / "hashes")
-    return Records(fingerprint, source.path + separator, lambda: read(path, source.path))
+    return Records(source.path, fingerprint, source.path + separator, lambda: read(path, source.path))
 
 
 def _content_hash(path: Path, notes: Path) -> str:

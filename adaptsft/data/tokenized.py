@@ -69,6 +69,11 @@ class TokenizedData:
         file, number = self._locate(i)
         return file.where(number)
 
+    def place(self, i: int) -> tuple[str, int]:
+        """Where the example comes from: its file, and the line, item or row there."""
+        file, number = self._locate(i)
+        return file.name, int(file.places[number])
+
     @cached_property
     def _ends(self) -> list[int]:
         """Of each file, the number after that of its last example."""
