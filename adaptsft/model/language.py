@@ -23,7 +23,14 @@ from adaptsft.errors import ConfigError
 
 # Language parts for which transformers has no causal language model of their own: a linear head
 # without bias on the last hidden state, which the tests compare with the whole model.
-PLAIN_HEADS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text", "glm_ocr_text"}
+PLAIN_HEADS = {
+    "glm4v_text",
+    "glm_ocr_text",
+    "hunyuan_vl_text",
+    "qwen2_5_vl_text",
+    "qwen2_vl_text",
+    "qwen3_vl_text",
+}
 
 # Keys of a language model's configuration that change its logits
 LOGIT_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -48,11 +55,12 @@ def causal_lm(
     settings: Any = config
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
     if whole := multimodal_class(config):
-        _check_scales(config, whole)
         settings = copy.deepcopy(config.get_text_config())
-        settings.tie_word_embeddings = bool(
-            whole._tied_weights_keys and getattr(config, "tie_word_embeddings", False)
-        )
+        own_head = bool(whole._tied_weights_keys)  # else it holds a whole causal language model
+        if own_head:
+            _check_scales(config, whole)
+        tying = config if own_head else settings
+        settings.tie_word_embeddings = bool(getattr(tying, "tie_word_embeddings", False))
         settings._name_or_path = config._name_or_path
         if type(settings) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             return _with_plain_head(config, settings, options)

@@ -90,14 +90,19 @@ def load_weights(model: nn.Module, stored: Stored, new_tokens: list[int]) -> Non
     dtype.
 
     `new_tokens` are ids that the files do not know: their vectors in the embedding and in the head
-    start at the mean of the others. Raises ConfigError where a tensor has another shape.
+    start at the mean of the others. Raises ConfigError where a tensor has another shape, and where
+    a file is damaged, also one that only the export will read.
     """
     names = stored.names.stored
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     whole: Any = model
     widened = {id(whole.get_input_embeddings().weight), id(whole.get_output_embeddings().weight)}
-    for file in sorted({stored.files[old] for old in names.values()}):
+    copied = stored.names.copied
+    for file in sorted({stored.files[old] for old in [*names.values(), *copied]}):
         with _opened(file) as opened:
+            for old in copied:
+                if stored.files[old] == file:
+                    opened.get_slice(old)
             for name, old in names.items():
                 if stored.files[old] == file:
                     added = new_tokens if id(tensors[name]) in widened else []

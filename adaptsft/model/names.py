@@ -80,7 +80,8 @@ def names_of(model: PreTrainedModel, config: Any, folder: Path, files: Iterable[
         unused = [name for name in unused if not ignored.search(name)]
     missing = sorted(set(wanted) - read.keys())
     if missing or (unused and whole_class is None):
-        _refuse(model, folder, missing, unused, head)
+        unknown = sorted(set(unused) - set(matched.found.values()))
+        _refuse(model, folder, missing, unknown, head)
     if whole_class is not None:
         return Names(read, read, unused, twins)
     exported = {name: name if name in matched.prefixed else old for name, old in read.items()}

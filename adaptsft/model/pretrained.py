@@ -52,7 +52,7 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
             f"config.json: {method}), and only plain ones can be trained: name the checkpoint that "
             "it was made from, or save a dequantised one with transformers"
         )
-    tokenizer = _load_tokenizer(config, folder)
+    tokenizer = load_tokenizer(config, folder)
     known = len(tokenizer)
     for token in config.add_tokens:
         if not token.strip() or token in tokenizer.get_vocab():
@@ -78,7 +78,7 @@ def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
         )
 
 
-def _load_tokenizer(config: ModelConfig, folder: Path) -> Any:
+def load_tokenizer(config: ModelConfig, folder: Path | str) -> Any:
     wanted = config.tokenizer or folder
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(

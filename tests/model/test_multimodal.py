@@ -17,6 +17,7 @@ from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.in_training import generating
 from adaptsft.evals.protocol import Sampling
 from adaptsft.train import train
+from tests.conftest import REPO
 from tests.model.batches import built
 from tests.model.checkpoints import (
     changed,
@@ -155,6 +156,11 @@ def test_the_loss_of_a_text_is_the_whole_models_and_the_whole_is_exported(
     assert kept and not language & kept
 
 
+def test_the_guide_names_what_is_tested():
+    guide = (REPO / "docs" / "guide.md").read_text()
+    assert all(f"`{model_type}`" in guide for model_type in MODELS)
+
+
 def test_older_and_newer_names_are_written_as_they_were(tmp_path, device):
     source = multimodal(tmp_path / "saved", "llava")
     assert "language_model.model.norm.weight" in names_in(source)
@@ -261,6 +267,11 @@ def test_language_parts_that_cannot_be_trained_are_refused(tmp_path, device):
     scaled = parts({"model_type": "cohere2", "sliding_window": 8}, SIGLIP, image_token_index=5)
     folder = saved(tmp_path / "aya", "aya_vision", AutoModelForImageTextToText, **scaled)
     with pytest.raises(ConfigError, match=r"logit_scale=.* is not applied by.*AyaVision"):
+        built(folder, device)
+    folder = saved(
+        tmp_path / "git", "git", AutoModelForImageTextToText, **TEXT | {"vision_config": TOWER}
+    )
+    with pytest.raises(ConfigError, match=r"model_type=git: its attention is its own"):
         built(folder, device)
     folder = multimodal(tmp_path / "saved", "qwen2_vl")
     name = "model.layers.1.mlp.up_proj.weight"
