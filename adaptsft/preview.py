@@ -10,7 +10,9 @@ same cache.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from adaptsft.command_line import first_answer, print_error
@@ -66,23 +68,17 @@ from adaptsft.model.pretrained import load_tokenizer
 class Preview:
     """The data of a run, as its examples and as lines about them."""
 
-    def __init__(self, config: Config) -> None:
-        """Tokenises what is not in the cache. Raises ConfigError and DataError."""
+    def __init__(self, config: Config, log: Callable[[str], None]) -> None:
+        """Tokenises what is not in the cache; what becomes of the records goes to `log`. Raises
+        ConfigError and DataError."""
         self.config = config
         source = local_model_folder(config.model) or config.model.path
         self.tokenizer: Any = load_tokenizer(config.model, source)
         self.tokenizer.add_tokens(config.model.add_tokens)
         shard = make_shard(config, list_files(config.data), 0, 0) if config.data.stream else None
-        self.notes: list[str] = []
-        self.data, self.held_out = open_data(
-            config.data, self.tokenizer, config.seed, self._note, shard=shard
-        )
+        self.data, _ = open_data(config.data, self.tokenizer, config.seed, log, shard=shard)
         self.template = Template(self.tokenizer, config.data)
         self.end: TurnEnd = turn_end(self.template)
-
-    def _note(self, line: str) -> None:
-        self.notes.append(line)
-        print(line, file=sys.stderr)
 
     def examples(self, most: int | None) -> Iterator[int]:
         """The first ones of each source, None: all."""
@@ -142,20 +138,20 @@ class Preview:
 def runs(mask: np.ndarray) -> Iterator[tuple[slice, bool]]:
     """The stretches of equal values of a mask: (where, value)."""
     edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(mask)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         yield slice(begin, end), bool(mask[begin])
 
 
 def histogram(lengths: np.ndarray) -> list[str]:
     """Lines with the number of examples in equal steps of length."""
-    counts, edges = np.histogram(lengths, bins=min(BARS, int(np.ptp(lengths)) + 1))
-    width = len(f"{lengths.max():,}")
+    step = -(-(int(np.ptp(lengths)) + 1) // BARS)
+    edges = np.arange(lengths.min(), lengths.max() + step + 1, step)
+    counts, _ = np.histogram(lengths, edges)
+    width = len(f"{edges[-1]:,}")
     return [
-        f"  {int(np.ceil(low)):>{width},} to {int(np.ceil(high)) - (not last):>{width},}  "
+        f"  {low:>{width},} to {low + step - 1:>{width},}  "
         f"{'#' * round(40 * count / counts.max()):40}  {count:,}"
-        for count, low, high, last in zip(
-            counts, edges, edges[1:], [False] * (len(counts) - 1) + [True], strict=False
-        )
+        for count, low in zip(counts, edges[:-1].tolist(), strict=True)
     ]
 
 
@@ -176,7 +172,9 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     most = None if options.all else options.examples
     try:
-        preview = Preview(load_config(with_run_dir(options.settings)))
+        config = load_config(with_run_dir(options.settings))
+        # standard output is for the objects
+        preview = Preview(config, partial(print, file=sys.stderr if options.json else sys.stdout))
     except UserError as error:
         return print_error("adaptsft.preview", error)
     if options.json:

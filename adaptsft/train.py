@@ -51,6 +51,7 @@ from adaptsft.training.optim import (
     scale_and_clip,
 )
 from adaptsft.training.resume import resume_or_prepare
+from adaptsft.training.run_folder import train_on
 from adaptsft.training.setup import open_run
 
 PREEMPTED = 75  # exit code of a run that was asked to stop, and saved
@@ -140,7 +141,7 @@ def train(config: Config) -> dict[str, Any]:
         checkpointer.wait()
         run.watchdog.stop()
         if first == data.steps and (run.folder / "final").is_dir():
-            print0(f"{run.folder} is finished already")
+            print0(f"{run.folder} is finished already{train_on(run.folder)}")
             return run.result
         export(model, pretrained, run.folder / "final", config.checkpoint.export_dtype, end)
         print0(

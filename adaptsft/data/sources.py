@@ -69,7 +69,8 @@ def open_records(source: SourceConfig, cache: Path) -> Records:
     elif is_json_array(path, source.path):
         separator, read = ": item ", read_json_array
     fingerprint = _content_hash(path, cache / "hashes")
-    return Records(source.path, fingerprint, source.path + separator, lambda: read(path, source.path))
+    place = source.path + separator
+    return Records(source.path, fingerprint, place, lambda: read(path, source.path))
 
 
 def _content_hash(path: Path, notes: Path) -> str:

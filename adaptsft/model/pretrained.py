@@ -1,5 +1,6 @@
 """What surrounds the weights of a model: its configuration, tokenizer and generation settings."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,9 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
             "it was made from, or save a dequantised one with transformers"
         )
     tokenizer = load_tokenizer(config, folder)
-    known = len(tokenizer)
-    for token in config.add_tokens:
-        if not token.strip() or token in tokenizer.get_vocab():
-            reason = "a token of the tokenizer already" if token.strip() else "empty"
-            raise ConfigError(f"model.add_tokens: {token!r} is {reason}: leave it out")
-    tokenizer.add_tokens(config.add_tokens)
     text_config = model_config.get_text_config()
-    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
-    new_tokens = list(range(known, len(tokenizer)))
+    new_tokens = _add_tokens(config, tokenizer, text_config.vocab_size)
+    text_config.vocab_size = max([text_config.vocab_size - 1, *new_tokens]) + 1
     return Pretrained(folder, model_config, tokenizer, generation, new_tokens)
 
 
@@ -76,6 +71,29 @@ def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
             "lower data.max_length, or raise the positions there if the model supports longer "
             "contexts"
         )
+
+
+def _add_tokens(config: ModelConfig, tokenizer: Any, rows: int) -> list[int]:
+    """Add model.add_tokens to the tokenizer of a model whose embedding has so many rows; returns
+    their ids. Raises ConfigError."""
+    vocabulary = tokenizer.get_vocab()
+    for token in config.add_tokens:
+        if not token.strip() or vocabulary.get(token, rows) < rows:
+            reason = "a token of the tokenizer already" if token.strip() else "empty"
+            raise ConfigError(f"model.add_tokens: {token!r} is {reason}: leave it out")
+    outside = {i: token for token, i in vocabulary.items() if i >= rows}
+    names = [outside[i] for i in sorted(outside) if outside[i] not in config.add_tokens]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        listed = json.dumps([*config.add_tokens, *names[:5]], ensure_ascii=False)
+        raise ConfigError(
+            f"model.tokenizer={config.tokenizer or config.path}: the tokenizer has ids up to "
+            f"{max(outside)}, and the model's embedding {rows} rows (vocab_size in config.json): "
+            f"none for {', '.join(map(repr, names[:5]))}{more}. Set model.tokenizer to the model's "
+            f"own, or have rows added for them: model.add_tokens='{listed}'{more}"
+        )
+    tokenizer.add_tokens(config.add_tokens)
+    return sorted(tokenizer.convert_tokens_to_ids(config.add_tokens))
 
 
 def load_tokenizer(config: ModelConfig, folder: Path | str) -> Any:

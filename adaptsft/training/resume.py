@@ -30,7 +30,7 @@ from adaptsft.errors import CheckpointError
 from adaptsft.files import lock
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.training.quantiles import set_quantile_thresholds
-from adaptsft.training.run_folder import write_what_is_run
+from adaptsft.training.run_folder import train_on, write_what_is_run
 from adaptsft.training.setup import Run
 
 
@@ -64,7 +64,7 @@ def check_position(found: Path, data: TrainingData) -> int:
     if numbers["fingerprint"] != data.position(numbers["step"])["fingerprint"]:
         raise CheckpointError(
             f"{found}: the training data has changed since this checkpoint was written (or its "
-            "tokenizer or template)"
+            f"tokenizer or template){train_on(found.parent.parent)}"
         )
     if (ranks := numbers.get("ranks", sampler.world_size)) != sampler.world_size:
         raise CheckpointError(
@@ -74,6 +74,7 @@ def check_position(found: Path, data: TrainingData) -> int:
     if numbers["step"] > data.steps:
         raise CheckpointError(
             f"{found}: has taken {numbers['step']} steps, more than the {data.steps} of this run"
+            f"{train_on(found.parent.parent)}"
         )
     return numbers["step"]
 

@@ -51,7 +51,7 @@ def find_checkpoint(config: Config) -> Path | None:
         if changed := differences(read_config(saved), config):
             raise ConfigError(
                 f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): "
-                "choose another run_dir, or undo the change"
+                f"choose another run_dir, or undo the change{train_on(run)}"
             )
     check_writable(run)
     complete = checkpoint.complete_checkpoints(run / "checkpoints")
@@ -67,11 +67,21 @@ def find_checkpoint(config: Config) -> Path | None:
     if origin.is_file() and (changed := differences(read_config(origin), config)):
         raise CheckpointError(
             f"resume={found} belongs to a run with another configuration ({'; '.join(changed)}): "
-            "start from its final/ model"
+            f"undo the change, or leave resume out{train_on(origin.parent)}"
         )
     if rank() == 0:
         checkpoint.verify(found)
     return found
+
+
+def train_on(run: Path) -> str:
+    """The end of a message: how to go on from the model of a finished run."""
+    if not (run / "final").is_dir():
+        return ""
+    return (
+        f". To train its model on, with other data, steps or settings: model.path={run / 'final'} "
+        "and another run_dir"
+    )
 
 
 def check_same_checkpoint(found: Path | None) -> None:

@@ -40,8 +40,8 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     )
 
 
-def built(folder: Path, device: torch.device) -> tuple[ShardedModel, Pretrained]:
-    config = ModelConfig(path=str(folder))
+def built(folder: Path, device: torch.device, **settings) -> tuple[ShardedModel, Pretrained]:
+    config = ModelConfig(path=str(folder), **settings)
     pretrained = load_pretrained(config)
     model = build_model(config, TrainConfig(), pretrained, device_mesh(device, 1), device)
     assert model.attention_backend == "sdpa"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError
@@ -54,3 +54,30 @@ def test_weights_in_several_files_and_bf16_are_read_into_fp32_masters(tiny_model
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter.full_tensor(), original.state_dict()[name].float()), name
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows(tiny_model, tmp_path, device):
+    """As Gemma 3's of 1 B parameters: the message names the tokens, and a fix that works."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("llama", tied=False), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<image>", "<ünder>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError) as caught:
+        load_pretrained(ModelConfig(path=str(folder)))
+    said = str(caught.value)
+    assert f"ids up to {rows + 1}" in said and f"{rows} rows" in said
+    assert "none for '<image>', '<ünder>'" in said and "model.tokenizer" in said
+    fix = """model.add_tokens='["<image>", "<ünder>"]'"""
+    assert said.endswith(fix)
+    with pytest.raises(ConfigError, match="none for '<ünder>'"):
+        load_pretrained(ModelConfig(path=str(folder), add_tokens=["<image>"]))
+    added = load_pretrained(ModelConfig(path=str(folder), add_tokens=["<image>", "<ünder>"]))
+    assert added.new_tokens == [rows, rows + 1] and added.config.vocab_size == rows + 2
+    model, _ = built(folder, device, add_tokens=["<image>", "<ünder>"])
+    weights = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    embedding = model.get_input_embeddings().weight.full_tensor()
+    assert torch.allclose(embedding[rows:], weights.mean(0).expand(2, -1), atol=1e-7)
+    with pytest.raises(ConfigError, match="'what' is a token of the tokenizer already"):
+        load_pretrained(ModelConfig(path=str(folder), add_tokens=["what", "<image>", "<ünder>"]))
