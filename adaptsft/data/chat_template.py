@@ -18,7 +18,7 @@ from adaptsft.data.messages import Message
 from adaptsft.errors import ConfigError, DataError
 
 # how templates ask for the day
-TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
 
 
 class ChatTemplate:

@@ -12,7 +12,7 @@ from adaptsft.data.layout import Layout
 from adaptsft.data.readers import Entry
 from adaptsft.data.sources import Records
 from adaptsft.data.template import Example, Template
-from adaptsft.errors import DataError
+from adaptsft.errors import ConfigError, DataError
 
 LOOK_AHEAD = 1000  # records in which others like the first bad one are counted
 NAMED = 5  # of these
@@ -93,6 +93,8 @@ class RecordReader:
             value = record.get(self.layout.names["id"])
             self.ids.check(value, place)
             examples = self.template.examples(self.layout.conversation(record))
+        except ConfigError:  # not of this record
+            raise
         except DataError as error:
             return DataError(f"{where}: {error}")
         except RecursionError:
