@@ -1,6 +1,7 @@
 """What a template drops or adds is an error, and what it only writes in another way is none."""
 
 import datetime
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def test_variables_of_the_template(settings):
         )
     )
     record = {"messages": [USER, ASSISTANT]}
-    write(Path(settings.path), record, record | other)
+    other = record | {"chat_template_kwargs": json.dumps({"mode": "/b "})}
+    write(Path(settings.path), record, other)
     data = open_data(replace(settings, template_kwargs={"mode": "/a "}), tok, 0, quiet)[0]
     texts = [tok.decode(data.example(i)[0]) for i in range(2)]
     assert ["/a So." in texts[0], "/b So." in texts[1]] == [True, True]
