@@ -9,12 +9,15 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft import chat, export
-from adaptsft.model.tiny import bpe_tokenizer, make_tiny_model
+from adaptsft.model.tiny import CHATML, make_tiny_model
 from adaptsft.train import train
+from tests.data.records import GEMMA, LLAMA3
+from tests.data.templates import MISTRAL, PHI, made
 from tests.evals.pipeline import evals, samples_of
 from tests.runs import metrics_of, small_config
 
 CAPITALS = {"Capital of Peru?": "Lima.", "Capital of Chile?": "Santiago."}
+STOPPED = {question: (answer, "stop") for question, answer in CAPITALS.items()}
 TASK = """
 title: Capitals
 group: Capitals
@@ -32,15 +35,11 @@ SPELLED = (
 )
 
 
-def trained(folder: Path, **tokenizer) -> Path:
-    """A run folder. The base model is as Qwen2.5's: its turns end otherwise than its eos_token."""
-    made = bpe_tokenizer([*CAPITALS, *CAPITALS.values()], 320, **tokenizer)
-    made.eos_token = "<|endoftext|>"
-    model = make_tiny_model(folder / "model", "qwen2", tokenizer=made)
+def trained(folder: Path, tokenizer, arch: str = "qwen2", **settings) -> Path:
+    """A run folder. The base model has the tokenizer's eos_token in all of its files."""
+    model = make_tiny_model(folder / "model", arch, tokenizer=tokenizer)
     generation = json.loads((model / "generation_config.json").read_text())
-    assert (
-        generation["eos_token_id"] == made.eos_token_id != made.convert_tokens_to_ids("<|im_end|>")
-    )
+    assert generation["eos_token_id"] == tokenizer.eos_token_id
     pairs = [{"question": asked, "answer": answer} for asked, answer in CAPITALS.items()]
     for name in ("data.jsonl", "capitals.jsonl"):
         (folder / name).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -57,6 +56,7 @@ def trained(folder: Path, **tokenizer) -> Path:
         eval__tasks=[str(folder / "capitals.yaml")],
         eval__data_dir=folder,
         eval__max_tokens=30,
+        **settings,
     )
     train(config)
     return folder / "run"
@@ -64,7 +64,8 @@ def trained(folder: Path, **tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return trained(tmp_path_factory.mktemp("chatml"))
+    """As Qwen2.5's base models: the template ends its turns with another token than eos_token."""
+    return trained(tmp_path_factory.mktemp("chatml"), made(CHATML))
 
 
 def answers(folder: Path, model: Path, *options: str) -> dict[str, tuple[str, str]]:
@@ -81,15 +82,11 @@ def answers(folder: Path, model: Path, *options: str) -> dict[str, tuple[str, st
     }
 
 
-STOPPED = {question: (answer, "stop") for question, answer in CAPITALS.items()}
-
-
-def test_generate_of_transformers_stops(run):
-    model = AutoModelForCausalLM.from_pretrained(run / "final")
-    tokenizer = AutoTokenizer.from_pretrained(run / "final")
-    ends = [tokenizer.convert_tokens_to_ids(end) for end in ("<|im_end|>", "<|endoftext|>")]
-    assert json.loads((run / "final/generation_config.json").read_text())["eos_token_id"] == ends
-    for question, answer in CAPITALS.items():
+def generated(final: Path) -> dict[str, str]:
+    """{question: answer with its special tokens}, by generate() of transformers."""
+    model = AutoModelForCausalLM.from_pretrained(final)
+    tokenizer, found = AutoTokenizer.from_pretrained(final), {}
+    for question in CAPITALS:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}],
             add_generation_prompt=True,
@@ -97,7 +94,35 @@ def test_generate_of_transformers_stops(run):
             return_dict=True,
         )
         ids = model.generate(**prompt, max_new_tokens=30, do_sample=False)
-        assert tokenizer.decode(ids[0, prompt.input_ids.shape[1] :]) == f"{answer}<|im_end|>"
+        found[question] = tokenizer.decode(ids[0, prompt.input_ids.shape[1] :])
+    return found
+
+
+def ended(end: str) -> dict[str, str]:
+    return {question: answer + end for question, answer in CAPITALS.items()}
+
+
+def test_generate_of_transformers_stops(run):
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    ends = [tokenizer.convert_tokens_to_ids(end) for end in ("<|im_end|>", "<|endoftext|>")]
+    assert json.loads((run / "final/generation_config.json").read_text())["eos_token_id"] == ends
+    assert generated(run / "final") == ended("<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(LLAMA3, "<|eot_id|>"), (GEMMA, "<end_of_turn>"), (PHI, "<|end|>"), (MISTRAL, "</s>")],
+    ids=["llama3", "gemma", "phi", "mistral"],
+)
+def test_so_do_models_of_other_families(tmp_path, template, end, capsys):
+    eos = "</s>" if template is MISTRAL else "<|endoftext|>"
+    run = trained(tmp_path, made(template, eos, bos_token="<bos>"), "llama")
+    assert {key: text.lstrip() for key, text in generated(run / "final").items()} == ended(end)
+    assert {key: (text.strip(), why) for key, (text, why) in answers(tmp_path, run).items()} == (
+        STOPPED
+    )
+    assert chat.main([str(run), "--prompt", "Capital of Peru?", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.strip().endswith("Lima.")
 
 
 def test_chat_stops(run, capsys):
@@ -159,7 +184,7 @@ def test_the_end_of_a_turn_can_keep_nll(run):
 
 
 def test_an_end_that_is_no_token_is_said_and_ends_what_is_ours(tmp_path, capsys):
-    run = trained(tmp_path, chat_template=SPELLED)
+    run = trained(tmp_path, made(SPELLED))
     said = capsys.readouterr().err
     assert (
         "warning: the chat template ends an answer with '</turn>', which is not one token" in said
@@ -169,3 +194,13 @@ def test_an_end_that_is_no_token_is_said_and_ends_what_is_ours(tmp_path, capsys)
     assert capsys.readouterr().out.endswith("Lima.\n")
     last = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])["tasks"]["capitals"]
     assert last["truncated"] == 0.0
+
+
+def test_an_end_that_was_added_as_a_token_stops_all_and_is_in_no_answer(tmp_path, capsys):
+    """model.add_tokens adds tokens that the tokenizer does not call special."""
+    run = trained(tmp_path, made(SPELLED), model__add_tokens=["</turn>"])
+    assert "warning" not in capsys.readouterr().err
+    assert generated(run / "final") == ended("</turn>")
+    assert answers(tmp_path, run) == STOPPED
+    assert chat.main([str(run), "--prompt", "Capital of Peru?", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.endswith("Lima.\n")

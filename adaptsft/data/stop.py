@@ -40,7 +40,7 @@ def turn_end(template: Template) -> TurnEnd:
     if template.kind == "plain":
         return TurnEnd((tokenizer.eos_token_id,))
     answer = {"role": "assistant", "content": ANSWERED}
-    last = _after_answer(tokenizer, [answer])
+    last = _after_answer(template, [answer])
     if last is None:
         return TurnEnd(
             warning="what ends a turn is not known, since the chat template refuses a plain "
@@ -49,11 +49,11 @@ def turn_end(template: Template) -> TurnEnd:
     known = _Tokens(tokenizer)
     ids = known.found_in(last)
     # of an earlier turn: its own end where it has another, or what begins the turn after it
-    earlier = _after_answer(tokenizer, [answer, {"role": "user", "content": AGAIN}, answer], AGAIN)
+    earlier = _after_answer(template, [answer, {"role": "user", "content": AGAIN}, answer], AGAIN)
     middle = known.found_in(earlier or "")[:1]
-    inside = known.found_in(_after_thought(tokenizer, answer))
+    inside = known.found_in(_after_thought(template, answer))
     stops = [*ids, *(token for token in middle if token not in inside)]
-    stops = list(dict.fromkeys([*stops, *_end_of_calls(tokenizer, known)]))
+    stops = list(dict.fromkeys([*stops, *_end_of_calls(template, known)]))
     if ids:
         return TurnEnd(tuple(stops))
     if text := last.strip():
@@ -101,9 +101,9 @@ class _Tokens:
         return [self.ids[found] for found in self.pattern.findall(text)]
 
 
-def _after_answer(tokenizer: Any, turns: list[dict[str, Any]], upto: str = "") -> str | None:
+def _after_answer(template: Template, turns: list[dict[str, Any]], upto: str = "") -> str | None:
     """What follows the answer, as far as `upto`; None where the template renders no answer."""
-    for text in _renderings(tokenizer, turns):
+    for text in _renderings(template, turns):
         if ANSWERED in text and not upto:
             return text.rpartition(ANSWERED)[2]
         if ANSWERED in text:
@@ -111,23 +111,23 @@ def _after_answer(tokenizer: Any, turns: list[dict[str, Any]], upto: str = "") -
     return None
 
 
-def _after_thought(tokenizer: Any, answer: dict[str, Any]) -> str:
+def _after_thought(template: Template, answer: dict[str, Any]) -> str:
     """What stands between the thoughts of a turn and its answer: its tokens end no turn. gpt-oss
     has <|end|> there."""
     for name in ("reasoning_content", "thinking"):
-        for text in _renderings(tokenizer, [answer | {name: THOUGHT}]):
+        for text in _renderings(template, [answer | {name: THOUGHT}]):
             if THOUGHT in text:
                 return text.partition(THOUGHT)[2].partition(ANSWERED)[0]
     return ""
 
 
-def _end_of_calls(tokenizer: Any, known: _Tokens) -> list[int]:
+def _end_of_calls(template: Template, known: _Tokens) -> list[int]:
     """The special token that ends a turn of calls to tools: gpt-oss has <|call|>. One that closes
     each call, as </tool_call>, is none."""
     call = {"type": "function", "function": {"name": "qvxcall", "arguments": {"a": ANSWERED}}}
     for calls in ([call, call], [call]):
         turn = {"role": "assistant", "content": "", "tool_calls": calls}
-        for text in _renderings(tokenizer, [turn], TOOLS):
+        for text in _renderings(template, [turn], TOOLS):
             ids = known.found_in(text.partition(ANSWERED)[2])
             if ids[-1:] and ids.count(ids[-1]) == 1 and ids[-1] in known.special:
                 return ids[-1:]
@@ -137,7 +137,7 @@ def _end_of_calls(tokenizer: Any, known: _Tokens) -> list[int]:
 
 
 def _renderings(
-    tokenizer: Any, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    template: Template, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> Iterator[str]:
     """The conversation as the template has it: some want a system message, some refuse one, some
     want contents as lists of parts."""

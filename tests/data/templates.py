@@ -1,66 +1,65 @@
-"""Real chat templates of several families (TRL's wheel has them as their authors published them),
-and tokenizers for them: byte-level, and in SentencePiece's manner."""
+"""Short chat templates of several families, and tokenizers that have their tokens."""
 
-import importlib.util
-import re
-from pathlib import Path
+from adaptsft.model.tiny import CHATML
+from tests.data.records import GEMMA, LLAMA3, tokenizer
 
-import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from adaptsft.model.tiny import bpe_tokenizer
+def turns(user: str, assistant: str, system: str = "") -> str:
+    """A chat template, from what it makes of each role's content."""
+    cases = [("user", user), ("assistant", assistant), ("system", system or user)]
+    branches = "".join(
+        f"{{% {'elif' if i else 'if'} message.role == '{role}' %}}{text}"
+        for i, (role, text) in enumerate(cases)
+    )
+    return f"{{% for message in messages %}}{branches}{{% endif %}}{{% endfor %}}"
 
-FOLDER = Path((importlib.util.find_spec("trl") or pytest.importorskip("trl")).origin or "").parent
-# <|im_end|>, <end_of_turn>, [/INST], <｜end▁of▁sentence｜>, <turn|>, </s>
-SPECIAL = re.compile(
-    r"<[|｜][^<>\s'\"]+?[|｜]?>|<\w+[|]>|<(?:start|end)_of_turn>|\[/?[A-Z_]{4,}\]|</?s>"
+
+CONTENT = "{{ message.content }}"
+MISTRAL = turns(f"[INST] {CONTENT} [/INST]", f" {CONTENT}{{{{ eos_token }}}}")
+# the end-of-text token only where the conversation ends there
+PHI = (
+    turns(f"<|user|>\n{CONTENT}<|end|>\n", f"<|assistant|>\n{CONTENT}<|end|>\n")
+    + "{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}"
 )
+GPT_OSS = turns(
+    f"<|start|>user<|message|>{CONTENT}<|end|>",
+    "{% if message.thinking %}<|channel|>analysis<|message|>{{ message.thinking }}<|end|>"
+    f"{{% endif %}}<|channel|>final<|message|>{CONTENT}"
+    "{{ '<|return|>' if loop.last else '<|end|>' }}",
+)
+# the same without thoughts: nothing but a turn ends with <|end|>
+TWO_ENDS = turns(
+    f"<|user|>{CONTENT}",
+    f"<|assistant|>{CONTENT}{{{{ '<|return|>' if loop.last else '<|end|>' }}}}",
+)
+CALLS = turns(
+    f"<|user|>{CONTENT}<|end|>",
+    "{% if message.tool_calls %}{% for call in message.tool_calls %}<tool_call>"
+    "{{ call.function.arguments | tojson }}</tool_call>{% endfor %}<|call|>"
+    f"{{% else %}}{CONTENT}<|end|>{{% endif %}}",
+)
+NEWLINE_FIRST = CHATML.replace("<|im_end|>", "\n <|im_end|>")
+WANTS_SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+)
+IN_PARTS = CHATML.replace("{{ message['content'] }}", "{{ message['content'][0]['text'] }}")
+EOS_AT_THE_END = turns(f"User: {CONTENT}\n", f"Bot: {CONTENT}\n") + "{{ eos_token }}"
+COMMAND = turns(f"<USER>{CONTENT}<END_TURN>", f"<BOT><START>{CONTENT}<END><END_TURN>")
+
+SPECIAL = {
+    LLAMA3: ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    GEMMA: ("<start_of_turn>", "<end_of_turn>"),
+    MISTRAL: ("[INST]", "[/INST]", "</s>"),
+    PHI: ("<|user|>", "<|assistant|>", "<|end|>"),
+    GPT_OSS: ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"),
+    TWO_ENDS: ("<|user|>", "<|assistant|>", "<|end|>", "<|return|>"),
+    CALLS: ("<|user|>", "<|end|>", "<|call|>", "</tool_call>"),
+    COMMAND: ("<USER>", "<BOT>", "<START>", "<END>", "<END_TURN>"),
+}
 
 
-def template_of(name: str) -> str:
-    """The chat template of a family, such as qwen3."""
-    return (FOLDER / "chat_templates" / f"{name}.jinja").read_text()
-
-
-def byte_level(template: str) -> PreTrainedTokenizerFast:
-    return _with_specials(bpe_tokenizer([], 259, template), template)
-
-
-def sentencepiece(template: str, everywhere: bool) -> PreTrainedTokenizerFast:
-    """Pieces with ▁ for a space and bytes for what is no piece. A space stands before each text
-    between special tokens (`everywhere`, Llama 2's), or before the first only (Mistral's)."""
-    words = ("▁the", "▁is", "▁It", "▁4", "▁f", "▁def", "▁return", "▁tide", "▁user", "▁▁▁▁")
-    characters = [chr(code) for code in range(33, 127)] + ["▁"]
-    joined = {word[:end] for word in words for end in range(2, len(word) + 1)}
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters]
-    pieces += sorted(joined - set(characters))
-    merges = [(word[: end - 1], word[end - 1]) for word in words for end in range(2, len(word) + 1)]
-    model = models.BPE(
-        {piece: i for i, piece in enumerate(pieces)},
-        list(dict.fromkeys(merges)),
-        unk_token="<unk>",
-        byte_fallback=True,
-        fuse_unk=True,
-    )
-    tokenizer = Tokenizer(model)
-    if everywhere:
-        spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        tokenizer.normalizer = normalizers.Sequence(spaces)
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=False)
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-    made.chat_template = template
-    return _with_specials(made, template)
-
-
-def _with_specials(made: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
-    known = made.get_vocab()
-    made.add_tokens([t for t in sorted(set(SPECIAL.findall(template))) if t not in known], True)
-    if made.bos_token is None:
-        made.add_special_tokens({"bos_token": "<|bos|>"})
-    return made
+def made(template: str | None, eos: str = "<|endoftext|>", **added):
+    """A tokenizer whose eos_token is `eos`, whatever the template ends its turns with."""
+    tok = tokenizer(template, SPECIAL.get(template, ()))
+    tok.add_special_tokens({"eos_token": eos} | added)
+    return tok

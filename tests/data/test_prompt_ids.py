@@ -7,7 +7,7 @@ from adaptsft.data.encoding import Encoder
 from adaptsft.data.layout import Conversation
 from adaptsft.data.template import Template
 from adaptsft.errors import DataError
-from tests.data import templates
+from tests.data import real_templates
 
 FAMILIES = ("qwen2_5", "qwen3", "qwen3_instruct_2507", "llama3", "llama3_1", "llama3_2", "gemma")
 FAMILIES += ("gemma3", "phi3", "phi3_5", "cohere", "cohere2", "gptoss", "lfm2", "glm4moe")
@@ -55,10 +55,10 @@ def conversation(shape: str) -> Conversation:
 
 
 def made(kind: str, family: str):
-    source = templates.template_of(family)
+    source = real_templates.template_of(family)
     if kind == "byte-level":
-        return templates.byte_level(source)
-    return templates.sentencepiece(source, everywhere=kind == "Llama 2")
+        return real_templates.byte_level(source)
+    return real_templates.sentencepiece(source, everywhere=kind == "Llama 2")
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "Llama 2", "Mistral"])

@@ -10,7 +10,7 @@ import pytest
 from adaptsft.errors import DataError
 from adaptsft.model.tiny import CHATML
 from tests.conftest import REPO
-from tests.data import templates
+from tests.data import real_templates
 from tests.data.records import learned, opened, tokenizer
 
 REPORTS = REPO.parent / "shared" / "cases" / "reports"
@@ -24,7 +24,7 @@ def report(tmp_path, settings):
 
     def of(name: str, template: str = CHATML, **changes):
         shutil.copy(REPORTS / name, tmp_path / name)
-        tok = tokenizer(CHATML) if template == CHATML else templates.byte_level(template)
+        tok = tokenizer(CHATML) if template == CHATML else real_templates.byte_level(template)
         data = opened(settings, tok, path=str(tmp_path / name), **changes)
         return tok.decode(data.example(0)[0]), learned(data, tok)
 
@@ -33,7 +33,7 @@ def report(tmp_path, settings):
 
 @pytest.fixture
 def qwen() -> str:
-    return templates.template_of("qwen2_5")
+    return real_templates.template_of("qwen2_5")
 
 
 def test_tools_and_calls_are_shown_and_learned(report, qwen):
@@ -114,10 +114,10 @@ def test_text_alone_is_learned_whole_where_that_is_meant(report):
 
 
 def test_turns_that_a_template_rewrites_are_examples_of_their_own(tmp_path, report, settings):
-    qwen3 = templates.template_of("qwen3")
+    qwen3 = real_templates.template_of("qwen3")
     with pytest.raises(DataError, match=r"nothink2\.jsonl:1: .*data\.loss_on=each_turn"):
         report("nothink2.jsonl", qwen3)
-    tok = templates.byte_level(qwen3)
+    tok = real_templates.byte_level(qwen3)
     path = str(tmp_path / "nothink2.jsonl")
     data = opened(settings, tok, path=path, loss_on="each_turn")
     think = "<think>\n\n</think>\n\n"
@@ -128,8 +128,8 @@ def test_turns_that_a_template_rewrites_are_examples_of_their_own(tmp_path, repo
 
 def test_spaces_of_sentencepiece_stand_where_generation_has_them(tmp_path, settings):
     shutil.copy(REPORTS / "sp.jsonl", tmp_path / "sp.jsonl")
-    source = templates.template_of("llama3").replace("{{- bos_token }}", "")
-    tok = templates.sentencepiece(source, everywhere=True)
+    source = real_templates.template_of("llama3").replace("{{- bos_token }}", "")
+    tok = real_templates.sentencepiece(source, everywhere=True)
     data = opened(settings, tok, path=str(tmp_path / "sp.jsonl"))
     messages = json.loads(Path(tmp_path / "sp.jsonl").read_text().splitlines()[0])["messages"]
     text = tok.apply_chat_template(messages, tokenize=False)
