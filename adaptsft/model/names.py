@@ -21,7 +21,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, reason_of
 from adaptsft.model.language import multimodal_class
 from adaptsft.model.modules import embedding_of, head_of
 
@@ -136,10 +136,10 @@ def _on_meta(whole_class: type[PreTrainedModel], config: Any) -> PreTrainedModel
     try:
         with torch.device("meta"):
             return whole_class._from_config(config)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # such as a package that its vision part needs
         raise ConfigError(
             f"model.path={config._name_or_path}: {whole_class.__name__} cannot be built: "
-            f"{str(error).strip()}"
+            f"{reason_of(error)}"
         ) from None
 
 
