@@ -5,7 +5,6 @@ import datetime
 import json
 import re
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -38,11 +37,18 @@ class ChatTemplate:
         return "strftime_now" in self.source
 
     def render(self, conversation: Conversation, generation: bool = False) -> str:
+        """The text of the conversation, followed by what begins an answer with `generation`."""
+        messages = [self._adapted(message) for message in conversation.messages]
+        return self._apply(messages, conversation, generation)
+
+    def _apply(
+        self, messages: list[Message], conversation: Conversation, generation: bool = False
+    ) -> str:
         tools = conversation.tools or None
         variables = self.config.template_kwargs | conversation.template_kwargs
         try:
             text = self.tokenizer.apply_chat_template(
-                conversation.messages,
+                messages,
                 tools=tools,
                 chat_template=self._dated(self.tokenizer.get_chat_template(tools=tools)),
                 tokenize=False,
@@ -68,17 +74,27 @@ class ChatTemplate:
             )
         return dated
 
-    def adapted(self, conversation: Conversation) -> Conversation:
-        """Calls as the template takes them, and the role `developer` as `system` where it does not
-        know it."""
-        messages = []
-        for message in conversation.messages:
-            if message["role"] == "developer" and "developer" not in self.source:
-                message = message | {"role": "system"}
-            if message.get("tool_calls"):
-                message = _in_dialect(message, *self._call_dialect)
-            messages.append(message)
-        return replace(conversation, messages=messages)
+    def _adapted(self, message: Message) -> Message:
+        """The message as the template takes it: calls in its dialect, contents as a list of parts
+        where it wants one, and the role `developer` as `system` where it does not know it."""
+        if message["role"] == "developer" and "developer" not in self.source:
+            message = message | {"role": "system"}
+        if message.get("tool_calls"):
+            message = _in_dialect(message, *self._call_dialect)
+        return _in_parts(message) if self._wants_parts else message
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether it shows a content as a list of parts only, as those of models with pictures."""
+        trial = {"role": "user", "content": "text of trial"}
+        with suppress(DataError):
+            if trial["content"] in self._apply([trial], Conversation([], [])):
+                return False
+        parts = _in_parts(trial)
+        with suppress(DataError):
+            text = self._apply([parts], Conversation([], []))
+            return trial["content"] in text and str(parts["content"]) not in text
+        return False
 
     @cached_property
     def _call_dialect(self) -> tuple[str | None, bool]:
@@ -90,12 +106,20 @@ class ChatTemplate:
         asked = {"role": "user", "content": "trial"}
         answer = {"role": "assistant", "tool_calls": [{"id": "trial0001", **call}]}
         for content, as_text in ((None, False), (None, True), ("", False), ("", True)):
-            message = _in_dialect(answer | {"content": None}, content, as_text)
+            messages = [asked, _in_dialect(answer | {"content": None}, content, as_text)]
+            if self._wants_parts:
+                messages = [_in_parts(message) for message in messages]
             with suppress(DataError):
-                text = self.render(Conversation([asked, message], []))
+                text = self._apply(messages, Conversation([], []))
                 if "key_of_trial" in text and str(arguments) not in text:
                     return content, as_text
         return "", False  # none is shown, and the guard says so
+
+
+def _in_parts(message: Message) -> Message:
+    if not isinstance(message["content"], str):
+        return message
+    return message | {"content": [{"type": "text", "text": message["content"]}]}
 
 
 def _in_dialect(message: Message, content: str | None, as_text: bool) -> Message:

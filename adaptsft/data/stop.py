@@ -8,10 +8,13 @@ reading what follows the answer.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from adaptsft.data.layout import Conversation
 from adaptsft.data.template import Template
+from adaptsft.errors import DataError
 
 ASKED, ANSWERED, AGAIN, THOUGHT = "qvxasked", "qvxanswered", "qvxagain", "qvxthought"
 FUNCTION = {"name": "qvxcall", "description": "A call.", "parameters": {"type": "object"}}
@@ -139,21 +142,9 @@ def _end_of_calls(template: Template, known: _Tokens) -> list[int]:
 def _renderings(
     template: Template, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
 ) -> Iterator[str]:
-    """The conversation as the template has it: some want a system message, some refuse one, some
-    want contents as lists of parts."""
+    """The conversation as the template has it: some want a system message, some refuse one."""
     question = {"role": "user", "content": ASKED}
     system = {"role": "system", "content": "qvxsystem"}
     for messages in ([question, *turns], [system, question, *turns]):
-        for parts in (False, True):
-            try:
-                yield tokenizer.apply_chat_template(
-                    [_in_parts(message) if parts else message for message in messages],
-                    tools=tools,
-                    tokenize=False,
-                )
-            except Exception:  # jinja's, or whatever a template does with what it does not expect
-                continue
-
-
-def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    return message | {"content": [{"type": "text", "text": message["content"]}]}
+        with suppress(DataError):  # what the template refuses
+            yield template.chat.render(Conversation(messages, [], tools or []))

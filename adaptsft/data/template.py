@@ -93,7 +93,7 @@ class Template:
         if self.kind == "plain":
             return self._plain_prompt(messages)
         conversation = Conversation(messages, [], list(tools))
-        return self.chat.render(self.chat.adapted(conversation), generation=True)
+        return self.chat.render(conversation, generation=True)
 
     def prompt_ids(
         self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()
@@ -136,7 +136,6 @@ class Template:
             return [self._whole(conversation)]
         if self.kind == "plain":
             return [self._plain_example(conversation)]
-        conversation = self.chat.adapted(conversation)
         groups = [[i] for i in turns] if self.loss_on == "each_turn" else [turns]
         return [self._example(conversation, group) for group in groups]
 
@@ -215,7 +214,6 @@ class Template:
         if self.kind == "plain":
             example = self._plain_example(conversation)
             return example._replace(segments=[Segment(text, 1.0) for text, _ in example.segments])
-        conversation = self.chat.adapted(conversation)
         full = self.chat.render(conversation)
         return Example([Segment(full, 1.0)], [], [], self._compare(conversation, full, {}))
 

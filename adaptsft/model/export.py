@@ -138,8 +138,9 @@ def _write_surroundings(
     if getattr(pretrained.config, "auto_map", None):
         for path in pretrained.folder.glob("*.py"):
             shutil.copy(path, folder)
-    for path in pretrained.folder.glob("*processor*.json"):  # of images and sound
-        shutil.copy(path, folder)
+    for pattern in ("*processor*.json", "chat_template.json"):  # of images and sound
+        for path in pretrained.folder.glob(pattern):
+            shutil.copy(path, folder)
 
 
 def _write_config(folder: Path, pretrained: Pretrained, dtype: torch.dtype) -> None:

@@ -41,7 +41,7 @@ def fitted(build: Callable[[], PreTrainedModel], config: Any, folder: Path) -> t
     """
     files = raise_on_all_ranks(lambda: weight_files(folder))
     for _ in range(2):
-        model = build()
+        model = raise_on_all_ranks(build)
         names = raise_on_all_ranks(partial(names_of, model, config, folder, files))
         stored = Stored(files, names)
         if names.twins is None or _equal(stored, *names.twins):

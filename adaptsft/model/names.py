@@ -21,7 +21,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, reason_of
 from adaptsft.model.language import multimodal_class
 from adaptsft.model.modules import embedding_of, head_of
 
@@ -49,41 +49,26 @@ def names_of(model: PreTrainedModel, config: Any, folder: Path, files: Iterable[
     Raises ConfigError where a tensor is missing, where the files hold others that neither the model
     nor transformers knows, and where transformers would compute tensors instead of renaming them.
     """
-    whole_class, translation = multimodal_class(config), {}
-    whole = model
+    whole_class, whole, translation = multimodal_class(config), model, None
     if whole_class is not None:
         whole = _on_meta(whole_class, config)
         translation = _language_names(whole, model)
-    known = whole.state_dict().keys() if whole_class is None else set(translation.values())
     matched = _match(whole, files)
-    _check_converted(model, folder, {k: v for k, v in matched.converted.items() if v in known})
-
+    ours = set(whole.state_dict() if translation is None else translation.values())
+    _check_converted(model, folder, {k: v for k, v in matched.converted.items() if v in ours})
     found = matched.found
-    if whole_class is not None:
+    if translation is not None:
         found = {name: found[other] for name, other in translation.items() if other in found}
-    wanted = _wanted(model)
-    embedding, head = _weight_name(model, embedding_of(model)), _weight_name(model, head_of(model))
-    twins = None
-    if head_of(model).weight is embedding_of(model).weight:
-        kept, other = (embedding, head) if embedding in wanted else (head, embedding)
-        if kept in found and other in found:
-            twins = (found[kept], found.pop(other))
-        elif other in found:  # transformers ties either way round
-            found[kept] = found.pop(other)
 
+    wanted, twins = _wanted(model), _pair_twins(model, found)
     read = {name: found[name] for name in wanted if name in found}
-    unused = sorted(set(files) - set(read.values()) - set(twins or ()))
-    if whole_class is None:
-        ignored = re.compile(
-            "|".join([*IGNORED, *(model._keys_to_ignore_on_load_unexpected or ())])
-        )
-        unused = [name for name in unused if not ignored.search(name)]
+    unread = sorted(set(files) - set(read.values()) - set(twins or ()))
     missing = sorted(set(wanted) - read.keys())
-    if missing or (unused and whole_class is None):
-        unknown = sorted(set(unused) - set(matched.found.values()))
-        _refuse(model, folder, missing, unknown, head)
+    unknown = [] if whole_class is not None else _not_ignored(model, unread)
+    if missing or unknown:
+        _refuse(model, folder, missing, unknown or sorted(set(unread) - {*matched.found.values()}))
     if whole_class is not None:
-        return Names(read, read, unused, twins)
+        return Names(read, read, unread, twins)
     exported = {name: name if name in matched.prefixed else old for name, old in read.items()}
     return Names(read, exported, [], twins)
 
@@ -128,6 +113,26 @@ def _wanted(model: PreTrainedModel) -> list[str]:
     return [name for name in model.state_dict() if name in parameters | buffers]
 
 
+def _pair_twins(model: PreTrainedModel, found: dict[str, str]) -> tuple[str, str] | None:
+    """Where the head is the embedding, leave one name of the two in `found`: that of the parameter.
+    Their names in the files, where these hold both."""
+    names = [_weight_name(model, module) for module in (embedding_of(model), head_of(model))]
+    if head_of(model).weight is not embedding_of(model).weight:
+        return None
+    kept, other = names if names[0] in dict(model.named_parameters()) else names[::-1]
+    if kept in found and other in found:
+        return found[kept], found.pop(other)
+    if other in found:  # transformers ties either way round
+        found[kept] = found.pop(other)
+    return None
+
+
+def _not_ignored(model: PreTrainedModel, names: list[str]) -> list[str]:
+    patterns = [*IGNORED, *(model._keys_to_ignore_on_load_unexpected or ())]
+    ignored = re.compile("|".join(patterns))
+    return [name for name in names if not ignored.search(name)]
+
+
 def _weight_name(model: nn.Module, module: nn.Module) -> str:
     return next(f"{name}.weight" for name, found in model.named_modules() if found is module)
 
@@ -136,10 +141,10 @@ def _on_meta(whole_class: type[PreTrainedModel], config: Any) -> PreTrainedModel
     try:
         with torch.device("meta"):
             return whole_class._from_config(config)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # such as a package that its vision part needs
         raise ConfigError(
             f"model.path={config._name_or_path}: {whole_class.__name__} cannot be built: "
-            f"{str(error).strip()}"
+            f"{reason_of(error)}"
         ) from None
 
 
@@ -159,9 +164,8 @@ def _language_names(whole: PreTrainedModel, model: PreTrainedModel) -> dict[str,
         for own, other in parts.items()
         if name.startswith(own)
     }
-    if not translation.keys() == model.state_dict().keys() or not set(translation.values()) <= set(
-        state
-    ):
+    complete = translation.keys() == model.state_dict().keys()
+    if not complete or not state.keys() >= set(translation.values()):
         raise ConfigError(
             f"{type(whole).__name__}: where its language part ({decoder.__name__}) begins and ends "
             "is not known here, so it cannot be trained"
@@ -179,18 +183,17 @@ def _check_converted(model: nn.Module, folder: Path, converted: dict[str, str]) 
         )
 
 
-def _refuse(
-    model: nn.Module, folder: Path, missing: list[str], unused: list[str], head: str
-) -> None:
-    if missing == [head]:
+def _refuse(model: PreTrainedModel, folder: Path, missing: list[str], unknown: list[str]) -> None:
+    head = _weight_name(model, head_of(model))
+    if missing == [head] and not unknown:
         raise ConfigError(
             f"{folder}: the files hold no {head}, and config.json does not tie it to the "
             "embeddings: transformers would start from a random head. If the model shares them, "
             "set tie_word_embeddings=true in config.json; if not, the files are incomplete"
         )
-    near = difflib.get_close_matches(missing[0], unused, n=1) if missing else []
+    near = difflib.get_close_matches(missing[0], unknown, n=1) if missing else []
     raise ConfigError(
         f"{folder}: the files do not fit {type(model).__name__}: {len(missing)} tensors missing "
-        f"(such as {missing[:1]}), {len(unused)} not used (such as {near or unused[:1]}), after "
+        f"(such as {missing[:1]}), {len(unknown)} not used (such as {near or unknown[:1]}), after "
         "the renames that transformers knows: do config.json and the weights belong together?"
     )

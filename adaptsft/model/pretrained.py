@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from adaptsft.config.paths import local_model_folder
 from adaptsft.config.schema import ModelConfig
 from adaptsft.data.tokenized import TokenizedData
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, reason_of
 
 
 @dataclass
@@ -39,8 +39,37 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         )
         with_generation = (folder / "generation_config.json").is_file()
         generation = GenerationConfig.from_pretrained(folder) if with_generation else None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={config.path}: {str(error).strip()}") from None
+    except Exception as error:  # also what the code of a model raises that comes with its own
+        raise ConfigError(f"model.path={config.path}: {reason_of(error)}") from None
+    _check_files(config, folder, model_config)
+    tokenizer = load_tokenizer(config, folder)
+    text_config = text_config_of(config, model_config)
+    if config.add_tokens and getattr(text_config, "hidden_size_per_layer_input", None):
+        raise ConfigError(
+            f"model.add_tokens: {config.path} has a second embedding, of per-layer inputs "
+            "(hidden_size_per_layer_input), which cannot be given new tokens here: leave it out"
+        )
+    new_tokens = _add_tokens(config, tokenizer, text_config.vocab_size)
+    text_config.vocab_size = max([text_config.vocab_size - 1, *new_tokens]) + 1
+    return Pretrained(folder, model_config, tokenizer, generation, new_tokens)
+
+
+def text_config_of(config: ModelConfig, model_config: Any) -> Any:
+    """The part of a configuration that describes its language model. Raises ConfigError where there
+    is none, or more than one."""
+    try:
+        settings = model_config.get_text_config()
+    except ValueError as error:
+        raise ConfigError(f"model.path={config.path}: {error}") from None
+    if not hasattr(settings, "vocab_size"):
+        raise ConfigError(
+            f"model.path={config.path}: model_type={model_config.model_type} is no language model "
+            "(no vocab_size in its config.json)"
+        )
+    return settings
+
+
+def _check_files(config: ModelConfig, folder: Path, model_config: Any) -> None:
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(
             f"model.path={config.path}: no *.safetensors in it; load and save the model once with "
@@ -53,11 +82,6 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
             f"config.json: {method}), and only plain ones can be trained: name the checkpoint that "
             "it was made from, or save a dequantised one with transformers"
         )
-    tokenizer = load_tokenizer(config, folder)
-    text_config = model_config.get_text_config()
-    new_tokens = _add_tokens(config, tokenizer, text_config.vocab_size)
-    text_config.vocab_size = max([text_config.vocab_size - 1, *new_tokens]) + 1
-    return Pretrained(folder, model_config, tokenizer, generation, new_tokens)
 
 
 def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:

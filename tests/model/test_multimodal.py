@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from adaptsft import chat, diagnose, plan
+from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError
 from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.in_training import generating
 from adaptsft.evals.protocol import Sampling
+from adaptsft.model.pretrained import load_pretrained
 from adaptsft.train import train
 from tests.conftest import REPO
 from tests.model.batches import built
@@ -273,6 +275,9 @@ def test_language_parts_that_cannot_be_trained_are_refused(tmp_path, device):
     )
     with pytest.raises(ConfigError, match=r"model_type=git: its attention is its own"):
         built(folder, device)
+    folder = multimodal(tmp_path / "layers", "gemma4")
+    with pytest.raises(ConfigError, match=r"model\.add_tokens.*per-layer inputs"):
+        load_pretrained(ModelConfig(path=str(folder), add_tokens=["<think>"]))
     folder = multimodal(tmp_path / "saved", "qwen2_vl")
     name = "model.layers.1.mlp.up_proj.weight"
     with pytest.raises(ConfigError, match=rf"1 tensors missing.*{name}"):

@@ -123,6 +123,14 @@ def test_what_transformers_would_compute_is_refused_by_name(tmp_path, device):
         built(changed(other, tmp_path / "two", model_type="t5"), device)
 
 
+def test_what_is_no_language_model_is_refused(tiny_model, tmp_path, device):
+    source = tiny_model("llama", tied=False)
+    with pytest.raises(ConfigError, match="model_type=vit is no language model"):
+        built(changed(source, tmp_path / "vit", model_type="vit", vocab_size=None), device)
+    with pytest.raises(ConfigError, match="hidden_size"):
+        built(changed(source, tmp_path / "odd", hidden_size="large"), device)
+
+
 def test_quantised_weights_are_refused(tiny_model, tmp_path):
     settings = {"quantization_config": {"quant_method": "fp8"}}
     folder = changed(tiny_model("llama", tied=False), tmp_path / "fp8", **settings)
