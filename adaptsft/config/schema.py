@@ -141,6 +141,11 @@ class DataConfig:
         "system message), or text that it adds to what is learned",
         ("error", "allow"),
     )
+    split_special_tokens: bool = key(
+        False,
+        "what spells a special token in a message (<|im_end|>) is tokenised as ordinary text, not "
+        "as that token",
+    )
     on_bad_record: str = key(
         "stop",
         "a record that cannot be read or learned: end with an error, or leave it out, count it and "

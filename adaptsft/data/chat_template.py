@@ -12,6 +12,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from adaptsft.config.schema import DataConfig
+from adaptsft.data.encoding import cut_specials
 from adaptsft.data.layout import Conversation
 from adaptsft.data.messages import Message
 from adaptsft.errors import ConfigError, DataError
@@ -25,6 +26,11 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
+        added = tokenizer.added_tokens_decoder.values()
+        texts = [token.content for token in added if token.special and len(token.content) > 1]
+        split = config.split_special_tokens and texts
+        # nothing matches an empty class
+        self.specials = re.compile("|".join(map(re.escape, texts)) if split else r"[^\s\S]")
 
     @cached_property
     def source(self) -> str:
@@ -79,6 +85,8 @@ class ChatTemplate:
         where it wants one, and the role `developer` as `system` where it does not know it."""
         if message["role"] == "developer" and "developer" not in self.source:
             message = message | {"role": "system"}
+        if self.config.split_special_tokens:
+            message = cut_specials(message, self.specials)
         if message.get("tool_calls"):
             message = _in_dialect(message, *self._call_dialect)
         return _in_parts(message) if self._wants_parts else message

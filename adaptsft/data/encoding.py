@@ -1,13 +1,27 @@
 """Examples as text segments -> token ids with the weight of each token in the loss."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from adaptsft.data.template import Example
+# put inside what spells a special token in a message: no text that people exchange holds it
+CUT = "\ufdd0"
+
+
+class Segment(NamedTuple):
+    text: str
+    weight: float  # of its tokens in the loss; 0: they are not learned
+
+
+class Example(NamedTuple):
+    segments: list[Segment]
+    begin: list[int]  # ids before the first segment
+    end: list[int]  # ids after the last one, of its weight
+    lost: tuple[str, ...] = ()  # fields whose text the template does not show; data.lost_text=allow
 
 
 class Encoded(NamedTuple):
@@ -30,6 +44,7 @@ class Encoder:
         """One call of the tokenizer, which uses all cores. The first token has no prediction, and
         never is a target."""
         by_segment = self._in_pieces if self._pieces_are_exact else self._as_prefixes
+        examples = [_cut(example) for example in examples]
         encoded = []
         for example, pieces in zip(examples, by_segment(examples), strict=True):
             segments, begin, end, _ = example
@@ -87,3 +102,24 @@ class Encoder:
                 ids = ids + pieces[-1]
             found.append(pieces)
         return found
+
+
+def cut_specials(value: Any, specials: re.Pattern[str]) -> Any:
+    """The value with CUT inside every special token that a text in it spells, at any depth."""
+    if isinstance(value, dict):
+        return {key: cut_specials(item, specials) for key, item in value.items()}
+    if isinstance(value, list):
+        return [cut_specials(item, specials) for item in value]
+    if not isinstance(value, str):
+        return value
+    return specials.sub(lambda found: found[0][0] + CUT + found[0][1:], value)
+
+
+def _cut(example: Example) -> Example:
+    """With segments that end at each CUT: tokenised apart, no special token is found across it."""
+    if not any(CUT in segment.text for segment in example.segments):
+        return example
+    segments = [
+        Segment(part, weight) for text, weight in example.segments for part in text.split(CUT)
+    ]
+    return example._replace(segments=segments)

@@ -14,12 +14,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from adaptsft.config.schema import DataConfig
 from adaptsft.data.chat_template import ChatTemplate
+from adaptsft.data.encoding import CUT, Encoder, Example, Segment, cut_specials
 from adaptsft.data.guard import WORD, foreign_words, lost_texts
 from adaptsft.data.layout import Conversation
 from adaptsft.data.messages import Message, shown
@@ -27,18 +28,6 @@ from adaptsft.errors import ConfigError, DataError
 
 # the plain template puts a system message before the user's, as the evaluators do
 PLAIN_PROMPTS = (["user"], ["system", "user"])
-
-
-class Segment(NamedTuple):
-    text: str
-    weight: float  # of its tokens in the loss; 0: they are not learned
-
-
-class Example(NamedTuple):
-    segments: list[Segment]
-    begin: list[int]  # ids before the first segment
-    end: list[int]  # ids after the last one, of its weight
-    lost: tuple[str, ...] = ()  # fields whose text the template does not show; data.lost_text=allow
 
 
 class Template:
@@ -84,12 +73,16 @@ class Template:
         config, is_chat = self.config, self.kind == "chat"
         parts = [self.kind, self.chat.source if is_chat else self.prompt_template, self.loss_on]
         parts += [self.begin, self.end, tokenizer.special_tokens_map, state, config.lost_text]
+        parts += [config.split_special_tokens]
         if is_chat:
             parts += [config.template_kwargs, config.date if self.chat.prints_date else ""]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def prompt_text(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The text that generation continues with an answer to the conversation."""
+        return self._prompt_text(messages, tools).replace(CUT, "")
+
+    def _prompt_text(self, messages: list[Message], tools: Sequence[dict[str, Any]]) -> str:
         if self.kind == "plain":
             return self._plain_prompt(messages)
         conversation = Conversation(messages, [], list(tools))
@@ -100,8 +93,9 @@ class Template:
     ) -> list[int]:
         """The token ids from which generation answers the conversation: the very ids of the prompt
         in training."""
-        text = self.prompt_text(messages, tools)
-        return self.begin + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = Segment(self._prompt_text(messages, tools), 0.0)
+        encoded = Encoder(self.tokenizer).encode([Example([prompt], self.begin, [])])
+        return encoded[0].ids.tolist()
 
     def examples(self, conversation: Conversation) -> list[Example]:
         """The examples that a conversation makes: one, or with loss_on=each_turn one for each
@@ -116,7 +110,7 @@ class Template:
                     "the record is a text without turns, so that no part of it is an answer; to "
                     "learn every token (continued pretraining), set data.loss_on=all"
                 )
-            return [Example([Segment(conversation.text, 1.0)], self.bos, self.eos)]
+            return [Example([Segment(self._cut(conversation.text), 1.0)], self.bos, self.eos)]
         roles = [message["role"] for message in conversation.messages]
         answers = [i for i, role in enumerate(roles) if role == "assistant"]
         turns = [i for i in answers if i >= conversation.context and conversation.weights[i] > 0]
@@ -171,7 +165,8 @@ class Template:
                     "messages follow, so that no loss mask fits them; use data.loss_on=each_turn, "
                     "which makes an example of each turn, or data.loss_on=last_turn"
                 )
-            spans[i] = (len(prompt), len(prompt) + len(turn))
+            begin = len(prompt.replace(CUT, ""))
+            spans[i] = (begin, begin + len(turn.replace(CUT, "")))
             segments += [Segment(full[done : len(prompt)], 0.0)]
             segments += [Segment(turn, conversation.weights[i])]
             done = len(prompt) + len(turn)
@@ -183,6 +178,7 @@ class Template:
     ) -> tuple[str, ...]:
         """The fields whose text the rendering does not show. Raises DataError for one, and for
         words that are learned and are not the conversation's, unless data.lost_text=allow."""
+        full = full.replace(CUT, "")
         lost = lost_texts(conversation, full, spans)
         allowed = self.config.lost_text == "allow"
         if lost and not allowed:
@@ -228,10 +224,10 @@ class Template:
             )
         segments = [
             Segment(self._plain_prompt(before), 0.0),
-            Segment(last["content"] or "", conversation.weights[-1]),
+            Segment(self._cut(last["content"] or ""), conversation.weights[-1]),
         ]
         whole = "".join(text for text, _ in segments)
-        turn = (len(segments[0].text), len(whole))
+        turn = tuple(len(text.replace(CUT, "")) for text in (segments[0].text, whole))
         lost = self._compare(conversation, whole, {len(before): turn})
         return Example(segments, self.begin, self.end, lost)
 
@@ -241,9 +237,12 @@ class Template:
                 "the plain template takes a single user message, which a system message may "
                 "precede; use a tokenizer with a chat template"
             )
-        text = "\n\n".join(message["content"] for message in messages)
+        text = self._cut("\n\n".join(message["content"] for message in messages))
         # not str.format: prompts about code and mathematics are full of braces
         return self.prompt_template.replace("{prompt}", text)
+
+    def _cut(self, text: str) -> str:
+        return cut_specials(text, self.chat.specials)
 
     def _common_turn(self, full: str, upto: str) -> str:
         """The turn where the conversation goes on (`full`) and where it ends (`upto`) differ by one
