@@ -187,7 +187,7 @@ def test_an_end_that_is_no_token_is_said_and_ends_what_is_ours(tmp_path, capsys)
     run = trained(tmp_path, made(SPELLED))
     said = capsys.readouterr().err
     assert (
-        "warning: the chat template ends an answer with '</turn>', which is not one token" in said
+        "warning: the chat template ends an answer with '</turn>', which is no added token" in said
     )
     assert answers(tmp_path, run) == STOPPED
     assert chat.main([str(run), "--prompt", "Capital of Peru?", "--temperature", "0"]) == 0

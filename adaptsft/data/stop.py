@@ -80,7 +80,7 @@ _NOTHING = (
 
 def _split(text: str) -> str:
     return (
-        f"the chat template ends an answer with {text!r}, which is not one token of the tokenizer: "
+        f"the chat template ends an answer with {text!r}, which is no added token of the model: "
         "the model learns to write it, and adaptsft's own commands stop there, but generate() of "
         "transformers will not; add the token (model.add_tokens), or have the template end an "
         "assistant's turn with eos_token"

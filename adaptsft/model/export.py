@@ -159,6 +159,7 @@ def _write_generation(path: Path, pretrained: Pretrained, end: TurnEnd) -> None:
     own = getattr(config.get_text_config(), "eos_token_id", None)
     stops = end.stop_ids(generation.eos_token_id, own, tokenizer.eos_token_id)
     generation.eos_token_id = stops or None
-    generation._from_model_config = False  # generate() would take config.json's token instead
+    # where it is true, transformers 4 would take config.json's token instead
+    generation._from_model_config = False
     # not save_pretrained, which refuses settings that published models have
     path.write_text(generation.to_json_string(use_diff=True))

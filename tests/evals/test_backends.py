@@ -248,9 +248,9 @@ class Server(BaseHTTPRequestHandler):
                 "finish_reason": "stop",
             }
         else:
-            # as servers that leave the stop string in
+            # as servers that know no stop strings
             end = body.get("stop", [""])[-1]
-            choice = {"text": f"[{body['prompt'][-3:]}]{end}", "finish_reason": "length"}
+            choice = {"text": f"[{body['prompt'][-3:]}]{end} 2", "finish_reason": "length"}
         return self.reply(200, {"choices": [choice], "usage": {"completion_tokens": 7}})
 
     def reply(self, status, value):
@@ -290,7 +290,7 @@ def test_http(url, monkeypatch):
     assert "not-a-real-one" not in json.dumps(chat.identity)
 
     text = HTTP(url, "m", "deepseek", parallel=2)
-    assert text.generate(requests(text, ["hello"]), params)[0] == ("[nt:]", "length", 7)
+    assert text.generate(requests(text, ["hello"]), params)[0] == ("[nt:]", "stop", 7)
     body = Server.seen[-1][1]
     assert body["prompt"] == "User: hello\n\nAssistant:"
     assert body["stop"] == ["\n\n", "\n\nUser:"] and text.identity["stop"] == ["\n\nUser:"]

@@ -76,16 +76,18 @@ class HTTP:
             else:
                 settings |= {"prompt": request.text, "add_special_tokens": False}
                 if self.ends:
-                    # vLLM and SGLang look for stop strings in what is left of the text
+                    # vLLM and SGLang look for stop strings in the text that they return
                     settings["skip_special_tokens"] = False
                 reply = self.post("completions", settings)
             choice = reply["choices"][0]
             text = choice["message"]["content"] if request.text is None else choice["text"]
-            for end in self.ends:  # some servers leave it in the answer
-                text = (text or "").partition(end)[0]
             reason = "length" if choice.get("finish_reason") == "length" else "stop"
+            text = text or ""
+            for end in self.ends:  # some servers leave it in the answer, or run on
+                if end in text:
+                    text, reason = text.partition(end)[0], "stop"
             return Output(
-                text or "", reason, int((reply.get("usage") or {}).get("completion_tokens") or 0)
+                text, reason, int((reply.get("usage") or {}).get("completion_tokens") or 0)
             )
 
         return self.map(one, requests)
