@@ -13,7 +13,6 @@ from typing import Any
 
 from adaptsft.command_line import first_answer, print_error
 from adaptsft.errors import ConfigError, UserError, reason_of
-from adaptsft.model.pretrained import text_config_of
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -51,6 +50,7 @@ from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
+from adaptsft.model.pretrained import text_config_of
 
 GIB = 2**30
 USABLE = 0.9  # share of a GPU's memory that tensors may take
