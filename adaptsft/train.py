@@ -36,7 +36,7 @@ from adaptsft.errors import UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.export import export
 from adaptsft.model.loss import check_fused_loss_matches_model
-from adaptsft.model.pretrained import check_lengths, load_pretrained
+from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after
 from adaptsft.training.evaluation import Evaluator, prepare_tasks
@@ -66,7 +66,7 @@ def train(config: Config) -> dict[str, Any]:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
-        check_lengths(pretrained, data.train, data.held_out)
+        check_fits_model(config.model, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
         optimizer = build_optimizer(model, config.train)

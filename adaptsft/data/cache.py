@@ -168,6 +168,8 @@ def _tokenize(
                 sizes.append(_write_batch(batch, writer))
                 of_batch = [encoded.weights.sum(dtype=np.float64) for encoded, _ in batch]
                 target_weight.append(np.array(of_batch))
+                highest = max(int(encoded.ids.max()) for encoded, _ in batch)
+                reader.facts.highest_id = max(reader.facts.highest_id, highest)
         if not sizes:
             bad = (
                 f": its {len(skipped):,} records are bad"

@@ -27,6 +27,7 @@ class Facts:
     skipped: list[str] = field(default_factory=list)
     # field -> number of examples in which the template does not show its text
     lost: dict[str, int] = field(default_factory=dict)
+    highest_id: int = 0  # of all tokens
 
 
 class Read(NamedTuple):

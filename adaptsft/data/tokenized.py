@@ -59,6 +59,11 @@ class TokenizedData:
         file, number = self._locate(i)
         return file.read_weights(number, int(self.lengths[i]))
 
+    @property
+    def highest_id(self) -> int:
+        """Of the tokens of all files."""
+        return max(file.facts.highest_id for file in self.files)
+
     @cached_property
     def is_weighted(self) -> bool:
         """Whether the target tokens of some example have other weights than 1."""

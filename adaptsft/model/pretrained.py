@@ -25,8 +25,14 @@ class Pretrained:
     new_tokens: list[int]  # ids that the checkpoint's embeddings do not have
 
     @property
+    def rows(self) -> int:
+        """Of the embedding."""
+        return self.config.get_text_config().vocab_size
+
+    @property
     def pad_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0
+        own = self.tokenizer.pad_token_id or 0
+        return own if own < self.rows else 0  # any will do, and one without an embedding will not
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
@@ -84,8 +90,12 @@ def _check_files(config: ModelConfig, folder: Path, model_config: Any) -> None:
         )
 
 
-def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
-    """Raises ConfigError where an example is longer than the model has positions for."""
+def check_fits_model(
+    config: ModelConfig, pretrained: Pretrained, *data: TokenizedData | None
+) -> None:
+    """Raises ConfigError where an example is longer than the model has positions for, or holds a
+    token for which its embedding has no row."""
+    _check_ids(config, pretrained, max(part.highest_id for part in data if part is not None))
     positions = getattr(pretrained.config.get_text_config(), "max_position_embeddings", None) or 0
     longest = max(int(examples.lengths.max()) for examples in data if examples is not None)
     if 0 < positions < longest:
@@ -105,19 +115,26 @@ def _add_tokens(config: ModelConfig, tokenizer: Any, rows: int) -> list[int]:
         if not token.strip() or vocabulary.get(token, rows) < rows:
             reason = "a token of the tokenizer already" if token.strip() else "empty"
             raise ConfigError(f"model.add_tokens: {token!r} is {reason}: leave it out")
-    outside = {i: token for token, i in vocabulary.items() if i >= rows}
-    names = [outside[i] for i in sorted(outside) if outside[i] not in config.add_tokens]
-    if names:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        listed = json.dumps([*config.add_tokens, *names[:5]], ensure_ascii=False)
-        raise ConfigError(
-            f"model.tokenizer={config.tokenizer or config.path}: the tokenizer has ids up to "
-            f"{max(outside)}, and the model's embedding {rows} rows (vocab_size in config.json): "
-            f"none for {', '.join(map(repr, names[:5]))}{more}. Set model.tokenizer to the model's "
-            f"own, or have rows added for them: model.add_tokens='{listed}'{more}"
-        )
     tokenizer.add_tokens(config.add_tokens)
     return sorted(tokenizer.convert_tokens_to_ids(config.add_tokens))
+
+
+def _check_ids(config: ModelConfig, pretrained: Pretrained, highest: int) -> None:
+    """Tokenizers may know tokens that their model lacks, as Gemma 3's of 1 B parameters, if no text
+    has them."""
+    rows, vocabulary = pretrained.rows, pretrained.tokenizer.get_vocab()
+    if highest < rows:
+        return
+    outside = {i: token for token, i in vocabulary.items() if i >= rows}
+    names = [outside[i] for i in sorted(outside)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    listed = json.dumps([*config.add_tokens, *names[:5]], ensure_ascii=False)
+    raise ConfigError(
+        f"model.tokenizer={config.tokenizer or config.path}: the data has the id {highest}, and "
+        f"the model's embedding {rows} rows (vocab_size in config.json): none for "
+        f"{', '.join(map(repr, names[:5]))}{more}. Set model.tokenizer to the model's own, or have "
+        f"rows added for them: model.add_tokens='{listed}'{more}"
+    )
 
 
 def load_tokenizer(config: ModelConfig, folder: Path | str) -> Any:

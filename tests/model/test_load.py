@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptsft.config.schema import ModelConfig
+from adaptsft.config.schema import DataConfig, ModelConfig
+from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError
-from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.pretrained import check_fits_model, load_pretrained
+from tests.data.records import opened, write
 from tests.model.batches import built
 
 HEAD = "lm_head.weight"
@@ -56,23 +58,33 @@ def test_weights_in_several_files_and_bf16_are_read_into_fp32_masters(tiny_model
         assert torch.equal(parameter.full_tensor(), original.state_dict()[name].float()), name
 
 
+def opened_with(text: str, settings: DataConfig, tokenizer) -> TokenizedData:
+    write(Path(settings.path), {"prompt": "a", "completion": text})
+    return opened(settings, tokenizer)
+
+
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows(tiny_model, tmp_path, device):
-    """As Gemma 3's of 1 B parameters: the message names the tokens, and a fix that works."""
+    """As Gemma 3's of 1 B parameters: it trains, unless the data has such a token; the message then
+    names it, and a fix that works."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model("llama", tied=False), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = len(tokenizer)
     tokenizer.add_tokens(["<image>", "<ünder>"])
+    tokenizer.pad_token = "<ünder>"
     tokenizer.save_pretrained(folder)
+    config = ModelConfig(path=str(folder))
+    pretrained = load_pretrained(config)
+    assert pretrained.pad_id < rows
+    settings = DataConfig(path=str(tmp_path / "data.jsonl"), cache_dir=str(tmp_path / "cache"))
+    check_fits_model(config, pretrained, opened_with("plain words", settings, tokenizer))
     with pytest.raises(ConfigError) as caught:
-        load_pretrained(ModelConfig(path=str(folder)))
+        check_fits_model(config, pretrained, opened_with("an <image>", settings, tokenizer))
     said = str(caught.value)
-    assert f"ids up to {rows + 1}" in said and f"{rows} rows" in said
+    assert f"the data has the id {rows}, " in said and f"{rows} rows" in said
     assert "none for '<image>', '<ünder>'" in said and "model.tokenizer" in said
     fix = """model.add_tokens='["<image>", "<ünder>"]'"""
     assert said.endswith(fix)
-    with pytest.raises(ConfigError, match="none for '<ünder>'"):
-        load_pretrained(ModelConfig(path=str(folder), add_tokens=["<image>"]))
     added = load_pretrained(ModelConfig(path=str(folder), add_tokens=["<image>", "<ünder>"]))
     assert added.new_tokens == [rows, rows + 1] and added.config.vocab_size == rows + 2
     model, _ = built(folder, device, add_tokens=["<image>", "<ünder>"])
