@@ -146,22 +146,30 @@ def prompt(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
 @register("instruction", needs=("instruction", "output"), optional=("input",))
 def instruction(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
     """Alpaca's: an instruction, an input that may be empty, and the output."""
-    fields = [names["instruction"]]
+    texts = [_text(record, names["instruction"])]
     if record.get(names["input"]) is not None:
-        fields.append(names["input"])
-    texts = [text_of(_present(record, name), f"field {name!r}") for name in fields]
-    asked = {"role": "user", "content": "\n\n".join(text for text in texts if text)}
-    output = names["output"]
-    answer = answer_of(_present(record, output), f"field {output!r}")
-    return Conversation([asked, {"role": "assistant", "content": answer}], [1.0, 1.0])
+        texts.append(_text(record, names["input"]))
+    asked = "\n\n".join(text for text in texts if text)
+    return _single_turn(asked, _answer(record, names["output"]))
 
 
 @register("text", needs=("text",))
 def text(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
     """Text without turns, for continued pretraining."""
-    return Conversation(
-        [], [], text=answer_of(record.get(names["text"]), f"field {names['text']!r}")
-    )
+    return Conversation([], [], text=_answer(record, names["text"]))
+
+
+def _single_turn(prompt: str, answer: str) -> Conversation:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return Conversation(messages, [1.0, 1.0])
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    return text_of(_present(record, name), f"field {name!r}")
+
+
+def _answer(record: Mapping[str, Any], name: str) -> str:
+    return answer_of(_present(record, name), f"field {name!r}")
 
 
 def _conversation(record: dict[str, Any], name: str) -> Conversation:
