@@ -26,6 +26,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
+        # whether there are tools -> how calls are written, once it has been tried
+        self.call_dialects: dict[bool, tuple[str | None, bool]] = {}
         added = tokenizer.added_tokens_decoder.values()
         texts = [token.content for token in added if token.special and len(token.content) > 1]
         split = config.split_special_tokens and texts
@@ -44,7 +46,8 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation, generation: bool = False) -> str:
         """The text of the conversation, followed by what begins an answer with `generation`."""
-        messages = [self._adapted(message) for message in conversation.messages]
+        with_tools = bool(conversation.tools)
+        messages = [self._adapted(message, with_tools) for message in conversation.messages]
         return self._apply(messages, conversation, generation)
 
     def _apply(
@@ -80,7 +83,7 @@ class ChatTemplate:
             )
         return dated
 
-    def _adapted(self, message: Message) -> Message:
+    def _adapted(self, message: Message, with_tools: bool) -> Message:
         """The message as the template takes it: calls in its dialect, contents as a list of parts
         where it wants one, and the role `developer` as `system` where it does not know it."""
         if message["role"] == "developer" and "developer" not in self.source:
@@ -88,7 +91,9 @@ class ChatTemplate:
         if self.config.split_special_tokens:
             message = cut_specials(message, self.specials)
         if message.get("tool_calls"):
-            message = _in_dialect(message, *self._call_dialect)
+            if with_tools not in self.call_dialects:
+                self.call_dialects[with_tools] = self._call_dialect(with_tools)
+            message = _in_dialect(message, *self.call_dialects[with_tools])
         return _in_parts(message) if self._wants_parts else message
 
     @cached_property
@@ -104,21 +109,24 @@ class ChatTemplate:
             return trial["content"] in text and str(parts["content"]) not in text
         return False
 
-    @cached_property
-    def _call_dialect(self) -> tuple[str | None, bool]:
+    def _call_dialect(self, with_tools: bool) -> tuple[str | None, bool]:
         """What a template that shows calls takes as the content beside one that has none, and
-        whether it wants the arguments as JSON text; found by a trial. An object, where text is
-        wanted, is an error or stands there as Python writes it."""
+        whether it wants the arguments as JSON text; found by a trial, with a tool where the
+        conversation has some, for which a tokenizer may have a template of its own. An object,
+        where text is wanted, is an error or stands there as Python writes it."""
         arguments = {"key_of_trial": "value"}
         call = {"type": "function", "function": {"name": "trial", "arguments": arguments}}
         asked = {"role": "user", "content": "trial"}
         answer = {"role": "assistant", "tool_calls": [{"id": "trial0001", **call}]}
+        parameters = {"type": "object", "properties": {}}
+        tool = {"name": "trial", "description": "A trial.", "parameters": parameters}
+        tools = [{"type": "function", "function": tool}] if with_tools else []
         for content, as_text in ((None, False), (None, True), ("", False), ("", True)):
             messages = [asked, _in_dialect(answer | {"content": None}, content, as_text)]
             if self._wants_parts:
                 messages = [_in_parts(message) for message in messages]
             with suppress(DataError):
-                text = self._apply(messages, Conversation([], []))
+                text = self._apply(messages, Conversation([], [], tools))
                 if "key_of_trial" in text and str(arguments) not in text:
                     return content, as_text
         return "", False  # none is shown, and the guard says so

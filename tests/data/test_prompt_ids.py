@@ -1,7 +1,12 @@
 """A prompt has the very ids in training that generation starts from: real chat templates, several
 shapes of conversation, byte-level and SentencePiece tokenizers."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
+from transformers import AutoTokenizer
 
 from adaptsft.data.encoding import Encoder
 from adaptsft.data.layout import Conversation
@@ -82,3 +87,24 @@ def test_a_prompt_in_training_is_the_prompt_of_generation(settings, kind, family
         assert ids[: len(prompt)].tolist() == prompt
         assert weights[len(prompt)] == 1
         assert weights[len(prompt) - 1] == 0
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7"])
+def test_mistrals_own_sentencepiece_models(settings, tmp_path, version):
+    folder = Path(pytest.importorskip("mistral_common").__file__).parent / "data"
+    pytest.importorskip("sentencepiece")
+    (model,) = folder.glob(f"*.model.{version}")
+    shutil.copy(model, tmp_path / "tokenizer.model")
+    named = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named | {"unk_token": "<unk>"}))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}"
+        "{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    talk, template = conversation("two turns"), Template(tokenizer, settings)
+    ids, weights = Encoder(tokenizer).encode(template.examples(talk))[0]
+    for i in (1, 3):
+        prompt = template.prompt_ids(talk.messages[:i])
+        assert ids[: len(prompt)].tolist() == prompt and weights[len(prompt)] == 1
