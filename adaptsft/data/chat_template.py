@@ -53,7 +53,7 @@ class ChatTemplate:
     def _apply(
         self, messages: list[Message], conversation: Conversation, generation: bool = False
     ) -> str:
-        tools = conversation.tools or None
+        tools: list[Any] | None = conversation.tools or None
         variables = self.config.template_kwargs | conversation.template_kwargs
         try:
             text = self.tokenizer.apply_chat_template(

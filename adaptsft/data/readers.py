@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +51,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             return
         try:
             with gzip.open(raw) as file:
-                yield file, raw
+                yield cast(IO[bytes], file), raw
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{name}: cannot be decompressed by gzip: {error}") from None
 

@@ -227,8 +227,8 @@ class Template:
             Segment(self._cut(last["content"] or ""), conversation.weights[-1]),
         ]
         whole = "".join(text for text, _ in segments)
-        turn = tuple(len(text.replace(CUT, "")) for text in (segments[0].text, whole))
-        lost = self._compare(conversation, whole, {len(before): turn})
+        begin, end = (len(text.replace(CUT, "")) for text in (segments[0].text, whole))
+        lost = self._compare(conversation, whole, {len(before): (begin, end)})
         return Example(segments, self.begin, self.end, lost)
 
     def _plain_prompt(self, messages: list[Message]) -> str:
