@@ -53,8 +53,12 @@ def training_sources(config: DataConfig) -> list[SourceConfig]:
 
 def validation_source(config: DataConfig) -> SourceConfig:
     """data.validation_path, read with the field map of the first training source."""
-    path, fields = config.validation_path, training_sources(config)[0].fields
-    return SourceConfig(default_name(path), path, split=config.validation_split, fields=fields)
+    path, first = config.validation_path, training_sources(config)[0]
+    return replace(
+        SourceConfig(default_name(path), path, split=config.validation_split),
+        fields=first.fields,
+        loss_on=first.loss_on,
+    )
 
 
 def default_name(path: str) -> str:

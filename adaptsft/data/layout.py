@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from adaptsft.data.messages import (
     Message,
     answer_of,
+    is_conversation,
     parsed,
     read_messages,
     read_tools,
@@ -254,6 +255,9 @@ def _advice(record: Mapping[str, Any]) -> str:
             "these are preferences: to learn the chosen conversations, "
             "data.fields='{messages: chosen}'"
         )
+    for name, value in record.items():
+        if is_conversation(value):
+            return f"{name!r} holds messages: map it, data.fields='{{messages: {name}}}'"
     asked = next((name for name in PROMPTS if name in record), "question")
     answer = next((name for name in ANSWERS if name in record and name != asked), "answer")
     return f"map the fields, for example data.fields='{{prompt: {asked}, completion: {answer}}}'"

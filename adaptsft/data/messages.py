@@ -29,6 +29,14 @@ CALLS = ("function_call", "tool_call")  # ShareGPT: a turn that is a call, as JS
 LEARNING = ("weight", "train")
 
 
+def is_conversation(value: Any) -> bool:
+    """Whether this looks like a list of messages."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(
+        keys <= first.keys() for keys in ({"role", "content"}, {"from", "value"})
+    )
+
+
 def read_messages(value: Any, label: str) -> tuple[list[Message], list[float]]:
     """The messages of a list, and the weight of each in the loss. Raises DataError."""
     value = parsed(value, label) if isinstance(value, str) and value[:1] == "[" else value

@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adaptsft.data.messages import is_conversation
 from adaptsft.errors import DataError
 
 CHUNK = 1 << 20  # characters of a JSON array read at a time
@@ -36,7 +37,7 @@ def is_json_array(path: Path, name: str) -> bool:
     if not start.startswith(b"["):
         return False
     try:
-        return not _is_conversation(json.loads(start.splitlines()[0]))
+        return not is_conversation(json.loads(start.splitlines()[0]))
     except (ValueError, RecursionError):
         return True
 
@@ -183,23 +184,13 @@ def without_nulls(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object(value: Any, place: str) -> dict[str, Any] | DataError:
-    if _is_conversation(value):
+    if is_conversation(value):
         return {"messages": value}
     if isinstance(value, dict):
         return value
     return DataError(
         f"{place}: not a JSON object but {type(value).__name__}, {str(value)[:60]!r}; write "
         "one object per example"
-    )
-
-
-def _is_conversation(value: Any) -> bool:
-    """Whether this is a list of messages, which stands for a record with it alone."""
-    return (
-        isinstance(value, list)
-        and value != []
-        and isinstance(value[0], dict)
-        and ({"role", "content"} <= value[0].keys() or {"from", "value"} <= value[0].keys())
     )
 
 

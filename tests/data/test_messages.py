@@ -83,6 +83,11 @@ def test_what_is_refused_names_the_field(message, said):
         read_messages([USER, message], "messages")
 
 
+def test_messages_under_another_name_are_seen():
+    with pytest.raises(DataError, match=r"'dialog' holds messages: map it, .*\{messages: dialog\}"):
+        Layout.of({"dialog": [USER, ASSISTANT]}, {})
+
+
 def test_weights_of_messages():
     turns = [USER, {**ASSISTANT, "weight": 0.5}, USER, {**ASSISTANT, "train": False}, ASSISTANT]
     assert read({"messages": turns}).weights == [1, 0.5, 1, 0, 1]
