@@ -98,7 +98,7 @@ from adaptsft.distributed.ranks import (
 from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.files import replacing, write_atomically
 from adaptsft.model.build import build_model, compute_dtype
-from adaptsft.model.loss import check_fused_loss_matches_model
+from adaptsft.model.check import check_first_batch
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.statistics.base_model import SCHEMA, identity
 from adaptsft.training.environment import environment
@@ -132,7 +132,7 @@ def diagnose(options: Options, config: Config) -> str:
         in_buckets = model.attention_backend == "sdpa"
         loader = BatchLoader(opened, config, pretrained.pad_id, in_buckets, device)
         stack.enter_context(loader)
-        check_fused_loss_matches_model(model, loader.first_batch())
+        check_first_batch(model, loader.first_batch(), config.data.packing)
 
         sample = data.take(draw_sample(data, options.sample, config.seed))
         watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))

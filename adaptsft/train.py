@@ -34,8 +34,8 @@ from adaptsft.distributed.checkpoint import Checkpointer
 from adaptsft.distributed.ranks import print0, rank, rank0_first
 from adaptsft.errors import UserError
 from adaptsft.model.build import build_model
+from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
-from adaptsft.model.loss import check_fused_loss_matches_model
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after
@@ -75,7 +75,7 @@ def train(config: Config) -> dict[str, Any]:
             data, config, pretrained.pad_id, model.attention_backend == "sdpa", run.device
         )
         run.enter(loader)
-        check_fused_loss_matches_model(model, loader.first_batch())
+        check_first_batch(model, loader.first_batch(), config.data.packing)
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader)
         log_run_header(run, model, data, end)

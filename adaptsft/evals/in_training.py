@@ -29,8 +29,8 @@ from adaptsft.evals.protocol import Output, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.evals.result import metrics_of
 from adaptsft.evals.tasks import Task, load_task
-from adaptsft.model.attention import has_softcap
-from adaptsft.model.fsdp import ShardedModel, reshard
+from adaptsft.model.attention import attending, has_softcap
+from adaptsft.model.fsdp import ShardedModel, evaluating
 
 SHOWN = 3  # answers of each task that are recorded as text
 SHOWN_CHARACTERS = 2000  # of such a text
@@ -178,15 +178,10 @@ def generating(model: ShardedModel) -> Iterator[None]:
 
     Without dropout, with cached attention instead of packed documents, and without compilation.
     """
-    attention = model.config._attn_implementation
-    model.eval()
-    model.set_attn_implementation("eager" if has_softcap(model) else "sdpa")
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        # groups that stay unsharded until a backward would give the optimizer a wrong view of the
-        # weights
-        reshard(model)
-        model.set_attn_implementation(attention)
-        model.train()
+    implementation = "eager" if has_softcap(model) else "sdpa"
+    with (
+        evaluating(model),
+        attending(model, implementation),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield

@@ -8,6 +8,8 @@ silently (measured: a difference of 0.28 in the logits).
 
 import importlib.util
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
@@ -160,6 +163,48 @@ for _name in _BACKENDS:
     # no mask function is registered beside it: transformers then builds no mask at all, and padding
     # is a document of its own
     AttentionInterface.register(HF_ATTENTION_NAMES[_name], _attention_function(_name))
+
+
+@contextmanager
+def callers() -> Iterator[list[tuple[nn.Module, int | None]]]:
+    """The modules that call document attention meanwhile, with the window that each gives, in the
+    list that this yields. A compiled module must run eagerly to be seen."""
+    seen: list[tuple[nn.Module, int | None]] = []
+
+    def watched(attend):
+        def attention(module, *args, **kwargs):
+            seen.append((module, kwargs.get("sliding_window")))
+            return attend(module, *args, **kwargs)
+
+        return attention
+
+    functions = {name: ALL_ATTENTION_FUNCTIONS[name] for name in HF_ATTENTION_NAMES.values()}
+    for name, attend in functions.items():
+        AttentionInterface.register(name, watched(attend))
+    try:
+        yield seen
+    finally:
+        for name, attend in functions.items():
+            AttentionInterface.register(name, attend)
+
+
+@contextmanager
+def attending(model: nn.Module, implementation: str) -> Iterator[None]:
+    """The model with one of transformers' own attention implementations, such as "eager"."""
+    before: dict[int, tuple[Any, str]] = {}
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            before.setdefault(id(config), (config, config._attn_implementation))
+    # set_attn_implementation would leave a model as it is that has an attention of its own, whose
+    # masks depend on this as well
+    for config, _ in before.values():
+        config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        for config, name in before.values():
+            config._attn_implementation = name
 
 
 def has_softcap(model: nn.Module) -> bool:

@@ -1,10 +1,9 @@
-"""The loss of a micro-batch, as a method of the model, and the check that it is the model's own.
+"""The loss of a micro-batch, as a method of the model.
 
 It is a method, `token_loss`, so that FSDP2 unshards the head inside it and the fused loss reads a
 plain full weight: reading a sharded head outside would silently drop the other ranks' gradient.
 """
 
-import math
 from typing import Any, cast
 
 import torch
@@ -13,12 +12,9 @@ from transformers import PreTrainedModel
 
 from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
-from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
-from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.model.modules import head_of
 from adaptsft.objectives.base import Objective
-from adaptsft.objectives.build import NLL
 from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_tokens
 from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
 
@@ -95,42 +91,6 @@ def _inputs(batch: Batch) -> dict[str, Any]:
 
 def _logit_scale(settings: Any) -> float:
     """Cohere multiplies its logits by logit_scale, Granite divides them by logits_scaling. What is
-    not known here, `check_fused_loss_matches_model` catches."""
+    not known here, `check_first_batch` catches."""
     divisor = getattr(settings, "logits_scaling", None) or 1.0
     return getattr(settings, "logit_scale", None) or 1.0 / divisor
-
-
-@torch.no_grad()
-def check_fused_loss_matches_model(model: ShardedModel, batch: Batch, count: int = 256) -> None:
-    """Compare log p of a few targets by `token_loss` with the model's own forward: whatever its
-    head does must be what we differentiate.
-
-    Raises ConfigError for a model whose logits are not softcap(scale * (hidden @ weight + bias)).
-    All ranks call it together.
-    """
-    length = batch.ids.shape[1]
-    row, column = batch.target_idx[:count] // length, batch.target_idx[:count] % length
-    # logits of these only; a rank without a token takes part with one
-    columns = torch.cat([column, column.new_zeros(1)]).unique()
-    # without dropout, so that both ways see the same hidden states; not worth compiling for
-    with evaluating(model), torch.compiler.set_stance("force_eager"):
-        _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
-        output = model(**_inputs(batch), logits_to_keep=columns)
-    logits = output.logits[row, torch.searchsorted(columns, column)]
-    own = logits.float().log_softmax(-1).gather(1, batch.targets[:count, None]).squeeze(1)
-    error = float((own - tokens.logp[:count]).abs().mean()) if len(own) else 0.0
-
-    def check() -> None:
-        if math.isnan(error):
-            raise ConfigError(
-                f"{model.name_or_path}: the model gives log p = NaN on the first batch; are its "
-                "weights finite?"
-            )
-        if error > (1e-3 if logits.dtype == torch.float32 else 0.1):
-            raise ConfigError(
-                f"{type(model).__name__}: its logits are not those of a linear head with an "
-                f"optional bias, scale and soft cap (mean difference of log p: {error:.3g} nats), "
-                "so the fused loss cannot train it"
-            )
-
-    raise_on_all_ranks(check)

@@ -24,12 +24,18 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers: the modules that transformers itself never splits over devices."""
+    """The decoder layers, sharded or not: the modules that transformers itself never splits over
+    devices."""
     names = set(model._no_split_modules or ())
-    found = [module for module in model.modules() if type(module).__name__ in names]
+    found = [module for module in model.modules() if class_name(module) in names]
     if not found:
         raise ConfigError(
-            f"{type(model).__name__} does not name its decoder layers (_no_split_modules), so it "
+            f"{class_name(model)} does not name its decoder layers (_no_split_modules), so it "
             "cannot be sharded"
         )
     return found
+
+
+def class_name(module: nn.Module) -> str:
+    """Of transformers' class, whose name fully_shard prefixes."""
+    return type(module).__name__.removeprefix("FSDP")

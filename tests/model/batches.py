@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,7 +41,8 @@ def packed_batch(lengths: list[list[int]], vocabulary: int, seed: int = 0) -> Ba
     )
 
 
-def built(folder: Path, device: torch.device, **settings) -> tuple[ShardedModel, Pretrained]:
+def built(folder: Path, device: torch.device, **settings: Any) -> tuple[ShardedModel, Pretrained]:
+    """Trained in fp32, on one rank; `settings` are keys of the section model."""
     config = ModelConfig(path=str(folder), **settings)
     pretrained = load_pretrained(config)
     model = build_model(config, TrainConfig(), pretrained, device_mesh(device, 1), device)

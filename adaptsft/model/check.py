@@ -1,0 +1,207 @@
+"""The check before the first step: what will be trained is the model that transformers runs.
+
+A model may leave the attention seam aside (its own attention, recurrent or convolution layers) and
+mix the documents of a pack, or see later tokens, without a word. So some documents of the first
+batch go through `token_loss`, as they are and with tokens changed, and one by one through
+transformers' own forward.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from adaptsft.data.collator import Batch
+from adaptsft.data.documents import Documents
+from adaptsft.distributed.ranks import raise_on_all_ranks, world_size
+from adaptsft.errors import ConfigError, UserError
+from adaptsft.model.attention import attending, callers
+from adaptsft.model.fsdp import ShardedModel, evaluating
+from adaptsft.model.modules import blocks, class_name
+from adaptsft.objectives.build import NLL
+
+DOCUMENTS = 3  # of every rank that are looked at
+TOKENS = 256  # of each, at most; more where a small attention window would not be left
+LARGEST_WINDOW = 512
+# nats: of log p where tokens that may not be seen have changed (shapes are the same, and so is all
+# arithmetic), and in the mean over a document from transformers' own forward
+UNSEEN = 1e-6
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+
+
+@torch.no_grad()
+def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
+    """Compare log p of the tokens of a few documents of `batch` by `token_loss`, packed if
+    `packing` and padded if not, with what transformers' own forward gives for each document alone.
+
+    Raises ConfigError where a decoder layer leaves the attention seam aside and documents are
+    packed, where log p depends on another document or on a later token, or where it is not that of
+    transformers, and for a model that cannot be called so; says whether data.packing=false would be
+    exact. All ranks call it together. Nothing that training depends on changes.
+    """
+    documents = _documents(model, batch)
+    # without dropout, so that both ways see the same hidden states; not worth compiling for
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
+        problem = _problem(model, documents, packing)
+        if problem and packing:
+            padded = _problem(model, documents, False)
+            problem += (
+                f". Nor can it be trained with data.packing=false: {padded}"
+                if padded
+                else ". Set data.packing=false, with which log p is that of transformers"
+            )
+    if problem:
+        raise ConfigError(f"{_name(model)}: {problem}")
+
+
+def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str | None:
+    """What is wrong with the model, on any rank; None if nothing."""
+    rows = [documents[:2], documents[2:]] if packed else [[document] for document in documents]
+    batch = _batch(rows, model.attention_backend == "sdpa").to(documents[0].device)
+    with _named(model), callers() as calls:
+        logp = _logp(model, batch)
+    later = _logp(model, _changed(batch, [[len(document) - 1] for document in documents]))
+    first = [range(len(documents[0])), *([] for _ in documents[1:])]
+    other = _logp(model, _changed(batch, first))
+    with _named(model), attending(model, "eager"):
+        owns = [_own_logp(model, document) for document in documents]
+    own, tolerance = torch.cat([own for own, _ in owns]), TOLERANCE[owns[0][1]]
+
+    sequences = [batch.sequence == number for number in range(len(documents))]
+    error = max(float((logp - own)[of].abs().mean()) for of in sequences)
+    raise_on_all_ranks(lambda: _check_finite(model, error))
+    problems = [
+        _seam_problem(model, calls) if packed else None,
+        _seen("later tokens of a document", later - logp),
+        _seen("another document of the batch", (other - logp)[~sequences[0]]),
+        f"log p differs from that of transformers' own forward of each document alone by "
+        f"{error:.3g} nats in the mean, more than {tolerance:g} (its attention, or not a linear "
+        "head with an optional bias, scale and soft cap)"
+        if error > tolerance
+        else None,
+    ]
+    everyone: list[str | None] = [None] * world_size()
+    dist.all_gather_object(everyone, next(filter(None, problems), None))
+    return next(filter(None, everyone), None)
+
+
+def _check_finite(model: ShardedModel, error: float) -> None:
+    if math.isnan(error):
+        raise ConfigError(
+            f"{_name(model)}: it gives log p = NaN on the first batch; are its weights finite?"
+        )
+
+
+def _seam_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]) -> str | None:
+    """Whether decoder layers mix tokens without knowing where documents begin, or without the
+    window of the configuration, which a short document would not show."""
+    layers, calling = blocks(model), {id(module) for module, _ in calls}
+    apart = sum(any(id(part) in calling for part in layer.modules()) for layer in layers)
+    if apart < len(layers):
+        return (
+            f"{len(layers) - apart} of its {len(layers)} decoder layers mix the tokens of a pack "
+            "without regard to where documents begin (an attention of their own, recurrent or "
+            "convolution layers)"
+        )
+    config = model.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    windowed = window and (kinds is None or "sliding_attention" in kinds)
+    if windowed and all(given is None for _, given in calls):
+        return f"no layer gives its attention the window of the configuration ({window})"
+    return None
+
+
+def _seen(what: str, difference: Tensor) -> str | None:
+    largest = float(difference.abs().max())
+    if largest > UNSEEN:
+        return f"tokens see {what}: log p moves by up to {largest:.3g} nats when these change"
+    return None
+
+
+def _documents(model: ShardedModel, batch: Batch) -> list[Tensor]:
+    """The first documents of the batch with something to learn, cut to their first tokens; parts of
+    them, or of made-up tokens, where there are too few. int64 [length >= 2] each."""
+    config, ids = model.config.get_text_config(), batch.ids.flatten()
+    window = getattr(config, "sliding_window", None) or 0
+    limit = window + 32 if TOKENS <= window <= LARGEST_WINDOW else TOKENS
+    bounds = batch.documents.cu_seqlens.tolist()
+    learned = torch.bucketize(batch.target_idx, batch.documents.cu_seqlens[1:], right=True)
+    found = [ids[bounds[i] : bounds[i + 1]][:limit] for i in learned.unique()[:DOCUMENTS].tolist()]
+    found = found or [torch.arange(16, device=ids.device) % config.vocab_size]
+    while len(found) < DOCUMENTS:
+        found.append(found[-1][: max(2, len(found[-1]) // 2)])
+    return found
+
+
+def _batch(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
+    """Rows of documents, padded at the end; every token but the first of a document is a target."""
+    length = 8 + max(sum(map(len, row)) for row in rows)
+    parts: list[Tensor] = []
+    places: list[Tensor] = []  # of the hidden states that predict a target
+    for number, row in enumerate(rows):
+        begin = number * length
+        for document in row:
+            parts.append(document.cpu())
+            places.append(torch.arange(begin, begin + len(document) - 1))
+            begin += len(document)
+        parts.append(torch.zeros((number + 1) * length - begin, dtype=torch.int64))
+    ids, bounds = torch.cat(parts), [0, *itertools.accumulate(map(len, parts))]
+    target_idx, counts = torch.cat(places), torch.tensor([len(place) for place in places])
+    return Batch(
+        ids=ids.view(len(rows), length),
+        positions=torch.cat([torch.arange(len(part)) for part in parts]).view(len(rows), length),
+        documents=Documents.build(torch.tensor(bounds, dtype=torch.int32), with_buckets),
+        target_idx=target_idx,
+        targets=ids[target_idx + 1],
+        source=torch.zeros_like(target_idx),
+        sequence=torch.arange(len(places)).repeat_interleave(counts),
+        sequence_lengths=counts,
+        sequence_source=torch.zeros_like(counts),
+    )
+
+
+def _changed(batch: Batch, places: list[Any]) -> Batch:
+    """The batch with other tokens in these places of each document; the targets stay. They are
+    exchanged for other tokens of the batch: any id might be one that stands for an image."""
+    ids, known = batch.ids.flatten().clone(), batch.ids.unique()
+    starts = [int(batch.target_idx[batch.sequence == i][0]) for i in range(len(places))]
+    index = [start + place for start, of in zip(starts, places, strict=True) for place in of]
+    ids[index] = known.roll(1)[torch.searchsorted(known, ids[index])]
+    return dataclasses.replace(batch, ids=ids.view_as(batch.ids))
+
+
+def _logp(model: ShardedModel, batch: Batch) -> Tensor:
+    return model.token_loss(batch, NLL, None, 1.0)[1].logp
+
+
+def _own_logp(model: ShardedModel, document: Tensor) -> tuple[Tensor, torch.dtype]:
+    """fp32 [length - 1], by the model's own forward, without packing or any of our arguments; and
+    the dtype of its logits."""
+    logits = model(input_ids=document[None], use_cache=False).logits[0, :-1]
+    logp = logits.float().log_softmax(-1).gather(1, document[1:, None]).squeeze(1)
+    return logp, logits.dtype
+
+
+def _name(model: ShardedModel) -> str:
+    return f"{model.name_or_path} ({class_name(model)})"
+
+
+@contextmanager
+def _named(model: ShardedModel) -> Iterator[None]:
+    """Any error of a model's own code, such as an unexpected argument, as a ConfigError."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        raise ConfigError(
+            f"{_name(model)}: model_type={model.config.model_type} cannot be trained: its forward "
+            f"fails on the first batch: {reason}"
+        ) from error

@@ -1,0 +1,140 @@
+"""What the first batch shows: models that mix documents, see later tokens, or have another head."""
+
+import pytest
+import torch
+
+from adaptsft.errors import ConfigError
+from adaptsft.model.check import check_first_batch
+from adaptsft.model.fsdp import ShardedModel
+from adaptsft.train import train
+from tests.model.batches import LENGTHS, built, packed_batch
+from tests.model.random_models import (
+    DELTA_NET,
+    MAMBA,
+    STRICT_CODE,
+    random_config,
+    write_model_with_code,
+    write_random_model,
+)
+from tests.runs import small_config
+
+HYBRIDS = {
+    "bamba": {"attn_layer_indices": [1], **MAMBA},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"], **DELTA_NET},
+}
+
+
+def check(model: ShardedModel, packing: bool = True) -> None:
+    check_first_batch(model, packed_batch(LENGTHS, model.config.vocab_size), packing)
+
+
+def refusal(model: ShardedModel, packing: bool = True) -> str:
+    with pytest.raises(ConfigError) as error:
+        check(model, packing)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_model_that_keeps_documents_apart_passes_and_nothing_changes(
+    tiny_model, device, packing, dtype
+):
+    model, _ = built(tiny_model("gemma2", tied=True), device, compute_dtype=dtype)
+    state, attention = torch.get_rng_state(), model.config._attn_implementation
+    check(model, packing)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training and model.config._attn_implementation == attention
+
+
+def test_a_model_without_a_causal_mask_is_refused(tmp_path, device):
+    config = random_config("bloom", n_layer=2, n_head=4)
+    model, _ = built(write_random_model(tmp_path, config), device)
+    message = refusal(model)
+    assert "BloomForCausalLM" in message and "2 of its 2 decoder layers" in message
+    assert "Nor can it be trained with data.packing=false" in message
+    assert "see later tokens" in refusal(model, packing=False)
+
+
+@pytest.mark.parametrize("model_type", HYBRIDS)
+def test_a_hybrid_is_refused_with_packing_and_exact_without(tmp_path, device, model_type):
+    config = random_config(model_type, **HYBRIDS[model_type])
+    model, _ = built(write_random_model(tmp_path, config), device)
+    message = refusal(model)
+    assert "1 of its 2 decoder layers" in message and "Set data.packing=false" in message
+    check(model, packing=False)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_documents_that_leak_past_the_attention_are_seen_in_any_precision(
+    tiny_model, device, dtype, monkeypatch
+):
+    """Every layer calls the seam, and yet a state passes from document to document."""
+    model, _ = built(tiny_model("llama", tied=False), device, compute_dtype=dtype)
+    norm = type(model.model.layers[1].input_layernorm)
+    plain = norm.forward
+
+    def leaking(self, states):
+        return plain(self, states) + 1e-2 * states.roll(1, dims=1)
+
+    monkeypatch.setattr(norm, "forward", leaking)
+    assert "tokens see" in refusal(model)
+
+
+def test_remote_code_with_its_own_attention_is_refused_with_packing(tmp_path, device):
+    folder = write_model_with_code(tmp_path / "own")
+    model, _ = built(folder, device, trust_remote_code=True)
+    message = refusal(model)
+    assert "2 of its 2 decoder layers" in message and "Set data.packing=false" in message
+    check(model, packing=False)
+
+
+def test_remote_code_that_does_not_take_our_arguments_is_named(tmp_path, device):
+    folder = write_model_with_code(tmp_path / "own", STRICT_CODE)
+    model, _ = built(folder, device, trust_remote_code=True)
+    message = refusal(model)
+    assert "model_type=own" in message and "unexpected keyword argument" in message
+
+
+def test_a_window_that_the_attention_is_not_given_is_refused(tiny_model, device):
+    model, _ = built(tiny_model("llama", tied=False), device)
+    model.config.sliding_window = 4
+    assert "window of the configuration (4)" in refusal(model)
+
+
+def test_a_head_that_the_loss_does_not_know_is_refused(tiny_model, device):
+    model, _ = built(tiny_model("llama", tied=False), device)
+    # known to token_loss, unknown to the Llama that computes the logits
+    model.config.logit_scale = 0.25
+    assert "linear head" in refusal(model)
+
+
+def test_weights_that_are_not_finite_are_named(tiny_model, device):
+    model, _ = built(tiny_model("llama", tied=False), device)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    assert "are its weights finite?" in refusal(model)
+
+
+def test_a_rank_without_documents_takes_part(tiny_model, device):
+    model, _ = built(tiny_model("llama", tied=False), device)
+    batch = packed_batch([[1, 1, 1, 1]], model.config.vocab_size)
+    assert not len(batch.targets)
+    check_first_batch(model, batch, packing=True)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"train__compile": True}, {"train__activation_checkpointing": "full"}], ids=str
+)
+def test_a_run_is_refused_before_its_first_step(tmp_path, setting):
+    config = random_config("lfm2", **HYBRIDS["lfm2"])
+    model = write_random_model(tmp_path / "model", config)
+    with pytest.raises(ConfigError, match=r"data\.packing=false"):
+        train(small_config(tmp_path, model, **setting))
+
+
+def test_a_hybrid_trains_without_packing(tmp_path):
+    config = random_config("lfm2", **HYBRIDS["lfm2"])
+    model = write_random_model(tmp_path / "model", config)
+    settings = {"data__packing": False, "train__micro_batch_size": 4}
+    assert 0 < train(small_config(tmp_path, model, **settings))["loss"] < 10
