@@ -32,15 +32,17 @@ if __name__ == "__main__":
     parse(sys.argv[1:])  # ends here for --help and for a misspelt option: before torch is imported
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from adaptsft.command_line import print_error
 from adaptsft.config.load import read_config
 from adaptsft.config.schema import DataConfig
+from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
 from adaptsft.errors import CheckpointError, UserError
 from adaptsft.model.attention import has_softcap
+from adaptsft.model.language import load_whole
 
 
 def main(arguments: list[str]) -> int:
@@ -98,7 +100,7 @@ def load(name: str) -> tuple[Any, Any, Template]:
         source = folder / "final" if is_run else name
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
+        model = load_whole(source, dtype).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
     if has_softcap(model):
@@ -119,22 +121,41 @@ def answer(
     sampling: dict[str, Any] = {"do_sample": options.temperature > 0}
     if options.temperature > 0:
         sampling |= {"temperature": options.temperature, "top_p": 1.0, "top_k": 0}
-    stops = {tokenizer.eos_token_id, *_ids(model.generation_config.eos_token_id)} - {None}
+    end = turn_end(template)
+    stops = end.stop_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    if end.strings:
+        sampling |= {"stop_strings": list(end.strings), "tokenizer": tokenizer}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         **sampling,
         max_new_tokens=options.max_new_tokens,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        eos_token_id=sorted(stops) or None,
+        # an end that is text is on the screen before it is known to be one
+        streamer=None if end.strings else Printer(tokenizer, stops),
+        eos_token_id=stops or None,
         pad_token_id=pad,
     )
-    return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
+    ids = output[0, prompt.shape[1] :].tolist()
+    reply = tokenizer.decode([i for i in ids if i not in stops], skip_special_tokens=True)
+    for text in end.strings:
+        reply = reply.partition(text)[0]
+    if end.strings:
+        print(reply)
+    return reply
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+class Printer(TextStreamer):
+    """Prints an answer as it is generated, without the token that ends it, which need not be one
+    that the tokenizer calls special."""
+
+    def __init__(self, tokenizer: Any, stops: list[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stops = stops
+
+    def put(self, value: torch.Tensor) -> None:
+        if value.ndim > 1 or int(value) not in self.stops:
+            super().put(value)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,12 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def reason_of(error: Exception) -> str:
+    """What an error of another library says, with its kind where its words alone may not tell."""
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return kind + (str(error).strip() or "no reason given")
+
+
 def did_you_mean(value: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean NAME?` with the nearest of the names, or nothing."""
     near = difflib.get_close_matches(value, list(names), n=1, cutoff=cutoff)

@@ -32,6 +32,8 @@ if __name__ == "__main__":
 
 from adaptsft.command_line import print_error
 from adaptsft.config.load import read_config
+from adaptsft.data.stop import turn_end
+from adaptsft.data.template import Template
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import device_mesh, print0, process_group
 from adaptsft.errors import CheckpointError, UserError
@@ -58,7 +60,8 @@ def main(arguments: list[str]) -> int:
             mesh = device_mesh(device, 1)
             model = build_model(config.model, config.train, pretrained, mesh, device)
             checkpoint.load_model(found, model)
-            export(model, pretrained, options.out, options.dtype)
+            end = turn_end(Template(pretrained.tokenizer, config.data))
+            export(model, pretrained, options.out, options.dtype, end)
             print0(f"{options.out}: {found.name} as a Hugging Face model in {options.dtype}")
     except UserError as error:
         return print_error("adaptsft.export", error)

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from adaptsft.command_line import first_answer, print_error
-from adaptsft.errors import ConfigError, UserError
+from adaptsft.errors import ConfigError, UserError, reason_of
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -50,6 +50,7 @@ from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
+from adaptsft.model.pretrained import text_config_of
 from adaptsft.model.supported import check_verified
 
 GIB = 2**30
@@ -108,14 +109,14 @@ def load_configs(config: Config) -> tuple[Any, Any]:
         model_config = AutoConfig.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={model.path}: {str(error).strip()}") from None
+    except Exception as error:  # also what the code of a model raises that comes with its own
+        raise ConfigError(f"model.path={model.path}: {reason_of(error)}") from None
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             model.tokenizer or model.path, trust_remote_code=model.trust_remote_code
         )
         tokenizer.add_tokens(model.add_tokens)
-        settings = model_config.get_text_config()
+        settings = text_config_of(model, model_config)
         settings.vocab_size = max(settings.vocab_size, len(tokenizer))
     except (OSError, ValueError):
         tokenizer = None

@@ -27,6 +27,8 @@ from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.loader import BatchLoader
+from adaptsft.data.stop import turn_end
+from adaptsft.data.template import Template
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.checkpoint import Checkpointer
 from adaptsft.distributed.ranks import print0, rank, rank0_first
@@ -34,7 +36,7 @@ from adaptsft.errors import UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
-from adaptsft.model.pretrained import check_lengths, load_pretrained
+from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.model.supported import check_verified
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after
@@ -50,6 +52,7 @@ from adaptsft.training.optim import (
     scale_and_clip,
 )
 from adaptsft.training.resume import resume_or_prepare
+from adaptsft.training.run_folder import train_on
 from adaptsft.training.setup import open_run
 
 PREEMPTED = 75  # exit code of a run that was asked to stop, and saved
@@ -63,8 +66,9 @@ def train(config: Config) -> dict[str, Any]:
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
         check_verified(config.model, pretrained.config, config.data.packing)
+        end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
-        check_lengths(pretrained, data.train, data.held_out)
+        check_fits_model(config.model, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
         optimizer = build_optimizer(model, config.train)
@@ -76,7 +80,7 @@ def train(config: Config) -> dict[str, Any]:
         check_first_batch(model, loader.first_batch(), config.data.packing)
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader)
-        log_run_header(run, model, data)
+        log_run_header(run, model, data, end)
         metrics = run.enter(Metrics(run, model, objective, data, first))
         checkpointer = run.enter(Checkpointer(run.folder / "checkpoints", config.checkpoint))
         evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
@@ -139,9 +143,9 @@ def train(config: Config) -> dict[str, Any]:
         checkpointer.wait()
         run.watchdog.stop()
         if first == data.steps and (run.folder / "final").is_dir():
-            print0(f"{run.folder} is finished already")
+            print0(f"{run.folder} is finished already{train_on(run.folder)}")
             return run.result
-        export(model, pretrained, run.folder / "final", config.checkpoint.export_dtype)
+        export(model, pretrained, run.folder / "final", config.checkpoint.export_dtype, end)
         print0(
             f"{run.folder / 'final'} is a Hugging Face model; talk to it: "
             f"python -m adaptsft.chat {run.folder}"

@@ -23,9 +23,10 @@ from adaptsft.config.schema import Config
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.build import compute_dtype, freeze, prepare_block, unfilled_model
+from adaptsft.model.build import compute_dtype, freeze, prepare_block
+from adaptsft.model.language import causal_lm
 from adaptsft.model.modules import blocks, final_norm_of, head_of
-from adaptsft.model.supported import named_errors
+from adaptsft.model.supported import named_errors, refuse_unsupported
 
 
 class Traced(NamedTuple):
@@ -46,8 +47,9 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     shape = (train.micro_batch_size, config.data.max_length)
     with FakeTensorMode(allow_non_fake_inputs=True):
         own = backend in ("sdpa", "eager")
-        implementation = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
-        model = unfilled_model(config.model, model_config, implementation, dtype)
+        name = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
+        model = causal_lm(model_config, name, dtype, config.model.trust_remote_code)
+        refuse_unsupported(model, name)
         model.config.use_cache = False
         freeze(model, config.model.freeze)
         groups = [Group.of(members, ranks) for members in _groups(model)]

@@ -1,18 +1,19 @@
 """What a configuration must be, beyond its types: every refusal names key, value and fix. Nothing
 is loaded."""
 
+import datetime
 import math
 import re
 
 from adaptsft.config.load import parse_arguments
-from adaptsft.config.schema import Config, TrainConfig, all_keys, get
+from adaptsft.config.schema import LOSS_ON, Config, TrainConfig, all_keys, get
 from adaptsft.config.unread import unread
 from adaptsft.controllers.build import (
     acts_through,
     unread_by_controller,
     validate_controller,
 )
-from adaptsft.errors import ConfigError, did_you_mean, require, warn
+from adaptsft.errors import ConfigError, did_you_mean, require, require_known, warn
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import build_objective, unread_by_objective
 
@@ -125,6 +126,8 @@ def _data(config: Config) -> None:
         key = f"data.sources[{number}]"
         require(source.path != "", f"{key}.path is not set")
         require(source.weight > 0, f"{key}.weight={source.weight}: must be above 0")
+        if source.loss_on:
+            require_known(f"{key}.loss_on={source.loss_on}", source.loss_on, LOSS_ON)
     require(
         data.validation_path == "" or data.validation_examples == 0,
         "set either data.validation_path or data.validation_examples, not both",
@@ -135,6 +138,10 @@ def _data(config: Config) -> None:
         "eval.every is set but nothing is evaluated: set data.validation_path, "
         "data.validation_examples or eval.tasks",
     )
+    try:
+        datetime.date.fromisoformat(data.date)
+    except ValueError:
+        raise ConfigError(f"data.date={data.date}: must be a day, YYYY-MM-DD") from None
     require("{prompt}" in data.prompt_template, "data.prompt_template must contain {prompt}")
     require(
         "\\n" not in data.prompt_template,

@@ -19,6 +19,9 @@ def key(default: Any, help: str, choices: tuple[str, ...] = (), changeable: bool
     return field(default=default, metadata=metadata)
 
 
+LOSS_ON = ("assistant", "last_turn", "each_turn", "all")
+
+
 @dataclass
 class ModelConfig:
     path: str = key(
@@ -84,6 +87,7 @@ class SourceConfig:
         "field map, ours: yours, for example {prompt: question, completion: answer}; default: "
         "recognised by name",
     )
+    loss_on: str = key("", "of this source, in place of data.loss_on")
 
 
 @dataclass
@@ -102,7 +106,7 @@ class DataConfig:
     sources: list[SourceConfig] = key(
         [],
         "several weighted sources (instead of data.path); keys of each: name, path, subset, "
-        "split, weight, fields",
+        "split, weight, fields, loss_on",
     )
     stream: int = key(
         0,
@@ -127,8 +131,34 @@ class DataConfig:
     )
     loss_on: str = key(
         "assistant",
-        "which tokens are targets: those of every assistant turn, of the last turn, or all",
-        ("assistant", "last_turn", "all"),
+        "which tokens are targets: those of every assistant turn, of the last turn, or all; "
+        "each_turn makes an example of every assistant turn, as generation will see it",
+        LOSS_ON,
+    )
+    template_kwargs: dict[str, Any] = key(
+        {}, "variables of the chat template, for example {enable_thinking: false}"
+    )
+    date: str = key(
+        "2024-07-26",
+        "YYYY-MM-DD: what chat templates that print the day are told, so that tokens do not change "
+        "overnight",
+    )
+    lost_text: str = key(
+        "error",
+        "a text of a record that the chat template does not show (a tool call, thoughts, tools, a "
+        "system message), or text that it adds to what is learned",
+        ("error", "allow"),
+    )
+    split_special_tokens: bool = key(
+        False,
+        "what spells a special token in a message (<|im_end|>) is tokenised as ordinary text, not "
+        "as that token",
+    )
+    on_bad_record: str = key(
+        "stop",
+        "a record that cannot be read or learned: end with an error, or leave it out, count it and "
+        "list it in run_dir/skipped_records.txt",
+        ("stop", "skip"),
     )
     max_length: int = key(2048, "longest example, and length of a pack, in tokens")
     overlong: str = key(
@@ -181,7 +211,8 @@ class ObjectiveConfig:
     )
     exempt: str = key(
         "none",
-        "tokens that keep NLL whatever the objective: end of text, or all special tokens",
+        "tokens that keep NLL whatever the objective: what ends a turn or a text, or all special "
+        "tokens",
         ("none", "eos", "special"),
     )
     unit_mass: bool = key(
@@ -222,7 +253,9 @@ class ControllerConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: float = key(1.0, "passes over the training data; ignored where max_steps is set")
+    epochs: float = key(
+        1.0, "passes over the training data, rounded up to whole steps; ignored with max_steps"
+    )
     max_steps: int = key(0, "optimizer steps (0: from epochs)")
     global_batch_size: int = key(
         32, "examples per optimizer step, over all ranks and micro-batches"

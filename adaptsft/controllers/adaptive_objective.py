@@ -7,6 +7,8 @@ from adaptsft.config.schema import Config, ControllerConfig
 from adaptsft.controllers.base import Progress, State
 from adaptsft.controllers.build import build_controller
 from adaptsft.controllers.schedules import Schedule
+from adaptsft.data.stop import turn_end
+from adaptsft.data.template import Template
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.model.pretrained import Pretrained
@@ -55,7 +57,9 @@ class AdaptiveObjective:
     ) -> "AdaptiveObjective":
         """That of a run's first step. Raises ConfigError on all ranks."""
         function = build_objective(config.objective)
-        function = with_exempt(function, config.objective, pretrained.tokenizer, device)
+        tokenizer = pretrained.tokenizer
+        ends = turn_end(Template(tokenizer, config.data)).stop_ids(tokenizer.eos_token_id)
+        function = with_exempt(function, config.objective, tokenizer, ends, device)
         base = raise_on_all_ranks(
             lambda: BaseStatistics.configured(
                 config.controller, model=pretrained.folder, data=data, device=device

@@ -1,18 +1,20 @@
 """The cache of tokens: every file of a source is tokenised once, into a folder of data.cache_dir
 that is found again by a fingerprint.
 
-The folder holds tokens.arrow (record batches with the columns input_ids and mask, memory-mapped
-when read; `datasets.Dataset.from_file` opens it too), sizes.npy (int64 [4, examples]: tokens,
-target tokens, place in the file, digest of the id), and the checksums of both.
+The folder holds tokens.arrow (record batches with the columns input_ids, mask and weights,
+memory-mapped when read; `datasets.Dataset.from_file` opens it too), sizes.npy (int64 [4, examples]:
+tokens, target tokens, place in the file, digest of the id), weights.npy (float64 [examples]: sum of
+the target tokens' weights), facts.json (what was noticed), and the checksums of all.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -20,17 +22,24 @@ import numpy as np
 import pyarrow as pa
 
 from adaptsft.config.schema import SourceConfig
-from adaptsft.data.ids import IdCheck, digest
-from adaptsft.data.layout import Layout
-from adaptsft.data.readers import Entry
+from adaptsft.data.encoding import Encoded, Encoder
+from adaptsft.data.reading import Facts, Read, RecordReader
 from adaptsft.data.sources import Records, open_records
-from adaptsft.data.template import Segment, Template
+from adaptsft.data.template import Template
 from adaptsft.errors import DataError
 
 CHECKSUMS = "sha256.json"
-FORMAT = 3  # of the cache; raise it when files or tokenisation change
+FILES = ("sizes.npy", "weights.npy", "tokens.arrow", "facts.json")
+FORMAT = 4  # of the cache; raise it when files or tokenisation change
 BATCH = 1000  # examples per record batch, and per call of the tokenizer
-SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "mask": pa.list_(pa.bool_())})
+# weights are empty where every target token of the example weighs 1
+SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "mask": pa.list_(pa.bool_()),
+        "weights": pa.list_(pa.float32()),
+    }
+)
 PROGRESS_EVERY = 5.0  # seconds
 
 Log = Callable[[str], None]
@@ -39,12 +48,15 @@ Log = Callable[[str], None]
 class TokenFile:
     """The tokenised examples of one file, memory-mapped. They are numbered from 0."""
 
-    def __init__(self, folder: Path, place: str, verify: bool) -> None:
-        self.folder, self.fingerprint, self.place = folder, folder.name, place
+    def __init__(self, folder: Path, records: Records, verify: bool) -> None:
+        self.folder, self.fingerprint = folder, folder.name
+        self.name, self.place = records.name, records.place
         try:
             if verify and json.loads((folder / CHECKSUMS).read_text()) != _checksums(folder):
                 raise ValueError("its sha256 is not the one written")
             lengths, target_tokens, self.places, _ = np.load(folder / "sizes.npy")
+            self.target_weight = np.load(folder / "weights.npy")
+            self.facts = Facts(**json.loads((folder / "facts.json").read_text()))
             table = pa.ipc.open_stream(pa.memory_map(str(folder / "tokens.arrow"))).read_all()
             if len(table) != len(self.places):
                 raise pa.ArrowInvalid("record batches are missing")
@@ -56,7 +68,7 @@ class TokenFile:
         self.lengths = lengths.astype(np.int32)
         self.target_tokens = target_tokens.astype(np.int32)
         self.places = self.places.copy()
-        self.ids, self.masks = table.column("input_ids").chunks, table.column("mask").chunks
+        self.ids, self.masks, self.weights = (column.chunks for column in table.columns)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -69,6 +81,13 @@ class TokenFile:
         mask = masks.values.slice(begin, length).to_numpy(zero_copy_only=False)
         return ids.values.slice(begin, length).to_numpy(), mask
 
+    def read_weights(self, number: int, length: int) -> np.ndarray | None:
+        """float32 [length] of the same tokens; None where every target token weighs 1."""
+        batch, index = divmod(number, BATCH)
+        weights = self.weights[batch]
+        begin, end = weights.offsets[index].as_py(), weights.offsets[index + 1].as_py()
+        return weights.values.slice(begin, length).to_numpy() if end > begin else None
+
     def where(self, number: int) -> str:
         """Where an example comes from, as file:line."""
         return f"{self.place}{self.places[number]}"
@@ -78,7 +97,7 @@ class TokenFile:
         return np.load(self.folder / "sizes.npy", mmap_mode="r")[3]
 
     def close(self) -> None:
-        self.ids, self.masks = [], []
+        self.ids, self.masks, self.weights = [], [], []
 
 
 def tokenize_once(
@@ -90,9 +109,8 @@ def tokenize_once(
     process sees half of it.
     """
     records = open_records(source, cache)
-    key = json.dumps(
-        [FORMAT, records.fingerprint, template.fingerprint, sorted(source.fields.items())]
-    )
+    parts = [FORMAT, records.fingerprint, template.fingerprint, sorted(source.fields.items())]
+    key = json.dumps([*parts, template.config.on_bad_record])
     final = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not final.is_dir():
         making = cache / f"{final.name}.{uuid.uuid4().hex}"
@@ -112,7 +130,7 @@ def tokenize_once(
             ) from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    return TokenFile(final, records.place, verify)
+    return TokenFile(final, records, verify)
 
 
 def throttled(log: Log) -> Log:
@@ -130,7 +148,7 @@ def throttled(log: Log) -> Log:
 
 def _checksums(folder: Path) -> dict[str, str]:
     digests = {}
-    for name in ("sizes.npy", "tokens.arrow"):
+    for name in FILES:
         with (folder / name).open("rb") as file:
             digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
@@ -139,68 +157,85 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _tokenize(
     source: SourceConfig, records: Records, template: Template, folder: Path, progress: Log
 ) -> None:
-    """Write tokens.arrow and sizes.npy of all records to the folder."""
+    """Write the files of the cache, of all records, to the folder."""
+    reader = RecordReader(source, records, template)
+    rows = _encoded(reader, Encoder(template.tokenizer), source.name, progress)
     sizes: list[np.ndarray] = []
-    layout: Layout | None = None
-    id_check = IdCheck(source, records.place)
-    entries, done, started = records.read(), 0, time.monotonic()
+    target_weight: list[np.ndarray] = []
     with open(folder / "tokens.arrow", "wb") as file:
         with pa.ipc.new_stream(file, SCHEMA) as writer:
-            while batch := list(islice(entries, BATCH)):
-                if layout is None:
-                    layout = _layout(batch[0], source, records.place)
-                sizes.append(_write_batch(batch, layout, id_check, template, records.place, writer))
-                done, share = done + len(batch), batch[-1][2]
-                left = (time.monotonic() - started) * (1 - share) / share
-                progress(
-                    f"tokenising {source.name}: {done:,} examples, {share:.0%}, ETA {left:.0f} s"
-                )
+            while batch := list(islice(rows, BATCH)):
+                sizes.append(_write_batch(batch, writer))
+                of_batch = [encoded.weights.sum(dtype=np.float64) for encoded, _ in batch]
+                target_weight.append(np.array(of_batch))
+                highest = max(int(encoded.ids.max()) for encoded, _ in batch)
+                reader.facts.highest_id = max(reader.facts.highest_id, highest)
         if not sizes:
-            raise DataError(f"{source.path}: holds no example")
+            bad = (
+                f": its {len(skipped):,} records are bad"
+                if (skipped := reader.facts.skipped)
+                else ""
+            )
+            raise DataError(f"{source.path}: holds no example{bad}")
         os.fsync(file.fileno())
     np.save(folder / "sizes.npy", np.concatenate(sizes, axis=1).astype(np.int64))
+    np.save(folder / "weights.npy", np.concatenate(target_weight))
+    (folder / "facts.json").write_text(json.dumps(dataclasses.asdict(reader.facts)))
 
 
-def _layout(first: Entry, source: SourceConfig, name: str) -> Layout:
-    place, record, _ = first
+def _encoded(
+    reader: RecordReader, encoder: Encoder, name: str, progress: Log
+) -> Iterator[tuple[Encoded, Read]]:
+    """The examples of a file as tokens. Raises DataError for one that cannot be, or without a
+    target token; or notes it."""
+    reads, done, started = iter(reader), 0, time.monotonic()
+    while batch := list(islice(reads, BATCH)):
+        try:
+            found: list[Encoded | Exception] = [*encoder.encode([read.example for read in batch])]
+        except Exception:  # of the tokenizer; which example it was shows one at a time
+            found = [_try(encoder, read) for read in batch]
+        for encoded, read in zip(found, batch, strict=True):
+            where = f"{reader.records.place}{read.place}"
+            if isinstance(encoded, Exception):
+                reader.bad(DataError(f"{where}: the tokenizer refuses its text: {encoded}"))
+            elif not encoded.weights.any():
+                reader.bad(
+                    DataError(
+                        f"{where}: the example has no target token; give it an answer that follows "
+                        "a prompt"
+                    )
+                )
+            else:
+                yield encoded, read
+        done, share = done + len(batch), batch[-1].share
+        left = (time.monotonic() - started) * (1 - share) / share
+        progress(f"tokenising {name}: {done:,} examples, {share:.0%}, ETA {left:.0f} s")
+
+
+def _try(encoder: Encoder, read: Read) -> Encoded | Exception:
     try:
-        return Layout.of(record, source.fields)
-    except DataError as error:
-        raise DataError(f"{name}{place}: {error}") from None
+        return encoder.encode([read.example])[0]
+    except Exception as error:
+        return error
 
 
 def _write_batch(
-    batch: list[Entry],
-    layout: Layout,
-    id_check: IdCheck,
-    template: Template,
-    name: str,
-    writer: pa.ipc.RecordBatchStreamWriter,
+    batch: list[tuple[Encoded, Read]], writer: pa.ipc.RecordBatchStreamWriter
 ) -> np.ndarray:
-    """Tokenise and write these records; the columns of sizes.npy for them, int64 [4, records]."""
-    conversations: list[list[Segment]] = []
-    digests: list[int] = []
-    for place, record, _ in batch:
-        try:
-            value = record.get(layout.names["id"])
-            id_check.check(value, place)
-            digests.append(digest(value))
-            conversations.append(template.segments(*layout.conversation(record)))
-        except DataError as error:
-            raise DataError(f"{name}{place}: {error}") from None
-    examples = template.encode(conversations)
-    offsets = np.cumsum([0] + [len(ids) for ids, _ in examples], dtype=np.int32)
+    """Write the tokens of these examples; their columns of sizes.npy, int64 [4, examples]."""
+    ids = [encoded.ids for encoded, _ in batch]
+    masks = [encoded.weights > 0 for encoded, _ in batch]
+    weights = [
+        encoded.weights if (encoded.weights[mask] != 1).any() else encoded.weights[:0]
+        for (encoded, _), mask in zip(batch, masks, strict=True)
+    ]
     columns = [
-        pa.ListArray.from_arrays(offsets, np.concatenate(column))
-        for column in zip(*examples, strict=True)
+        pa.ListArray.from_arrays(
+            np.cumsum([0, *map(len, column)], dtype=np.int32), np.concatenate(column)
+        )
+        for column in (ids, masks, weights)
     ]
     writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-    places = [place for place, _, _ in batch]
-    lengths = [len(mask) for _, mask in examples]
-    target_tokens = [int(mask.sum()) for _, mask in examples]
-    if 0 in target_tokens:
-        raise DataError(
-            f"{name}{places[target_tokens.index(0)]}: the example has no target token; give it an "
-            "answer that follows a prompt"
-        )
-    return np.array([lengths, target_tokens, places, digests])
+    target_tokens = [int(mask.sum()) for mask in masks]
+    places, digests = ([read.place for _, read in batch], [read.digest for _, read in batch])
+    return np.array([list(map(len, ids)), target_tokens, places, digests])

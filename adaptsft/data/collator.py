@@ -28,6 +28,8 @@ class Batch:
     sequence: Tensor  # int64 [n], its sequence, 0 … m - 1, ascending
     sequence_lengths: Tensor  # int64 [m], target tokens of each sequence
     sequence_source: Tensor  # int64 [m]
+    # fp32 [n], of the token in the loss, on average 1 over the targets of the step; None: all are 1
+    token_weight: Tensor | None = None
     # fp32 [n], log p of the token under the base model, where it was measured
     base_logp: Tensor | None = None
     # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
@@ -49,12 +51,14 @@ def collate(
     pad_multiple: int = 1,
     with_buckets: bool = True,
     base_logp: Callable[[int], np.ndarray] | None = None,
+    weight_scale: float | None = None,
 ) -> Batch:
     """The batch of these packs, each as long as the longest, rounded up to pad_multiple.
 
     No packs give one of padding alone, so that a rank without work can still take part in the
     collectives; it has n = m = 0. `base_logp` gives log p of an example's target tokens under the
-    base model (BaseLogProbabilities.of).
+    base model (BaseLogProbabilities.of). `weight_scale`, if given, multiplies the weights of tokens
+    that the data holds; without it these are left out.
     """
     tokens = [sum(int(data.lengths[i]) for i in pack) for pack in packs]
     length = -(-max(tokens, default=1) // pad_multiple) * pad_multiple
@@ -86,6 +90,10 @@ def collate(
     if base_logp is not None:
         logp = [empty.astype(np.float32), *map(base_logp, examples)]
         measured = torch.from_numpy(np.concatenate(logp))
+    token_weight = None
+    if weight_scale is not None:
+        weights = [empty.astype(np.float32), *(target_weights(data, i) for i in examples)]
+        token_weight = torch.from_numpy(np.concatenate(weights)) * weight_scale
     return Batch(
         ids=torch.from_numpy(ids).view(count, length),
         positions=torch.from_numpy(positions).view(count, length),
@@ -96,9 +104,16 @@ def collate(
         sequence=torch.arange(len(target_tokens)).repeat_interleave(sequence_lengths),
         sequence_lengths=sequence_lengths,
         sequence_source=sequence_source,
+        token_weight=token_weight,
         base_logp=measured,
         examples=np.array(examples, dtype=np.int64),
     )
+
+
+def target_weights(data: TokenizedData, example: int) -> np.ndarray:
+    """float32 [target tokens]: the weight of each in the loss."""
+    mask, weights = data.example(example)[1], data.weights_of(example)
+    return np.ones(mask.sum(), np.float32) if weights is None else weights[mask]
 
 
 def eval_batches(

@@ -13,6 +13,7 @@ from adaptsft.errors import ConfigError, DataError
 
 # of data files; in a folder .json is often about the data, not data
 EXTENSIONS = (".json", ".jsonl", ".parquet", ".csv")
+COMPRESSED = ".gz"  # may follow each of them but .parquet, which compresses its own columns
 PATTERN = re.compile(r"[*?\[]")
 # words in the names of files that are not for training
 HELD_BACK = re.compile(
@@ -52,8 +53,12 @@ def training_sources(config: DataConfig) -> list[SourceConfig]:
 
 def validation_source(config: DataConfig) -> SourceConfig:
     """data.validation_path, read with the field map of the first training source."""
-    path, fields = config.validation_path, training_sources(config)[0].fields
-    return SourceConfig(default_name(path), path, split=config.validation_split, fields=fields)
+    path, first = config.validation_path, training_sources(config)[0]
+    return replace(
+        SourceConfig(default_name(path), path, split=config.validation_split),
+        fields=first.fields,
+        loss_on=first.loss_on,
+    )
 
 
 def default_name(path: str) -> str:
@@ -63,7 +68,18 @@ def default_name(path: str) -> str:
             re.split(r"[*?\[]", part)[0].strip("-_. ") for part in Path(path).with_suffix("").parts
         ]
         return next((part for part in reversed(parts) if part.strip("/")), path)
-    return Path(path).stem if Path(path).suffix in EXTENSIONS else Path(path).name
+    return Path(_uncompressed(Path(path))).stem if kind_of(Path(path)) else Path(path).name
+
+
+def kind_of(path: Path) -> str:
+    """The extension that says how a file is read, "" for another."""
+    suffix = Path(_uncompressed(path)).suffix
+    compressed = path.suffix == COMPRESSED
+    return suffix if suffix in EXTENSIONS and not (compressed and suffix == ".parquet") else ""
+
+
+def _uncompressed(path: Path) -> str:
+    return path.name.removesuffix(COMPRESSED)
 
 
 def is_remote(path: str) -> bool:
@@ -87,7 +103,9 @@ def files_of(source: SourceConfig) -> list[str]:
         return found
     if path.is_dir() and source.split == "train":
         found = sorted(
-            str(file) for file in path.iterdir() if file.suffix in EXTENSIONS[1:] and file.is_file()
+            str(file)
+            for file in path.iterdir()
+            if kind_of(file) in EXTENSIONS[1:] and file.is_file()
         )
         if not any(HELD_BACK.search(Path(name).stem) for name in found):
             return found or [source.path]
@@ -104,16 +122,19 @@ def local_file(name: str) -> Path | None:
     if path.is_file():
         check_kind(path, name)
         return path
-    if path.suffix in EXTENSIONS or (name.startswith((".", "/", "~")) and not path.is_dir()):
+    if kind_of(path) or (name.startswith((".", "/", "~")) and not path.is_dir()):
         raise DataError(f"{name}: no such file{_nearest(path)}")
     return None
 
 
 def check_kind(path: Path, name: str) -> None:
     """Raise DataError, naming the file `name`, unless it has a known extension and is not empty."""
-    if path.suffix not in EXTENSIONS:
+    if not kind_of(path):
         known = ", ".join(EXTENSIONS)
-        raise DataError(f"{name}: unknown extension {path.suffix!r}; data files are {known}")
+        raise DataError(
+            f"{name}: unknown extension {path.suffix!r}; data files are {known}, all but .parquet "
+            f"also with {COMPRESSED} after it"
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{name}: the file is empty")
 

@@ -78,6 +78,7 @@ def check_ids_of_files(
         entries = open_records(replace(source, path=paths[file]), cache).read()
         place = files[file].places[number]
         record = next(record for at, record, _ in entries if at == place)
+        assert isinstance(record, dict)  # it was read before
         return record[source.fields.get("id", "id")]
 
     for first, again in same_digests([file.digests() for file in files]):

@@ -1,20 +1,38 @@
-"""One record -> the messages of a conversation, checked. A new layout is one function with
-`@register` above it.
+"""One record -> a conversation, checked. A new layout is one function with `@register` above it.
 
 Errors are DataErrors without a place; the caller, which knows file and line, adds it.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from adaptsft.data.messages import (
+    Message,
+    answer_of,
+    is_conversation,
+    parsed,
+    read_messages,
+    read_tools,
+    shown,
+    text_of,
+)
 from adaptsft.errors import DataError, require_known
 
-ROLES = ("system", "user", "assistant", "tool")
 
-Message = dict[str, Any]
-# the messages of a record, and the index of the first one that may be learned
-Conversation = tuple[list[Message], int]
+@dataclass(frozen=True)
+class Conversation:
+    """What a record holds: messages, each with its weight in the loss (it counts for those of the
+    assistant; 0: not learned), or a text without turns."""
+
+    messages: list[Message]
+    weights: list[float]
+    tools: list[dict[str, Any]] = field(default_factory=list)  # offered to the assistant
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the template
+    context: int = 0  # number of messages, the first ones, that are not learned by themselves
+    text: str | None = None
+
+
 # (record, field map: our name -> the source's) -> conversation; raises DataError, naming the field
 Reader = Callable[[dict[str, Any], Mapping[str, str]], Conversation]
 
@@ -26,6 +44,11 @@ class Registered(NamedTuple):
 
 
 LAYOUTS: dict[str, Registered] = {}  # in this order, the first whose fields are there is taken
+# fields that records of every layout may have
+COMMON = ("system", "history", "tools", "chat_template_kwargs", "id")
+# what other data sets call a prompt and its answer: for the advice where no layout is recognised
+PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input")
+ANSWERS = ("completion", "answer", "response", "output", "solution", "chosen")
 
 
 def register(
@@ -47,54 +70,78 @@ class Layout(NamedTuple):
     names: dict[str, str]  # our field names -> the source's
 
     @classmethod
-    def of(cls, columns: Collection[str], fields: dict[str, str]) -> "Layout":
-        """The layout of records with these columns, under the user's field map. Raises ConfigError
-        or DataError."""
+    def of(cls, record: Mapping[str, Any], fields: dict[str, str]) -> "Layout":
+        """The layout of records with the fields of this one, under the user's field map. Raises
+        ConfigError or DataError."""
         known = [
             *(field for layout in LAYOUTS.values() for field in layout.needs + layout.optional),
-            "id",
+            *COMMON,
         ]
-        for field in fields:
-            require_known(f"data.fields.{field}: no such field", field, known)
-        names = {field: fields.get(field, field) for field in known}
+        for name in fields:
+            require_known(f"data.fields.{name}: no such field", name, known)
+        names = {name: fields.get(name, name) for name in known}
         for kind, layout in LAYOUTS.items():
-            if all(names[field] in columns for field in layout.needs):
+            if all(names[name] in record for name in layout.needs):
                 return cls(kind, names)
-        for field, column in fields.items():
-            if column not in columns and field != "id":
+        for name, column in fields.items():
+            if column not in record and name not in COMMON:
                 raise DataError(
-                    f"field {column!r} is missing (data.fields.{field} asks for it); the record "
-                    f"has {_listed(columns)}"
+                    f"field {column!r} is missing (data.fields.{name} asks for it); the record "
+                    f"has {_listed(record)}"
                 )
         layouts = " or ".join(" and ".join(layout.needs) for layout in LAYOUTS.values())
         raise DataError(
-            f"layout not recognised: the record has {_listed(columns)}, but not {layouts}; map the "
-            "fields, for example data.fields='{prompt: question, completion: answer}'"
+            f"layout not recognised: the record has {_listed(record)}, but not {layouts}; "
+            f"{_advice(record)}"
         )
 
+    @property
+    def columns(self) -> set[str]:
+        """Those of the source that are read."""
+        layout = LAYOUTS[self.kind]
+        return {self.names[name] for name in (*layout.needs, *layout.optional, *COMMON)}
+
     def conversation(self, record: dict[str, Any]) -> Conversation:
-        """The messages of a record, and the index of the first one that may be learned. Raises
-        DataError, naming the field."""
-        return LAYOUTS[self.kind].read(record, self.names)
+        """Raises DataError, naming the field."""
+        found = LAYOUTS[self.kind].read(record, self.names)
+        return found if found.text is not None else _with_common(found, record, self.names)
 
 
 @register("messages", needs=("messages",))
 def messages(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
     """A conversation: [{role, content}, …]."""
-    return _messages(record, names["messages"]), 0
+    return _conversation(record, names["messages"])
+
+
+@register("conversations", needs=("conversations",))
+def conversations(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
+    """ShareGPT's: [{from, value}, …]."""
+    return _conversation(record, names["conversations"])
 
 
 @register("prompt", needs=("prompt", "completion"))
 def prompt(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
     """Texts, or lists of messages, of which those of the completion are learned."""
-    if not isinstance(record.get(names["prompt"]), list):
-        text = _text(record, names["prompt"])
-        return _single_turn(text, _answer(record, names["completion"]))
-    turns = _messages(record, names["prompt"], answered=False)
-    if isinstance(record.get(names["completion"]), list):
-        return turns + _messages(record, names["completion"]), len(turns)
-    answer = {"role": "assistant", "content": _answer(record, names["completion"])}
-    return [*turns, answer], len(turns)
+    asked = _present(record, names["prompt"])
+    label = f"field {names['prompt']!r}"
+    turns, context = [{"role": "user", "content": asked}], 0
+    if isinstance(asked, list):
+        turns, _ = read_messages(asked, label)
+        context = len(turns)
+    else:
+        text_of(asked, label)
+    given, label = _present(record, names["completion"]), f"field {names['completion']!r}"
+    if not isinstance(given, list):
+        answer = {"role": "assistant", "content": answer_of(given, label)}
+        return Conversation([*turns, answer], [1.0] * (len(turns) + 1), context=context)
+    answers, weights = read_messages(given, label)
+    if answers[0]["role"] in ("system", "user"):
+        raise DataError(
+            f"{label} begins with a message of the {answers[0]['role']}: it is a whole "
+            f"conversation; map it as one, data.fields='{{messages: {names['completion']}}}'"
+        )
+    _require_answer(answers, label)
+    return Conversation(turns + answers, [1.0] * len(turns) + weights, context=context)
 
 
 @register("instruction", needs=("instruction", "output"), optional=("input",))
@@ -103,90 +150,114 @@ def instruction(record: dict[str, Any], names: Mapping[str, str]) -> Conversatio
     texts = [_text(record, names["instruction"])]
     if record.get(names["input"]) is not None:
         texts.append(_text(record, names["input"]))
-    text = "\n\n".join(text for text in texts if text)
-    return _single_turn(text, _answer(record, names["output"]))
+    asked = "\n\n".join(text for text in texts if text)
+    return _single_turn(asked, _answer(record, names["output"]))
+
+
+@register("text", needs=("text",))
+def text(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
+    """Text without turns, for continued pretraining."""
+    return Conversation([], [], text=_answer(record, names["text"]))
+
+
+def _single_turn(prompt: str, answer: str) -> Conversation:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return Conversation(messages, [1.0, 1.0])
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    return text_of(_present(record, name), f"field {name!r}")
+
+
+def _answer(record: Mapping[str, Any], name: str) -> str:
+    return answer_of(_present(record, name), f"field {name!r}")
+
+
+def _conversation(record: dict[str, Any], name: str) -> Conversation:
+    label = f"field {name!r}"
+    found, weights = read_messages(_present(record, name), label)
+    _require_answer(found, label)
+    return Conversation(found, weights)
+
+
+def _require_answer(messages: list[Message], label: str) -> None:
+    if all(message["role"] != "assistant" for message in messages):
+        raise DataError(
+            f"{label} has no assistant turn: there is nothing to learn; remove the record or add "
+            "the answer"
+        )
+
+
+def _with_common(
+    found: Conversation, record: dict[str, Any], names: Mapping[str, str]
+) -> Conversation:
+    """With the fields that records of every layout may have."""
+    before: list[Message] = []
+    system = record.get(names["system"])
+    if system is not None and text_of(system, f"field {names['system']!r}").strip():
+        before.append({"role": "system", "content": system})
+    history = record.get(names["history"])
+    earlier, weights = _history(history, f"field {names['history']!r}") if history else ([], [])
+    found = replace(
+        found,
+        messages=[*before, *earlier, *found.messages],
+        weights=[*(1.0 for _ in before), *weights, *found.weights],
+        context=found.context and found.context + len(before) + len(earlier),
+        tools=read_tools(record.get(names["tools"]), f"field {names['tools']!r}"),
+    )
+    systems = [i for i, message in enumerate(found.messages) if message["role"] == "system"]
+    if before and len(systems) > 1:
+        raise DataError(
+            f"the system prompt is in field {names['system']!r} and in message "
+            f"{systems[1] - len(before)} too; keep one of them, or leave the field out with "
+            "data.fields.system=none"
+        )
+    variables = record.get(names["chat_template_kwargs"])
+    label = f"field {names['chat_template_kwargs']!r}"
+    variables = parsed(variables, label) if isinstance(variables, str) else variables
+    if variables is not None and not isinstance(variables, dict):
+        raise DataError(f"{label} must be an object, not {shown(variables)}")
+    return replace(found, template_kwargs=variables or {})
+
+
+def _history(value: Any, label: str) -> tuple[list[Message], list[float]]:
+    """Earlier turns: messages, or LLaMA-Factory's pairs [question, answer]."""
+    value = parsed(value, label) if isinstance(value, str) else value
+    if isinstance(value, list) and all(isinstance(pair, list) for pair in value):
+        messages: list[Message] = []
+        for number, pair in enumerate(value):
+            if len(pair) != 2:
+                raise DataError(f"{label}[{number}] must be [question, answer], not {shown(pair)}")
+            asked = text_of(pair[0], f"{label}[{number}][0]")
+            answer = answer_of(pair[1], f"{label}[{number}][1]")
+            messages += [{"role": "user", "content": asked}]
+            messages += [{"role": "assistant", "content": answer}]
+        return messages, [1.0] * len(messages)
+    return read_messages(value, label)
+
+
+def _present(record: Mapping[str, Any], name: str) -> Any:
+    if name not in record:
+        raise DataError(f"field {name!r} is missing; the record has {_listed(record)}")
+    return record[name]
 
 
 def _listed(columns: Collection[str]) -> str:
     return "the fields " + ", ".join(columns) if columns else "no fields"
 
 
-def _single_turn(prompt: str, answer: str) -> Conversation:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], 1
-
-
-def _text(record: dict[str, Any], field: str, label: str = "") -> str:
-    label = label or f"field {field!r}"
-    if field not in record:
-        raise DataError(f"{label} is missing; the record has {_listed(record)}")
-    value = record[field]
-    if isinstance(value, float) and math.isnan(value):
-        raise DataError(f"{label} is NaN, not text; remove the record or write its text")
-    if value is None:
-        raise DataError(f"{label} is null, not text; remove the record or write its text")
-    if not isinstance(value, str):
-        raise DataError(
-            f"{label} is not text but {type(value).__name__}, {str(value)[:60]!r}; write it as a "
-            "string"
+def _advice(record: Mapping[str, Any]) -> str:
+    """How to map the fields of a record whose layout is not recognised."""
+    chosen = record.get("chosen")
+    first = chosen[0] if isinstance(chosen, list) and chosen else None
+    if isinstance(first, dict) and first.get("role", first.get("from")) in ("user", "human"):
+        return (
+            "these are preferences: to learn the chosen conversations, "
+            "data.fields='{messages: chosen}'"
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{label} is not valid Unicode: half a surrogate pair at character {error.start}; "
-            "repair or remove it"
-        ) from None
-    return value
-
-
-def _answer(record: dict[str, Any], field: str, label: str = "") -> str:
-    text = _text(record, field, label)
-    if not text.strip():
-        label = label or f"field {field!r}"
-        raise DataError(
-            f"{label} is empty: there is nothing to learn; remove the record or write the answer"
-        )
-    return text
-
-
-def _messages(record: dict[str, Any], field: str, answered: bool = True) -> list[Message]:
-    """The list of messages in a field, checked. `answered`: an assistant's turn must be among
-    them."""
-    if field not in record:
-        raise DataError(f"field {field!r} is missing; the record has {_listed(record)}")
-    value = record[field]
-    if not isinstance(value, list) or not value:
-        raise DataError(
-            f"field {field!r} must be a list of messages {{role, content}} with at least one "
-            f"message, not {str(value)[:60]!r}"
-        )
-    found = [
-        _message(message, f"field {field!r}, message {number}")
-        for number, message in enumerate(value)
-    ]
-    if answered and all(message["role"] != "assistant" for message in found):
-        raise DataError(
-            f"field {field!r} has no assistant turn: there is nothing to learn; remove the record "
-            "or add the answer"
-        )
-    return found
-
-
-def _message(message: Any, label: str) -> Message:
-    if not isinstance(message, dict):
-        raise DataError(
-            f"{label}: must be an object with role and content, not {str(message)[:60]!r}"
-        )
-    role = message.get("role")
-    if role not in ROLES:
-        raise DataError(f"{label}: unknown role {role!r}; the roles are {', '.join(ROLES)}")
-    # Tables fill keys that only some messages have with null; templates take a null key for a
-    # present one, and transformers 5.17 does not remove it.
-    message = {
-        name: item for name, item in message.items() if item is not None or name == "content"
-    }
-    if role == "assistant" and not message.get("tool_calls"):
-        _answer(message, "content", f"{label}: content")
-    elif message.get("content") is not None or role != "assistant":
-        _text(message, "content", f"{label}: content")
-    return message
+    for name, value in record.items():
+        if is_conversation(value):
+            return f"{name!r} holds messages: map it, data.fields='{{messages: {name}}}'"
+    asked = next((name for name in PROMPTS if name in record), "question")
+    answer = next((name for name in ANSWERS if name in record and name != asked), "answer")
+    return f"map the fields, for example data.fields='{{prompt: {asked}, completion: {answer}}}'"

@@ -55,16 +55,18 @@ class BatchLoader:
 
     def load(self, step: int) -> list[Batch]:
         """The micro-batches of a step, prepared now."""
+        sampler = self.data.sampler
         collated = (
             collate(
                 packs,
-                self.data.sampler.data,
+                sampler.data,
                 pad_id=self.pad_id,
                 pad_multiple=self.config.data.pad_multiple,
                 with_buckets=self.with_buckets,
                 base_logp=self.base_logp,
+                weight_scale=sampler.weight_scale(step) if sampler.data.is_weighted else None,
             )
-            for packs in self.data.sampler.micro_batches(step, rank())
+            for packs in sampler.micro_batches(step, rank())
         )
         return [batch.to(self.device) for batch in collated]
 

@@ -1,61 +1,96 @@
-"""The records of one file, one at a time: JSON lines, a JSON array, CSV and parquet.
+"""The records of one file, one at a time: JSON lines, a JSON array, CSV (each of them may be
+compressed by gzip) and parquet.
 
-No file need fit in memory, and every error names the file and the place in it.
+No file need fit in memory, and every error names the file and the place in it. A record that cannot
+be read is given as its error, so that the others still can be; a file that cannot is raised.
 """
 
 import codecs
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adaptsft.data.messages import is_conversation
 from adaptsft.errors import DataError
 
 CHUNK = 1 << 20  # characters of a JSON array read at a time
 LONGEST_ITEM = 1 << 28  # characters read in search of the end of one item
 
-# place (line, item or table row, from 1), record, share of the file read so far
-Entry = tuple[int, dict[str, Any], float]
+# place (line, item or table row, from 1), record or why there is none, share of the file so far
+Entry = tuple[int, dict[str, Any] | DataError, float]
 
 
-def is_json_array(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+def is_json_array(path: Path, name: str) -> bool:
+    """Whether the file is one array of records: not lines of records, nor lines of conversations,
+    of which each is an array of messages."""
+    with _opened(path, name) as (file, _):
+        start = file.read(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not start.startswith(b"["):
+        return False
+    try:
+        return not is_conversation(json.loads(start.splitlines()[0]))
+    except (ValueError, RecursionError):
+        return True
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """(the content of a file that may be compressed, the file itself, whose position tells how much
+    of it has been read)."""
+    with path.open("rb") as raw:
+        if path.suffix != ".gz":
+            yield raw, raw
+            return
+        try:
+            with gzip.open(raw) as file:
+                yield cast(IO[bytes], file), raw
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{name}: cannot be decompressed by gzip: {error}") from None
 
 
 def read_json_lines(path: Path, name: str) -> Iterator[Entry]:
     """`name` is what errors call the file, here and below."""
-    size, done = path.stat().st_size, 0
-    with path.open("rb") as file:
+    size = path.stat().st_size
+    with _opened(path, name) as (file, raw):
         for number, line in enumerate(file, 1):
-            done += len(line)
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.strip().decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{name}:{number}: not UTF-8 (byte {error.start} of the line); convert the "
-                    "file to UTF-8"
-                ) from None
-            except json.JSONDecodeError as error:
-                reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-                raise DataError(
-                    f"{name}:{number}: not valid JSON: {reason}; each line must be one JSON "
-                    "object, or the whole file one array of them"
-                ) from None
-            yield number, _object(value, f"{name}:{number}"), done / size
+            if line.strip():
+                yield number, _record_of(line, f"{name}:{number}", number == 1), raw.tell() / size
+
+
+def _record_of(line: bytes, place: str, first: bool) -> dict[str, Any] | DataError:
+    """The record of a line of JSON, or why there is none."""
+    try:
+        return _object(json.loads(line.strip().decode("utf-8-sig" if first else "utf-8")), place)
+    except UnicodeDecodeError as error:
+        return DataError(
+            f"{place}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8"
+        )
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        return DataError(
+            f"{place}: not valid JSON: {reason}; each line must be one JSON object, or the whole "
+            "file one array of them"
+        )
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
+        return DataError(f"{place}: cannot be read as JSON: {error}; remove or shorten it")
 
 
 def read_json_array(path: Path, name: str) -> Iterator[Entry]:
     """The items of a file that is one JSON array, decoded one at a time."""
     size, item = path.stat().st_size, 1
-    with path.open("rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
+    with (
+        _opened(path, name) as (binary, raw),
+        io.TextIOWrapper(binary, encoding="utf-8-sig") as file,
+    ):
         try:
             text = file.read(CHUNK)
             place = text.index("[") + 1
@@ -76,7 +111,7 @@ def read_json_array(path: Path, name: str) -> Iterator[Entry]:
                         raise DataError(f"{name}: item {item}: not valid JSON: {reason}") from None
                     text, place = text[place:] + more, 0
                     continue
-                yield item, _object(value, f"{name}: item {item}"), binary.tell() / size
+                yield item, _object(value, f"{name}: item {item}"), raw.tell() / size
                 if text[end] == "]":
                     if (text[end + 1 :] + file.read()).strip():
                         raise DataError(
@@ -89,6 +124,8 @@ def read_json_array(path: Path, name: str) -> Iterator[Entry]:
             raise DataError(
                 f"{name}: not UTF-8, at item {item} or soon after it; convert the file to UTF-8"
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}: item {item}: cannot be read as JSON: {error}") from None
 
 
 def read_csv(path: Path, name: str) -> Iterator[Entry]:
@@ -97,7 +134,7 @@ def read_csv(path: Path, name: str) -> Iterator[Entry]:
     size, line = path.stat().st_size, 1
     csv.field_size_limit(LONGEST_ITEM)
     with (
-        path.open("rb") as binary,
+        _opened(path, name) as (binary, raw),
         io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
     ):
         reader = csv.reader(file, strict=True)
@@ -106,12 +143,13 @@ def read_csv(path: Path, name: str) -> Iterator[Entry]:
             line = reader.line_num + 1
             for cells in reader:
                 if cells:
+                    record: dict[str, Any] | DataError = dict(zip(header, cells, strict=False))
                     if len(cells) != len(header):
-                        raise DataError(
+                        record = DataError(
                             f"{name}:{line}: {len(cells)} cells in a table of {len(header)} "
                             "columns; look for a missing quote"
                         )
-                    yield line, dict(zip(header, cells, strict=True)), binary.tell() / size
+                    yield line, record, raw.tell() / size
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(f"{name}:{line}: not valid CSV: {error}") from None
@@ -128,18 +166,32 @@ def read_parquet(path: Path, name: str) -> Iterator[Entry]:
             for batch in file.iter_batches(batch_size=1000):
                 for record in batch.to_pylist():
                     number += 1
-                    yield number, record, number / file.metadata.num_rows
+                    yield number, without_nulls(record), number / file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: cannot be read as parquet, after row {number}: {error}") from None
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{place}: not a JSON object but {type(value).__name__}, {str(value)[:60]!r}; write "
-            "one object per example"
-        )
-    return value
+def without_nulls(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of a table, whose columns hold every key that any record has: without the keys that
+    the table has filled with null, below the columns themselves."""
+
+    def cleared(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleared(item) for key, item in value.items() if item is not None}
+        return [cleared(item) for item in value] if isinstance(value, list) else value
+
+    return {name: cleared(value) for name, value in record.items()}
+
+
+def _object(value: Any, place: str) -> dict[str, Any] | DataError:
+    if is_conversation(value):
+        return {"messages": value}
+    if isinstance(value, dict):
+        return value
+    return DataError(
+        f"{place}: not a JSON object but {type(value).__name__}, {str(value)[:60]!r}; write "
+        "one object per example"
+    )
 
 
 def _skip_space(text: str, place: int) -> int:

@@ -40,7 +40,7 @@ def list_remote(pattern: str) -> list[str]:
 
 def copy_of(url: str, cache: Path) -> Path:
     """Where `fetched` puts the file."""
-    suffix = PurePosixPath(url.partition("?")[0]).suffix
+    suffix = "".join(PurePosixPath(url.partition("?")[0]).suffixes[-2:])
     return cache / "files" / (hashlib.sha256(url.encode()).hexdigest()[:32] + suffix)
 
 

@@ -94,6 +94,11 @@ class BatchSampler:
         """Of a step over all ranks and micro-batches: what its loss is divided by."""
         return int(self.data.target_tokens[self.examples(step)].sum())
 
+    def weight_scale(self, step: int) -> float:
+        """What the weights of the step's target tokens are multiplied by: on average they are then
+        1, so that the loss divided by the number of tokens is a weighted mean."""
+        return self.target_tokens(step) / float(self.data.target_weight[self.examples(step)].sum())
+
     def tokens(self, step: int) -> int:
         """Tokens of a step, without padding."""
         return int(self.data.lengths[self.examples(step)].sum())
@@ -116,15 +121,9 @@ class BatchSampler:
         return assign_to_ranks(self.packs(step), self.data.lengths, self.world_size, size)[rank]
 
     def steps(self, epochs: float) -> int:
-        """Whole steps in so many epochs. Raises ConfigError where there is not even one."""
-        examples = round(epochs * self.epoch_size)
-        if examples < self.global_batch_size:
-            raise ConfigError(
-                f"train.epochs={epochs} of {self.epoch_size} examples is less than one step of "
-                f"train.global_batch_size={self.global_batch_size} examples; lower "
-                "train.global_batch_size, raise train.epochs or set train.max_steps"
-            )
-        return examples // self.global_batch_size
+        """Steps in which all examples of so many epochs are seen. Every step is whole: the last one
+        goes on into the next epoch."""
+        return max(1, -(-round(epochs * self.epoch_size) // self.global_batch_size))
 
     def epoch(self, step: int) -> float:
         """Epochs (of a stream: passes over its files) seen before a step."""

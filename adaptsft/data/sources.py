@@ -18,7 +18,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from adaptsft.config.schema import SourceConfig
-from adaptsft.data.files import check_kind, is_remote, local_file
+from adaptsft.data.files import check_kind, is_remote, kind_of, local_file
 from adaptsft.data.readers import (
     Entry,
     is_json_array,
@@ -26,6 +26,7 @@ from adaptsft.data.readers import (
     read_json_array,
     read_json_lines,
     read_parquet,
+    without_nulls,
 )
 from adaptsft.data.remote import copy_of
 from adaptsft.errors import DataError
@@ -37,9 +38,10 @@ SETTLED = 2.0
 
 @dataclass(frozen=True)
 class Records:
-    """An open source: a fingerprint of its content, what a place in it is called (this and a
-    number), and its records."""
+    """An open source: its name, a fingerprint of its content, what a place in it is called (this
+    and a number), and its records."""
 
+    name: str
     fingerprint: str
     place: str
     read: Callable[[], Iterator[Entry]]
@@ -57,16 +59,18 @@ def open_records(source: SourceConfig, cache: Path) -> Records:
     if path is None:
         table = _load_hub(source)
         name = f"{source.path}, {source.split}" + (f", {source.subset}" if source.subset else "")
-        return Records(table._fingerprint, f"{name}: row ", lambda: _read_table(table))
+        return Records(name, table._fingerprint, f"{name}: row ", lambda: _read_table(table))
     separator, read = ":", read_json_lines
-    if path.suffix == ".parquet":
+    kind = kind_of(path)
+    if kind == ".parquet":
         separator, read = ": row ", read_parquet
-    elif path.suffix == ".csv":
+    elif kind == ".csv":
         read = read_csv
-    elif is_json_array(path):
+    elif is_json_array(path, source.path):
         separator, read = ": item ", read_json_array
     fingerprint = _content_hash(path, cache / "hashes")
-    return Records(fingerprint, source.path + separator, lambda: read(path, source.path))
+    place = source.path + separator
+    return Records(source.path, fingerprint, place, lambda: read(path, source.path))
 
 
 def _content_hash(path: Path, notes: Path) -> str:
@@ -112,4 +116,4 @@ def _load_hub(source: SourceConfig) -> datasets.Dataset:
 
 def _read_table(table: datasets.Dataset) -> Iterator[Entry]:
     for number, record in enumerate(cast(Iterable[dict[str, Any]], table), 1):
-        yield number, record, number / len(table)
+        yield number, without_nulls(record), number / len(table)

@@ -1,41 +1,43 @@
-"""A conversation -> text segments -> token ids and a loss mask.
+"""A conversation -> the text of one or more examples, cut where learning begins and ends.
 
 The text is what the tokenizer's chat template (or the plain template) renders. Which part of it is
 learned is found by rendering prefixes of the conversation, since stock templates do not mark the
 assistant's turns: the prompt of turn i is the rendering of messages[:i] with the generation prompt,
-and the turn is what the rendering of messages[:i+1] adds to it. Prompt and turn are tokenised
-apart, so that the ids of a prompt in training are those that generation starts from.
+and the turn is what the rendering of messages[:i+1] adds to it. What a template drops or invents,
+`guard` finds.
 
 Errors are DataErrors without a place; the caller, which knows file and line, adds it.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import cast
+from typing import Any
 
-import jinja2
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from adaptsft.config.schema import DataConfig
-from adaptsft.data.layout import Message
+from adaptsft.data.chat_template import ChatTemplate
+from adaptsft.data.encoding import CUT, Encoder, Example, Segment, cut_specials
+from adaptsft.data.guard import WORD, foreign_words, lost_texts
+from adaptsft.data.layout import Conversation
+from adaptsft.data.messages import Message, shown
 from adaptsft.errors import ConfigError, DataError
 
 # the plain template puts a system message before the user's, as the evaluators do
 PLAIN_PROMPTS = (["user"], ["system", "user"])
 
-Segment = tuple[str, bool]  # text, whether its tokens are targets
-
 
 class Template:
-    """Renders conversations to token ids, for training and for generation."""
+    """Renders conversations, for training and for generation."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         """Raises ConfigError where the tokenizer cannot serve the configured template."""
-        self.tokenizer = tokenizer
-        self.loss_on = config.loss_on
-        self.prompt_template = config.prompt_template
+        self.tokenizer, self.config = tokenizer, config
+        self.chat = ChatTemplate(tokenizer, config)
+        self.loss_on, self.prompt_template = config.loss_on, config.prompt_template
         self.kind = config.template
         if self.kind == "auto":
             self.kind = "chat" if tokenizer.chat_template else "plain"
@@ -53,8 +55,9 @@ class Template:
         # templates write it themselves.
         bos = tokenizer.bos_token_id
         starts_with_bos = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
-        self.begin = [bos] if self.kind == "plain" and starts_with_bos else []
-        self.end = [tokenizer.eos_token_id] if self.kind == "plain" else []
+        self.bos = [bos] if starts_with_bos else []
+        self.eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.begin, self.end = (self.bos, self.eos) if self.kind == "plain" else ([], [])
         self.turn_ends = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
 
     @cached_property
@@ -67,84 +70,151 @@ class Template:
             state |= {"padding": None, "truncation": None}
         else:
             state = tokenizer.get_vocab() | {"class": type(tokenizer).__name__}
-        template = tokenizer.get_chat_template() if self.kind == "chat" else self.prompt_template
-        parts = [self.kind, template, self.loss_on, self.begin, self.end]
-        parts += [tokenizer.special_tokens_map, state]
+        config, is_chat = self.config, self.kind == "chat"
+        parts = [self.kind, self.chat.source if is_chat else self.prompt_template, self.loss_on]
+        parts += [self.begin, self.end, tokenizer.special_tokens_map, state, config.lost_text]
+        parts += [config.split_special_tokens]
+        if is_chat:
+            parts += [config.template_kwargs, config.date if self.chat.prints_date else ""]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def prompt_ids(self, messages: list[Message]) -> list[int]:
+    def prompt_text(self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+        """The text that generation continues with an answer to the conversation."""
+        return self._prompt_text(messages, tools).replace(CUT, "")
+
+    def _prompt_text(self, messages: list[Message], tools: Sequence[dict[str, Any]]) -> str:
+        if self.kind == "plain":
+            return self._plain_prompt(messages)
+        conversation = Conversation(messages, [], list(tools))
+        return self.chat.render(conversation, generation=True)
+
+    def prompt_ids(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[int]:
         """The token ids from which generation answers the conversation: the very ids of the prompt
         in training."""
-        if self.kind == "plain":
-            text = self._plain_prompt(messages)
-        else:
-            text = self._render(messages, generation=True)
-        return self.begin + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = Segment(self._prompt_text(messages, tools), 0.0)
+        encoded = Encoder(self.tokenizer).encode([Example([prompt], self.begin, [])])
+        return encoded[0].ids.tolist()
 
-    def segments(self, messages: list[Message], first: int = 0) -> list[Segment]:
-        """The text of a conversation, cut where learning begins and ends.
+    def examples(self, conversation: Conversation) -> list[Example]:
+        """The examples that a conversation makes: one, or with loss_on=each_turn one for each
+        learned turn.
 
-        Only assistant turns from `first` on are learned; what follows the last of them is left out,
-        since nothing learns from it (with loss_on=all everything stays). Raises DataError.
+        What follows the last learned turn is left out, since nothing learns from it (with
+        loss_on=all everything stays). Raises DataError.
         """
-        if self.kind == "plain":
-            return self._plain_segments(messages)
+        if conversation.text is not None:
+            if self.loss_on != "all":
+                raise DataError(
+                    "the record is a text without turns, so that no part of it is an answer; to "
+                    "learn every token (continued pretraining), set data.loss_on=all"
+                )
+            return [Example([Segment(self._cut(conversation.text), 1.0)], self.bos, self.eos)]
+        roles = [message["role"] for message in conversation.messages]
+        answers = [i for i, role in enumerate(roles) if role == "assistant"]
+        turns = [i for i in answers if i >= conversation.context and conversation.weights[i] > 0]
+        if self.loss_on == "last_turn":
+            turns = [i for i in turns if i == answers[-1]]
+        if not turns:
+            which = "the last assistant turn" if self.loss_on == "last_turn" else "every turn"
+            raise DataError(
+                f"nothing is learned: {which} has the weight 0, or train: false; remove the record"
+            )
         if self.loss_on == "all":
-            return [(self._render(messages), True)]
-        roles = [message["role"] for message in messages]
-        turns = [i for i, role in enumerate(roles) if role == "assistant" and i >= first]
-        messages = messages[: turns[-1] + 1]
-        full, done, segments = self._render(messages), 0, []
-        for i in turns[-1:] if self.loss_on == "last_turn" else turns:
+            if any(conversation.weights[i] != 1 for i in answers):
+                raise DataError(
+                    "weights of turns have no meaning with data.loss_on=all, which learns every "
+                    "token; use data.loss_on=assistant"
+                )
+            return [self._whole(conversation)]
+        if self.kind == "plain":
+            return [self._plain_example(conversation)]
+        groups = [[i] for i in turns] if self.loss_on == "each_turn" else [turns]
+        return [self._example(conversation, group) for group in groups]
+
+    def _example(self, conversation: Conversation, turns: list[int]) -> Example:
+        """The conversation up to the last of these turns, all of which are learned."""
+        messages = conversation.messages[: turns[-1] + 1]
+        full = self.chat.render(replace(conversation, messages=messages))
+        done, segments, spans = 0, [], {}
+        for i in turns:
             if i == 0:
                 raise DataError(
                     "the conversation starts with the assistant: there is no prompt; put a user or "
                     "system message first"
                 )
-            prompt = self._render(messages[:i], generation=True)
-            upto = full if i == turns[-1] else self._render(messages[: i + 1])
-            turn = self._trim(upto[len(prompt) :])
+            prompt = self.chat.render(replace(conversation, messages=messages[:i]), generation=True)
+            upto = full
+            if i != turns[-1]:
+                upto = self.chat.render(replace(conversation, messages=messages[: i + 1]))
             if not upto.startswith(prompt):
+                same = len(_common_start(prompt, upto))
                 raise DataError(
-                    f"the chat template's generation prompt is not how it begins message {i}, so "
-                    "that no loss mask fits it; use a tokenizer whose template is consistent, or "
-                    "data.template=plain"
+                    f"the chat template's generation prompt is not how it begins message {i}: the "
+                    f"prompt goes on with {prompt[same:][:30]!r}, the message with "
+                    f"{upto[same:][:30]!r}, so that no loss mask fits it; use a tokenizer whose "
+                    "template is consistent, or data.template=plain"
                 )
-            if not full.startswith(prompt + turn) or len(prompt) < done:
+            turn = self._trim(upto[len(prompt) :])
+            if not full.startswith(prompt + turn):  # what Phi-3's puts after the last turn alone
+                turn = self._common_turn(full[len(prompt) :], upto[len(prompt) :])
+            if not turn or len(prompt) < done:
                 raise DataError(
                     f"the chat template renders the turns up to message {i} otherwise when more "
-                    "messages follow, so that no loss mask fits them; use data.loss_on=last_turn"
+                    "messages follow, so that no loss mask fits them; use data.loss_on=each_turn, "
+                    "which makes an example of each turn, or data.loss_on=last_turn"
                 )
-            segments += [(full[done : len(prompt)], False), (turn, True)]
+            begin = len(prompt.replace(CUT, ""))
+            spans[i] = (begin, begin + len(turn.replace(CUT, "")))
+            segments += [Segment(full[done : len(prompt)], 0.0)]
+            segments += [Segment(turn, conversation.weights[i])]
             done = len(prompt) + len(turn)
-        return segments
+        lost = self._compare(replace(conversation, messages=messages), full, spans)
+        return Example(segments, self.begin, self.end, lost)
 
-    def encode(self, conversations: list[list[Segment]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(ids int32 [L], mask bool [L]) of each.
+    def _compare(
+        self, conversation: Conversation, full: str, spans: dict[int, tuple[int, int]]
+    ) -> tuple[str, ...]:
+        """The fields whose text the rendering does not show. Raises DataError for one, and for
+        words that are learned and are not the conversation's, unless data.lost_text=allow."""
+        full = full.replace(CUT, "")
+        lost = lost_texts(conversation, full, spans)
+        allowed = self.config.lost_text == "allow"
+        if lost and not allowed:
+            template = "the chat template renders"
+            if self.kind == "plain":
+                template = "the plain template shows, the content of a question and an answer alone"
+            raise DataError(
+                f"{lost[0].where} ({shown(lost[0].text)}) is not in what {template}, so that the "
+                "model would not see it; use a tokenizer whose chat template shows it, write it "
+                "where the template does, or set data.lost_text=allow to train without it"
+            )
+        for number, (begin, end) in spans.items():
+            words = foreign_words(conversation.messages[number], full[begin:end], self._words)
+            if words and not allowed:
+                raise DataError(
+                    f"message {number}: the chat template adds {shown(' '.join(words))} to what is "
+                    "learned, which neither the message nor the template's own text holds; repair "
+                    "the record, or set data.lost_text=allow to learn it"
+                )
+        return tuple(dict.fromkeys(text.field for text in lost))
 
-        The mask marks the target tokens; the first token has no prediction, and never is one. One
-        call of the tokenizer, which uses all cores.
-        """
-        texts = [text for segments in conversations for text, _ in segments]
-        encoding = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        pieces = iter(encoding["input_ids"])
-        examples = []
-        for segments in conversations:
-            ids, mask = list(self.begin), [self.loss_on == "all"] * len(self.begin)
-            for _, is_target in segments:
-                piece = next(pieces)
-                ids += piece
-                mask += [is_target] * len(piece)
-            ids += self.end
-            mask += [True] * len(self.end)
-            mask[:1] = [False] * len(mask[:1])
-            examples.append((np.array(ids, dtype=np.int32), np.array(mask, dtype=bool)))
-        return examples
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        """Those of the template's own text, with its special tokens."""
+        return frozenset(WORD.findall(" ".join([self.chat.source, *self.turn_ends])))
 
-    def _plain_segments(self, messages: list[Message]) -> list[Segment]:
-        *before, last = messages
+    def _whole(self, conversation: Conversation) -> Example:
+        """Every token is learned."""
+        if self.kind == "plain":
+            example = self._plain_example(conversation)
+            return example._replace(segments=[Segment(text, 1.0) for text, _ in example.segments])
+        full = self.chat.render(conversation)
+        return Example([Segment(full, 1.0)], [], [], self._compare(conversation, full, {}))
+
+    def _plain_example(self, conversation: Conversation) -> Example:
+        *before, last = conversation.messages
         roles = [message["role"] for message in before]
         if last["role"] != "assistant" or roles not in PLAIN_PROMPTS:
             raise DataError(
@@ -152,7 +222,14 @@ class Template:
                 f"and one assistant message, not {', '.join([*roles, last['role']])}; use a "
                 "tokenizer with a chat template"
             )
-        return [(self._plain_prompt(before), self.loss_on == "all"), (last["content"], True)]
+        segments = [
+            Segment(self._plain_prompt(before), 0.0),
+            Segment(self._cut(last["content"] or ""), conversation.weights[-1]),
+        ]
+        whole = "".join(text for text, _ in segments)
+        begin, end = (len(text.replace(CUT, "")) for text in (segments[0].text, whole))
+        lost = self._compare(conversation, whole, {len(before): (begin, end)})
+        return Example(segments, self.begin, self.end, lost)
 
     def _plain_prompt(self, messages: list[Message]) -> str:
         if [message["role"] for message in messages] not in PLAIN_PROMPTS:
@@ -160,23 +237,27 @@ class Template:
                 "the plain template takes a single user message, which a system message may "
                 "precede; use a tokenizer with a chat template"
             )
-        text = "\n\n".join(message["content"] for message in messages)
+        text = self._cut("\n\n".join(message["content"] for message in messages))
         # not str.format: prompts about code and mathematics are full of braces
         return self.prompt_template.replace("{prompt}", text)
 
-    def _render(self, messages: list[Message], generation: bool = False) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the tokenizer's chat template refuses the conversation: {error}"
-            ) from None
-        return cast(str, text)
+    def _cut(self, text: str) -> str:
+        return cut_specials(text, self.chat.specials)
+
+    def _common_turn(self, full: str, upto: str) -> str:
+        """The turn where the conversation goes on (`full`) and where it ends (`upto`) differ by one
+        special token after it; "" where they differ otherwise."""
+        common = _common_start(full, upto)
+        end = max((common.rfind(t) + len(t) for t in self.turn_ends if t in common), default=0)
+        return common[:end] if upto[end:].strip() in self.turn_ends else ""
 
     def _trim(self, turn: str) -> str:
         """The turn without the white space that some templates put after its last token: generation
         has stopped by then."""
         trimmed = turn.rstrip()
         return trimmed if trimmed.endswith(self.turn_ends) else turn
+
+
+def _common_start(one: str, other: str) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    return one[: min(len(one), len(other)) if same is None else same]

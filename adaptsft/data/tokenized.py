@@ -7,6 +7,7 @@ held-out split do not change tokens: they are applied here, on opening.
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,12 +35,14 @@ class TokenizedData:
     weights: list[float]  # of the sources, copies per epoch
     lengths: np.ndarray  # int32 [N], tokens
     target_tokens: np.ndarray  # int32 [N], tokens that the loss is taken over; at least 1
+    target_weight: np.ndarray  # float64 [N], sum of their weights
     source: np.ndarray  # int16 [N]
     number: np.ndarray  # int64 [N], number of the example in all files concatenated
     files: list[TokenFile]  # of all sources, in their order
     # per source, examples longer than data.max_length, or without a target token once truncated
     dropped: list[int]
     truncated: list[int]  # per source
+    skipped: list[str]  # file:line and why, of records that data.on_bad_record=skip left out
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -50,10 +53,31 @@ class TokenizedData:
         ids, mask = file.read(number, int(self.lengths[i]))
         return ids.astype(np.int64), mask
 
+    def weights_of(self, i: int) -> np.ndarray | None:
+        """The weight of each token in the loss, float32 [L]; None where every target token has the
+        weight 1."""
+        file, number = self._locate(i)
+        return file.read_weights(number, int(self.lengths[i]))
+
+    @property
+    def highest_id(self) -> int:
+        """Of the tokens of all files."""
+        return max(file.facts.highest_id for file in self.files)
+
+    @cached_property
+    def is_weighted(self) -> bool:
+        """Whether the target tokens of some example have other weights than 1."""
+        return bool((self.target_weight != self.target_tokens).any())
+
     def where(self, i: int) -> str:
         """Where the example comes from, as file:line."""
         file, number = self._locate(i)
         return file.where(number)
+
+    def place(self, i: int) -> tuple[str, int]:
+        """Where the example comes from: its file, and the line, item or row there."""
+        file, number = self._locate(i)
+        return file.name, int(file.places[number])
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -81,7 +105,7 @@ class TokenizedData:
 
     def take(self, examples: np.ndarray) -> "TokenizedData":
         """These examples only."""
-        names = ("lengths", "target_tokens", "source", "number")
+        names = ("lengths", "target_tokens", "target_weight", "source", "number")
         return replace(self, **{name: getattr(self, name)[examples] for name in names})
 
     def hold_out(self, count: int, seed: int) -> tuple["TokenizedData", "TokenizedData"]:
@@ -95,7 +119,8 @@ class TokenizedData:
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         order = random.permutation(len(self))
         zeros = [0] * len(self.names)
-        held_out = replace(self.take(np.sort(order[:count])), dropped=zeros, truncated=zeros)
+        held_out = self.take(np.sort(order[:count]))
+        held_out = replace(held_out, dropped=zeros, truncated=zeros, skipped=[])
         return self.take(np.sort(order[count:])), held_out
 
     def close(self) -> None:
@@ -142,18 +167,17 @@ def open_data(
     is a source of its own, the only one of the held-out data, and read with the field map of the
     first training source. Raises ConfigError and DataError.
     """
-    template = Template(tokenizer, config)
     sources = training_sources(config)
     cache = Path(config.cache_dir).expanduser()
     if shard is None:
         files = [files_of(source) for source in sources]
-        train = _open(sources, files, template, config, cache, log, verify)
+        train = _open(sources, files, tokenizer, config, cache, log, verify)
     else:
-        train = _open(sources, [shard.files], template, config, shard.cache, log, verify)
+        train = _open(sources, [shard.files], tokenizer, config, shard.cache, log, verify)
     held_out = None
     if config.validation_path:
         source = validation_source(config)
-        held_out = _open([source], [files_of(source)], template, config, cache, log, verify)
+        held_out = _open([source], [files_of(source)], tokenizer, config, cache, log, verify)
     elif config.validation_examples:
         train, held_out = train.hold_out(config.validation_examples, seed)
     for label, data in (("train", train), ("held out", held_out)):
@@ -165,7 +189,7 @@ def open_data(
 def _open(
     sources: list[SourceConfig],
     paths_of: list[list[str]],
-    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     cache: Path,
     log: Log,
@@ -173,10 +197,12 @@ def _open(
 ) -> TokenizedData:
     """All examples of the sources within the length limit; `paths_of` are the files of each."""
     files: list[TokenFile] = []
+    skipped: list[str] = []
     counts: list[int] = []
     progress = throttled(log)
     for source, paths in zip(sources, paths_of, strict=True):
         own: list[TokenFile] = []
+        template = Template(tokenizer, replace(config, loss_on=source.loss_on or config.loss_on))
         for number, path in enumerate(paths, 1):
             name = source.name + (f", file {number} of {len(paths)}" if len(paths) > 1 else "")
             one = replace(source, path=path, name=name)
@@ -189,6 +215,18 @@ def _open(
                 check_ids_of_files(source, paths[:number], own, cache)
         if verify and not ids_are_mapped(source):
             warn_of_repeated_ids(source, own, log)
+        unread = dict.fromkeys(column for file in own for column in file.facts.unread)
+        if unread:
+            log(f"{source.name}: columns that nothing reads: {', '.join(unread)}")
+        lost: Counter[str] = Counter()
+        for file in own:
+            lost.update(file.facts.lost)
+        if lost:
+            fields = ", ".join(f"{name} in {count:,} examples" for name, count in lost.items())
+            log(f"{source.name}: the template does not show {fields} (data.lost_text=allow)")
+        if bad := [line for file in own for line in file.facts.skipped]:
+            log(f"{source.name}: {len(bad):,} bad records skipped, the first: {bad[0]}")
+        skipped += bad
         files += own
         counts.append(sum(map(len, own)))
     data = TokenizedData(
@@ -196,11 +234,13 @@ def _open(
         weights=[source.weight for source in sources],
         lengths=np.concatenate([file.lengths for file in files]),
         target_tokens=np.concatenate([file.target_tokens for file in files]),
+        target_weight=np.concatenate([file.target_weight for file in files]),
         source=np.repeat(np.arange(len(sources), dtype=np.int16), counts),
         number=np.arange(sum(counts)),
         files=files,
         dropped=[],
         truncated=[],
+        skipped=skipped,
     )
     return _limit(data, sources, config)
 
@@ -218,7 +258,10 @@ def _limit(data: TokenizedData, sources: list[SourceConfig], config: DataConfig)
         )
     if config.overlong == "truncate":
         data.lengths[long] = config.max_length
-        data.target_tokens[long] = [data.example(i)[1].sum() for i in np.flatnonzero(long).tolist()]
+        for i in np.flatnonzero(long).tolist():
+            mask, weights = data.example(i)[1], data.weights_of(i)
+            data.target_tokens[i] = mask.sum()
+            data.target_weight[i] = mask.sum() if weights is None else weights.sum(dtype=np.float64)
     keep = (data.lengths <= config.max_length) & (data.target_tokens > 0)
     total, kept, truncated = (
         np.bincount(data.source[of], minlength=len(sources))
@@ -226,8 +269,11 @@ def _limit(data: TokenizedData, sources: list[SourceConfig], config: DataConfig)
     )
     for source, examples in zip(sources, np.where(kept == 0, total, 0), strict=True):
         if examples:
+            why = "are longer than"
+            if config.overlong == "truncate":
+                why = "have a prompt that alone fills"
             raise DataError(
-                f"{source.path}: no example is left: all {examples} are longer than "
+                f"{source.path}: no example is left: all {examples} {why} "
                 f"data.max_length={config.max_length}, with data.overlong={config.overlong}; raise "
                 "data.max_length"
             )

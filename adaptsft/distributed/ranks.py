@@ -15,6 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from adaptsft.errors import ConfigError, DisagreementError, UserError
 
+# what ranks find each other by; torchrun sets it
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 _runs = itertools.count()
 
@@ -53,6 +55,7 @@ def process_group(device_kind: str):
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set: export it"
         )
     if "RANK" in os.environ:
+        _check_rendezvous()
         # a name for each group of this process: a second run would otherwise meet the keys that the
         # first left in torchrun's store
         store, rank, world = next(dist.rendezvous("env://"))
@@ -66,6 +69,22 @@ def process_group(device_kind: str):
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _check_rendezvous() -> None:
+    """Raises ConfigError where RANK is set, and not all that ranks need to meet."""
+    missing = [name for name in RENDEZVOUS if not os.environ.get(name)]
+    wrong = [
+        f"{name}={value}"
+        for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")
+        if (value := os.environ.get(name)) and not value.isdigit()
+    ]
+    if missing or wrong:
+        what = f"{', '.join(missing)} not" if missing else f"{', '.join(wrong)} not as a number"
+        raise ConfigError(
+            f"the environment has RANK={os.environ['RANK']}, and {what}: start several ranks with "
+            "torchrun, which sets them all, or unset RANK for a single one"
+        )
 
 
 def rank() -> int:

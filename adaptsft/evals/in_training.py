@@ -8,7 +8,7 @@ and mode, attention and sharding are as before when this returns.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class HeldOutTask:
     fields: list[dict[str, Any]]
     prompts: list[list[int]]
     sampling: Sampling
+    ends: tuple[int, ...]  # tokens that end an answer, beside the model's own
 
 
 def prepare(
@@ -75,7 +76,9 @@ def prepare(
             text = messages[-1]["content"] if task.prompt.raw else renderer.text(messages)
             prompts.append(renderer.ids(text + task.prompt.start))
         sampling = task.sampling(0.0, min(max_tokens, task.decoding.max_tokens))
-        prepared.append(HeldOutTask(task, [item.fields for item in items], prompts, sampling))
+        sampling = replace(sampling, stop=sampling.stop + renderer.end.strings)
+        fields = [item.fields for item in items]
+        prepared.append(HeldOutTask(task, fields, prompts, sampling, renderer.end.ids))
     return prepared
 
 
@@ -118,7 +121,7 @@ def answer(
     world, count = world_size(), len(task.prompts)
     rounds = -(-count // world)
     mine = [i if i < count else rank() % count for i in range(rank(), rounds * world, world)]
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer) | set(task.ends)
     context = context_window(model)
     outputs: list[Output] = []
     for start in range(0, rounds, batch_size):

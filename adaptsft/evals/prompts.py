@@ -55,3 +55,5 @@ def _deepseek(messages: list[Message]) -> str:
 # prompts (GaotangLi/Beyond-Log-Likelihood@89d63d68, evaluations/figfont/main.py), the latter
 # without a second begin-of-text.
 FORMATS = {"chatml": _chatml, "llama3": _llama3, "deepseek": _deepseek}
+# What ends an answer in each; of deepseek's, which has no token for it, what begins the next turn.
+TURN_ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "deepseek": "\n\nUser:"}

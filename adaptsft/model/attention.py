@@ -119,6 +119,10 @@ _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
 HF_ATTENTION_NAMES = {"flash": "documents_f", "varlen": "documents_v", "sdpa": "documents_s"}
 # transformers' own, for models with an attention of their own; it knows no documents
 HF_ATTENTION_NAMES["eager"] = "eager"
+EAGER = (
+    "transformers' own attention may do, without packing: set model.attention=eager and "
+    "data.packing=false"
+)
 _HONOURED = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache"}
 _HONOURED |= {"output_attentions", "output_hidden_states", "return_dict", "cache_position"}
 
@@ -143,7 +147,7 @@ def _attention_function(backend: str):
         if documents is None or attention_mask is not None:
             raise ConfigError(
                 f"{type(module).__name__} does not pass on where documents begin to its attention, "
-                "or gives it a mask of its own: document attention cannot honour that"
+                f"or gives it a mask of its own: document attention cannot honour that; {EAGER}"
             )
         given = {name for name, option in kwargs.items() if option is not None}
         unknown = given - _HONOURED
@@ -151,7 +155,7 @@ def _attention_function(backend: str):
             what = ", ".join(sorted(unknown)) or "bidirectional attention"
             raise ConfigError(
                 f"{type(module).__name__} asks its attention for {what}, which document attention "
-                "cannot honour"
+                f"cannot honour; {EAGER}"
             )
         batch, heads, length, _ = query.shape
         # [B * L, heads, head_dim]

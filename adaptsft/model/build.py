@@ -15,18 +15,19 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
-from adaptsft.model.load import load_weights
+from adaptsft.model.language import causal_lm
+from adaptsft.model.load import fitted, load_weights
 from adaptsft.model.loss import loss_settings, token_loss
 from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
-from adaptsft.model.supported import EAGER, named_errors, refuse_unsupported
+from adaptsft.model.supported import named_errors, refuse_unsupported
 
 # operators whose results train.activation_checkpointing=per_op keeps
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
@@ -54,8 +55,15 @@ def build_model(
             "train.compile=true has no effect beside train.activation_checkpointing where "
             "attention runs by sdpa: turn one off"
         )
-    with torch.device("meta"):
-        model = unfilled_model(config, pretrained.config, attention.HF_ATTENTION_NAMES[backend])
+
+    def on_meta() -> PreTrainedModel:
+        with torch.device("meta"):
+            name = attention.HF_ATTENTION_NAMES[backend]
+            found = causal_lm(pretrained.config, name, torch.float32, config.trust_remote_code)
+        refuse_unsupported(found, name)
+        return found
+
+    model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
     if config.param_dtype == "bf16":
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay fp32
@@ -66,48 +74,20 @@ def build_model(
     model.attention_backend = backend
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
+    tied = head_of(model).weight is embedding_of(model).weight
     shard_model(model, mesh, dtype)
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
     with named_errors(model, "the initialisation of its buffers"):
         restore_buffers(model)
-    raise_on_all_ranks(lambda: load_weights(model, pretrained.folder, pretrained.new_tokens))
-    tied = head_of(model).weight is embedding_of(model).weight
-    if tied != bool(getattr(text_config, "tie_word_embeddings", tied)):
+    raise_on_all_ranks(lambda: load_weights(model, stored, pretrained.new_tokens))
+    model.stored = stored
+    if tied != (head_of(model).weight is embedding_of(model).weight):
         raise ConfigError(
-            f"{class_name(model)}: its head and embeddings are{'' if tied else ' not'} the same "
-            f"tensor, but its configuration says tie_word_embeddings="
-            f"{str(not tied).lower()}; such a model cannot be sharded"
+            f"{class_name(model)} ties its head to its embeddings, and sharding would untie them; "
+            "it cannot be trained"
         )
     return model.train()
-
-
-def unfilled_model(
-    config: ModelConfig,
-    model_config: Any,
-    implementation: str,
-    dtype: torch.dtype = torch.float32,
-) -> Any:
-    """A causal language model of this configuration, with an attention implementation, on the
-    device that is the default one. Raises ConfigError where transformers cannot build one, and for
-    what cannot be trained."""
-    try:
-        model = AutoModelForCausalLM.from_config(
-            model_config,
-            attn_implementation=implementation,
-            dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
-        )
-    except Exception as error:
-        # whatever the model's own code raises on such a configuration or attention
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-        own = "" if implementation == "eager" else f"; {EAGER}"
-        raise ConfigError(
-            f"model.path={config.path}: model_type={model_config.model_type} cannot be built as a "
-            f"causal language model with attention {implementation} ({reason}){own}"
-        ) from None
-    refuse_unsupported(model, implementation)
-    return model
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

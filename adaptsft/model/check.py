@@ -19,7 +19,7 @@ from adaptsft.data.collator import Batch
 from adaptsft.data.documents import Documents
 from adaptsft.distributed.ranks import raise_on_all_ranks, world_size
 from adaptsft.errors import ConfigError
-from adaptsft.model.attention import attending, callers
+from adaptsft.model.attention import EAGER, attending, callers
 from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.model.modules import blocks, class_name, layer_configs
 from adaptsft.model.supported import named_errors
@@ -51,7 +51,7 @@ def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
         if problem and packing:
             padded = _problem(model, documents, False)
             problem += (
-                f". Nor can it be trained with data.packing=false: {padded}"
+                f". Nor does data.packing=false train it exactly: {padded}; {EAGER}"
                 if padded
                 else ". Set data.packing=false, with which log p is that of transformers"
             )

@@ -5,34 +5,40 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
+from adaptsft.data.stop import TurnEnd
 from adaptsft.distributed.ranks import rank, sync_errors
-from adaptsft.errors import CheckpointError
-from adaptsft.model.load import HEAD
-from adaptsft.model.modules import embedding_of, head_of
+from adaptsft.errors import CheckpointError, UserError
+from adaptsft.model.language import multimodal_class
+from adaptsft.model.load import Stored, read_tensor
 from adaptsft.model.pretrained import Pretrained
 
 FILE_BYTES = 5 * 1024**3
 
 
-def export(model: PreTrainedModel, pretrained: Pretrained, folder: Path, dtype_name: str) -> None:
-    """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB. The folder
-    appears complete or not at all. Raises CheckpointError on all ranks."""
+def export(
+    model: PreTrainedModel, pretrained: Pretrained, folder: Path, dtype_name: str, end: TurnEnd
+) -> None:
+    """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB, under the
+    names of the files that the model was read from. The folder appears complete or not at all.
+    `end` is what ends a learned turn. Raises CheckpointError on all ranks."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype_name]
-    tied = head_of(model).weight is embedding_of(model).weight
-    writer = _Writer(folder)
-    for name, tensor in model.state_dict().items():
-        if tied and name == HEAD:
-            continue
+    writer, state, stored = _Writer(folder), model.state_dict(), cast(Any, model).stored
+    for name, written in stored.names.exported.items():
+        tensor = state[name]
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        writer.add(name, full, dtype if full.is_floating_point() else full.dtype)
-    writer.finish(pretrained, dtype)
+        writer.add(written, full, dtype if full.is_floating_point() else full.dtype)
+    writer.copy(stored)
+    if multimodal_class(pretrained.config) is None:  # not that of a checkpoint without its head
+        pretrained.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    writer.finish(pretrained, dtype, end)
     sync_errors(writer.error)
 
 
@@ -62,12 +68,22 @@ class _Writer:
             self.pending[name] = torch.empty(0)
         self.size, self.total = self.size + size, self.total + size
 
-    def finish(self, pretrained: Pretrained, dtype: torch.dtype) -> None:
+    def copy(self, stored: Stored) -> None:
+        """Repeat the tensors that the model does not hold, as they are in its files."""
+        for name in stored.names.copied if rank() == 0 and self.error is None else ():
+            try:
+                tensor = read_tensor(stored.files[name], name)
+            except (OSError, UserError) as error:
+                self.error = self._failed(error)
+                return
+            self.add(name, tensor, tensor.dtype)
+
+    def finish(self, pretrained: Pretrained, dtype: torch.dtype, end: TurnEnd) -> None:
         self._flush()
         if rank() == 0 and self.error is None:
             try:
                 self._name_files()
-                _write_surroundings(self.temporary, pretrained, dtype)
+                _write_surroundings(self.temporary, pretrained, dtype, end)
                 self._commit()
             except OSError as error:
                 self.error = self._failed(error)
@@ -112,16 +128,38 @@ class _Writer:
         self.temporary.rename(self.folder)
 
 
-def _write_surroundings(folder: Path, pretrained: Pretrained, dtype: torch.dtype) -> None:
+def _write_surroundings(
+    folder: Path, pretrained: Pretrained, dtype: torch.dtype, end: TurnEnd
+) -> None:
     """Config, tokenizer, generation settings, and the code of a model that comes with its own."""
-    config = copy.deepcopy(pretrained.config)
-    config.dtype = dtype
-    config.use_cache = True
-    config._attn_implementation = None
-    config.save_pretrained(folder)
+    _write_config(folder, pretrained, dtype)
     pretrained.tokenizer.save_pretrained(folder)
-    if pretrained.generation is not None:
-        pretrained.generation.save_pretrained(folder)
+    _write_generation(folder / "generation_config.json", pretrained, end)
     if getattr(pretrained.config, "auto_map", None):
         for path in pretrained.folder.glob("*.py"):
             shutil.copy(path, folder)
+    for pattern in ("*processor*.json", "chat_template.json"):  # of images and sound
+        for path in pretrained.folder.glob(pattern):
+            shutil.copy(path, folder)
+
+
+def _write_config(folder: Path, pretrained: Pretrained, dtype: torch.dtype) -> None:
+    config = copy.deepcopy(pretrained.config)
+    config._attn_implementation = None
+    config.get_text_config().use_cache = True
+    for part in (config, config.get_text_config()):
+        part.dtype = dtype
+    config.save_pretrained(folder)
+
+
+def _write_generation(path: Path, pretrained: Pretrained, end: TurnEnd) -> None:
+    """The model's own generation settings, in which generation stops where a learned turn ends."""
+    config, tokenizer = pretrained.config, pretrained.tokenizer
+    generation = copy.deepcopy(pretrained.generation) or GenerationConfig.from_model_config(config)
+    own = getattr(config.get_text_config(), "eos_token_id", None)
+    stops = end.stop_ids(generation.eos_token_id, own, tokenizer.eos_token_id)
+    generation.eos_token_id = stops or None
+    # where it is true, transformers 4 would take config.json's token instead
+    generation._from_model_config = False
+    # not save_pretrained, which refuses settings that published models have
+    path.write_text(generation.to_json_string(use_diff=True))

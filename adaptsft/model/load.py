@@ -1,61 +1,127 @@
 """Fill a sharded model from safetensors: every rank reads only its own slice of every tensor."""
 
-import difflib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import PreTrainedModel
 
+from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, world_size
 from adaptsft.errors import ConfigError
+from adaptsft.model.language import multimodal_class
+from adaptsft.model.names import Names, names_of
 
-HEAD = "lm_head.weight"
+ROWS = 8192  # of a matrix that are read at a time
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the tensors of a model are: in files, under the files' names."""
+
+    files: dict[str, Path]  # name in the files -> the file
+    names: Names
+
+
+def fitted(build: Callable[[], PreTrainedModel], config: Any, folder: Path) -> tuple[Any, Stored]:
+    """The model that `build` makes of a configuration, on meta, and its tensors in the folder's
+    safetensors. All ranks call it together. Raises ConfigError.
+
+    A head that is stored beside the embedding it is tied to, with other values, is a head of its
+    own, as for transformers: `config` is then changed to untie the two.
+    """
+    files = raise_on_all_ranks(lambda: weight_files(folder))
+    for _ in range(2):
+        model = raise_on_all_ranks(build)
+        names = raise_on_all_ranks(partial(names_of, model, config, folder, files))
+        stored = Stored(files, names)
+        if names.twins is None or _equal(stored, *names.twins):
+            _say_language_part(model, config, names)
+            return model, stored
+        print0(
+            f"{folder}: {names.twins[1]} differs from the embeddings that config.json ties it to "
+            "(tie_word_embeddings=true): both are trained, and the export says false"
+        )
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = False
+    raise AssertionError("still tied")
+
+
+def _say_language_part(model: PreTrainedModel, config: Any, names: Names) -> None:
+    if whole := multimodal_class(config):
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print0(
+            f"trains the language part of {whole.__name__} ({parameters / 1e6:,.2f} M parameters) "
+            f"on text; its {len(names.copied)} other tensors are copied unchanged"
+        )
+
+
+def _equal(stored: Stored, *pair: str) -> bool:
+    """Whether two stored matrices are the same; every rank compares its share of their rows."""
+
+    def mine() -> bool:
+        with ExitStack() as opened:
+            one, other = (
+                opened.enter_context(_opened(stored.files[name])).get_slice(name) for name in pair
+            )
+            if one.get_shape() != other.get_shape():
+                return False
+            starts = range(0, one.get_shape()[0], ROWS)[rank() :: world_size()]
+            pieces = (slice(start, start + ROWS) for start in starts)
+            return all(torch.equal(one[rows].float(), other[rows].float()) for rows in pieces)
+
+    equal = [False] * world_size()
+    dist.all_gather_object(equal, raise_on_all_ranks(mine))
+    return all(equal)
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, folder: Path, new_tokens: list[int]) -> None:
-    """Copy the tensors of the folder's safetensors into the model's parameters and persistent
-    buffers, cast to their dtype.
+def load_weights(model: nn.Module, stored: Stored, new_tokens: list[int]) -> None:
+    """Copy the stored tensors into the model's parameters and persistent buffers, cast to their
+    dtype.
 
     `new_tokens` are ids that the files do not know: their vectors in the embedding and in the head
-    start at the mean of the others. Raises ConfigError where a tensor is missing, has another
-    shape, or where the files hold tensors that the model lacks.
+    start at the mean of the others. Raises ConfigError where a tensor has another shape, and where
+    a file is damaged, also one that only the export will read.
     """
-    files, saved = weight_files(folder), model.state_dict()
-    tensors = dict(model.named_parameters())
-    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    _check_names(model, folder, set(files), set(tensors))
+    names = stored.names.stored
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     whole: Any = model
     widened = {id(whole.get_input_embeddings().weight), id(whole.get_output_embeddings().weight)}
-    for file in sorted(set(files.values())):
-        try:
-            with safe_open(file, framework="pt") as stored:
-                for name, tensor in tensors.items():
-                    if files[name] != file:
-                        continue
-                    added = new_tokens if id(tensor) in widened else []
-                    _copy(tensor, stored.get_slice(name), name, added)
-        except SafetensorError as error:
-            raise ConfigError(f"{file}: damaged or not a safetensors file: {error}") from None
+    copied = stored.names.copied
+    for file in sorted({stored.files[old] for old in [*names.values(), *copied]}):
+        with _opened(file) as opened:
+            for old in copied:
+                if stored.files[old] == file:
+                    opened.get_slice(old)
+            for name, old in names.items():
+                if stored.files[old] == file:
+                    added = new_tokens if id(tensors[name]) in widened else []
+                    _copy(tensors[name], opened.get_slice(old), old, added)
 
 
-def _check_names(model: nn.Module, folder: Path, stored: set[str], wanted: set[str]) -> None:
-    missing, unread = sorted(wanted - stored), sorted(stored - wanted)
-    if HEAD in unread and HEAD in model.state_dict():  # some files repeat a tied head
-        unread.remove(HEAD)
-    if missing or unread:
-        near = difflib.get_close_matches(missing[0], unread, n=1) if missing else []
-        raise ConfigError(
-            f"{folder}: the files do not fit {type(model).__name__}: {len(missing)} tensors "
-            f"missing (such as {missing[:1]}), {len(unread)} not used (such as "
-            f"{near or unread[:1]}). Load and save the model once with transformers to bring its "
-            "names up to date; models whose files transformers converts while loading (fused "
-            "experts) are not supported"
-        )
+def read_tensor(file: Path, name: str) -> Tensor:
+    """A whole tensor, in its stored dtype. Raises ConfigError for a damaged file."""
+    with _opened(file) as tensors:
+        return tensors.get_tensor(name)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ConfigError(f"{file}: damaged or not a safetensors file: {error}") from None
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -78,11 +144,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
     found = {}
     single = folder / "model.safetensors"
     for file in [single] if single.is_file() else sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                found |= dict.fromkeys(tensors.keys(), file)
-        except SafetensorError as error:
-            raise ConfigError(f"{file}: damaged or not a safetensors file: {error}") from None
+        with _opened(file) as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
     return found
 
 
@@ -122,6 +185,6 @@ def _copy(target: Tensor, stored: Any, name: str, new_tokens: list[int]) -> None
 def _mean_vector(stored: Any, count: int) -> Tensor:
     """Mean of the first `count` vectors of a stored matrix, read a piece at a time."""
     total = torch.zeros(stored.get_shape()[1], dtype=torch.float64)
-    for start in range(0, count, 8192):
-        total += stored[start : min(start + 8192, count)].double().sum(0)
+    for start in range(0, count, ROWS):
+        total += stored[start : min(start + ROWS, count)].double().sum(0)
     return total / count

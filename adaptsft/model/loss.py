@@ -71,6 +71,7 @@ def token_loss(
         state,
         source=source,
         sequence=batch.sequence,
+        token_weight=batch.token_weight,
         target_idx=batch.target_idx,
         bias=head.bias,
         softcap=_first_set(settings, *SOFT_CAPS),

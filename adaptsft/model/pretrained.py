@@ -1,5 +1,6 @@
 """What surrounds the weights of a model: its configuration, tokenizer and generation settings."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from adaptsft.config.paths import local_model_folder
 from adaptsft.config.schema import ModelConfig
 from adaptsft.data.tokenized import TokenizedData
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, reason_of
 
 
 @dataclass
@@ -24,8 +25,14 @@ class Pretrained:
     new_tokens: list[int]  # ids that the checkpoint's embeddings do not have
 
     @property
+    def rows(self) -> int:
+        """Of the embedding."""
+        return self.config.get_text_config().vocab_size
+
+    @property
     def pad_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0
+        own = self.tokenizer.pad_token_id or 0
+        return own if own < self.rows else 0  # any will do, and one without an embedding will not
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
@@ -38,28 +45,57 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         )
         with_generation = (folder / "generation_config.json").is_file()
         generation = GenerationConfig.from_pretrained(folder) if with_generation else None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={config.path}: {str(error).strip()}") from None
+    except Exception as error:  # also what the code of a model raises that comes with its own
+        raise ConfigError(f"model.path={config.path}: {reason_of(error)}") from None
+    _check_files(config, folder, model_config)
+    tokenizer = load_tokenizer(config, folder)
+    text_config = text_config_of(config, model_config)
+    if config.add_tokens and getattr(text_config, "hidden_size_per_layer_input", None):
+        raise ConfigError(
+            f"model.add_tokens: {config.path} has a second embedding, of per-layer inputs "
+            "(hidden_size_per_layer_input), which cannot be given new tokens here: leave it out"
+        )
+    new_tokens = _add_tokens(config, tokenizer, text_config.vocab_size)
+    text_config.vocab_size = max([text_config.vocab_size - 1, *new_tokens]) + 1
+    return Pretrained(folder, model_config, tokenizer, generation, new_tokens)
+
+
+def text_config_of(config: ModelConfig, model_config: Any) -> Any:
+    """The part of a configuration that describes its language model. Raises ConfigError where there
+    is none, or more than one."""
+    try:
+        settings = model_config.get_text_config()
+    except ValueError as error:
+        raise ConfigError(f"model.path={config.path}: {error}") from None
+    if not hasattr(settings, "vocab_size"):
+        raise ConfigError(
+            f"model.path={config.path}: model_type={model_config.model_type} is no language model "
+            "(no vocab_size in its config.json)"
+        )
+    return settings
+
+
+def _check_files(config: ModelConfig, folder: Path, model_config: Any) -> None:
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(
             f"model.path={config.path}: no *.safetensors in it; load and save the model once with "
             "transformers to convert it"
         )
-    tokenizer = _load_tokenizer(config, folder)
-    known = len(tokenizer)
-    for token in config.add_tokens:
-        if not token.strip() or token in tokenizer.get_vocab():
-            reason = "a token of the tokenizer already" if token.strip() else "empty"
-            raise ConfigError(f"model.add_tokens: {token!r} is {reason}: leave it out")
-    tokenizer.add_tokens(config.add_tokens)
-    text_config = model_config.get_text_config()
-    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
-    new_tokens = list(range(known, len(tokenizer)))
-    return Pretrained(folder, model_config, tokenizer, generation, new_tokens)
+    if quantized := getattr(model_config, "quantization_config", None):
+        method = dict(quantized).get("quant_method", "unknown")
+        raise ConfigError(
+            f"model.path={config.path}: its weights are quantised (quantization_config in "
+            f"config.json: {method}), and only plain ones can be trained: name the checkpoint that "
+            "it was made from, or save a dequantised one with transformers"
+        )
 
 
-def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
-    """Raises ConfigError where an example is longer than the model has positions for."""
+def check_fits_model(
+    config: ModelConfig, pretrained: Pretrained, *data: TokenizedData | None
+) -> None:
+    """Raises ConfigError where an example is longer than the model has positions for, or holds a
+    token for which its embedding has no row."""
+    _check_ids(config, pretrained, max(part.highest_id for part in data if part is not None))
     positions = getattr(pretrained.config.get_text_config(), "max_position_embeddings", None) or 0
     longest = max(int(examples.lengths.max()) for examples in data if examples is not None)
     if 0 < positions < longest:
@@ -71,7 +107,37 @@ def check_lengths(pretrained: Pretrained, *data: TokenizedData | None) -> None:
         )
 
 
-def _load_tokenizer(config: ModelConfig, folder: Path) -> Any:
+def _add_tokens(config: ModelConfig, tokenizer: Any, rows: int) -> list[int]:
+    """Add model.add_tokens to the tokenizer of a model whose embedding has so many rows; returns
+    their ids. Raises ConfigError."""
+    vocabulary = tokenizer.get_vocab()
+    for token in config.add_tokens:
+        if not token.strip() or vocabulary.get(token, rows) < rows:
+            reason = "a token of the tokenizer already" if token.strip() else "empty"
+            raise ConfigError(f"model.add_tokens: {token!r} is {reason}: leave it out")
+    tokenizer.add_tokens(config.add_tokens)
+    return sorted(tokenizer.convert_tokens_to_ids(config.add_tokens))
+
+
+def _check_ids(config: ModelConfig, pretrained: Pretrained, highest: int) -> None:
+    """Tokenizers may know tokens that their model lacks, as Gemma 3's of 1 B parameters, if no text
+    has them."""
+    rows, vocabulary = pretrained.rows, pretrained.tokenizer.get_vocab()
+    if highest < rows:
+        return
+    outside = {i: token for token, i in vocabulary.items() if i >= rows}
+    names = [outside[i] for i in sorted(outside)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    listed = json.dumps([*config.add_tokens, *names[:5]], ensure_ascii=False)
+    raise ConfigError(
+        f"model.tokenizer={config.tokenizer or config.path}: the data has the id {highest}, and "
+        f"the model's embedding {rows} rows (vocab_size in config.json): none for "
+        f"{', '.join(map(repr, names[:5]))}{more}. Set model.tokenizer to the model's own, or have "
+        f"rows added for them: model.add_tokens='{listed}'{more}"
+    )
+
+
+def load_tokenizer(config: ModelConfig, folder: Path | str) -> Any:
     wanted = config.tokenizer or folder
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(

@@ -15,15 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from adaptsft.config.schema import ModelConfig
-from adaptsft.errors import ConfigError, UserError
+from adaptsft.errors import ConfigError, UserError, reason_of
+from adaptsft.model.attention import EAGER
 from adaptsft.model.modules import class_name
 
 FILE = Path(__file__).with_name("verified.json")
 LISTED = "docs/models.md lists the verified types"
-EAGER = (
-    "transformers' own attention may do, without packing: set model.attention=eager and "
-    "data.packing=false"
-)
 # how a model may be trained, the fastest first: what a refusal advises
 MODES = {
     "packed": "data.packing=true",
@@ -62,8 +59,8 @@ def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> Non
         return
     if good:
         raise ConfigError(
-            f"{where}: with {MODES[mode]} its loss is not that of transformers "
-            f"({reason(tried, mode)}): set {MODES[good[0]]}"
+            f"{where}: {MODES[mode]} does not train it as transformers computes it "
+            f"({reason(tried, mode)}); set {MODES[good[0]]}"
         )
     why = "it has its own code" if own_code else reason(tried, "padded") or "it was not tried"
     raise ConfigError(
@@ -110,7 +107,7 @@ def named_errors(model: Any, doing: str = "its forward") -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        reason = reason_of(error).splitlines()[0]
         raise ConfigError(
             f"{model.name_or_path} ({class_name(model)}): model_type={model.config.model_type} "
             f"cannot be trained: {doing} fails: {reason}"

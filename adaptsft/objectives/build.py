@@ -78,13 +78,18 @@ def unread_by_objective(config: ObjectiveConfig, objective: Objective) -> list[s
 
 
 def with_exempt(
-    objective: Objective, config: ObjectiveConfig, tokenizer: Any, device: torch.device
+    objective: Objective,
+    config: ObjectiveConfig,
+    tokenizer: Any,
+    ends: list[int],
+    device: torch.device,
 ) -> Objective:
-    """The objective with objective.exempt's tokens of this tokenizer left to NLL."""
+    """The objective with objective.exempt's tokens of this tokenizer left to NLL; `ends` are those
+    that end a turn or a text."""
     if config.exempt == "none":
         return objective
-    ids = [tokenizer.eos_token_id] if config.exempt == "eos" else tokenizer.all_special_ids
-    ids = [number for number in ids if number is not None]
+    special = tokenizer.all_special_ids if config.exempt == "special" else []
+    ids = list(dict.fromkeys([*ends, *special]))
     require(ids != [], f"objective.exempt={config.exempt}: the tokenizer has no such token")
     return dataclasses.replace(objective, exempt=torch.tensor(ids, device=device))
 

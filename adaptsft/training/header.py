@@ -1,6 +1,7 @@
 """What a run prints before its first step."""
 
 from adaptsft.config.schema import Config
+from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import print0, world_size
 from adaptsft.model.build import compute_dtype
@@ -9,7 +10,7 @@ from adaptsft.training.setup import Run
 from adaptsft_kernels import describe_implementation
 
 
-def log_run_header(run: Run, model: ShardedModel, data: TrainingData) -> None:
+def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnEnd) -> None:
     """Print on rank 0 what is about to run."""
     config, dtype = run.config, compute_dtype(run.config.model, run.device)
     if run.checkpoint is not None:
@@ -32,6 +33,14 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData) -> None:
         f"plan: {data.steps:,} steps of {config.train.global_batch_size:,} examples = "
         f"{data.sampler.extent(data.steps)}"
     )
+    if config.train.global_batch_size > data.sampler.epoch_size:
+        print0(
+            f"warning: train.global_batch_size={config.train.global_batch_size} is more than the "
+            f"{data.sampler.epoch_size:,} examples of an epoch, so that every step has some of "
+            "them several times: lower it"
+        )
+    if end.warning:
+        print0(f"warning: {end.warning}")
 
 
 def _paper_settings(config: Config) -> list[str]:

@@ -57,7 +57,7 @@ class Metrics:
         self.on_device: list[Tensor] = []
         self.on_host: list[dict[str, float]] = []
         self.clock = self.started = time.perf_counter()
-        self.skipped_in_a_row = self.longest_skip = 0
+        self.skipped_in_a_row = self.longest_skip = self.empty_in_a_row = 0
         self.file = self.board = None
         if rank() == 0:
             drop_lines_after(self.folder / "metrics.jsonl", first)
@@ -127,13 +127,11 @@ class Metrics:
         for line in lines:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if line["skipped"] else 0
             self.longest_skip = max(self.longest_skip, self.skipped_in_a_row)
+            self.empty_in_a_row = 0 if line["kept"] else self.empty_in_a_row + 1
         raise_on_all_ranks(lambda: self._write(lines, values[-1]))
         print0(self._progress_line(lines[-1]))
         if not any(line["kept"] for line in lines):
-            print0(
-                f"  no token was kept in the last {len(lines)} steps, so nothing is learned: widen "
-                "the threshold"
-            )
+            print0(f"warning: {self._nothing_kept(lines[-1])}")
         if self.longest_skip >= self.config.train.max_nonfinite_steps:
             raise NonFiniteError(
                 f"by step {last}, {self.longest_skip} steps in a row had a loss or gradient that "
@@ -235,6 +233,14 @@ class Metrics:
         with (self.folder / name).open("a") as file:
             file.write(_json(line))
 
+    def _nothing_kept(self, line: dict[str, Any]) -> str:
+        bounds = f" in [{line['lower']:.6g}, {line['upper']:.6g}]" if "lower" in self.uses else ""
+        return (
+            f"objective.name={self.config.objective.name} has kept no token{bounds} in the last "
+            f"{self.empty_in_a_row} steps, where the mean p of the targets was "
+            f"{line['mean_p']:.3g}: nothing is learned; widen the threshold"
+        )
+
     def _progress_line(self, line: dict[str, Any]) -> str:
         step, steps, speed = line["step"], self.data.steps, line["tokens_per_second_per_rank"]
         left = (time.perf_counter() - self.started) / (step - self.first) * (steps - step)
@@ -259,13 +265,13 @@ class Metrics:
 
 def summary(sums: np.ndarray, kept_only: bool) -> dict[str, Any]:
     """Means over the target tokens from a row of StepStatistics.table; `loss` is that over the kept
-    ones where the objective asks so.
+    ones where the objective asks so, 0 where it keeps none.
 
     `p_histogram` counts the tokens in BARS equal steps of the log-odds of p, over LOGIT_RANGE.
     """
     values = dict(zip(COLUMNS, sums.tolist(), strict=False))
     tokens = values["tokens"] or math.nan
-    denominator = (values["kept"] or math.nan) if kept_only else tokens
+    denominator = (values["kept"] or 1.0) if kept_only and values["tokens"] else tokens
     means = {name: values[name] / tokens for name in MEANS}
     means["mean_p"] = means.pop("p")
     bars = _histogram(sums).reshape(BARS, -1).sum(1).tolist()

@@ -38,6 +38,8 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
             shape = 0.5 + 0.5 * math.cos(math.pi * share)
         case "wsd":
             decay = math.ceil(config.decay_ratio * steps)
+            # its first step is at the peak still: of one alone, nothing would be seen
+            decay = max(decay, 2) if decay and steps > 1 else decay
             shape = min(1.0, (steps - step) / decay) if decay else 1.0
         case name:
             raise AssertionError(name)

@@ -30,7 +30,7 @@ from adaptsft.errors import CheckpointError
 from adaptsft.files import lock
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.training.quantiles import set_quantile_thresholds
-from adaptsft.training.run_folder import write_what_is_run
+from adaptsft.training.run_folder import train_on, write_what_is_run
 from adaptsft.training.setup import Run
 
 
@@ -52,7 +52,7 @@ def resume_or_prepare(
         found = run.checkpoint
         first = rank0_first(lambda: check_position(found, data))
         checkpoint.load(found, model, optimizer, objective.tensors())
-    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first)):
+    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first, data.train.skipped)):
         run.enter(held)
     return first
 
@@ -64,7 +64,7 @@ def check_position(found: Path, data: TrainingData) -> int:
     if numbers["fingerprint"] != data.position(numbers["step"])["fingerprint"]:
         raise CheckpointError(
             f"{found}: the training data has changed since this checkpoint was written (or its "
-            "tokenizer or template)"
+            f"tokenizer or template){train_on(found.parent.parent)}"
         )
     if (ranks := numbers.get("ranks", sampler.world_size)) != sampler.world_size:
         raise CheckpointError(
@@ -74,11 +74,12 @@ def check_position(found: Path, data: TrainingData) -> int:
     if numbers["step"] > data.steps:
         raise CheckpointError(
             f"{found}: has taken {numbers['step']} steps, more than the {data.steps} of this run"
+            f"{train_on(found.parent.parent)}"
         )
     return numbers["step"]
 
 
-def lock_run_dir(config: Config, first: int) -> TextIO | None:
+def lock_run_dir(config: Config, first: int, skipped: list[str]) -> TextIO | None:
     """On rank 0, lock the run folder and write into it what is run, now that all is in order.
 
     Checkpoints of later steps, there if the run continues from an earlier one, are deleted: they
@@ -90,7 +91,7 @@ def lock_run_dir(config: Config, first: int) -> TextIO | None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         held = lock(run)
-        write_what_is_run(config)
+        write_what_is_run(config, skipped)
         for later in checkpoint.complete_checkpoints(run / "checkpoints"):
             if int(later.name.removeprefix("step_")) > first:
                 print0(f"deleting {later}: this run continues from step {first}")

@@ -22,9 +22,12 @@ def check_writable(run: Path) -> None:
         raise ConfigError(f"run_dir={run}: {parent} is not a folder that can be written to")
 
 
-def write_what_is_run(config: Config) -> None:
-    """config.yaml and environment.json."""
+def write_what_is_run(config: Config, skipped: list[str]) -> None:
+    """config.yaml, environment.json and, where records were left out, skipped_records.txt."""
     run = Path(config.run_dir)
+    if skipped:
+        with replacing(run / "skipped_records.txt") as partial:
+            partial.write_text("".join(f"{line}\n" for line in skipped))
     with replacing(run / "config.yaml") as partial:
         save_config(config, partial)
     (run / "environment.json").write_text(json.dumps(environment(), indent=1))
@@ -48,7 +51,7 @@ def find_checkpoint(config: Config) -> Path | None:
         if changed := differences(read_config(saved), config):
             raise ConfigError(
                 f"run_dir={run} holds a run with another configuration ({'; '.join(changed)}): "
-                "choose another run_dir, or undo the change"
+                f"choose another run_dir, or undo the change{train_on(run)}"
             )
     check_writable(run)
     complete = checkpoint.complete_checkpoints(run / "checkpoints")
@@ -64,11 +67,21 @@ def find_checkpoint(config: Config) -> Path | None:
     if origin.is_file() and (changed := differences(read_config(origin), config)):
         raise CheckpointError(
             f"resume={found} belongs to a run with another configuration ({'; '.join(changed)}): "
-            "start from its final/ model"
+            f"undo the change, or leave resume out{train_on(origin.parent)}"
         )
     if rank() == 0:
         checkpoint.verify(found)
     return found
+
+
+def train_on(run: Path) -> str:
+    """The end of a message: how to go on from the model of a finished run."""
+    if not (run / "final").is_dir():
+        return ""
+    return (
+        f". To train its model on, with other data, steps or settings: model.path={run / 'final'} "
+        "and another run_dir"
+    )
 
 
 def check_same_checkpoint(found: Path | None) -> None:

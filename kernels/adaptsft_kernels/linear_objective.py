@@ -43,6 +43,7 @@ def linear_objective(
     *,
     source: Tensor | None = None,
     sequence: Tensor | None = None,
+    token_weight: Tensor | None = None,
     target_idx: Tensor | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
@@ -59,14 +60,15 @@ def linear_objective(
     hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64; statistics and accumulators are fp32
     (fp64 for fp64). targets int64 [N]; rows whose target is `ignore_index` cost nothing. On CUDA,
     finding them waits for the device, so a caller who knows the others passes `target_idx` int64
-    [n] (distinct rows of hidden); targets, source and sequence are then [n] too.
+    [n] (distinct rows of hidden); targets, source, sequence and token_weight are then [n] too.
 
     objective(tokens, state) -> (loss [n], weight [n]) sees the tokens of one chunk at a time, or
     all of the call at once if it has `whole_batch = True` (the logits are then computed twice).
     `needs = {"top_entropy"}` asks for that statistic. Both results are constants to autograd: the
     gradient of the logits is weight (p_i - delta_iy), whatever the loss. state is a NamedTuple of
     tensors [S], gathered per token by source (None: entry 0 for all tokens) before the objective
-    sees it. logits are softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap).
+    sees it. token_weight fp32 [N], if given, multiplies both results of each token, and so what is
+    returned of them. logits are softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap).
 
     The loss is a 0-d fp32 (fp64) tensor, differentiable once with respect to hidden, weight and
     bias; without target tokens it is zero, with zero gradients. Two calls give the same bits.
@@ -84,7 +86,9 @@ def linear_objective(
 
     Raises ValueError for shapes, dtypes and choices that do not fit each other.
     """
-    _check(hidden, weight, targets, source, sequence, target_idx, bias)
+    of_rows = {"targets": targets, "source": source, "sequence": sequence}
+    of_rows["token_weight"] = token_weight
+    _check(hidden, weight, of_rows, target_idx, bias)
     dtype = accumulator(hidden.dtype)
     if logits_dtype not in (None, dtype, hidden.dtype):
         raise ValueError(
@@ -102,9 +106,12 @@ def linear_objective(
         if target_idx is None:
             target_idx = (targets != ignore_index).nonzero().squeeze(1)
             targets = targets[target_idx]
-            source, sequence = (None if x is None else x[target_idx] for x in (source, sequence))
+            source, sequence, token_weight = (
+                None if x is None else x[target_idx] for x in (source, sequence, token_weight)
+            )
         _check_range(targets, len(weight))
-        tokens = _Tokens(targets, target_idx, sequence, _per_token(state, source, len(targets)))
+        state = _per_token(state, source, len(targets))
+        tokens = _Tokens(targets, target_idx, sequence, token_weight, state)
         # bf16 products are slow on most CPUs, and cannot return fp32 there
         factor = weight.detach().to(dtype) if on_cpu else weight.detach()
         head = Head(factor, bias, softcap, logit_scale)
@@ -134,12 +141,13 @@ class _Tokens(NamedTuple):
     targets: Tensor  # int64 [n]
     idx: Tensor  # int64 [n]: their rows of hidden
     sequence: Tensor | None  # int64 [n]
+    weight: Tensor | None  # fp32 [n], of the objective's results
     state: Any  # a NamedTuple of [n], or None
 
     def at(self, span: slice) -> "_Tokens":
         state = None if self.state is None else type(self.state)(*(x[span] for x in self.state))
-        sequence = None if self.sequence is None else self.sequence[span]
-        return _Tokens(self.targets[span], self.idx[span], sequence, state)
+        sequence, weight = (None if x is None else x[span] for x in (self.sequence, self.weight))
+        return _Tokens(self.targets[span], self.idx[span], sequence, weight, state)
 
 
 def _forward(
@@ -166,9 +174,7 @@ def _forward(
     whole = None
     if getattr(objective, "whole_batch", False) and spans:
         parts = [statistics_at(tokens.at(span))[0] for span in spans]
-        whole = _evaluate(
-            objective, TokenStatistics(*map(_cat, zip(*parts, strict=True))), tokens.state
-        )
+        whole = _evaluate(objective, TokenStatistics(*map(_cat, zip(*parts, strict=True))), tokens)
 
     outputs = []
     for span in spans:
@@ -177,7 +183,7 @@ def _forward(
         if whole is not None:
             loss, weight = whole[0][span], whole[1][span]
         else:
-            loss, weight = _evaluate(objective, statistics, chunk.state)
+            loss, weight = _evaluate(objective, statistics, chunk)
         outputs.append(TokenOutputs(*statistics[:6], loss, weight))
         if not any(gradients.wanted):
             continue
@@ -210,9 +216,9 @@ def _cat(parts: tuple[Any, ...]) -> Any:
 
 
 def _evaluate(
-    objective: Objective, statistics: TokenStatistics, state: Any
+    objective: Objective, statistics: TokenStatistics, tokens: _Tokens
 ) -> tuple[Tensor, Tensor]:
-    loss, weight = objective(statistics, state)
+    loss, weight = objective(statistics, tokens.state)
     shape, dtype = statistics.logp.shape, statistics.logp.dtype
     for name, value in (("loss", loss), ("weight", weight)):
         if value.shape != shape:
@@ -220,7 +226,10 @@ def _evaluate(
                 f"the objective returned {name} of shape {tuple(value.shape)}: "
                 f"one value per token is needed, [{shape[0]}]"
             )
-    return loss.detach().to(dtype), weight.detach().to(dtype)
+    loss, weight = loss.detach().to(dtype), weight.detach().to(dtype)
+    if tokens.weight is None:
+        return loss, weight
+    return loss * tokens.weight, weight * tokens.weight
 
 
 def _per_token(state: Any, source: Tensor | None, count: int) -> Any:
@@ -240,9 +249,7 @@ def _check_range(targets: Tensor, vocabulary: int) -> None:
 def _check(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
-    source: Tensor | None,
-    sequence: Tensor | None,
+    of_rows: dict[str, Tensor | None],
     target_idx: Tensor | None,
     bias: Tensor | None,
 ) -> None:
@@ -261,7 +268,7 @@ def _check(
             f"found {tuple(bias.shape)} of {bias.dtype}"
         )
     rows, owner = (hidden, "hidden") if target_idx is None else (target_idx, "target_idx")
-    for name, value in (("targets", targets), ("source", source), ("sequence", sequence)):
+    for name, value in of_rows.items():
         if value is not None and value.shape != rows.shape[:1]:
             raise ValueError(
                 f"{name} must have one entry per row of {owner}, [{len(rows)}]; "

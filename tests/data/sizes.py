@@ -17,7 +17,17 @@ def sizes_only(counts=(100,), weights=(1.0,), seed: int = 0, longest: int = 60) 
     names = [f"source{i}" for i in range(len(counts))]
     zeros = [0] * len(counts)
     return TokenizedData(
-        names, list(weights), lengths, target_tokens, source, np.arange(total), [], zeros, zeros
+        names,
+        list(weights),
+        lengths,
+        target_tokens,
+        target_tokens.astype(np.float64),
+        source,
+        np.arange(total),
+        [],
+        zeros,
+        zeros,
+        [],
     )
 
 

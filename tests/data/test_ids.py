@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from adaptsft.config.schema import SourceConfig
+from adaptsft.data.encoding import Encoder
 from adaptsft.data.ids import first_repeated
-from adaptsft.data.template import Template
 from adaptsft.data.tokenized import open_data
 from adaptsft.errors import DataError
 from tests.data.records import opened, quiet, tokenizer, write
@@ -48,7 +48,7 @@ def test_a_mapped_id_of_another_file_is_an_error(tmp_path, settings, monkeypatch
     for _ in range(2):
         with pytest.raises(DataError, match=f"^{message}"):
             opened(settings)
-        monkeypatch.setattr(Template, "encode", None)  # nothing is tokenised again
+        monkeypatch.setattr(Encoder, "encode", None)  # nothing is tokenised again
     assert len(open_data(settings, tokenizer(), seed=0, log=quiet, verify=False)[0]) == 9
     monkeypatch.undo()
     assert len(opened(settings, fields={"id": "none"})) == 9
@@ -88,7 +88,7 @@ def test_ids_are_those_of_a_source(tmp_path, settings):
 def test_mapped_ids_decide_where_their_digests_agree(tmp_path, settings, monkeypatch):
     """All digests are the same here: an id that is another is no error, one that is the same is
     found."""
-    monkeypatch.setattr("adaptsft.data.cache.digest", lambda value: 5)
+    monkeypatch.setattr("adaptsft.data.reading.digest", lambda value: 5)
     settings.path, settings.fields = str(tmp_path / "shards"), MAPPED
     with_ids(tmp_path / "shards", ["a", "b"], ["c"], ["d"])
     assert len(opened(settings)) == 4

@@ -43,8 +43,8 @@ def test_layouts_of_the_documentation_give_the_same_tokens(tmp_path, settings):
         (tmp_path / f"{number}.jsonl").write_text(record)
         data = opened(settings, path=str(tmp_path / f"{number}.jsonl"))
         examples.append([part.tolist() for part in data.example(0)])
-    assert len(records) == 4
-    assert examples == [examples[0]] * 4
+    assert len(records) == 6
+    assert examples == [examples[0]] * 6
 
 
 def test_alpaca_input_follows_the_instruction(settings):
@@ -62,7 +62,7 @@ def test_label_of_message_fields(settings):
     where = f"{settings.path}:1: field 'messages', message 1"
     assert (
         str(error.value)
-        == f"{where}: unknown role 'bot'; the roles are system, user, assistant, tool"
+        == f"{where}: unknown role 'bot'; the roles are system, developer, user, assistant, tool"
     )
 
 

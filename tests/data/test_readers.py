@@ -46,13 +46,13 @@ def talk(*messages) -> str:
         ),
         (GOOD.encode() + b'{"prompt": "\xff"}\n', ["train.jsonl:2", "not UTF-8"]),
         (
-            '{"text": "a", "label": "b"}\n',
-            ["train.jsonl:1", "layout", "text, label", "data.fields="],
+            '{"sentence": "a", "label": "b"}\n',
+            ["train.jsonl:1", "layout", "sentence, label", "data.fields="],
         ),
         ('{"prompt": "a"}\n', ["train.jsonl:1", "layout", "completion"]),
         (
-            talk(USER, {"role": "human", "content": "b"}),
-            ["train.jsonl:1", "message 1", "'human'", "assistant"],
+            talk(USER, {"role": "machine", "content": "b"}),
+            ["train.jsonl:1", "message 1", "'machine'", "assistant"],
         ),
         (talk(USER, {"role": "assistant"}), ["train.jsonl:1", "message 1", "content is missing"]),
         (
@@ -65,7 +65,7 @@ def talk(*messages) -> str:
         ),
         (
             talk({"role": "user", "content": [1]}, ASSISTANT),
-            ["train.jsonl:1", "message 0", "content is not text but list"],
+            ["train.jsonl:1", "message 0", "content[0] is not text, '1'"],
         ),
         (talk(USER), ["train.jsonl:1", "no assistant turn"]),
         (talk(ASSISTANT), ["train.jsonl:1", "starts with the assistant"]),

@@ -81,12 +81,13 @@ def test_weights_are_copies_per_epoch():
 
 def test_steps_and_epochs():
     sampler = sampler_of(sizes_only(), batch=16)
-    assert [sampler.steps(epochs) for epochs in (0.5, 1.0, 2.0)] == [3, 6, 12]
+    assert [sampler.steps(epochs) for epochs in (0.1, 0.16, 0.5, 1.0, 2.0)] == [1, 1, 4, 7, 13]
+    seen = np.concatenate([sampler.examples(step) for step in range(7)])
+    assert set(seen.tolist()) == set(range(100)) and len(seen) == 7 * 16
     assert sampler.epoch(0) == 0.0
     assert sampler.epoch(25) == 4.0
-    refused = r"train\.epochs=0\.1 of 100 examples .*train\.global_batch_size=16"
-    with pytest.raises(ConfigError, match=refused):
-        sampler.steps(0.1)
+    assert [sampler_of(sizes_only(), batch=25).steps(epochs) for epochs in (1.0, 3.0)] == [4, 12]
+    assert sampler_of(sizes_only((3,)), batch=8).steps(1.0) == 1
 
 
 @pytest.mark.parametrize("world", [2, 5])

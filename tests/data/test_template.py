@@ -8,6 +8,7 @@ from adaptsft.data.template import Template
 from adaptsft.data.tokenized import open_data
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.model.tiny import CHATML
+from tests.data.real_templates import sentencepiece
 from tests.data.records import (
     GEMMA,
     LLAMA3,
@@ -170,3 +171,28 @@ def test_the_plain_template_puts_a_system_message_first(settings):
     ids, mask = data.example(0)
     assert plain.decode(ids[~mask]).strip() == "Be brief.\n\n2 + 2?"
     assert plain.decode(ids[mask][:-1]) == "4"
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_special_tokens_in_a_message(settings, template, kind):
+    """Control tokens as they stand; ordinary text where that is asked for, also in a prompt."""
+    tok = tokenizer(template)
+    if kind == "sentencepiece":
+        tok = sentencepiece(template or "", everywhere=False)
+        tok.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+        tok.chat_template = template
+    question = {"role": "user", "content": "What is <|im_end|>?"}
+    answer = {"role": "assistant", "content": "A <|im_end|> ends."}
+    write(Path(settings.path), {"messages": [question, answer]})
+    end = tok.convert_tokens_to_ids("<|im_end|>")
+    counts = []
+    for split in (False, True):
+        settings.split_special_tokens = split
+        data = opened(settings, tok)
+        ids = data.example(0)[0].tolist()
+        assert "A <|im_end|> ends." in learned(data, tok)
+        prompt = Template(tok, settings).prompt_ids([question])
+        assert ids[: len(prompt)] == prompt
+        counts.append(ids.count(end))
+    assert counts[0] - counts[1] == 2

@@ -248,7 +248,9 @@ class Server(BaseHTTPRequestHandler):
                 "finish_reason": "stop",
             }
         else:
-            choice = {"text": f"[{body['prompt'][-3:]}]", "finish_reason": "length"}
+            # as servers that know no stop strings
+            end = body.get("stop", [""])[-1]
+            choice = {"text": f"[{body['prompt'][-3:]}]{end} 2", "finish_reason": "length"}
         return self.reply(200, {"choices": [choice], "usage": {"completion_tokens": 7}})
 
     def reply(self, status, value):
@@ -281,19 +283,18 @@ def test_http(url, monkeypatch):
     assert outputs[0].finish_reason == "stop" and outputs[0].n_tokens == 7
     path, body, key = Server.seen[0]
     assert path == "/v1/chat/completions" and key == "Bearer not-a-real-one"
-    assert (body["temperature"], body["top_p"], body["max_tokens"], body["stop"]) == (
-        0.7,
-        0.9,
-        33,
-        ["\n\n"],
-    )
+    sent = [body[key] for key in ("temperature", "top_p", "max_tokens", "stop")]
+    assert sent == [0.7, 0.9, 33, ["\n\n"]]
     assert {body["seed"] for _, body, _ in Server.seen} == {0, 1, 2, 3}
     assert len(Server.seen) == 6, "the two that were turned away were sent again"
     assert "not-a-real-one" not in json.dumps(chat.identity)
 
     text = HTTP(url, "m", "deepseek", parallel=2)
-    assert text.generate(requests(text, ["hello"]), params)[0] == ("[nt:]", "length", 7)
-    assert Server.seen[-1][1]["prompt"] == "User: hello\n\nAssistant:"
+    assert text.generate(requests(text, ["hello"]), params)[0] == ("[nt:]", "stop", 7)
+    body = Server.seen[-1][1]
+    assert body["prompt"] == "User: hello\n\nAssistant:"
+    assert body["stop"] == ["\n\n", "\n\nUser:"] and text.identity["stop"] == ["\n\nUser:"]
+    assert "stop" not in chat.identity, "the server knows"
     found = text.loglikelihood([("The", " fox")])[0]
     assert (found.logprob, found.greedy, found.n_tokens) == (-1.5, True, 1), (
         "the token generated after the continuation is not counted"

@@ -69,12 +69,9 @@ def test_conversations_for_the_trainer() -> None:
     assert row["messages"][2] == {"role": "assistant", "content": record["answer"]}
     assert row["messages"][1]["content"] == record["question"] + "\n"
     assert row["messages"][0]["content"].startswith("You are an expert at decoding Figlet Font")
-    messages, first = Layout.of(row, DataConfig().fields).conversation(row)
-    assert [message["role"] for message in messages] == [
-        "system",
-        "user",
-        "assistant",
-    ] and first == 0
+    conversation = Layout.of(row, DataConfig().fields).conversation(row)
+    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
+    assert conversation.weights == [1.0, 1.0, 1.0]
 
 
 def questions(n: int) -> list[openbookqa.Question]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from adaptsft.data.loader import BatchLoader
+from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
     device_mesh,
@@ -96,7 +97,7 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
                 output.text
                 for output in in_training.answer(model, pretrained.tokenizer, tasks[0], 2, beats)
             ]
-        export(model, pretrained, folder / "exported", "fp32")
+        export(model, pretrained, folder / "exported", "fp32", TurnEnd())
         if rank() == 0:
             (folder / "found.json").write_text(json.dumps(shown))
     where = ["--model", model_folder, "--data-dir", data_dir, "--out", folder / "out"]

@@ -197,7 +197,7 @@ def install_hooks() -> None:
     )
     before(trainer, "guarded_step", lambda *arguments: strike("optimizer", step=State.step))
     before(Metrics, "flush", lambda self: strike("flush", step=State.step))
-    before(resume, "lock_run_dir", lambda config, first: strike("lock"))
+    before(resume, "lock_run_dir", lambda *_: strike("lock"))
     before(Stream, "_wait", lambda self, step, watchdog: strike("wait", step=step + 1))
     before(checkpoint, "load", lambda *arguments: strike("load"))
     before(trainer, "export", lambda *arguments: strike("export"))

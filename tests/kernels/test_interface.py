@@ -35,6 +35,27 @@ def test_target_idx_is_the_same_as_targets_with_gaps() -> None:
     torch.testing.assert_close(gaps[1].weight, weights)
 
 
+def test_a_token_weight_multiplies_loss_and_gradient() -> None:
+    hidden, weight, _, targets = random_head()
+    factor = torch.linspace(0, 2, N)
+    for options in ({}, {"chunk_size": 5}):
+        loss, tokens = linear_objective(
+            hidden, weight, targets, nll, None, token_weight=factor, **options
+        )
+        kept = targets != -100
+        own = torch.nn.functional.cross_entropy(
+            hidden @ weight.T, targets.clamp(min=0), reduction="none"
+        )
+        expected = (own * factor)[kept].sum()
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(tokens.weight, factor[kept])
+        got, wanted = (torch.autograd.grad(x, (hidden, weight)) for x in (loss, expected))
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="token_weight must have one entry per row"):
+        linear_objective(hidden, weight, targets, nll, None, token_weight=factor[1:])
+
+
 def test_alpha_changed_in_place_between_calls() -> None:
     hidden, weight, _, targets = random_head()
     state = state_of(alpha=0.0)

@@ -1,5 +1,5 @@
-"""Tiny configurations of every type that transformers has a causal language model for, and of the
-options in which they differ."""
+"""Tiny configurations of every type that transformers has a causal language model for, of the
+options in which they differ, and of multimodal types, whose language part is trained."""
 
 import inspect
 from typing import Any
@@ -9,6 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from adaptsft.model.tiny import SAMPLE_TEXT, bpe_tokenizer
+from tests.model.test_multimodal import MODELS as MULTIMODAL
 
 VOCABULARY = len(bpe_tokenizer(SAMPLE_TEXT))
 # by whatever name a configuration calls it; each is given what it knows
@@ -183,6 +184,7 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
 def variants() -> dict[str, tuple[str, dict[str, Any]]]:
     """Name: (model type, settings beside the sizes). A type's first variant has its name."""
     found = {name: (name, NEEDS.get(name, {})) for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    found |= {name: (name, settings) for name, settings in MULTIMODAL.items()}
     for kind, difference, settings in OPTIONS:
         found[f"{kind}: {difference}"] = (kind, NEEDS.get(kind, {}) | settings)
     return dict(sorted(found.items()))
@@ -191,6 +193,8 @@ def variants() -> dict[str, tuple[str, dict[str, Any]]]:
 def config_of(model_type: str, settings: dict[str, Any]) -> Any:
     """A tiny configuration with the default tokenizer's vocabulary. Raises whatever the type's own
     validation raises where the sizes do not fit it."""
+    if model_type in MULTIMODAL:
+        return AutoConfig.for_model(model_type, **settings)
     cls = CONFIG_MAPPING[model_type]
     known = set(inspect.signature(cls.__init__).parameters) | set(cls.attribute_map)
     for base in cls.__mro__:

@@ -12,9 +12,9 @@ from adaptsft.training.optim import build_optimizer, learning_rate
 STEPS = 100
 
 
-def rates(**settings) -> list[float]:
+def rates(steps: int = STEPS, **settings) -> list[float]:
     config = TrainConfig(lr=1.0, **settings)
-    return [learning_rate(step, STEPS, config) for step in range(STEPS)]
+    return [learning_rate(step, steps, config) for step in range(steps)]
 
 
 def test_warmup_rises_linearly_to_the_peak_and_is_never_zero():
@@ -34,6 +34,14 @@ def test_cosine_linear_and_wsd_end_where_they_should():
     wsd = rates(warmup_ratio=0.1, lr_schedule="wsd", decay_ratio=0.2)
     assert set(wsd[10:80]) == {1.0}
     assert wsd[80:] == pytest.approx([(20 - i) / 20 for i in range(20)])
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5])
+def test_wsd_decays_in_a_run_of_a_few_steps_too(steps):
+    short = {"steps": steps, "warmup_ratio": 0.03, "lr_schedule": "wsd"}
+    assert rates(**short, decay_ratio=0.2) == [1.0] * (steps - 1) + [0.5]
+    assert rates(**short, decay_ratio=0.0) == [1.0] * steps
+    assert rates(**short | {"steps": 1}, decay_ratio=0.2) == [1.0]
 
 
 def test_weight_decay_spares_vectors_and_frozen_parameters_are_left_out():

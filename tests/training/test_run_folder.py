@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.files import lock
 from adaptsft.train import train
-from tests.runs import small_config
+from tests.runs import small_config, write_data
 
 
 def failing(number: int):
@@ -37,6 +38,27 @@ def test_a_folder_that_another_run_holds_is_refused(tmp_path, tiny_model):
         train(config)
     held.close()
     train(config)
+
+
+def test_a_finished_run_names_the_way_to_train_on(tmp_path, tiny_model, capsys):
+    model = tiny_model()
+    config = small_config(tmp_path, model, train__max_steps=1)
+    train(config)
+    way = f"model.path={config.run_dir}/final and another run_dir"
+    train(config)
+    assert way in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=way):
+        train(small_config(tmp_path, model, train__max_steps=2))
+    newest = Path(config.run_dir) / "checkpoints" / "step_00000001"
+    with pytest.raises(CheckpointError, match=way):
+        train(small_config(tmp_path, model, "other", train__max_steps=2, resume=newest))
+    write_data(tmp_path / "data.jsonl", 30, seed=5)
+    with pytest.raises(CheckpointError, match=f"data has changed.*{way}"):
+        train(config)
+    train(small_config(tmp_path, Path(config.run_dir) / "final", "on", train__max_steps=2))
+    shutil.rmtree(Path(config.run_dir) / "final")
+    with pytest.raises(ConfigError, match=r"undo the change$"):
+        train(small_config(tmp_path, model, train__max_steps=2))
 
 
 def test_another_error_of_the_lock_is_reported_as_what_it_is(tmp_path, monkeypatch):

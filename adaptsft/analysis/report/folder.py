@@ -51,7 +51,7 @@ class RunFolder:
     @property
     def planned(self) -> int | None:
         """Steps of the whole run; from its share of an epoch where the configuration counts epochs:
-        whole ones, as BatchSampler.steps."""
+        as BatchSampler.steps."""
         steps, epochs = (number(self.config.get(f"train.{key}")) for key in ("max_steps", "epochs"))
         if steps > 0:
             return int(steps)
@@ -59,8 +59,8 @@ class RunFolder:
         batch = number(self.config.get("train.global_batch_size"))
         if not (epoch > 0 and epochs > 0 and batch > 0):
             return None
-        # half an example more, since BatchSampler.steps rounds the examples
-        return math.floor(epochs * self.step / epoch + 0.5 / batch)
+        examples = round(epochs * self.step * batch / epoch)
+        return max(1, math.ceil(examples / batch))
 
     @property
     def sources(self) -> list[str]:

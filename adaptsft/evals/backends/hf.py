@@ -7,12 +7,13 @@ import argparse
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from adaptsft.config.load import read_config
@@ -22,6 +23,7 @@ from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.model.attention import has_softcap
+from adaptsft.model.language import load_whole
 
 
 def locate(name: str) -> tuple[str, DataConfig, str]:
@@ -106,7 +108,7 @@ class HuggingFace:
         }[dtype]
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype)
+            model = load_whole(path, torch_dtype)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--model {name}: {str(error).strip().splitlines()[0]}") from None
         self.model: Any = model.to(local).eval()
@@ -114,7 +116,8 @@ class HuggingFace:
             self.model.set_attn_implementation("eager")
         self.renderer = Renderer(self.tokenizer, data, template)
         self.batch_size = batch_size
-        self.ends = end_tokens(self.model, self.tokenizer)
+        own = end_tokens(self.model, self.tokenizer)
+        self.ends = own | set(self.renderer.end.ids)
         self.context = context_window(self.model)
         commit = getattr(self.model.config, "_commit_hash", None)
         self.identity = {
@@ -126,13 +129,14 @@ class HuggingFace:
             "dtype": str(torch_dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(local) if cuda else "cpu",
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        }
+        } | self.renderer.stops(own)
 
     def render(self, messages: list[Message]) -> str:
         return self.renderer.text(messages)
 
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
         """In batches of prompts of similar length."""
+        params = replace(params, stop=params.stop + self.renderer.end.strings)
         prompts = [self.renderer.ids(request.text or "") for request in requests]
         outputs: list[Output] = [Output("", "", 0)] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
-from adaptsft.evals.prompts import FORMATS
+from adaptsft.evals.prompts import FORMATS, TURN_ENDS
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 
 ATTEMPTS = 6  # with pauses of 1, 2, 4, 8, 16 seconds between
@@ -41,6 +41,9 @@ class HTTP:
         self.url, self.model = url.rstrip("/"), model
         self.template, self.timeout = template, timeout
         self.parallel, self.batch_size = parallel, 8 * parallel
+        # what ends an answer: a server that renders the messages knows it, one that continues a
+        # text does not
+        self.ends = () if template == "auto" else (TURN_ENDS[template],)
         self.identity: dict[str, Any] = {
             "backend": "http",
             "model": model,
@@ -51,7 +54,7 @@ class HTTP:
             "dtype": None,
             "device": None,
             "versions": {},
-        }
+        } | ({"stop": list(self.ends)} if self.ends else {})
 
     def render(self, messages: list[Message]) -> str | None:
         return None if self.template == "auto" else FORMATS[self.template](messages)
@@ -66,18 +69,25 @@ class HTTP:
                 "max_tokens": params.max_tokens,
                 "seed": request.seed,
             }
-            settings |= {"stop": list(params.stop)} if params.stop else {}
+            stop = [*params.stop, *self.ends]
+            settings |= {"stop": stop} if stop else {}
             if request.text is None:
                 reply = self.post("chat/completions", {"messages": request.messages} | settings)
             else:
-                reply = self.post(
-                    "completions", {"prompt": request.text, "add_special_tokens": False} | settings
-                )
+                settings |= {"prompt": request.text, "add_special_tokens": False}
+                if self.ends:
+                    # vLLM and SGLang look for stop strings in the text that they return
+                    settings["skip_special_tokens"] = False
+                reply = self.post("completions", settings)
             choice = reply["choices"][0]
             text = choice["message"]["content"] if request.text is None else choice["text"]
             reason = "length" if choice.get("finish_reason") == "length" else "stop"
+            text = text or ""
+            for end in self.ends:  # some servers leave it in the answer, or run on
+                if end in text:
+                    text, reason = text.partition(end)[0], "stop"
             return Output(
-                text or "", reason, int((reply.get("usage") or {}).get("completion_tokens") or 0)
+                text, reason, int((reply.get("usage") or {}).get("completion_tokens") or 0)
             )
 
         return self.map(one, requests)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
+from adaptsft.data.stop import TurnEnd
 from adaptsft.errors import ConfigError
 from adaptsft.evals.backends.hf import encode_pair, fingerprint, locate
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
@@ -49,7 +50,10 @@ class VLLM:
             raise ConfigError(
                 f"--model {name}: vLLM cannot load it: {str(error).strip().splitlines()[0]}"
             ) from None
-        self.renderer = Renderer(self.engine.get_tokenizer(), data, template)
+        tokenizer = self.engine.get_tokenizer()
+        self.renderer = Renderer(tokenizer, data, template)
+        own = {*TurnEnd().stop_ids(tokenizer.eos_token_id, _listed_ends(path))}
+        self.ends = sorted(own | set(self.renderer.end.ids))
         if Path(path).is_dir():
             revision = fingerprint(Path(path))
         else:
@@ -64,7 +68,7 @@ class VLLM:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT") == "1",
             "versions": {"torch": torch.__version__, "vllm": vllm.__version__},
-        }
+        } | self.renderer.stops(own)
 
     def render(self, messages: list[Message]) -> str:
         return self.renderer.text(messages)
@@ -79,7 +83,8 @@ class VLLM:
                 temperature=params.temperature,
                 top_p=params.top_p,
                 max_tokens=params.max_tokens,
-                stop=list(params.stop),
+                stop=[*params.stop, *self.renderer.end.strings],
+                stop_token_ids=self.ends,
                 seed=request.seed,
             )
             for request in requests
@@ -112,6 +117,13 @@ class VLLM:
             total = math.fsum(step.logprob for step in steps)
             results.append(Likelihood(total, all(step.rank == 1 for step in steps), count))
         return results
+
+
+def _listed_ends(path: str) -> int | list[int] | None:
+    try:
+        return GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # there is none
+        return None
 
 
 def open_backend(options: argparse.Namespace) -> VLLM:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from adaptsft.config.schema import DataConfig
+from adaptsft.data.encoding import Encoder
 from adaptsft.data.layout import Layout
 from adaptsft.data.template import Template
 from adaptsft.errors import ConfigError, DataError
@@ -104,10 +105,9 @@ class LengthFilter:
         conversations = [Layout.of(record, {}).conversation(record) for record in records]
         longest = np.zeros(len(records), dtype=np.int64)
         for template in self.templates:
-            examples = template.encode(
-                [template.segments(*conversation) for conversation in conversations]
-            )
-            longest = np.maximum(longest, [len(ids) for ids, _ in examples])
+            examples = [template.examples(conversation)[0] for conversation in conversations]
+            encoded = Encoder(template.tokenizer).encode(examples)
+            longest = np.maximum(longest, [len(ids) for ids, _ in encoded])
         return (longest <= self.limit).tolist()
 
 

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adaptsft.data.layout import Layout
+from adaptsft.data import layout
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals import openbookqa as obqa
 from adaptsft.evals.tasks import Prompt, load_task
@@ -82,10 +82,8 @@ def register(*parts: Part, **facts: Any) -> Callable[[Convert], Convert]:
 def pair(record: Record, prompt: str, completion: str) -> Record:
     """Prompt and completion from the fields of these names. Raises DataError as the trainer would,
     naming the field."""
-    messages, _ = Layout("prompt", {"prompt": prompt, "completion": completion}).conversation(
-        record
-    )
-    texts = [message["content"] for message in messages]
+    names = {"prompt": prompt, "completion": completion}
+    texts = [message["content"] for message in layout.prompt(record, names).messages]
     if len(texts) != 2 or not texts[0].strip():
         raise DataError(
             f"field {prompt!r} is empty, or no text: there is no question; remove the record or "
@@ -202,20 +200,7 @@ def magpie_evol(record: Record) -> Record:
                 {"role": "assistant", "content": turns["completion"]},
             ]
         }
-    if isinstance(turns := record.get("conversations"), list):
-        roles = {"human": "user", "gpt": "assistant"}
-        turns = [
-            {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
-            if _sharegpt(turn)
-            else turn
-            for turn in turns
-        ]
-        record = record | {"conversations": turns}
-    return {"messages": Layout("messages", {"messages": "conversations"}).conversation(record)[0]}
-
-
-def _sharegpt(turn: object) -> bool:
-    return isinstance(turn, dict) and turn.keys() >= {"from", "value"}
+    return {"messages": layout.conversations(record, {"conversations": "conversations"}).messages}
 
 
 @register(

@@ -93,6 +93,8 @@ def open_source(part: Part, number: int, options: Options) -> Source:
     def records() -> Iterator[tuple[str, Record, float]]:
         for done, file in enumerate(opened):
             for place, record, share in file.read():
+                if isinstance(record, DataError):
+                    raise record
                 yield f"{file.place}{place}", record, (done + share) / len(opened)
 
     return Source({"files": inputs}, records)

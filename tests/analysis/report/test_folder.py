@@ -84,8 +84,10 @@ def test_unfinished_and_damaged_runs_are_reported(runs, tmp_path):
     assert "environment.json is missing" in page.text
 
 
-def test_a_finished_run_is_finished_whatever_its_last_epoch_leaves_out(tmp_path, tiny_model):
-    """20 examples in steps of 7 are two steps and .86 of one."""
+def test_a_finished_run_is_finished_where_its_last_step_ends_in_the_next_epoch(
+    tmp_path, tiny_model
+):
+    """20 examples in steps of 7 are two steps and .86 of one: three."""
     config = small_config(
         tmp_path,
         tiny_model("llama"),
@@ -93,7 +95,7 @@ def test_a_finished_run_is_finished_whatever_its_last_epoch_leaves_out(tmp_path,
         train__global_batch_size=7,
         checkpoint__every=0,
     )
-    train(config)
+    assert train(config)["step"] == 3
     page = report(tmp_path / "out", config.run_dir)
     assert "unfinished" not in page.text and "run finished" in page.text
 

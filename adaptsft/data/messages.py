@@ -1,0 +1,212 @@
+"""A message of a record, in any of the dialects that data sets use, as chat templates expect it:
+{role, content, tool_calls, …}, checked.
+
+Errors are DataErrors without a place; the caller, which knows file and line, adds it. `label` says
+which message or field it is.
+"""
+
+import json
+import math
+from typing import Any
+
+from adaptsft.errors import DataError
+
+Message = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# ShareGPT's names, LLaMA-Factory's, Gemma's, and OpenAI's old one for a tool's answer
+ROLE_ALIASES = {
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
+CALLS = ("function_call", "tool_call")  # ShareGPT: a turn that is a call, as JSON text
+# what says how a message is learned: it is not for the template
+LEARNING = ("weight", "train")
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether this looks like a list of messages."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(
+        keys <= first.keys() for keys in ({"role", "content"}, {"from", "value"})
+    )
+
+
+def read_messages(value: Any, label: str) -> tuple[list[Message], list[float]]:
+    """The messages of a list, and the weight of each in the loss. Raises DataError."""
+    value = parsed(value, label) if isinstance(value, str) and value[:1] == "[" else value
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            f"{label} must be a list of messages {{role, content}} with at least one message, not "
+            f"{shown(value)}"
+        )
+    found = [_message(item, f"{label}, message {number}") for number, item in enumerate(value)]
+    return [message for message, _ in found], [weight for _, weight in found]
+
+
+def read_tools(value: Any, label: str) -> list[dict[str, Any]]:
+    """The tools that a record offers, each {type, function: {name, description, parameters}}: a
+    list, or one as JSON text. Raises DataError."""
+    value = parsed(value, label) if isinstance(value, str) and value.strip() else value
+    if not value:  # null, an empty list or text: tables fill columns with these
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"{label} must be a list of tools, not {shown(value)}")
+    check_values(value, label)
+    tools = []
+    for number, tool in enumerate(value):
+        bare = isinstance(tool, dict) and "name" in tool and "function" not in tool
+        tool = {"type": "function", "function": tool} if bare else tool
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"{label}, tool {number}: must be {{type: function, function: {{name, description, "
+                f"parameters}}}}, not {shown(tool)}"
+            )
+        tools.append(tool)
+    return tools
+
+
+def text_of(value: Any, label: str) -> str:
+    """The value, where it is valid text. Raises DataError."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        kind = "null" if value is None else "NaN"
+        raise DataError(f"{label} is {kind}, not text; remove the record or write its text")
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise DataError(f"{label} is not text but {kind}, {shown(value)}; write it as a string")
+    check_values(value, label)
+    return value
+
+
+def answer_of(value: Any, label: str) -> str:
+    """Text that is not empty. Raises DataError."""
+    text = text_of(value, label)
+    if not text.strip():
+        raise DataError(
+            f"{label} is empty: there is nothing to learn; remove the record or write the answer"
+        )
+    return text
+
+
+def check_values(value: Any, label: str) -> None:
+    """Raise DataError, naming the field, for what no template can write at any depth: half a
+    surrogate pair, numbers that are not finite, dates, bytes."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{label} is not valid Unicode: half a surrogate pair at character {error.start}; "
+                "repair or remove it"
+            ) from None
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            check_values(key, label)
+            check_values(item, f"{label}.{key}" if isinstance(value, dict) else f"{label}[{key}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{label} is {value}, which JSON cannot write; remove or replace it")
+    elif value is not None and not isinstance(value, int | float):
+        raise DataError(f"{label} is a {type(value).__name__}, {shown(value)}; write it as text")
+
+
+def parsed(text: str, label: str) -> Any:
+    """The value of JSON text. Raises DataError."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{label} is not valid JSON: {error}: {shown(text)}") from None
+
+
+def shown(value: Any) -> str:
+    return repr(str(value)[:60])
+
+
+def _message(message: Any, label: str) -> tuple[Message, float]:
+    if not isinstance(message, dict):
+        raise DataError(f"{label}: must be an object with role and content, not {shown(message)}")
+    check_values({key: item for key, item in message.items() if key != "content"}, label)
+    given = message.get("role", message.get("from"))
+    role, content = given, message.get("content", message.get("value"))
+    role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
+    # Tables fill keys that only some messages have with null, and calls with an empty list;
+    # templates take such a key for a present one.
+    dialect = ("role", "from", "content", "value", *LEARNING)
+    others = {k: v for k, v in message.items() if k not in dialect and v not in (None, [])}
+    if role in CALLS:
+        role, others["tool_calls"], content = "assistant", content, None
+    if "function_call" in others:  # OpenAI's form before tool_calls
+        others["tool_calls"] = [others.pop("function_call")]
+    if role not in ROLES:
+        raise DataError(f"{label}: unknown role {given!r}; the roles are {', '.join(ROLES)}")
+    if "tool_calls" in others:
+        others["tool_calls"] = _calls(others["tool_calls"], f"{label}: tool_calls")
+    if isinstance(content, list):
+        content = _joined(content, f"{label}: content")
+    if role not in CALLS and "tool_calls" not in others and not {"content", "value"} & set(message):
+        raise DataError(f"{label}: content is missing; the message has {', '.join(message)}")
+    if role == "assistant" and "tool_calls" not in others:
+        answer_of(content, f"{label}: content")
+    elif content is not None or role != "assistant":
+        text_of(content, f"{label}: content")
+    return {"role": role, "content": content, **others}, _weight(message, label)
+
+
+def _calls(value: Any, label: str) -> list[dict[str, Any]]:
+    """Tool calls with their arguments as objects, which OpenAI writes as JSON text."""
+    value = parsed(value, label) if isinstance(value, str) else value
+    calls = []
+    for number, call in enumerate(value if isinstance(value, list) else [value]):
+        call = {"type": "function", "function": call} if _is_bare(call) else call
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"{label}[{number}]: must be {{type: function, function: {{name, arguments}}}}, "
+                f"not {shown(call)}"
+            )
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            arguments = parsed(arguments, f"{label}[{number}].function.arguments")
+        if not isinstance(arguments, dict):
+            raise DataError(
+                f"{label}[{number}].function.arguments must be an object, not {shown(arguments)}"
+            )
+        check_values(arguments, f"{label}[{number}].function.arguments")
+        calls.append({**call, "function": {**function, "arguments": arguments}})
+    return calls
+
+
+def _is_bare(call: Any) -> bool:
+    return isinstance(call, dict) and "name" in call and "function" not in call
+
+
+def _joined(parts: list[Any], label: str) -> str:
+    """OpenAI's list of parts, all of them text, as one text."""
+    texts = []
+    for number, part in enumerate(parts):
+        if not isinstance(part, dict) or part.get("type", "text") != "text":
+            raise DataError(
+                f"{label}[{number}] is not text, {shown(part)}; only text is trained: remove the "
+                "record or this part"
+            )
+        texts.append(text_of(part.get("text"), f"{label}[{number}].text"))
+    return "".join(texts)
+
+
+def _weight(message: Message, label: str) -> float:
+    """Of the message in the loss, from `weight` and `train`; 1 where it has neither."""
+    weight, train = message.get("weight"), message.get("train")
+    if train not in (None, True, False):
+        raise DataError(f"{label}: train is {shown(train)}; write true or false")
+    if weight is None:
+        weight = 1.0
+    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise DataError(
+            f"{label}: weight is {shown(weight)}; write a number from 0 on, 0: not learned"
+        )
+    return 0.0 if train in (False, 0) and train is not None else float(weight)

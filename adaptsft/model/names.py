@@ -1,0 +1,199 @@
+"""Which tensor of a checkpoint's files is which of the model.
+
+Many checkpoints were written under other names than those that the model has today; transformers
+renames while it loads, by rules of its own, which are applied here to names alone.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from adaptsft.errors import ConfigError, reason_of
+from adaptsft.model.language import multimodal_class
+from adaptsft.model.modules import embedding_of, head_of
+
+# Buffers of old files, which transformers computes anew: frequencies, positions, causal masks
+IGNORED = (
+    r"rotary_emb\.inv_freq$",
+    r"(^|\.)position_ids$",
+    r"\.(attn|attention|self_attn|self_attention)\.masked_bias$",
+)
+
+
+class Names(NamedTuple):
+    """Names in the files of the tensors of a model."""
+
+    stored: dict[str, str]  # name in the model -> name in the files
+    exported: dict[str, str]  # name in the model -> name that an export writes
+    copied: list[str]  # in the files: not in the model; an export repeats them as they are
+    twins: tuple[str, str] | None  # in the files: embedding and head, where the model ties them
+
+
+def names_of(model: PreTrainedModel, config: Any, folder: Path, files: Iterable[str]) -> Names:
+    """Find the tensors of a causal language model, on meta and not sharded, among those that the
+    files hold. `config` is that of the whole model.
+
+    Raises ConfigError where a tensor is missing, where the files hold others that neither the model
+    nor transformers knows, and where transformers would compute tensors instead of renaming them.
+    """
+    whole_class, whole, translation = multimodal_class(config), model, None
+    if whole_class is not None:
+        whole = _on_meta(whole_class, config)
+        translation = _language_names(whole, model)
+    matched = _match(whole, files)
+    ours = set(whole.state_dict() if translation is None else translation.values())
+    _check_converted(model, folder, {k: v for k, v in matched.converted.items() if v in ours})
+    found = matched.found
+    if translation is not None:
+        found = {name: found[other] for name, other in translation.items() if other in found}
+
+    wanted, twins = _wanted(model), _pair_twins(model, found)
+    read = {name: found[name] for name in wanted if name in found}
+    unread = sorted(set(files) - set(read.values()) - set(twins or ()))
+    missing = sorted(set(wanted) - read.keys())
+    unknown = [] if whole_class is not None else _not_ignored(model, unread)
+    if missing or unknown:
+        _refuse(model, folder, missing, unknown or sorted(set(unread) - {*matched.found.values()}))
+    if whole_class is not None:
+        return Names(read, read, unread, twins)
+    exported = {name: name if name in matched.prefixed else old for name, old in read.items()}
+    return Names(read, exported, [], twins)
+
+
+class _Matched(NamedTuple):
+    found: dict[str, str]  # name in the model -> name in the files
+    prefixed: set[str]  # names in the model that the files give without, or with, the base's prefix
+    converted: dict[str, str]  # name in the files -> one in the model that is computed from it
+
+
+def _match(model: PreTrainedModel, files: Iterable[str]) -> _Matched:
+    """What transformers' from_pretrained would make of these names."""
+    rules: Any = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    state, prefix = model.state_dict(), model.base_model_prefix
+    matched = _Matched({}, set(), {})
+    for old in sorted(files, key=dot_natural_key):  # some rules depend on what came before
+        renamed, _ = rename_source_key(old, renamings, [])
+        name, pattern = rename_source_key(old, renamings, converters, prefix, state)
+        if name not in state and old in state:
+            renamed, name, pattern = old, old, None
+        if name not in state:
+            continue
+        if pattern is not None:
+            matched.converted[old] = name
+            continue
+        if name in matched.found:
+            raise ConfigError(
+                f"the files hold {name} twice, as {matched.found[name]} and as {old}: remove one"
+            )
+        matched.found[name] = old
+        if renamed != name:
+            matched.prefixed.add(name)
+    return matched
+
+
+def _wanted(model: PreTrainedModel) -> list[str]:
+    """Parameters, tied ones once, and persistent buffers; in the same order on all ranks."""
+    parameters = {name for name, _ in model.named_parameters()}
+    buffers = {name for name, _ in model.named_buffers()}
+    return [name for name in model.state_dict() if name in parameters | buffers]
+
+
+def _pair_twins(model: PreTrainedModel, found: dict[str, str]) -> tuple[str, str] | None:
+    """Where the head is the embedding, leave one name of the two in `found`: that of the parameter.
+    Their names in the files, where these hold both."""
+    names = [_weight_name(model, module) for module in (embedding_of(model), head_of(model))]
+    if head_of(model).weight is not embedding_of(model).weight:
+        return None
+    kept, other = names if names[0] in dict(model.named_parameters()) else names[::-1]
+    if kept in found and other in found:
+        return found[kept], found.pop(other)
+    if other in found:  # transformers ties either way round
+        found[kept] = found.pop(other)
+    return None
+
+
+def _not_ignored(model: PreTrainedModel, names: list[str]) -> list[str]:
+    patterns = [*IGNORED, *(model._keys_to_ignore_on_load_unexpected or ())]
+    ignored = re.compile("|".join(patterns))
+    return [name for name in names if not ignored.search(name)]
+
+
+def _weight_name(model: nn.Module, module: nn.Module) -> str:
+    return next(f"{name}.weight" for name, found in model.named_modules() if found is module)
+
+
+def _on_meta(whole_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            return whole_class._from_config(config)
+    except Exception as error:  # such as a package that its vision part needs
+        raise ConfigError(
+            f"model.path={config._name_or_path}: {whole_class.__name__} cannot be built: "
+            f"{reason_of(error)}"
+        ) from None
+
+
+def _language_names(whole: PreTrainedModel, model: PreTrainedModel) -> dict[str, str]:
+    """Name of each tensor in the language model -> its name in the whole model."""
+    decoder, state = type(model.base_model), whole.state_dict()
+    places = [name for name, module in whole.named_modules() if type(module) is decoder]
+    own_head, head = head_of(model), whole.get_output_embeddings()
+    parts = {}
+    if len(places) == 1 and isinstance(head, nn.Module):
+        parts[f"{model.base_model_prefix}."] = f"{places[0]}."
+        own = _weight_name(model, own_head).removesuffix("weight")
+        parts[own] = _weight_name(whole, head).removesuffix("weight")
+    translation = {
+        name: other + name.removeprefix(own)
+        for name in model.state_dict()
+        for own, other in parts.items()
+        if name.startswith(own)
+    }
+    complete = translation.keys() == model.state_dict().keys()
+    if not complete or not state.keys() >= set(translation.values()):
+        raise ConfigError(
+            f"{type(whole).__name__}: where its language part ({decoder.__name__}) begins and ends "
+            "is not known here, so it cannot be trained"
+        )
+    return translation
+
+
+def _check_converted(model: nn.Module, folder: Path, converted: dict[str, str]) -> None:
+    if converted:
+        old, name = next(iter(converted.items()))
+        raise ConfigError(
+            f"{folder}: transformers would compute tensors of {type(model).__name__} from "
+            f"{len(converted)} that the files hold (such as {name} from {old}). Tensors that are "
+            "fused, split or transposed while loading are not supported, only renamed ones"
+        )
+
+
+def _refuse(model: PreTrainedModel, folder: Path, missing: list[str], unknown: list[str]) -> None:
+    head = _weight_name(model, head_of(model))
+    if missing == [head] and not unknown:
+        raise ConfigError(
+            f"{folder}: the files hold no {head}, and config.json does not tie it to the "
+            "embeddings: transformers would start from a random head. If the model shares them, "
+            "set tie_word_embeddings=true in config.json; if not, the files are incomplete"
+        )
+    near = difflib.get_close_matches(missing[0], unknown, n=1) if missing else []
+    raise ConfigError(
+        f"{folder}: the files do not fit {type(model).__name__}: {len(missing)} tensors missing "
+        f"(such as {missing[:1]}), {len(unknown)} not used (such as {near or unknown[:1]}), after "
+        "the renames that transformers knows: do config.json and the weights belong together?"
+    )
