@@ -4,6 +4,7 @@ tests/model_types has tried every type, and writes `verified.json`; docs/models.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError, UserError, reason_of
 from adaptsft.model.attention import EAGER
-from adaptsft.model.modules import class_name
+from adaptsft.model.modules import blocks, class_name
 
 FILE = Path(__file__).with_name("verified.json")
 LISTED = "docs/models.md lists the verified types"
@@ -95,6 +96,12 @@ def refuse_unsupported(model: PreTrainedModel, implementation: str) -> None:
         raise ConfigError(
             f"{class_name(model)} has attention sinks, which document attention cannot honour; "
             f"{EAGER}"
+        )
+    layers = Counter(p for layer in blocks(model) for p in layer.parameters())
+    if max(layers.values()) > 1:
+        raise ConfigError(
+            f"{class_name(model)} has decoder layers that share parameters, which cannot be "
+            f"sharded; {LISTED}"
         )
 
 

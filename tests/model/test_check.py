@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from adaptsft.config.load import save_config
 from adaptsft.errors import ConfigError
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.fsdp import ShardedModel
-from adaptsft.train import train
+from adaptsft.train import main, train
+from tests.distributed.two_ranks import on_two_ranks
 from tests.model.batches import LENGTHS, built, packed_batch
 from tests.model.random_models import (
     DELTA_NET,
@@ -138,3 +140,24 @@ def test_a_hybrid_trains_without_packing(tmp_path):
     model = write_random_model(tmp_path / "model", config)
     settings = {"data__packing": False, "train__micro_batch_size": 4}
     assert 0 < train(small_config(tmp_path, model, **settings))["loss"] < 10
+
+
+def test_both_ranks_are_refused_at_once(tmp_path):
+    config = random_config("lfm2", **HYBRIDS["lfm2"])
+    model = write_random_model(tmp_path / "model", config)
+    save_config(small_config(tmp_path, model, model__unverified=True), tmp_path / "run.yaml")
+    codes, printed = on_two_ranks(main, [str(tmp_path / "run.yaml")], log=tmp_path / "log")
+    assert codes == [2, 2] and "1 of its 2 decoder layers" in printed, printed[-4000:]
+
+
+def test_a_model_with_code_of_its_own_trains_where_it_is_asked_for_and_exact(tmp_path):
+    model = write_model_with_code(tmp_path / "own")
+    settings = {"model__trust_remote_code": True, "train__max_steps": 1}
+    for reason, more in (
+        (r"own code.*model\.unverified=true", {}),
+        (r"Set data\.packing=false", {"model__unverified": True}),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            train(small_config(tmp_path, model, **settings, **more))
+    more = {"model__unverified": True, "data__packing": False}
+    assert train(small_config(tmp_path, model, **settings, **more))["loss"] > 0

@@ -50,6 +50,8 @@ SIZES: dict[str, Any] = {
 }
 WINDOW_AND_FULL = {"layer_types": ["sliding_attention", "full_attention"]}
 LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention"]}
+# two layers with the weights of one transformer block
+SHARED_LAYERS = {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4}
 MULTI_HEAD = {"num_key_value_heads": 4}
 # latent attention: as many key heads as query heads
 LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")
@@ -81,7 +83,9 @@ NEEDS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 64},
     # transformers clears the embedding of the padding when it loads it
     "youtu": MULTI_HEAD | {"pad_token_id": None},
-    "zamba2": {"layer_types": ["mamba", "hybrid"], "num_mem_blocks": 1, "mamba_ngroups": 1},
+    "zamba": SHARED_LAYERS | {"n_mamba_heads": 2},
+    "zamba2": SHARED_LAYERS | {"num_mem_blocks": 1, "mamba_ngroups": 1},
+    "zaya": {"num_experts_per_tok": 1},
 }
 # (type, what is different, its settings)
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
