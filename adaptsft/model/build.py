@@ -71,7 +71,7 @@ def build_model(
     freeze(model, config.freeze)
     for block in blocks(model):
         prepare_block(block, train)
-    model.attention_backend = backend
+    model.attention_backend, model.compute_dtype = backend, dtype
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     tied = head_of(model).weight is embedding_of(model).weight

@@ -69,9 +69,9 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     first = [range(len(documents[0])), *([] for _ in documents[1:])]
     other = _logp(model, _changed(batch, first))
     with named_errors(model), attending(model, "eager"):
-        owns = [_own_logp(model, document) for document in documents]
-    own, tolerance = torch.cat([own for own, _ in owns]), TOLERANCE[owns[0][1]]
+        own = torch.cat([_own_logp(model, document) for document in documents])
 
+    tolerance = TOLERANCE[model.compute_dtype]
     sequences = [batch.sequence == number for number in range(len(documents))]
     error = max(float((logp - own)[of].abs().mean()) for of in sequences)
     raise_on_all_ranks(lambda: _check_finite(model, error))
@@ -184,12 +184,10 @@ def _logp(model: ShardedModel, batch: Batch) -> Tensor:
     return model.token_loss(batch, NLL, None, 1.0)[1].logp
 
 
-def _own_logp(model: ShardedModel, document: Tensor) -> tuple[Tensor, torch.dtype]:
-    """fp32 [length - 1], by the model's own forward, without packing or any of our arguments; and
-    the dtype of its logits."""
-    logits = model(input_ids=document[None], use_cache=False).logits[0, :-1]
-    logp = logits.float().log_softmax(-1).gather(1, document[1:, None]).squeeze(1)
-    return logp, logits.dtype
+def _own_logp(model: ShardedModel, document: Tensor) -> Tensor:
+    """fp32 [length - 1], by the model's own forward, without packing or any of our arguments."""
+    logits = model(input_ids=document[None], use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, document[1:, None]).squeeze(1)
 
 
 def _name(model: ShardedModel) -> str:

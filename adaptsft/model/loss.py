@@ -56,6 +56,7 @@ def token_loss(
     """
     hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
     head = head_of(self)
+    hidden = hidden.to(head.weight.dtype)  # some models end in fp32 whatever they compute in
     # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
     # open (torch < 2.13)
     head(hidden[:, :0])

@@ -18,6 +18,7 @@ from tests.model.random_models import (
     write_model_with_code,
     write_random_model,
 )
+from tests.model_types.variants import config_of, variants
 from tests.runs import small_config
 
 HYBRIDS = {
@@ -64,6 +65,14 @@ def test_a_hybrid_is_refused_with_packing_and_exact_without(tmp_path, device, mo
     model, _ = built(write_random_model(tmp_path, config), device)
     message = refusal(model)
     assert "1 of its 2 decoder layers" in message and "Set data.packing=false" in message
+    check(model, packing=False)
+
+
+def test_in_bf16_logits_of_fp32_are_not_those_of_a_forward_in_fp32(tmp_path, device):
+    model_type, settings = variants()["mamba"]
+    folder = write_random_model(tmp_path, config_of(model_type, settings))
+    model, _ = built(folder, device, compute_dtype="bf16")
+    assert model(input_ids=torch.tensor([[5, 6]])).logits.dtype == torch.float32
     check(model, packing=False)
 
 
