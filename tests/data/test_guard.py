@@ -167,9 +167,7 @@ def test_each_of_several_calls_is_looked_for(settings, second):
 
 @pytest.mark.parametrize("lost", ["tool", "user"])
 def test_a_message_that_an_answer_quotes_is_missed_all_the_same(settings, lost):
-    drops = CHATML.replace(
-        "messages %}", f"messages if message['role'] != '{lost}' or loop.first %}}"
-    )
+    drops = CHATML.replace("messages %}", "messages if message['content'] != '18 C' %}")
     messages = [
         {"role": "user", "content": "How warm is it?"},
         {"role": "assistant", "content": "Let me look."},
