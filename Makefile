@@ -32,8 +32,8 @@ test: $(DEV)  ## run the tests
 faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability.md (4 to 8 minutes)
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
-nightly: $(DEV)  ## train every recipe of the paper, run every table and figure, on tiny models
-	$(BIN)/python -m pytest tests/benchmarks/paper -m nightly
+nightly: $(DEV)  ## try every model type, train every recipe of the paper, make its tables, in small
+	$(BIN)/python -m pytest tests/benchmarks/paper tests/model_types -m nightly
 
 check: lint audit  ## all that must hold before a merge, besides the tests: lint, then audit
 
@@ -59,7 +59,7 @@ format: $(DEV)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(RUNTIME)  ## write the pages' tables of keys, objectives and controllers from the code
+docs: $(RUNTIME)  ## write the pages' tables of keys, objectives, controllers and models from the code
 	$(BIN)/python tools/docs.py
 
 install: $(RUNTIME)  ## make the virtual environment .venv with the package in it

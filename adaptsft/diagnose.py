@@ -100,6 +100,7 @@ from adaptsft.files import replacing, write_atomically
 from adaptsft.model.build import build_model, compute_dtype
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.supported import check_verified
 from adaptsft.statistics.base_model import SCHEMA, identity
 from adaptsft.training.environment import environment
 
@@ -126,6 +127,7 @@ def diagnose(options: Options, config: Config) -> str:
         raise_on_all_ranks(lambda: _make_folder(out))
         mesh = device_mesh(device, config.train.replicas)
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        check_verified(config.model, pretrained.config, config.data.packing)
         opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
         data = opened.train
         model = build_model(config.model, config.train, pretrained, mesh, device)

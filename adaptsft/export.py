@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
             config = read_config(options.run / "config.yaml")
             pretrained = load_pretrained(config.model)
             config.train.compile = False
-            config.model.attention = "sdpa"
+            if config.model.attention != "eager":
+                config.model.attention = "sdpa"
             # what the run's GPUs did; no loss is computed here
             config.train.loss_implementation, config.train.loss_logits = "auto", "fp32"
             mesh = device_mesh(device, 1)

@@ -51,6 +51,7 @@ from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
 from adaptsft.model.pretrained import text_config_of
+from adaptsft.model.supported import check_verified
 
 GIB = 2**30
 USABLE = 0.9  # share of a GPU's memory that tensors may take
@@ -59,6 +60,7 @@ USABLE = 0.9  # share of a GPU's memory that tensors may take
 def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[str], bool]:
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
+    check_verified(config.model, model_config, config.data.packing)
     gpu = config.train.device != "cpu"
     lines, count = micro_batches(config, gpus, tokenizer)
     memory, parameters, trained = trace(config, model_config, gpu, gpus, count)

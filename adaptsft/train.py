@@ -37,6 +37,7 @@ from adaptsft.model.build import build_model
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
+from adaptsft.model.supported import check_verified
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after
 from adaptsft.training.evaluation import Evaluator, prepare_tasks
@@ -64,6 +65,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        check_verified(config.model, pretrained.config, config.data.packing)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         check_fits_model(config.model, pretrained, data.train, data.held_out)

@@ -1,5 +1,5 @@
-"""Write what pages print from the code: docs/config.md, and the tables of docs/objectives.md and
-docs/controllers.md. `make docs` runs it.
+"""Write what pages print from the code: docs/config.md, and the tables of docs/objectives.md,
+docs/controllers.md and docs/models.md. `make docs` runs it.
 
     python tools/docs.py
 """
@@ -9,10 +9,15 @@ from pathlib import Path
 
 from adaptsft.config.reference import markdown
 from adaptsft.controllers.__main__ import describe_controllers
+from adaptsft.model.__main__ import describe_models
 from adaptsft.objectives.__main__ import describe_objectives
 
 DOCS = Path(__file__).parents[1] / "docs"
-TABLES = {"objectives.md": describe_objectives, "controllers.md": describe_controllers}
+TABLES = {
+    "objectives.md": describe_objectives,
+    "controllers.md": describe_controllers,
+    "models.md": describe_models,
+}
 
 
 def main() -> None:

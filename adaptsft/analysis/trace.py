@@ -26,6 +26,7 @@ from adaptsft.model import attention
 from adaptsft.model.build import compute_dtype, freeze, prepare_block
 from adaptsft.model.language import causal_lm
 from adaptsft.model.modules import blocks, final_norm_of, head_of
+from adaptsft.model.supported import named_errors, refuse_unsupported
 
 
 class Traced(NamedTuple):
@@ -45,9 +46,10 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     backend = _attention(config, settings, gpu, dtype)
     shape = (train.micro_batch_size, config.data.max_length)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        own = attention.HF_ATTENTION_NAMES["sdpa"]
-        name = own if backend == "sdpa" else "documents_plan"
+        own = backend in ("sdpa", "eager")
+        name = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
         model = causal_lm(model_config, name, dtype, config.model.trust_remote_code)
+        refuse_unsupported(model, name)
         model.config.use_cache = False
         freeze(model, config.model.freeze)
         groups = [Group.of(members, ranks) for members in _groups(model)]
@@ -86,9 +88,11 @@ def _activations(model: Any, shape: tuple[int, int], backend: str) -> tuple[int,
         torch.zeros_like(ids).flatten(),
     )
     with Live([*model.parameters(), *model.buffers()]) as live:
-        hidden = model.base_model(
-            input_ids=ids, position_ids=ids, documents=documents, use_cache=False
-        ).last_hidden_state
+        inputs = {"input_ids": ids, "use_cache": False}
+        if backend != "eager":
+            inputs |= {"position_ids": ids, "documents": documents}
+        with named_errors(model):
+            hidden = model.base_model(**inputs).last_hidden_state
         kept = live.now
         if hidden.requires_grad:
             torch.autograd.backward(hidden, torch.empty_like(hidden))

@@ -217,8 +217,12 @@ def _train(config: Config) -> None:
         "train.warmup_ratio + train.decay_ratio must not exceed 1",
     )
     require(
-        config.model.attention in ("sdpa", "auto") or train.device != "cpu",
+        config.model.attention in ("sdpa", "auto", "eager") or train.device != "cpu",
         f"model.attention={config.model.attention} needs a GPU; use sdpa or auto",
+    )
+    require(
+        config.model.attention != "eager" or not config.data.packing,
+        "model.attention=eager knows no documents: add data.packing=false",
     )
 
 

@@ -47,8 +47,16 @@ class ModelConfig:
     )
     attention: str = key(
         "auto",
-        "how documents in a pack attend; auto takes the first that works here",
-        ("auto", "flash", "varlen", "sdpa"),
+        "how documents in a pack attend; auto takes the first of flash, varlen and sdpa that works "
+        "here. eager: transformers' own, slower, for models with an attention of their own; needs "
+        "data.packing=false",
+        ("auto", "flash", "varlen", "sdpa", "eager"),
+        changeable=True,
+    )
+    unverified: bool = key(
+        False,
+        "train a model type that docs/models.md does not hold, if the comparison with transformers "
+        "on the first batch holds",
         changeable=True,
     )
     freeze: list[str] = key(

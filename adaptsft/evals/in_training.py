@@ -178,10 +178,10 @@ def generating(model: ShardedModel) -> Iterator[None]:
 
     Without dropout, with cached attention instead of packed documents, and without compilation.
     """
-    implementation = "eager" if has_softcap(model) else "sdpa"
+    eager = model.attention_backend == "eager" or has_softcap(model)
     with (
         evaluating(model),
-        attending(model, implementation),
+        attending(model, "eager" if eager else "sdpa"),
         torch.compiler.set_stance("force_eager"),
     ):
         yield

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
+from adaptsft.model.modules import head_dim, layer_configs
 
 # From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
 # values have to be repeated, which costs memory and traffic. Only the signature shows which.
@@ -116,6 +117,12 @@ _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
 # The names under which transformers knows them; one that contains "sdpa" or "flash" would have to
 # keep transformers' rules for its own.
 HF_ATTENTION_NAMES = {"flash": "documents_f", "varlen": "documents_v", "sdpa": "documents_s"}
+# transformers' own, for models with an attention of their own; it knows no documents
+HF_ATTENTION_NAMES["eager"] = "eager"
+EAGER = (
+    "transformers' own attention may do, without packing: set model.attention=eager and "
+    "data.packing=false"
+)
 _HONOURED = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache"}
 _HONOURED |= {"output_attentions", "output_hidden_states", "return_dict", "cache_position"}
 
@@ -137,16 +144,18 @@ def _attention_function(backend: str):
     ) -> tuple[Tensor, None]:
         """query [B, heads, L, head_dim], key and value [B, key heads, L, head_dim]
         -> [B, L, heads, head_dim]."""
-        assert documents is not None and attention_mask is None, (
-            "document attention needs documents= and no attention mask"
-        )
+        if documents is None or attention_mask is not None:
+            raise ConfigError(
+                f"{type(module).__name__} does not pass on where documents begin to its attention, "
+                f"or gives it a mask of its own: document attention cannot honour that; {EAGER}"
+            )
         given = {name for name, option in kwargs.items() if option is not None}
         unknown = given - _HONOURED
         if unknown or not getattr(module, "is_causal", True):
             what = ", ".join(sorted(unknown)) or "bidirectional attention"
             raise ConfigError(
                 f"{type(module).__name__} asks its attention for {what}, which document attention "
-                "cannot honour"
+                f"cannot honour; {EAGER}"
             )
         batch, heads, length, _ = query.shape
         # [B * L, heads, head_dim]
@@ -178,7 +187,8 @@ def callers() -> Iterator[list[tuple[nn.Module, int | None]]]:
 
         return attention
 
-    functions = {name: ALL_ATTENTION_FUNCTIONS[name] for name in HF_ATTENTION_NAMES.values()}
+    names = [HF_ATTENTION_NAMES[backend] for backend in _BACKENDS]
+    functions = {name: ALL_ATTENTION_FUNCTIONS[name] for name in names}
     for name, attend in functions.items():
         AttentionInterface.register(name, watched(attend))
     try:
@@ -219,14 +229,14 @@ def has_softcap(model: nn.Module) -> bool:
 
 def unsupported_reason(backend: str, model_config: Any) -> str:
     """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; "" if it can."""
-    head_dim = getattr(model_config, "head_dim", None)
-    head_dim = head_dim or model_config.hidden_size // model_config.num_attention_heads
-    if head_dim > 256:
-        return f"its heads have at most 256 dimensions, those of this model {head_dim}"
+    sizes = {head_dim(layer) for layer in layer_configs(model_config)}
+    if max(sizes) > 256:
+        return f"its heads have at most 256 dimensions, those of this model {max(sizes)}"
     if backend == "flash":
         return ""
-    if head_dim % 8:  # flash-attn pads them
-        return f"the dimensions of its heads are a multiple of 8, those of this model {head_dim}"
+    odd = [size for size in sizes if size % 8]
+    if odd:  # flash-attn pads them
+        return f"the dimensions of its heads are a multiple of 8, those of this model {odd[0]}"
     softcap = getattr(model_config, "attn_logit_softcapping", None)
     if softcap or getattr(model_config, "attention_dropout", 0.0):
         return "it has no logit softcap and no dropout, which this model asks for"
@@ -234,8 +244,10 @@ def unsupported_reason(backend: str, model_config: Any) -> str:
 
 
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config: Any) -> str:
-    """The backend to use: flash, varlen or sdpa. Raises ConfigError where the one asked for cannot
-    work here."""
+    """The backend to use: flash, varlen or sdpa, or eager where it is asked for. Raises ConfigError
+    where the one asked for cannot work here."""
+    if wanted == "eager":
+        return wanted
     reasons = {"flash": "", "varlen": "", "sdpa": ""}  # why a backend does not work
     half = dtype in (torch.bfloat16, torch.float16)
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -25,8 +25,9 @@ from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
 from adaptsft.model.loss import loss_settings, token_loss
-from adaptsft.model.modules import blocks, embedding_of, head_of
+from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
+from adaptsft.model.supported import named_errors, refuse_unsupported
 
 # operators whose results train.activation_checkpointing=per_op keeps
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
@@ -58,7 +59,9 @@ def build_model(
     def on_meta() -> PreTrainedModel:
         with torch.device("meta"):
             name = attention.HF_ATTENTION_NAMES[backend]
-            return causal_lm(pretrained.config, name, torch.float32, config.trust_remote_code)
+            found = causal_lm(pretrained.config, name, torch.float32, config.trust_remote_code)
+        refuse_unsupported(found, name)
+        return found
 
     model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
@@ -75,10 +78,15 @@ def build_model(
     shard_model(model, mesh, dtype)
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
-    restore_buffers(model)
+    with named_errors(model, "the initialisation of its buffers"):
+        restore_buffers(model)
     raise_on_all_ranks(lambda: load_weights(model, stored, pretrained.new_tokens))
     model.stored = stored
-    assert tied == (head_of(model).weight is embedding_of(model).weight), "no longer tied"
+    if tied != (head_of(model).weight is embedding_of(model).weight):
+        raise ConfigError(
+            f"{class_name(model)} ties its head to its embeddings, and sharding would untie them; "
+            "it cannot be trained"
+        )
     return model.train()
 
 

@@ -9,8 +9,6 @@ transformers' own forward.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,10 +18,11 @@ from torch import Tensor, nn
 from adaptsft.data.collator import Batch
 from adaptsft.data.documents import Documents
 from adaptsft.distributed.ranks import raise_on_all_ranks, world_size
-from adaptsft.errors import ConfigError, UserError
-from adaptsft.model.attention import attending, callers
+from adaptsft.errors import ConfigError
+from adaptsft.model.attention import EAGER, attending, callers
 from adaptsft.model.fsdp import ShardedModel, evaluating
-from adaptsft.model.modules import blocks, class_name
+from adaptsft.model.modules import blocks, class_name, layer_configs
+from adaptsft.model.supported import named_errors
 from adaptsft.objectives.build import NLL
 
 DOCUMENTS = 3  # of every rank that are looked at
@@ -52,7 +51,7 @@ def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
         if problem and packing:
             padded = _problem(model, documents, False)
             problem += (
-                f". Nor can it be trained with data.packing=false: {padded}"
+                f". Nor does data.packing=false train it exactly: {padded}; {EAGER}"
                 if padded
                 else ". Set data.packing=false, with which log p is that of transformers"
             )
@@ -63,13 +62,13 @@ def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
 def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str | None:
     """What is wrong with the model, on any rank; None if nothing."""
     rows = [documents[:2], documents[2:]] if packed else [[document] for document in documents]
-    batch = _batch(rows, model.attention_backend == "sdpa").to(documents[0].device)
-    with _named(model), callers() as calls:
+    batch = batch_of(rows, model.attention_backend == "sdpa").to(documents[0].device)
+    with named_errors(model), callers() as calls:
         logp = _logp(model, batch)
     later = _logp(model, _changed(batch, [[len(document) - 1] for document in documents]))
     first = [range(len(documents[0])), *([] for _ in documents[1:])]
     other = _logp(model, _changed(batch, first))
-    with _named(model), attending(model, "eager"):
+    with named_errors(model), attending(model, "eager"):
         owns = [_own_logp(model, document) for document in documents]
     own, tolerance = torch.cat([own for own, _ in owns]), TOLERANCE[owns[0][1]]
 
@@ -78,9 +77,9 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     raise_on_all_ranks(lambda: _check_finite(model, error))
     problems = [
         _seam_problem(model, calls) if packed else None,
-        _seen("later tokens of a document", later - logp),
         _seen("another document of the batch", (other - logp)[~sequences[0]]),
-        f"log p differs from that of transformers' own forward of each document alone by "
+        _seen("later tokens of a document", later - logp),
+        "log p differs from that of transformers' own forward of each document alone by "
         f"{error:.3g} nats in the mean, more than {tolerance:g} (its attention, or not a linear "
         "head with an optional bias, scale and soft cap)"
         if error > tolerance
@@ -109,8 +108,7 @@ def _seam_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]
             "without regard to where documents begin (an attention of their own, recurrent or "
             "convolution layers)"
         )
-    config = model.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    window, kinds = _window(model), getattr(model.config.get_text_config(), "layer_types", None)
     windowed = window and (kinds is None or "sliding_attention" in kinds)
     if windowed and all(given is None for _, given in calls):
         return f"no layer gives its attention the window of the configuration ({window})"
@@ -124,22 +122,28 @@ def _seen(what: str, difference: Tensor) -> str | None:
     return None
 
 
+def _window(model: ShardedModel) -> int:
+    """The smallest attention window of its layers, in tokens; 0 if there is none."""
+    layers = layer_configs(model.config.get_text_config())
+    return min((w for layer in layers if (w := getattr(layer, "sliding_window", None))), default=0)
+
+
 def _documents(model: ShardedModel, batch: Batch) -> list[Tensor]:
     """The first documents of the batch with something to learn, cut to their first tokens; parts of
     them, or of made-up tokens, where there are too few. int64 [length >= 2] each."""
-    config, ids = model.config.get_text_config(), batch.ids.flatten()
-    window = getattr(config, "sliding_window", None) or 0
+    ids, window = batch.ids.flatten(), _window(model)
     limit = window + 32 if TOKENS <= window <= LARGEST_WINDOW else TOKENS
     bounds = batch.documents.cu_seqlens.tolist()
     learned = torch.bucketize(batch.target_idx, batch.documents.cu_seqlens[1:], right=True)
     found = [ids[bounds[i] : bounds[i + 1]][:limit] for i in learned.unique()[:DOCUMENTS].tolist()]
-    found = found or [torch.arange(16, device=ids.device) % config.vocab_size]
+    vocabulary = model.config.get_text_config().vocab_size
+    found = found or [torch.arange(16, device=ids.device) % vocabulary]
     while len(found) < DOCUMENTS:
         found.append(found[-1][: max(2, len(found[-1]) // 2)])
     return found
 
 
-def _batch(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
+def batch_of(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
     """Rows of documents, padded at the end; every token but the first of a document is a target."""
     length = 8 + max(sum(map(len, row)) for row in rows)
     parts: list[Tensor] = []
@@ -190,18 +194,3 @@ def _own_logp(model: ShardedModel, document: Tensor) -> tuple[Tensor, torch.dtyp
 
 def _name(model: ShardedModel) -> str:
     return f"{model.name_or_path} ({class_name(model)})"
-
-
-@contextmanager
-def _named(model: ShardedModel) -> Iterator[None]:
-    """Any error of a model's own code, such as an unexpected argument, as a ConfigError."""
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-        raise ConfigError(
-            f"{_name(model)}: model_type={model.config.model_type} cannot be trained: its forward "
-            f"fails on the first batch: {reason}"
-        ) from error

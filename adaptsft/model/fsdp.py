@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from adaptsft.errors import ConfigError
-from adaptsft.model.modules import blocks, embedding_of, final_norm_of, head_of
+from adaptsft.model.modules import blocks, class_name, embedding_of, final_norm_of, head_of
 
 # What build_model returns: a PreTrainedModel that fully_shard has made an FSDPModule, with
 # token_loss as one more method. No type describes it.
@@ -61,27 +61,54 @@ def reshard(model: nn.Module) -> None:
 def restore_buffers(model: PreTrainedModel) -> None:
     """Recompute the buffers that no file holds (rotary frequencies, embedding scales): `to_empty`
     left garbage in them. Raises ConfigError for one that transformers does not rebuild."""
-    for module in model.modules():
-        buffers = {
-            name: buffer
-            for name, buffer in module.named_buffers(recurse=False)
-            if name in module._non_persistent_buffers_set
-        }
-        if not buffers:
-            continue
+    modules = [module for module in model.modules() if module._non_persistent_buffers_set]
+    left = _rebuild(model, modules, modules)
+    # some are set by a module further up
+    left = left and _rebuild(model, list(model.modules()), left)
+    for module in left:
+        raise ConfigError(
+            f"{class_name(module)} of {class_name(model)} has a buffer "
+            f"({', '.join(sorted(module._non_persistent_buffers_set))}) that transformers does not "
+            "rebuild"
+        )
+
+
+def _rebuild(
+    model: PreTrainedModel, callers: list[nn.Module], modules: list[nn.Module]
+) -> list[nn.Module]:
+    """Let transformers initialise `callers`, whose parameters are read from the files next; returns
+    those of `modules` with buffers that are left as they were, whatever was in them."""
+    for module in callers:
         for parameter in module.parameters(recurse=False):
-            # transformers then leaves it alone; it is read from the files next
-            cast(Any, parameter)._is_hf_initialized = True
-        floating = [buffer for buffer in buffers.values() if buffer.is_floating_point()]
-        for buffer in floating:
-            buffer.fill_(float("nan"))
-        model._init_weights(module)
-        not_rebuilt = any(bool(buffer.isnan().any()) for buffer in floating)
-        if len(floating) < len(buffers) or not_rebuilt:
-            raise ConfigError(
-                f"{type(module).__name__} of {type(model).__name__} has a buffer "
-                f"({', '.join(buffers)}) that transformers does not rebuild"
-            )
+            cast(Any, parameter)._is_hf_initialized = True  # transformers then leaves it alone
+    results, owners = [], _owners(model)
+    for garbage in (0, 1):
+        for module in modules:
+            for buffer in _unsaved(module):
+                buffer.fill_(float("nan") if buffer.is_floating_point() else garbage)
+        for module in callers:
+            owners[module]._init_weights(module)
+        results.append([[buffer.clone() for buffer in _unsaved(module)] for module in modules])
+    return [
+        module
+        for module, first, second in zip(modules, *results, strict=True)
+        if not all(map(torch.equal, first, second))  # NaN equals nothing
+    ]
+
+
+def _owners(model: PreTrainedModel) -> dict[nn.Module, PreTrainedModel]:
+    """Of every module, the innermost model of transformers that holds it, whose initialisation is
+    meant for it."""
+    owners: dict[nn.Module, PreTrainedModel] = {model: model}
+    for module in model.modules():  # from the outside in
+        for child in module.children():
+            owners[child] = child if isinstance(child, PreTrainedModel) else owners[module]
+    return owners
+
+
+def _unsaved(module: nn.Module) -> list[Tensor]:
+    names = module._non_persistent_buffers_set
+    return [buffer for name, buffer in module.named_buffers(recurse=False) if name in names]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from adaptsft.errors import ConfigError, reason_of
+from adaptsft.model.attention import EAGER
 
 # Language parts for which transformers has no causal language model of their own: a linear head
 # without bias on the last hidden state, which the tests compare with the whole model.
@@ -70,7 +71,7 @@ def causal_lm(
     except Exception as error:  # also what the code of a model raises that comes with its own
         reason = reason_of(error).splitlines()[0]
         if error.args == (attn_implementation,):
-            reason = "its attention is its own, and cannot be given another"
+            reason = f"its attention is its own, and cannot be given another; {EAGER}"
         raise ConfigError(
             f"model.path={config._name_or_path}: transformers makes no causal language model of "
             f"model_type={config.model_type}: {reason}"

@@ -18,6 +18,9 @@ from adaptsft.objectives.base import Objective
 from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_tokens
 from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
 
+# the names of the soft cap of the logits in Gemma, RecurrentGemma and xLSTM
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
 
 def loss_settings(train: TrainConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """The choices that linear_objective is called with. Raises ConfigError where they cannot run
@@ -51,7 +54,7 @@ def token_loss(
     Only the hidden states that predict a target token reach the head; the logits are never held
     whole.
     """
-    hidden = self.base_model(**_inputs(batch)).last_hidden_state
+    hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
     head = head_of(self)
     # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
     # open (torch < 2.13)
@@ -71,7 +74,7 @@ def token_loss(
         token_weight=batch.token_weight,
         target_idx=batch.target_idx,
         bias=head.bias,
-        softcap=getattr(settings, "final_logit_softcapping", None),
+        softcap=_first_set(settings, *SOFT_CAPS),
         logit_scale=_logit_scale(settings),
         scale=scale,
         **cast(dict[str, Any], self.loss_settings),
@@ -80,17 +83,20 @@ def token_loss(
     return loss, tokens, kept
 
 
-def _inputs(batch: Batch) -> dict[str, Any]:
-    return {
-        "input_ids": batch.ids,
-        "position_ids": batch.positions,
-        "documents": batch.documents,
-        "use_cache": False,
-    }
+def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+    inputs = {"input_ids": batch.ids, "use_cache": False}
+    if model.attention_backend == "eager":  # nothing that a model may not know
+        return inputs
+    return inputs | {"position_ids": batch.positions, "documents": batch.documents}
 
 
 def _logit_scale(settings: Any) -> float:
-    """Cohere multiplies its logits by logit_scale, Granite divides them by logits_scaling. What is
-    not known here, `check_first_batch` catches."""
-    divisor = getattr(settings, "logits_scaling", None) or 1.0
-    return getattr(settings, "logit_scale", None) or 1.0 / divisor
+    """What a model multiplies its logits by, or divides them by. What is not known here,
+    `check_first_batch` catches."""
+    scale = _first_set(settings, "logit_scale", "lm_head_multiplier")
+    return scale or 1.0 / (_first_set(settings, "logits_scaling") or 1.0)
+
+
+def _first_set(settings: Any, *names: str) -> float | None:
+    """The first of these settings that the model has, and that is not zero."""
+    return next((value for name in names if (value := getattr(settings, name, None))), None)

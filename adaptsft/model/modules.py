@@ -1,7 +1,7 @@
 """The modules of a transformers model that are treated apart: its decoder layers, head, embedding
 and final norm."""
 
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,12 +28,30 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
     devices."""
     names = set(model._no_split_modules or ())
     found = [module for module in model.modules() if class_name(module) in names]
+    inner = {part for module in found for part in module.modules() if part is not module}
+    found = [module for module in found if module not in inner]  # some list parts of layers as well
     if not found:
         raise ConfigError(
             f"{class_name(model)} does not name its decoder layers (_no_split_modules), so it "
             "cannot be sharded"
         )
     return found
+
+
+def layer_configs(config: Any) -> list[Any]:
+    """The configuration as each decoder layer reads it: in some models (Gemma 4) they differ."""
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    layers = getattr(config, "num_hidden_layers", None)
+    return [config] * (layers if isinstance(layers, int) else 1)
+
+
+def head_dim(config: Any) -> int:
+    """Of a decoder layer's attention; 0 where its configuration does not say."""
+    if size := getattr(config, "head_dim", None):
+        return size
+    heads = getattr(config, "num_attention_heads", None)
+    return config.hidden_size // heads if isinstance(heads, int) and heads > 0 else 0
 
 
 def class_name(module: nn.Module) -> str:

@@ -1,10 +1,13 @@
 """Floating-point operations of a token, and what devices can do."""
 
+from typing import Any
+
 import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
 
 from adaptsft.data.tokenized import TokenizedData
-from adaptsft.model.modules import embedding_of, head_of
+from adaptsft.model.modules import head_dim, head_of, layer_configs
 
 # dense bf16 peak, FLOP/s, from the vendors' data sheets; the first name that is in the device's
 PEAK_FLOPS = {
@@ -31,13 +34,19 @@ def flops_per_token(model: PreTrainedModel, data: TokenizedData) -> float:
     multiplies the token (an embedding only looks up, and the head sees target tokens only), and
     attention to the tokens before it.
     """
-    config, head = model.config.get_text_config(), head_of(model).weight
+    head = head_of(model).weight
     multiplying = sum(parameter.numel() for parameter in model.parameters()) - head.numel()
-    if head is not embedding_of(model).weight:
-        multiplying -= embedding_of(model).weight.numel()
+    looked_up = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} - {head}
+    multiplying -= sum(weight.numel() for weight in looked_up)
     tokens, lengths = float(data.lengths.sum()), data.lengths.astype(np.float64)
     multiplying += head.numel() * float(data.target_tokens.sum()) / tokens
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    # per token attended to; causal: half of 12
-    attention = 6.0 * config.num_hidden_layers * config.num_attention_heads * head_dim
+    attention = _attention_flops(model.config.get_text_config())
     return 6.0 * multiplying + attention * float((lengths**2).sum()) / tokens
+
+
+def _attention_flops(config: Any) -> float:
+    """Per token attended to; causal: half of 12. Layers that do not say how many heads of which
+    size they have count nothing."""
+    layers = layer_configs(config)
+    heads = [getattr(layer, "num_attention_heads", 0) if head_dim(layer) else 0 for layer in layers]
+    return 6.0 * sum(count * head_dim(layer) for count, layer in zip(heads, layers, strict=True))

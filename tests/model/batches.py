@@ -46,7 +46,7 @@ def built(folder: Path, device: torch.device, **settings: Any) -> tuple[ShardedM
     config = ModelConfig(path=str(folder), **settings)
     pretrained = load_pretrained(config)
     model = build_model(config, TrainConfig(), pretrained, device_mesh(device, 1), device)
-    assert model.attention_backend == "sdpa"
+    assert model.attention_backend == ("eager" if config.attention == "eager" else "sdpa")
     return model, pretrained
 
 

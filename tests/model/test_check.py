@@ -52,7 +52,7 @@ def test_a_model_without_a_causal_mask_is_refused(tmp_path, device):
     model, _ = built(write_random_model(tmp_path, config), device)
     message = refusal(model)
     assert "BloomForCausalLM" in message and "2 of its 2 decoder layers" in message
-    assert "Nor can it be trained with data.packing=false" in message
+    assert "model.attention=eager" in message
     assert "see later tokens" in refusal(model, packing=False)
 
 

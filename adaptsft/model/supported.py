@@ -1,0 +1,115 @@
+"""Which models are trained: those that `verified.json` holds, and what is refused by its kind.
+
+tests/model_types has tried every type, and writes `verified.json`; docs/models.md shows it.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from adaptsft.config.schema import ModelConfig
+from adaptsft.errors import ConfigError, UserError, reason_of
+from adaptsft.model.attention import EAGER
+from adaptsft.model.modules import class_name
+
+FILE = Path(__file__).with_name("verified.json")
+LISTED = "docs/models.md lists the verified types"
+# how a model may be trained, the fastest first: what a refusal advises
+MODES = {
+    "packed": "data.packing=true",
+    "padded": "data.packing=false",
+    "eager": "model.attention=eager and data.packing=false",
+}
+
+
+@cache
+def verified() -> dict[str, Any]:
+    """{"versions": of what was tried, "variants": {name: what was found}}."""
+    return json.loads(FILE.read_text())
+
+
+def variants_of(model_type: str) -> list[dict[str, Any]]:
+    return [row for row in verified()["variants"].values() if row["model_type"] == model_type]
+
+
+def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> None:
+    """Raises ConfigError for a model type that has not been found to train as transformers computes
+    it in the way that is asked for: packed or padded, by which attention. With model.unverified
+    only for kinds of models that are not trained at all."""
+    kind = model_config.model_type
+    where = f"model.path={config.path}: model_type={kind}"
+    own_code = config.trust_remote_code and hasattr(model_config, "auto_map")
+    rows = [] if own_code else variants_of(kind)
+    tried = [row for row in rows if "refused" not in row]
+    if (rows and not tried) or getattr(model_config, "is_encoder_decoder", False):
+        why = rows[0]["refused"] if rows else "an encoder-decoder"
+        raise ConfigError(f"{where}: {why}; dense causal language models are trained. {LISTED}")
+    if config.unverified:
+        return
+    mode = "eager" if config.attention == "eager" else "packed" if packing else "padded"
+    good = [name for name in MODES if tried and all(is_exact(row, name) for row in tried)]
+    if mode in good:
+        return
+    if good:
+        raise ConfigError(
+            f"{where}: {MODES[mode]} does not train it as transformers computes it "
+            f"({reason(tried, mode)}); set {MODES[good[0]]}"
+        )
+    why = "it has its own code" if own_code else reason(tried, "padded") or "it was not tried"
+    raise ConfigError(
+        f"{where} is not verified to train as transformers computes it: {why}. {LISTED}; "
+        "model.unverified=true trains it if the comparison on the first batch holds"
+    )
+
+
+def is_exact(row: dict[str, Any], mode: str) -> bool:
+    """Whether a variant trains as transformers computes it; its entry is then a relative error, and
+    the reason why not otherwise."""
+    return isinstance(row.get(mode), float)
+
+
+def reason(rows: list[dict[str, Any]], mode: str) -> str:
+    return next((row[mode] for row in rows if isinstance(row.get(mode), str)), "")
+
+
+def refuse_unsupported(model: PreTrainedModel, implementation: str) -> None:
+    """Raises ConfigError for kinds of models that are not trained, with an attention implementation
+    of transformers, by the names of their parameters."""
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise ConfigError(f"{class_name(model)} has no linear head over its vocabulary; {LISTED}")
+    parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
+    if any("expert" in part or "moe" in part for part in parts):
+        sinks = ", and attention sinks, which document attention cannot honour"
+        raise ConfigError(
+            f"{class_name(model)} has a mixture of experts, which is not supported yet"
+            f"{sinks if 'sinks' in parts else ''}; dense models are. {LISTED}"
+        )
+    if "sinks" in parts and implementation != "eager":
+        raise ConfigError(
+            f"{class_name(model)} has attention sinks, which document attention cannot honour; "
+            f"{EAGER}"
+        )
+
+
+@contextmanager
+def named_errors(model: Any, doing: str = "its forward") -> Iterator[None]:
+    """Any error of a model's own code, such as an argument that it does not know, as a
+    ConfigError."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = reason_of(error).splitlines()[0]
+        raise ConfigError(
+            f"{model.name_or_path} ({class_name(model)}): model_type={model.config.model_type} "
+            f"cannot be trained: {doing} fails: {reason}"
+            + ("" if model.config._attn_implementation == "eager" else f"; {EAGER}")
+        ) from error

@@ -1,0 +1,87 @@
+"""Every type of transformers' causal language models, tiny and random, against transformers itself.
+
+    python -m tests.model_types [--only TYPE …]            try them, and show what differs from
+                                                           adaptsft/model/verified.json
+    python -m tests.model_types --write [--only TYPE …]    and write it there, and docs/models.md
+
+The first variant of each type is compiled too, seconds each; with --no-compile none is, and what
+was found before stays.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from adaptsft.distributed.ranks import process_group
+from adaptsft.model.supported import FILE
+from tests.conftest import REPO
+from tests.model_types.measure import measure
+from tests.model_types.variants import variants
+
+
+def found(only: list[str], compiled: bool) -> dict[str, Any]:
+    """What every variant gives, by name."""
+    rows = {}
+    for name, (model_type, settings) in variants().items():
+        if only and model_type not in only:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            torch.compiler.reset()
+            first = compiled and name == model_type
+            rows[name] = measure(model_type, settings, Path(folder), first)
+            print(name, {k: v for k, v in rows[name].items() if k != "model_type"}, flush=True)
+    return rows
+
+
+def kind(value: Any) -> Any:
+    """Figures are all the same: how small they are is another machine's rounding."""
+    return "exact" if isinstance(value, float) else value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}, {key}: {old.get(name, {}).get(key)} -> {value}"
+        for name, row in new.items()
+        for key, value in row.items()
+        if kind(old.get(name, {}).get(key)) != kind(value)
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.model_types")
+    parser.add_argument("--write", action="store_true", help=f"write {FILE.name} anew")
+    parser.add_argument("--only", nargs="*", default=[], metavar="TYPE")
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    old = json.loads(FILE.read_text())["variants"] if FILE.is_file() else {}
+    with process_group("cpu"):
+        new = found(options.only, not options.no_compile)
+    if options.no_compile:
+        for name, row in new.items():
+            if "export" in row and "compile" in old.get(name, {}):
+                row["compile"] = old[name]["compile"]
+    lines = differences(old, new)
+    print("\n".join(lines) or "all types are as they were")
+    if options.write:
+        rows = (old if options.only else {}) | new
+        versions = {"torch": torch.__version__.split("+")[0]}
+        versions |= {"transformers": transformers.__version__}
+        content = {"versions": versions, "variants": dict(sorted(rows.items()))}
+        FILE.write_text(json.dumps(content, indent=1) + "\n")
+        subprocess.run([sys.executable, REPO / "tools" / "docs.py"], check=True)
+    return int(bool(lines) and not options.write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

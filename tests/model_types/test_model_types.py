@@ -1,0 +1,105 @@
+"""Model types against plain transformers: some here, all of them nightly."""
+
+import copy
+
+import pytest
+
+from adaptsft.config.schema import ModelConfig
+from adaptsft.distributed.ranks import process_group
+from adaptsft.errors import ConfigError
+from adaptsft.model.__main__ import describe_models
+from adaptsft.model.supported import MODES, check_verified, is_exact, verified
+from adaptsft.model.tiny import ARCHITECTURES
+from tests.conftest import REPO
+from tests.model_types.__main__ import differences, found
+from tests.model_types.measure import EXACT, TRACEBACK, measure
+from tests.model_types.variants import config_of, variants
+
+SOME = ["llama: biases", "gemma2: narrow soft caps", "cohere", "phi: q/k norm", "gemma3n_text"]
+SOME += ["gpt2", "opt: norm after, projected embeddings", "granite: multipliers", "mamba2", "bloom"]
+SOME += ["granitemoehybrid: dense, hybrid", "stablelm", "falcon", "gpt_oss", "ernie"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_rank():
+    with process_group("cpu"):
+        yield
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_type_is_what_the_table_says(name, tmp_path):
+    model_type, settings = variants()[name]
+    row = measure(model_type, settings, tmp_path, compiled=False)
+    stored = copy.deepcopy(verified()["variants"][name])
+    stored.pop("compile", None)
+    assert row.keys() == stored.keys() and not differences({name: stored}, {name: row})
+
+
+@pytest.mark.nightly
+def test_every_type_is_what_the_table_says():
+    assert not differences(verified()["variants"], found([], compiled=True))
+
+
+def test_the_table_holds_what_is_promised():
+    rows = verified()["variants"]
+    assert rows.keys() == variants().keys(), "run: python -m tests.model_types --write"
+    exact = [row for row in rows.values() if any(is_exact(row, mode) for mode in MODES)]
+    assert len(exact) > 100
+    for name, row in rows.items():
+        for figure, value in row.items():
+            assert TRACEBACK not in str(value), (name, figure)
+            assert not isinstance(value, float) or value <= EXACT
+    for row in exact:
+        assert is_exact(row, "export") and ("compile" not in row or is_exact(row, "compile"))
+    assert set(ARCHITECTURES.values()) <= {row["model_type"] for row in exact}
+
+
+def test_the_page_is_printed_from_the_table():
+    assert describe_models() in (REPO / "docs" / "models.md").read_text(), "run: make docs"
+
+
+def check(model_type: str, packing: bool = True, **settings) -> None:
+    config = ModelConfig(path="some/model", **settings)
+    check_verified(config, config_of(model_type, variants()[model_type][1]), packing)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "ways", "others"),
+    [
+        ("llama", [{}, {"packing": False}, {"packing": False, "attention": "eager"}], []),
+        ("lfm2", [{"packing": False}], [({}, "set data.packing=false")]),
+        (
+            "bloom",
+            [{"packing": False, "attention": "eager"}],
+            [
+                ({}, "set model.attention=eager and data.packing=false"),
+                ({"packing": False}, "set model.attention=eager and data.packing=false"),
+            ],
+        ),
+    ],
+)
+def test_a_type_is_trained_as_the_table_says(model_type, ways, others):
+    for way in ways:
+        check(model_type, **way)
+    for way, fix in others:
+        with pytest.raises(ConfigError, match=f"some/model: model_type={model_type}.*{fix}"):
+            check(model_type, **way)
+
+
+def test_another_type_is_refused_until_asked_for():
+    with pytest.raises(ConfigError, match=r"own forward.*docs/models\.md.*model\.unverified=true"):
+        check("ernie")
+    check("ernie", unverified=True)
+    config = config_of("llama", {"auto_map": {"AutoModelForCausalLM": "own.Model"}})
+    with pytest.raises(ConfigError, match="has its own code"):
+        check_verified(ModelConfig(path="x", trust_remote_code=True), config, packing=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "what"),
+    [("mixtral", "mixture of experts"), ("gpt_oss", "sinks"), ("bart", "encoder-decoder")],
+)
+def test_kinds_of_models_that_are_not_trained_are_named(model_type, what):
+    for unverified in (False, True):
+        with pytest.raises(ConfigError, match=rf"{what}.*docs/models\.md"):
+            check(model_type, unverified=unverified)
