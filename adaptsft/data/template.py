@@ -157,8 +157,8 @@ class Template:
                 raise DataError(
                     f"the chat template's generation prompt is not how it begins message {i}: the "
                     f"prompt goes on with {prompt[same:][:30]!r}, the message with "
-                    f"{upto[same:][:30]!r}, so that no loss mask fits it; use a tokenizer whose "
-                    f"template is consistent{hint}, or data.template=plain"
+                    f"{upto[same:][:30]!r}, so that no loss mask fits it; give a template that is "
+                    f"consistent by model.chat_template{hint}, or use data.template=plain"
                 )
             turn = self._trim(upto[len(prompt) :])
             if not full.startswith(prompt + turn):  # what Phi-3's puts after the last turn alone
@@ -195,8 +195,8 @@ class Template:
                 template = "the plain template shows, the content of a question and an answer alone"
             raise DataError(
                 f"{lost[0].where} ({shown(lost[0].text)}) is not in what {template}, so that the "
-                "model would not see it; use a tokenizer whose chat template shows it, write it "
-                "where the template does, or set data.lost_text=allow to train without it"
+                "model would not see it; give a template that shows it by model.chat_template, "
+                "write it where this one does, or set data.lost_text=allow to train without it"
             )
         for number, (begin, end) in spans.items():
             words = foreign_words(conversation.messages[number], full[begin:end], self._words)
