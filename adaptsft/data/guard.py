@@ -71,22 +71,23 @@ def lost_texts(
 
 def foreign_words(message: Message, turn: str, template_words: frozenset[str]) -> list[str]:
     """Words of a learned turn that neither its message nor the template holds."""
-    texts = [text for group, _ in _groups(message, True) for _, text in group]
-    known = set(template_words)
-    for text in (*texts, *(str(message.get(name, "")) for name in ABOUT)):
-        known.update(WORD.findall(text))
+    unknown = set(WORD.findall(turn)) - template_words
+    texts = [text for group, _ in _groups(message, True) for _, text in group] if unknown else []
+    for text in (*texts, *(str(message[name]) for name in ABOUT & message.keys())):
+        unknown.difference_update(WORD.findall(text))
         if "\\" in turn:
-            known.update(word for form in _escaped(text) for word in WORD.findall(form))
-    if _has_constant(message):
-        known.update(CONSTANTS)
-    foreign = [word for word in WORD.findall(turn) if word not in known]
-    if not foreign:
+            for form in _escaped(text):
+                unknown.difference_update(WORD.findall(form))
+    if unknown and _has_constant(message):
+        unknown.difference_update(CONSTANTS)
+    if not unknown:
         return []
+    foreign = [word for word in WORD.findall(turn) if word in unknown]
     # the template may write its own text and the message's without a space between
     for name, text in message.items():
         if name not in ABOUT and isinstance(text, str) and len(text.strip()) > 1:
             turn = turn.replace(text.strip(), " ", 1)
-    return foreign if any(word not in known for word in WORD.findall(turn)) else []
+    return foreign if not unknown.isdisjoint(WORD.findall(turn)) else []
 
 
 def _groups(message: Message, thoughts: bool) -> Iterator[tuple[list[Text], bool]]:
