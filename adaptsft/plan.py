@@ -41,7 +41,7 @@ if __name__ == "__main__":  # --help, a misspelt key, a missing folder: before t
         sys.exit(code)
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from adaptsft.analysis.advice import advice
 from adaptsft.analysis.trace import trace
@@ -50,7 +50,7 @@ from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
-from adaptsft.model.pretrained import text_config_of
+from adaptsft.model.pretrained import load_tokenizer, text_config_of
 from adaptsft.model.supported import check_verified
 
 GIB = 2**30
@@ -112,13 +112,11 @@ def load_configs(config: Config) -> tuple[Any, Any]:
     except Exception as error:  # also what the code of a model raises that comes with its own
         raise ConfigError(f"model.path={model.path}: {reason_of(error)}") from None
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            model.tokenizer or model.path, trust_remote_code=model.trust_remote_code
-        )
+        tokenizer = load_tokenizer(model, model.path)
         tokenizer.add_tokens(model.add_tokens)
         settings = text_config_of(model, model_config)
         settings.vocab_size = max(settings.vocab_size, len(tokenizer))
-    except (OSError, ValueError):
+    except ConfigError:
         tokenizer = None
     return model_config, tokenizer
 

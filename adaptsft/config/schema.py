@@ -31,6 +31,10 @@ class ModelConfig:
     )
     revision: str | None = key(None, "branch, tag or commit of a model on the hub")
     tokenizer: str | None = key(None, "name or folder of the tokenizer; default: model.path")
+    chat_template: str | None = key(
+        None,
+        "file with a chat template (Jinja) in place of the tokenizer's; final/ gets it too",
+    )
     trust_remote_code: bool = key(
         False, "run Python code that comes with the model; off unless you have read it"
     )

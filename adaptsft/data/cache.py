@@ -14,8 +14,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from itertools import islice
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ from adaptsft.errors import DataError
 CHECKSUMS = "sha256.json"
 FILES = ("sizes.npy", "weights.npy", "tokens.arrow", "facts.json")
 FORMAT = 4  # of the cache; raise it when files or tokenisation change
-BATCH = 1000  # examples per record batch, and per call of the tokenizer
+# at most, per record batch and per call of the tokenizer
+BATCH = 1000  # examples
+CHARACTERS = 4_000_000  # more only where one example has more
 # weights are empty where every target token of the example weighs 1
 SCHEMA = pa.schema(
     {
@@ -69,13 +72,15 @@ class TokenFile:
         self.target_tokens = target_tokens.astype(np.int32)
         self.places = self.places.copy()
         self.ids, self.masks, self.weights = (column.chunks for column in table.columns)
+        # of each record batch, the number after that of its last example
+        self.ends = list(accumulate(map(len, self.ids)))
 
     def __len__(self) -> int:
         return len(self.places)
 
     def read(self, number: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `length` tokens of an example: (ids int32, mask bool)."""
-        batch, index = divmod(number, BATCH)
+        batch, index = self._locate(number)
         ids, masks = self.ids[batch], self.masks[batch]
         begin = ids.offsets[index].as_py()
         mask = masks.values.slice(begin, length).to_numpy(zero_copy_only=False)
@@ -83,10 +88,20 @@ class TokenFile:
 
     def read_weights(self, number: int, length: int) -> np.ndarray | None:
         """float32 [length] of the same tokens; None where every target token weighs 1."""
-        batch, index = divmod(number, BATCH)
+        batch, index = self._locate(number)
         weights = self.weights[batch]
         begin, end = weights.offsets[index].as_py(), weights.offsets[index + 1].as_py()
         return weights.values.slice(begin, length).to_numpy() if end > begin else None
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        """The record batch of an example, and its number there."""
+        batch = bisect_right(self.ends, number)
+        return batch, number - (self.ends[batch - 1] if batch else 0)
+
+    @property
+    def skipped(self) -> list[str]:
+        """file:line and why, of records that data.on_bad_record=skip left out."""
+        return [f"{self.place}{line}" for line in self.facts.skipped]
 
     def where(self, number: int) -> str:
         """Where an example comes from, as file:line."""
@@ -159,23 +174,20 @@ def _tokenize(
 ) -> None:
     """Write the files of the cache, of all records, to the folder."""
     reader = RecordReader(source, records, template)
-    rows = _encoded(reader, Encoder(template.tokenizer), source.name, progress)
+    batches = _encoded(reader, Encoder(template.tokenizer), source.name, progress)
     sizes: list[np.ndarray] = []
     target_weight: list[np.ndarray] = []
     with open(folder / "tokens.arrow", "wb") as file:
         with pa.ipc.new_stream(file, SCHEMA) as writer:
-            while batch := list(islice(rows, BATCH)):
+            for batch in batches:
                 sizes.append(_write_batch(batch, writer))
                 of_batch = [encoded.weights.sum(dtype=np.float64) for encoded, _ in batch]
                 target_weight.append(np.array(of_batch))
                 highest = max(int(encoded.ids.max()) for encoded, _ in batch)
                 reader.facts.highest_id = max(reader.facts.highest_id, highest)
         if not sizes:
-            bad = (
-                f": its {len(skipped):,} records are bad"
-                if (skipped := reader.facts.skipped)
-                else ""
-            )
+            skipped = reader.facts.skipped
+            bad = f": its {len(skipped):,} records are bad: {skipped[0]}" if skipped else ""
             raise DataError(f"{source.path}: holds no example{bad}")
         os.fsync(file.fileno())
     np.save(folder / "sizes.npy", np.concatenate(sizes, axis=1).astype(np.int64))
@@ -185,15 +197,16 @@ def _tokenize(
 
 def _encoded(
     reader: RecordReader, encoder: Encoder, name: str, progress: Log
-) -> Iterator[tuple[Encoded, Read]]:
-    """The examples of a file as tokens. Raises DataError for one that cannot be, or without a
-    target token; or notes it."""
-    reads, done, started = iter(reader), 0, time.monotonic()
-    while batch := list(islice(reads, BATCH)):
+) -> Iterator[list[tuple[Encoded, Read]]]:
+    """The examples of a file as tokens, in batches that are not empty. Raises DataError for one
+    that cannot be, or without a target token; or notes it."""
+    done, started = 0, time.monotonic()
+    for batch in _batches(reader):
         try:
             found: list[Encoded | Exception] = [*encoder.encode([read.example for read in batch])]
         except Exception:  # of the tokenizer; which example it was shows one at a time
             found = [_try(encoder, read) for read in batch]
+        good = []
         for encoded, read in zip(found, batch, strict=True):
             where = f"{reader.records.place}{read.place}"
             if isinstance(encoded, Exception):
@@ -206,10 +219,27 @@ def _encoded(
                     )
                 )
             else:
-                yield encoded, read
+                good.append((encoded, read))
+        if good:
+            yield good
         done, share = done + len(batch), batch[-1].share
         left = (time.monotonic() - started) * (1 - share) / share
         progress(f"tokenising {name}: {done:,} examples, {share:.0%}, ETA {left:.0f} s")
+
+
+def _batches(reads: Iterable[Read]) -> Iterator[list[Read]]:
+    """Examples whose tokens fit into memory together."""
+    batch: list[Read] = []
+    characters = 0
+    for read in reads:
+        size = sum(len(segment.text) for segment in read.example.segments)
+        if batch and (len(batch) == BATCH or characters + size > CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(read)
+        characters += size
+    if batch:
+        yield batch
 
 
 def _try(encoder: Encoder, read: Read) -> Encoded | Exception:

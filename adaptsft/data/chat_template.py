@@ -18,7 +18,9 @@ from adaptsft.data.messages import Message
 from adaptsft.errors import ConfigError, DataError
 
 # how templates ask for the day
-TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
+TODAY = re.compile(r"""strftime_now\s*\(\s*(['"])([^'"]*)\1\s*\)""")
+ASKS_FOR_IT = re.compile(r"strftime_now\s+is\s|\bif\s+strftime_now\b(?!\s*\()")
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize")
 
 
 class ChatTemplate:
@@ -55,6 +57,11 @@ class ChatTemplate:
     ) -> str:
         tools: list[Any] | None = conversation.tools or None
         variables = self.config.template_kwargs | conversation.template_kwargs
+        if reserved := [name for name in RESERVED if name in variables]:
+            raise DataError(
+                f"{reserved[0]!r} is no variable of a chat template that data.template_kwargs or "
+                "the field chat_template_kwargs may set; leave it out"
+            )
         try:
             text = self.tokenizer.apply_chat_template(
                 messages,
@@ -76,7 +83,7 @@ class ChatTemplate:
             return template
         date = datetime.date.fromisoformat(self.config.date)
         dated = TODAY.sub(lambda found: json.dumps(date.strftime(found[2])), template)
-        if "strftime_now(" in dated:
+        if "strftime_now" in ASKS_FOR_IT.sub("", dated):
             raise ConfigError(
                 "the tokenizer's chat template prints the day in a way that data.date cannot fix: "
                 "write it into the template, which tokens must not change with"

@@ -93,13 +93,13 @@ class Encoder:
         prefixes, line_break = iter(self._ids(texts)), self._ids(["\n"])[0]
         found = []
         for example in examples:
-            ids: list[int] = []
+            before: list[int] = []  # ids of the whole text so far
             pieces = []
             for _ in example.segments:
                 whole, apart = next(prefixes), next(prefixes)
-                fits = whole[: len(ids)] == ids
-                pieces.append(whole[len(ids) :] if fits else apart[len(line_break) :])
-                ids = ids + pieces[-1]
+                fits = whole[: len(before)] == before
+                pieces.append(whole[len(before) :] if fits else apart[len(line_break) :])
+                before = whole
             found.append(pieces)
         return found
 

@@ -11,16 +11,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from adaptsft.data.layout import Conversation
-from adaptsft.data.messages import Message
+from adaptsft.data.messages import ABOUT, Message
 
-# Of a message, what says about it and is not said in it. Some templates show some of these.
-ABOUT = frozenset(
-    ("role", "name", "id", "tool_call_id", "type", "index", "model", "timestamp", "created_at")
-)
 WORD = re.compile(r"\w+")
 THOUGHTS_END = re.compile(r"</think>|\[/THINK\]")
+ABOUT_CALL = ("id", "type", "index")
+CONSTANTS = ("true", "false", "null", "True", "False", "None")
 
 Span = tuple[int, int]
+Text = tuple[str, str]  # field, text
 
 
 class Lost(NamedTuple):
@@ -31,12 +30,17 @@ class Lost(NamedTuple):
     text: str
 
 
-def lost_texts(conversation: Conversation, rendering: str, turns: dict[int, Span]) -> list[Lost]:
+def lost_texts(
+    conversation: Conversation,
+    rendering: str,
+    turns: dict[int, Span],
+    all_thoughts: bool = False,
+) -> list[Lost]:
     """What the conversation holds and the rendering does not show. `turns`: where the learned
-    messages lie in it; these must lie there whole.
+    messages lie in it; these must lie there whole, and the messages before one of them before it.
 
-    Thoughts of other turns are not looked for: templates leave them out of a conversation that goes
-    on, as generation will see it.
+    Thoughts of other turns are not looked for, unless `all_thoughts`: templates leave them out of a
+    conversation that goes on, as generation will see it.
     """
     lost = [
         Lost(f"tool {number}: {name}", "tools", text)
@@ -46,71 +50,100 @@ def lost_texts(conversation: Conversation, rendering: str, turns: dict[int, Span
     ]
     place = 0  # all messages before this one have been found up to here
     for number, message in enumerate(conversation.messages):
-        begin, end = turns.get(number, (place, len(rendering)))
-        if message["role"] in ("system", "developer"):
-            begin = 0  # Mistral's stands before the last question
-        shown, found = rendering[:end], [begin]
-        for name, text in texts_of(message, thoughts=number in turns):
-            span = _find(text, shown, begin)
-            if span is None:
-                field = re.split(r"[.:\[]", name)[0]
-                lost.append(Lost(f"message {number}: {name}", field, text))
-            else:
-                found.append(span[1])
-        if message["role"] not in ("system", "developer"):
+        following = (span[0] for i, span in turns.items() if i > number)
+        begin, end = turns.get(number, (place, min(following, default=len(rendering))))
+        is_system = message["role"] in ("system", "developer")
+        begin = 0 if is_system else begin  # Mistral's stands before the last question
+        texts, found = rendering[:end], [begin]
+        for group, in_order in _groups(message, number in turns or all_thoughts):
+            start = max(found) if in_order else begin
+            for name, text in group:
+                span = _find(text, texts, start, whole_words=in_order)
+                if span is None:
+                    field = re.split(r"[.:\[]", name)[0]
+                    lost.append(Lost(f"message {number}: {name}", field, text))
+                else:
+                    found.append(span[1])
+        if not is_system:
             place = end if number in turns else max(found)
     return lost
 
 
 def foreign_words(message: Message, turn: str, template_words: frozenset[str]) -> list[str]:
     """Words of a learned turn that neither its message nor the template holds."""
-    known, texts = set(template_words), [text for _, text in texts_of(message, thoughts=True)]
-    for text in (*texts, *(str(message.get(name, "")) for name in ABOUT)):
-        known.update(WORD.findall(text))
+    unknown = set(WORD.findall(turn)) - template_words
+    texts = [text for group, _ in _groups(message, True) for _, text in group] if unknown else []
+    for text in (*texts, *(str(message[name]) for name in ABOUT & message.keys())):
+        unknown.difference_update(WORD.findall(text))
         if "\\" in turn:
-            known.update(word for form in _escaped(text) for word in WORD.findall(form))
-    foreign = [word for word in WORD.findall(turn) if word not in known]
-    if foreign:  # the template may write its own text and the message's without a space between
-        for text in texts:
+            for form in _escaped(text):
+                unknown.difference_update(WORD.findall(form))
+    if unknown and _has_constant(message):
+        unknown.difference_update(CONSTANTS)
+    if not unknown:
+        return []
+    foreign = [word for word in WORD.findall(turn) if word in unknown]
+    # the template may write its own text and the message's without a space between
+    for name, text in message.items():
+        if name not in ABOUT and isinstance(text, str) and len(text.strip()) > 1:
             turn = turn.replace(text.strip(), " ", 1)
-        foreign = [word for word in WORD.findall(turn) if word not in known]
-    return foreign
+    return foreign if not unknown.isdisjoint(WORD.findall(turn)) else []
 
 
-def texts_of(message: Message, thoughts: bool) -> Iterator[tuple[str, str]]:
-    """(field, text) of all that a message holds; of an assistant's thoughts only if asked for."""
-    thinks = message["role"] == "assistant" and not thoughts
+def _groups(message: Message, thoughts: bool) -> Iterator[tuple[list[Text], bool]]:
+    """The texts of all that a message holds, of an assistant's thoughts only if asked for: one
+    group for each field and each call, and whether it must come after the groups before it."""
+    hides = message["role"] == "assistant" and not thoughts
     for name, value in message.items():
-        if name in ABOUT or (thinks and name not in ("content", "tool_calls")):
-            continue
-        if name == "content" and thinks and value:
-            value = THOUGHTS_END.split(value)[-1]
-        yield from _leaves(value, name)
+        if name == "tool_calls":
+            for number, call in enumerate(value or ()):
+                yield list(_texts_of_call(call, f"{name}[{number}]")), True
+        elif name == "content":
+            hidden = hides and isinstance(value, str)
+            yield list(_leaves(THOUGHTS_END.split(value)[-1] if hidden else value, name)), False
+        elif name not in ABOUT and not hides:
+            yield list(_leaves(value, name)), False
 
 
-def _texts_of_tool(tool: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The names and descriptions: how templates write types differs."""
+def _texts_of_call(call: dict[str, Any], label: str) -> Iterator[Text]:
+    for key, value in call.items():
+        if key == "function":
+            for name, item in value.items():
+                yield from _leaves(item, f"{label}.function.{name}")
+        elif key not in ABOUT_CALL:
+            yield from _leaves(value, f"{label}.{key}")
+
+
+def _texts_of_tool(tool: dict[str, Any]) -> Iterator[Text]:
+    """The names and the first descriptions: how templates write types, and descriptions inside
+    them, differs."""
     function = tool["function"]
     yield "name", function["name"]
     parameters = function.get("parameters") or {}
-    properties = parameters.get("properties") if isinstance(parameters, dict) else None
-    for name, value in (properties if isinstance(properties, dict) else {}).items():
-        yield f"parameter {name}", name
+    for name, value in (parameters.get("properties") or {}).items():
         if isinstance(value, dict) and isinstance(value.get("description"), str):
             yield f"parameter {name}: description", value["description"]
+    for name in _property_names(parameters):
+        yield f"parameter {name}", name
     if isinstance(function.get("description"), str):
         yield "description", function["description"]
 
 
-def _leaves(value: Any, label: str) -> Iterator[tuple[str, str]]:
-    """Texts, keys and numbers at any depth; not null, empty text and what is about a call."""
+def _property_names(schema: Any) -> Iterator[str]:
+    """Of a JSON schema, at any depth."""
+    if isinstance(schema, dict):
+        properties = schema.get("properties")
+        for name, value in (properties if isinstance(properties, dict) else {}).items():
+            yield name
+            yield from _property_names(value)
+        yield from _property_names(schema.get("items"))
+
+
+def _leaves(value: Any, label: str) -> Iterator[Text]:
+    """Texts, keys and numbers at any depth; not null, true, false and empty text."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if label.startswith("tool_calls") and key in ("id", "type", "index"):
-                continue
-            structure = label.startswith("tool_calls") and key in ("function", "name", "arguments")
-            if not structure:
-                yield f"{label}: key", str(key)
+            yield f"{label}: key", str(key)
             yield from _leaves(item, f"{label}.{key}")
     elif isinstance(value, list):
         for number, item in enumerate(value):
@@ -122,16 +155,22 @@ def _leaves(value: Any, label: str) -> Iterator[tuple[str, str]]:
         yield label, json.dumps(value)
 
 
-def _find(text: str, rendering: str, begin: int) -> Span | None:
+def _has_constant(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_constant, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, bool)
+
+
+def _find(text: str, rendering: str, begin: int, whole_words: bool = False) -> Span | None:
     """Where the text lies from `begin` on: as it is, as JSON writes it, or line by line with
     another indentation, as templates write it."""
     for form in (text.strip(), *_escaped(text.strip())):
-        if (at := rendering.find(form, begin)) >= 0:
+        if (at := _place(form, rendering, begin, whole_words)) >= 0:
             return at, at + len(form)
     place = begin
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
-        if (at := rendering.find(line, place)) < 0:
+        if (at := _place(line, rendering, place, whole_words)) < 0:
             break
         place = at + len(line)
     else:
@@ -143,6 +182,23 @@ def _find(text: str, rendering: str, begin: int) -> Span | None:
         if len(found) == len(parts):
             return begin, max(end for _, end in found)
     return None
+
+
+def _place(text: str, rendering: str, begin: int, whole_words: bool) -> int:
+    """-1 where it is not found; with `whole_words` not within a longer word."""
+    at = rendering.find(text, begin)
+    while whole_words and at >= 0:
+        end = at + len(text)
+        if not (_is_word(rendering[at - 1 : at]) and _is_word(text[:1])) and not (
+            _is_word(rendering[end : end + 1]) and _is_word(text[-1:])
+        ):
+            break
+        at = rendering.find(text, at + 1)
+    return at
+
+
+def _is_word(character: str) -> bool:
+    return WORD.match(character) is not None
 
 
 def _escaped(text: str) -> tuple[str, str]:

@@ -3,7 +3,9 @@
 Errors are DataErrors without a place; the caller, which knows file and line, adds it.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,12 +14,13 @@ from adaptsft.data.messages import (
     answer_of,
     is_conversation,
     parsed,
+    printable,
     read_messages,
     read_tools,
     shown,
     text_of,
 )
-from adaptsft.errors import DataError, require_known
+from adaptsft.errors import ConfigError, DataError, require_known
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,17 @@ class Layout(NamedTuple):
         for name in fields:
             require_known(f"data.fields.{name}: no such field", name, known)
         names = {name: fields.get(name, name) for name in known}
-        for kind, layout in LAYOUTS.items():
+        # a layout whose fields the user maps comes before others that the record has too
+        mapped = {name for name in fields if name not in COMMON and fields[name] != "none"}
+        for kind, layout in sorted(LAYOUTS.items(), key=lambda it: mapped.isdisjoint(it[1].needs)):
             if all(names[name] in record for name in layout.needs):
+                if not mapped <= {*layout.needs, *layout.optional}:
+                    (other, *_) = sorted(mapped - {*layout.needs, *layout.optional})
+                    raise ConfigError(
+                        f"data.fields.{other}: the record has {_listed(record)}, which is read as "
+                        f"{' and '.join(layout.needs)} and has no such field; map all fields of "
+                        "one layout"
+                    )
                 return cls(kind, names)
         for name, column in fields.items():
             if column not in record and name not in COMMON:
@@ -99,7 +111,8 @@ class Layout(NamedTuple):
     def columns(self) -> set[str]:
         """Those of the source that are read."""
         layout = LAYOUTS[self.kind]
-        return {self.names[name] for name in (*layout.needs, *layout.optional, *COMMON)}
+        common = COMMON if self.kind != "text" else ("id",)
+        return {self.names[name] for name in (*layout.needs, *layout.optional, *common)}
 
     def conversation(self, record: dict[str, Any]) -> Conversation:
         """Raises DataError, naming the field."""
@@ -122,15 +135,16 @@ def conversations(record: dict[str, Any], names: Mapping[str, str]) -> Conversat
 @register("prompt", needs=("prompt", "completion"))
 def prompt(record: dict[str, Any], names: Mapping[str, str]) -> Conversation:
     """Texts, or lists of messages, of which those of the completion are learned."""
-    asked = _present(record, names["prompt"])
+    asked = _maybe_messages(_present(record, names["prompt"]))
     label = f"field {names['prompt']!r}"
     turns, context = [{"role": "user", "content": asked}], 0
     if isinstance(asked, list):
-        turns, _ = read_messages(asked, label)
+        turns, _ = read_messages(asked, label, learned=False)
         context = len(turns)
     else:
         text_of(asked, label)
-    given, label = _present(record, names["completion"]), f"field {names['completion']!r}"
+    given = _maybe_messages(_present(record, names["completion"]))
+    label = f"field {names['completion']!r}"
     if not isinstance(given, list):
         answer = {"role": "assistant", "content": answer_of(given, label)}
         return Conversation([*turns, answer], [1.0] * (len(turns) + 1), context=context)
@@ -198,19 +212,21 @@ def _with_common(
         before.append({"role": "system", "content": system})
     history = record.get(names["history"])
     earlier, weights = _history(history, f"field {names['history']!r}") if history else ([], [])
+    own = 0  # system messages that the conversation begins with; the history follows them
+    while history and found.messages[own]["role"] in ("system", "developer"):
+        own += 1
     found = replace(
         found,
-        messages=[*before, *earlier, *found.messages],
-        weights=[*(1.0 for _ in before), *weights, *found.weights],
+        messages=[*before, *found.messages[:own], *earlier, *found.messages[own:]],
+        weights=[1.0] * len(before) + found.weights[:own] + weights + found.weights[own:],
         context=found.context and found.context + len(before) + len(earlier),
         tools=read_tools(record.get(names["tools"]), f"field {names['tools']!r}"),
     )
     systems = [i for i, message in enumerate(found.messages) if message["role"] == "system"]
     if before and len(systems) > 1:
         raise DataError(
-            f"the system prompt is in field {names['system']!r} and in message "
-            f"{systems[1] - len(before)} too; keep one of them, or leave the field out with "
-            "data.fields.system=none"
+            f"the system prompt is in field {names['system']!r} and in a message too; keep one of "
+            "them, or leave the field out with data.fields.system=none"
         )
     variables = record.get(names["chat_template_kwargs"])
     label = f"field {names['chat_template_kwargs']!r}"
@@ -236,6 +252,15 @@ def _history(value: Any, label: str) -> tuple[list[Message], list[float]]:
     return read_messages(value, label)
 
 
+def _maybe_messages(value: Any) -> Any:
+    """Messages where the value is their JSON text, as in a table of text."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with suppress(ValueError, RecursionError):
+            if is_conversation(found := json.loads(value)):
+                return found
+    return value
+
+
 def _present(record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
         raise DataError(f"field {name!r} is missing; the record has {_listed(record)}")
@@ -243,7 +268,7 @@ def _present(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _listed(columns: Collection[str]) -> str:
-    return "the fields " + ", ".join(columns) if columns else "no fields"
+    return "the fields " + ", ".join(map(printable, columns)) if columns else "no fields"
 
 
 def _advice(record: Mapping[str, Any]) -> str:
@@ -258,6 +283,10 @@ def _advice(record: Mapping[str, Any]) -> str:
     for name, value in record.items():
         if is_conversation(value):
             return f"{name!r} holds messages: map it, data.fields='{{messages: {name}}}'"
+    if {"role", "content"} <= record.keys():
+        return (
+            "these are the messages of one conversation: put each conversation on a line, [{…}, …]"
+        )
     asked = next((name for name in PROMPTS if name in record), "question")
     answer = next((name for name in ANSWERS if name in record and name != asked), "answer")
     return f"map the fields, for example data.fields='{{prompt: {asked}, completion: {answer}}}'"

@@ -25,8 +25,35 @@ ROLE_ALIASES = {
     "tool_response": "tool",
 }
 CALLS = ("function_call", "tool_call")  # ShareGPT: a turn that is a call, as JSON text
-# what says how a message is learned: it is not for the template
-LEARNING = ("weight", "train")
+# what says how a message is learned: it is not for the template. OpenAI, axolotl, ms-swift
+LEARNING = ("weight", "train", "training", "loss")
+# Of a message, what says about it and is not said in it (WildChat's is among it); some templates
+# show some of these
+ABOUT = frozenset(
+    [
+        "role",
+        "name",
+        "id",
+        "tool_call_id",
+        "type",
+        "index",
+        "model",
+        "timestamp",
+        "created_at",
+        "date",
+        "source",
+        "score",
+        "language",
+        "country",
+        "state",
+        "header",
+        "hashed_ip",
+        "redacted",
+        "toxic",
+        "turn_identifier",
+    ]
+)
+HEAVIEST, LIGHTEST = 1e6, 1e-6  # weights
 
 
 def is_conversation(value: Any) -> bool:
@@ -37,15 +64,20 @@ def is_conversation(value: Any) -> bool:
     )
 
 
-def read_messages(value: Any, label: str) -> tuple[list[Message], list[float]]:
-    """The messages of a list, and the weight of each in the loss. Raises DataError."""
+def read_messages(
+    value: Any, label: str, learned: bool = True
+) -> tuple[list[Message], list[float]]:
+    """The messages of a list, and the weight of each in the loss; with `learned=False` those of the
+    assistant are context, and may be empty. Raises DataError."""
     value = parsed(value, label) if isinstance(value, str) and value[:1] == "[" else value
     if not isinstance(value, list) or not value:
         raise DataError(
             f"{label} must be a list of messages {{role, content}} with at least one message, not "
             f"{shown(value)}"
         )
-    found = [_message(item, f"{label}, message {number}") for number, item in enumerate(value)]
+    found = [
+        _message(item, f"{label}, message {number}", learned) for number, item in enumerate(value)
+    ]
     return [message for message, _ in found], [weight for _, weight in found]
 
 
@@ -68,8 +100,30 @@ def read_tools(value: Any, label: str) -> list[dict[str, Any]]:
                 f"{label}, tool {number}: must be {{type: function, function: {{name, description, "
                 f"parameters}}}}, not {shown(tool)}"
             )
-        tools.append(tool)
+        tools.append({**tool, "function": _function(function, f"{label}, tool {number}")})
     return tools
+
+
+def _function(function: dict[str, Any], label: str) -> dict[str, Any]:
+    """With `parameters` as a JSON schema, which it may have as text, or as Anthropic's
+    input_schema. Another form would be dropped by some templates without a word."""
+    function = dict(function)
+    if "parameters" not in function and "input_schema" in function:
+        function["parameters"] = function.pop("input_schema")
+    parameters = function.get("parameters")
+    if isinstance(parameters, str):
+        parameters = function["parameters"] = parsed(parameters, f"{label}: parameters")
+    known = {"name", "description", "parameters", "return", "returns", "strict"}
+    unknown = [key for key in function if key not in known]
+    is_schema = isinstance(parameters, dict) and (
+        not parameters or "properties" in parameters or "type" in parameters
+    )
+    if unknown or not (parameters is None or is_schema):
+        raise DataError(
+            f"{label}: parameters must be a JSON schema {{type: object, properties: …}} under that "
+            f"name; it has {', '.join(unknown) or shown(parameters)}"
+        )
+    return function
 
 
 def text_of(value: Any, label: str) -> str:
@@ -123,16 +177,26 @@ def parsed(text: str, label: str) -> Any:
         raise DataError(f"{label} is not valid JSON: {error}: {shown(text)}") from None
 
 
+def printable(text: str) -> str:
+    """The text with half surrogate pairs, which no terminal or file takes, as \\ud83d."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def shown(value: Any) -> str:
     return repr(str(value)[:60])
 
 
-def _message(message: Any, label: str) -> tuple[Message, float]:
+def _message(message: Any, label: str, learned: bool) -> tuple[Message, float]:
     if not isinstance(message, dict):
         raise DataError(f"{label}: must be an object with role and content, not {shown(message)}")
-    check_values({key: item for key, item in message.items() if key != "content"}, label)
+    apart = ("content", "value", *ABOUT)  # checked below, and not checked
+    check_values({key: item for key, item in message.items() if key not in apart}, label)
+    check_values([key for key in message if isinstance(key, str)], label)
     given = message.get("role", message.get("from"))
-    role, content = given, message.get("content", message.get("value"))
+    role, content = given, message.get("content")
+    content = message.get("value") if content is None else content
+    if content != message.get("value", content):
+        raise DataError(f"{label}: content and value are both there, and differ; remove one")
     role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     # Tables fill keys that only some messages have with null, and calls with an empty list;
     # templates take such a key for a present one.
@@ -141,6 +205,8 @@ def _message(message: Any, label: str) -> tuple[Message, float]:
     if role in CALLS:
         role, others["tool_calls"], content = "assistant", content, None
     if "function_call" in others:  # OpenAI's form before tool_calls
+        if "tool_calls" in others:
+            raise DataError(f"{label}: function_call and tool_calls are both there; remove one")
         others["tool_calls"] = [others.pop("function_call")]
     if role not in ROLES:
         raise DataError(f"{label}: unknown role {given!r}; the roles are {', '.join(ROLES)}")
@@ -150,11 +216,12 @@ def _message(message: Any, label: str) -> tuple[Message, float]:
         content = _joined(content, f"{label}: content")
     if role not in CALLS and "tool_calls" not in others and not {"content", "value"} & set(message):
         raise DataError(f"{label}: content is missing; the message has {', '.join(message)}")
-    if role == "assistant" and "tool_calls" not in others:
+    weight = _weight(message, label)
+    if role == "assistant" and "tool_calls" not in others and learned and weight > 0:
         answer_of(content, f"{label}: content")
     elif content is not None or role != "assistant":
         text_of(content, f"{label}: content")
-    return {"role": role, "content": content, **others}, _weight(message, label)
+    return {"role": role, "content": content, **others}, weight
 
 
 def _calls(value: Any, label: str) -> list[dict[str, Any]]:
@@ -169,7 +236,8 @@ def _calls(value: Any, label: str) -> list[dict[str, Any]]:
                 f"{label}[{number}]: must be {{type: function, function: {{name, arguments}}}}, "
                 f"not {shown(call)}"
             )
-        arguments = function.get("arguments") or {}
+        arguments = function.get("arguments")
+        arguments = {} if arguments in (None, "") else arguments
         if isinstance(arguments, str):
             arguments = parsed(arguments, f"{label}[{number}].function.arguments")
         if not isinstance(arguments, dict):
@@ -199,14 +267,17 @@ def _joined(parts: list[Any], label: str) -> str:
 
 
 def _weight(message: Message, label: str) -> float:
-    """Of the message in the loss, from `weight` and `train`; 1 where it has neither."""
-    weight, train = message.get("weight"), message.get("train")
-    if train not in (None, True, False):
-        raise DataError(f"{label}: train is {shown(train)}; write true or false")
-    if weight is None:
-        weight = 1.0
-    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+    """Of the message in the loss, from `weight` and from `train`, `training` and `loss`, which are
+    true or false; 1 where it has none of them."""
+    for name in LEARNING[1:]:
+        if message.get(name) not in (None, True, False):  # 0 and 1 among them
+            raise DataError(f"{label}: {name} is {shown(message[name])}; write true or false")
+    weight = message.get("weight")
+    weight = 1.0 if weight is None else weight
+    if not isinstance(weight, int | float) or not (weight == 0 or LIGHTEST <= weight <= HEAVIEST):
         raise DataError(
-            f"{label}: weight is {shown(weight)}; write a number from 0 on, 0: not learned"
+            f"{label}: weight is {shown(weight)}; write a number from {LIGHTEST:g} to "
+            f"{HEAVIEST:,.0f}, or 0: not learned"
         )
-    return 0.0 if train in (False, 0) and train is not None else float(weight)
+    excluded = any(message.get(name, True) in (False, 0) for name in LEARNING[1:])
+    return 0.0 if excluded else float(weight)

@@ -23,6 +23,7 @@ from adaptsft.data.messages import is_conversation
 from adaptsft.errors import DataError
 
 CHUNK = 1 << 20  # characters of a JSON array read at a time
+GZIP = b"\x1f\x8b"  # begins every such file
 LONGEST_ITEM = 1 << 28  # characters read in search of the end of one item
 
 # place (line, item or table row, from 1), record or why there is none, share of the file so far
@@ -36,8 +37,13 @@ def is_json_array(path: Path, name: str) -> bool:
         start = file.read(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
     if not start.startswith(b"["):
         return False
+    first, line_break, _ = start.partition(b"\n")
     try:
-        return not is_conversation(json.loads(start.splitlines()[0]))
+        # the first message is enough: a long conversation need not have been read to its end
+        text = first.decode("utf-8", "ignore")
+        if line_break:
+            return not is_conversation(json.loads(text))
+        return not is_conversation([json.JSONDecoder().raw_decode(text, _skip_space(text, 1))[0]])
     except (ValueError, RecursionError):
         return True
 
@@ -48,6 +54,8 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     of it has been read)."""
     with path.open("rb") as raw:
         if path.suffix != ".gz":
+            if raw.peek(2)[:2] == GZIP:
+                raise DataError(f"{name}: is compressed by gzip; add .gz to its name")
             yield raw, raw
             return
         try:
@@ -69,7 +77,8 @@ def read_json_lines(path: Path, name: str) -> Iterator[Entry]:
 def _record_of(line: bytes, place: str, first: bool) -> dict[str, Any] | DataError:
     """The record of a line of JSON, or why there is none."""
     try:
-        return _object(json.loads(line.strip().decode("utf-8-sig" if first else "utf-8")), place)
+        text = line.strip().decode("utf-8-sig" if first else "utf-8")
+        return _object(json.loads(text, object_pairs_hook=_once_each), place)
     except UnicodeDecodeError as error:
         return DataError(
             f"{place}: not UTF-8 (byte {error.start} of the line); convert the file to UTF-8"
@@ -80,13 +89,14 @@ def _record_of(line: bytes, place: str, first: bool) -> dict[str, Any] | DataErr
             f"{place}: not valid JSON: {reason}; each line must be one JSON object, or the whole "
             "file one array of them"
         )
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
-        return DataError(f"{place}: cannot be read as JSON: {error}; remove or shorten it")
+    except (ValueError, RecursionError) as error:
+        return DataError(f"{place}: cannot be read as JSON: {_reason(error)}; remove or repair it")
 
 
 def read_json_array(path: Path, name: str) -> Iterator[Entry]:
     """The items of a file that is one JSON array, decoded one at a time."""
     size, item = path.stat().st_size, 1
+    decoder = json.JSONDecoder(object_pairs_hook=_once_each)
     with (
         _opened(path, name) as (binary, raw),
         io.TextIOWrapper(binary, encoding="utf-8-sig") as file,
@@ -98,7 +108,7 @@ def read_json_array(path: Path, name: str) -> Iterator[Entry]:
                 return
             while True:
                 try:
-                    value, end = json.JSONDecoder().raw_decode(text, _skip_space(text, place))
+                    value, end = decoder.raw_decode(text, _skip_space(text, place))
                     end = _skip_space(text, end)
                     if text[end] not in ",]":
                         raise json.JSONDecodeError("',' or ']' expected after the item", text, end)
@@ -125,7 +135,8 @@ def read_json_array(path: Path, name: str) -> Iterator[Entry]:
                 f"{name}: not UTF-8, at item {item} or soon after it; convert the file to UTF-8"
             ) from None
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}: item {item}: cannot be read as JSON: {error}") from None
+            reason = _reason(error)
+            raise DataError(f"{name}: item {item}: cannot be read as JSON: {reason}") from None
 
 
 def read_csv(path: Path, name: str) -> Iterator[Entry]:
@@ -140,6 +151,8 @@ def read_csv(path: Path, name: str) -> Iterator[Entry]:
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
+            if twice := next((name for name in header if header.count(name) > 1), None):
+                raise DataError(f"{name}:1: two columns are called {twice!r}; rename one")
             line = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -176,11 +189,29 @@ def without_nulls(record: dict[str, Any]) -> dict[str, Any]:
     the table has filled with null, below the columns themselves."""
 
     def cleared(value: Any) -> Any:
+        if isinstance(value, list) and value and all(isinstance(item, tuple) for item in value):
+            value = dict(value)  # of the type map
         if isinstance(value, dict):
             return {key: cleared(item) for key, item in value.items() if item is not None}
         return [cleared(item) for item in value] if isinstance(value, list) else value
 
     return {name: cleared(value) for name, value in record.items()}
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that is there twice, one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number has thousands of digits" if "digits" in str(error) else str(error)
 
 
 def _object(value: Any, place: str) -> dict[str, Any] | DataError:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from adaptsft.config.schema import SourceConfig
 from adaptsft.data.ids import NONE, IdCheck, digest
 from adaptsft.data.layout import Layout
+from adaptsft.data.messages import ABOUT, Message, printable
 from adaptsft.data.readers import Entry
 from adaptsft.data.sources import Records
 from adaptsft.data.template import Example, Template
@@ -23,7 +24,7 @@ class Facts:
     """What was noticed while a file was tokenised; kept with its tokens."""
 
     unread: list[str] = field(default_factory=list)  # columns
-    # file:line and why, of records left out by data.on_bad_record=skip
+    # line and why, of records left out by data.on_bad_record=skip
     skipped: list[str] = field(default_factory=list)
     # field -> number of examples in which the template does not show its text
     lost: dict[str, int] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class RecordReader:
         self.layout: Layout | None = None
         self.ids = IdCheck(source, records.place)
         self.facts, self.columns = Facts(), dict[str, None]()
+        self.switches: dict[str, None] = {}
         self.entries = records.read()
         self.skip = template.config.on_bad_record == "skip"
 
@@ -65,7 +67,7 @@ class RecordReader:
     def bad(self, error: DataError) -> None:
         """Note the error, or raise it with the number of others like it that follow."""
         if self.skip:
-            self.facts.skipped.append(str(error))
+            self.facts.skipped.append(printable(str(error)).removeprefix(self.records.place))
             return
         following = list(islice(self.entries, LOOK_AHEAD))
         bad = [isinstance(self._read(entry), DataError) for entry in following]
@@ -84,16 +86,13 @@ class RecordReader:
         if isinstance(record, DataError):
             return record
         where = f"{self.records.place}{place}"
-        if self.layout is None:
-            try:
-                self.layout = Layout.of(record, self.source.fields)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
         self.columns |= dict.fromkeys(record)
         try:
+            self.layout = self.layout or Layout.of(record, self.source.fields)
+            conversation = self.layout.conversation(record)
+            examples = self.template.examples(conversation)
             value = record.get(self.layout.names["id"])
             self.ids.check(value, place)
-            examples = self.template.examples(self.layout.conversation(record))
         except ConfigError:  # not of this record
             raise
         except DataError as error:
@@ -105,6 +104,7 @@ class RecordReader:
                 f"{where}: the record cannot be rendered: {type(error).__name__}: {error}; "
                 "repair or remove it"
             )
+        self._note_switches(conversation.messages)
         digests = [digest(value)] + [NONE] * (len(examples) - 1)
         return [
             Read(example, place, of_id, share)
@@ -118,4 +118,13 @@ class RecordReader:
                     f"{self.source.path}: no record has the field {column!r}, which "
                     f"data.fields.{name} asks for; write none to read no such field"
                 )
-        self.facts.unread = [column for column in self.columns if column not in layout.columns]
+        unread = [column for column in self.columns if column not in layout.columns]
+        self.facts.unread = [printable(column) for column in [*unread, *self.switches]]
+
+    def _note_switches(self, messages: list[Message]) -> None:
+        """Keys of messages that are true or false and that nothing here reads: one may be meant to
+        keep a turn from being learned."""
+        for message in messages:
+            for name, value in message.items():
+                if isinstance(value, bool) and name not in ABOUT:
+                    self.switches[f"{name} of messages"] = None

@@ -74,7 +74,7 @@ def text_end(tokenizer: Any, text: str) -> TurnEnd:
 _NOTHING = (
     "the chat template puts nothing after an answer, so the model does not learn to stop: it will "
     "answer until the limit of tokens; have the template end an assistant's turn with eos_token "
-    "(model.tokenizer names the folder of a tokenizer), or set data.template=plain"
+    "(model.chat_template names a file with another template), or set data.template=plain"
 )
 
 

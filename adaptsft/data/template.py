@@ -73,7 +73,8 @@ class Template:
         config, is_chat = self.config, self.kind == "chat"
         parts = [self.kind, self.chat.source if is_chat else self.prompt_template, self.loss_on]
         parts += [self.begin, self.end, tokenizer.special_tokens_map, state, config.lost_text]
-        parts += [config.split_special_tokens]
+        own_split = getattr(tokenizer, "split_special_tokens", False)
+        parts += [config.split_special_tokens, own_split]
         if is_chat:
             parts += [config.template_kwargs, config.date if self.chat.prints_date else ""]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -150,11 +151,14 @@ class Template:
                 upto = self.chat.render(replace(conversation, messages=messages[: i + 1]))
             if not upto.startswith(prompt):
                 same = len(_common_start(prompt, upto))
+                hint = ""
+                if "enable_thinking" in self.chat.source:
+                    hint = ", or set data.template_kwargs='{enable_thinking: false}' (or true)"
                 raise DataError(
                     f"the chat template's generation prompt is not how it begins message {i}: the "
                     f"prompt goes on with {prompt[same:][:30]!r}, the message with "
-                    f"{upto[same:][:30]!r}, so that no loss mask fits it; use a tokenizer whose "
-                    "template is consistent, or data.template=plain"
+                    f"{upto[same:][:30]!r}, so that no loss mask fits it; give a template that is "
+                    f"consistent by model.chat_template{hint}, or use data.template=plain"
                 )
             turn = self._trim(upto[len(prompt) :])
             if not full.startswith(prompt + turn):  # what Phi-3's puts after the last turn alone
@@ -174,12 +178,16 @@ class Template:
         return Example(segments, self.begin, self.end, lost)
 
     def _compare(
-        self, conversation: Conversation, full: str, spans: dict[int, tuple[int, int]]
+        self,
+        conversation: Conversation,
+        full: str,
+        spans: dict[int, tuple[int, int]],
+        all_thoughts: bool = False,
     ) -> tuple[str, ...]:
         """The fields whose text the rendering does not show. Raises DataError for one, and for
         words that are learned and are not the conversation's, unless data.lost_text=allow."""
         full = full.replace(CUT, "")
-        lost = lost_texts(conversation, full, spans)
+        lost = lost_texts(conversation, full, spans, all_thoughts)
         allowed = self.config.lost_text == "allow"
         if lost and not allowed:
             template = "the chat template renders"
@@ -187,8 +195,8 @@ class Template:
                 template = "the plain template shows, the content of a question and an answer alone"
             raise DataError(
                 f"{lost[0].where} ({shown(lost[0].text)}) is not in what {template}, so that the "
-                "model would not see it; use a tokenizer whose chat template shows it, write it "
-                "where the template does, or set data.lost_text=allow to train without it"
+                "model would not see it; give a template that shows it by model.chat_template, "
+                "write it where this one does, or set data.lost_text=allow to train without it"
             )
         for number, (begin, end) in spans.items():
             words = foreign_words(conversation.messages[number], full[begin:end], self._words)
@@ -211,7 +219,8 @@ class Template:
             example = self._plain_example(conversation)
             return example._replace(segments=[Segment(text, 1.0) for text, _ in example.segments])
         full = self.chat.render(conversation)
-        return Example([Segment(full, 1.0)], [], [], self._compare(conversation, full, {}))
+        lost = self._compare(conversation, full, {}, all_thoughts=True)
+        return Example([Segment(full, 1.0)], [], [], lost)
 
     def _plain_example(self, conversation: Conversation) -> Example:
         *before, last = conversation.messages

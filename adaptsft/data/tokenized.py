@@ -224,7 +224,7 @@ def _open(
         if lost:
             fields = ", ".join(f"{name} in {count:,} examples" for name, count in lost.items())
             log(f"{source.name}: the template does not show {fields} (data.lost_text=allow)")
-        if bad := [line for file in own for line in file.facts.skipped]:
+        if bad := [line for file in own for line in file.skipped]:
             log(f"{source.name}: {len(bad):,} bad records skipped, the first: {bad[0]}")
         skipped += bad
         files += own

@@ -150,6 +150,11 @@ def load_tokenizer(config: ModelConfig, folder: Path | str) -> Any:
             f"model.tokenizer={wanted}: no tokenizer in it; set model.tokenizer to a folder or "
             "name that has one"
         )
+    if config.chat_template:
+        try:
+            tokenizer.chat_template = Path(config.chat_template).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"model.chat_template={config.chat_template}: {error}") from None
     return tokenizer
 
 

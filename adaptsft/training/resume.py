@@ -52,7 +52,8 @@ def resume_or_prepare(
         found = run.checkpoint
         first = rank0_first(lambda: check_position(found, data))
         checkpoint.load(found, model, optimizer, objective.tensors())
-    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first, data.train.skipped)):
+    skipped = data.train.skipped + (data.held_out.skipped if data.held_out else [])
+    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first, skipped)):
         run.enter(held)
     return first
 

@@ -129,3 +129,46 @@ def test_each_turn_with_ids_and_many_examples(settings):
     tok = tokenizer()
     assert [learned(data, tok, i) for i in (0, 1500)] == ["So.<|im_end|>"] * 2
     assert data.lengths[0] < data.lengths[1] < data.lengths[2]
+
+
+def test_a_bad_first_record_is_skipped_too(settings):
+    write(Path(settings.path), {"foo": 1}, {"id": 7} | NO_ANSWER, {"id": 7} | GOOD)
+    data = opened(settings, on_bad_record="skip", fields={"id": "id"})
+    assert [data.place(i)[1] for i in range(len(data))] == [3]
+    assert [line.split(":")[1] for line in data.skipped] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"prompt": "a", "prompt": "b", "completion": "c"}\n', r":1: .*the key 'prompt' twice"),
+        (gzip.compress(b'{"prompt": "a"}\n'), r"compressed by gzip; add \.gz to its name"),
+        (
+            b'[\n  {"role": "user", "content": "a"},\n  {"role": "assistant", "content": "b"}\n]\n',
+            r"item 1: .*messages of one conversation",
+        ),
+    ],
+    ids=["a key twice", "gzip", "one conversation"],
+)
+def test_files_that_are_not_what_they_seem(settings, content, said):
+    Path(settings.path).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        opened(settings)
+
+
+def test_a_long_conversation_on_a_line_of_its_own(settings):
+    talk = [USER, {"role": "assistant", "content": "a" * 2_000_000}]
+    Path(settings.path).write_text(f"{json.dumps(talk)}\n{json.dumps([USER, ASSISTANT])}\n")
+    assert len(opened(settings)) == 1  # the other is longer than data.max_length
+
+
+def test_columns_of_a_table_that_are_called_the_same(settings, tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion,prompt\na,b,c\n")
+    with pytest.raises(DataError, match=r"a\.csv:1: two columns are called 'prompt'"):
+        opened(settings, path=str(tmp_path / "a.csv"))
+
+
+def test_reserved_variables_of_a_template(settings):
+    write(Path(settings.path), GOOD | {"chat_template_kwargs": {"messages": []}})
+    with pytest.raises(DataError, match=r"'messages' is no variable .*data\.template_kwargs"):
+        opened(settings)

@@ -133,3 +133,67 @@ def test_variables_of_the_template(settings):
     texts = [tok.decode(data.example(i)[0]) for i in range(2)]
     assert ["/a So." in texts[0], "/b So." in texts[1]] == [True, True]
     assert learned(data, tok) == "So.<|im_end|>"
+
+
+SHOWS_CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def calls(*arguments: dict, name: str = "get_tide") -> dict:
+    made = [{"type": "function", "function": {"name": name, "arguments": a}} for a in arguments]
+    return {"role": "assistant", "content": None, "tool_calls": made}
+
+
+@pytest.mark.parametrize("value", [True, False, None, 4.5, -3, "", "a\nb", {"type": "x", "id": []}])
+def test_values_of_any_kind_in_calls_are_there(settings, value):
+    write(Path(settings.path), {"messages": [USER, calls({"a": value})]})
+    assert len(opened(settings, tokenizer(SHOWS_CALLS))) == 1
+
+
+@pytest.mark.parametrize("second", [{"port": "Brest"}, {"e": 1}])
+def test_each_of_several_calls_is_looked_for(settings, second):
+    """A call that is lost is not found in the one before it."""
+    turn = calls({"port": "Brest", "depth": 1}, second)
+    write(Path(settings.path), {"messages": [USER, turn]})
+    assert len(opened(settings, tokenizer(SHOWS_CALLS))) == 1
+    first_only = SHOWS_CALLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+    with pytest.raises(DataError, match=r"message 1: tool_calls\[1\]\.function\.name"):
+        opened(settings, tokenizer(first_only))
+
+
+@pytest.mark.parametrize("lost", ["tool", "user"])
+def test_a_message_that_an_answer_quotes_is_missed_all_the_same(settings, lost):
+    drops = CHATML.replace("messages %}", "messages if message['content'] != '18 C' %}")
+    messages = [
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": "Let me look."},
+        {"role": lost, "content": "18 C"},
+        {"role": "assistant", "content": "It is 18 C now."},
+    ]
+    write(Path(settings.path), {"messages": messages})
+    assert len(opened(settings)) == 1
+    with pytest.raises(DataError, match=r"message 2: content \('18 C'\)"):
+        opened(settings, tokenizer(drops))
+
+
+def test_thoughts_are_looked_for_where_every_token_is_learned(settings):
+    write(Path(settings.path), {"messages": [USER, {**ASSISTANT, "reasoning_content": "deep"}]})
+    with pytest.raises(DataError, match=r"message 1: reasoning_content"):
+        opened(settings, loss_on="all")
+
+
+@pytest.mark.parametrize(
+    "asks", ['strftime_now ("%Y")', "strftime_now(  '%Y' )", "strftime_now('%d' ~ '%b')"]
+)
+def test_other_ways_to_ask_for_the_day(settings, asks):
+    write(Path(settings.path), {"messages": [USER, ASSISTANT]})
+    tok = tokenizer("{% if strftime_now is defined %}{{ " + asks + " }}{% endif %}" + CHATML)
+    if "~" in asks:
+        with pytest.raises(ConfigError, match=r"data\.date cannot fix"):
+            opened(settings, tok)
+    else:
+        assert tok.decode(opened(settings, tok).example(0)[0]).startswith("2024<|im_start|>")

@@ -9,7 +9,8 @@ import pytest
 
 from adaptsft.data.layout import Layout
 from adaptsft.data.messages import read_messages, read_tools
-from adaptsft.errors import DataError
+from adaptsft.data.tokenized import open_data
+from adaptsft.errors import ConfigError, DataError
 from tests.data.records import ASSISTANT, USER, learned, opened, tokenizer, write
 
 FUNCTION = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
@@ -71,7 +72,10 @@ def test_no_tools(value):
         ),
         ({**ASSISTANT, "reasoning": {"a": ["x\ud83d"]}}, r"reasoning\.a\[0\] is not valid Unicode"),
         ({**ASSISTANT, "reasoning": float("inf")}, r"reasoning is inf"),
-        ({**ASSISTANT, "weight": -1}, r"weight is '-1'; write a number from 0 on"),
+        (
+            {**ASSISTANT, "weight": -1},
+            r"weight is '-1'; write a number from 1e-06 to 1,000,000, or 0",
+        ),
         ({**ASSISTANT, "weight": "0"}, r"weight is '0'"),
         ({**ASSISTANT, "train": "no"}, r"train is 'no'; write true or false"),
     ],
@@ -106,7 +110,7 @@ def test_system_and_history_come_first():
         "assistant",
     ]
     system = {"role": "system", "content": "a"}
-    with pytest.raises(DataError, match=r"'system' and in message 0 too.*fields\.system=none"):
+    with pytest.raises(DataError, match=r"'system' and in a message too.*fields\.system=none"):
         read({"messages": [system, USER, ASSISTANT], "system": "b"})
     assert roles({"messages": [system, USER, ASSISTANT]}) == ["system", "user", "assistant"]
 
@@ -140,8 +144,6 @@ def test_a_table_and_json_lines_give_the_same(tmp_path, settings):
 def test_unknown_columns_are_named_once(settings):
     lines: list[str] = []
     write(Path(settings.path), {"prompt": "a", "completion": "b", "meta": 1, "score": 2})
-    from adaptsft.data.tokenized import open_data
-
     for _ in range(2):  # also from the cache
         lines.clear()
         open_data(settings, tokenizer(), seed=0, log=lines.append)
@@ -157,3 +159,73 @@ def test_a_mapped_column_that_no_record_has(settings):
     ):
         opened(settings, fields={"tools": "tolls"})
     assert learned(opened(settings, fields={"tools": "none"}), tokenizer()) == "So.<|im_end|>"
+
+
+def test_the_layout_that_the_user_maps_comes_first(settings):
+    record = {"messages": [USER, ASSISTANT], "problem": "Which?", "solution": "That."}
+    fields = {"prompt": "problem", "completion": "solution"}
+    assert [m["content"] for m in read(record, fields).messages] == ["Which?", "That."]
+    with pytest.raises(ConfigError, match=r"data\.fields\.prompt: .*map all fields of one layout"):
+        Layout.of(record, {"prompt": "problem"})
+
+
+def test_messages_as_json_text_in_a_table_of_text():
+    record = {"prompt": json.dumps([USER]), "completion": json.dumps([ASSISTANT])}
+    assert read(record).messages == [USER, ASSISTANT]
+
+
+def test_history_follows_the_system_message():
+    system = {"role": "system", "content": "Be brief."}
+    record = {"messages": [system, USER, ASSISTANT], "history": [["a", "b"]]}
+    assert roles(record) == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_what_is_not_learned_may_be_empty():
+    empty = {"role": "assistant", "content": ""}
+    assert read({"prompt": [USER, empty, USER], "completion": "So."}).context == 3
+    read({"messages": [USER, {**empty, "weight": 0}, USER, ASSISTANT]})
+    with pytest.raises(DataError, match="is empty"):
+        read({"messages": [USER, empty]})
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"name": "add", "parameters": {"a": {"type": "number"}}},
+        {"name": "add", "arguments": {"a": "number"}},
+        {"name": "add", "parameters": "number"},
+    ],
+)
+def test_tools_whose_parameters_are_no_schema_are_refused(tool):
+    with pytest.raises(DataError, match=r"tools, tool 0: parameters (must be|is not valid JSON)"):
+        read_tools([tool], "tools")
+
+
+def test_other_forms_of_a_schema():
+    schema = {"type": "object", "properties": {"a": {"type": "number"}}}
+    for tool in ({"parameters": json.dumps(schema)}, {"input_schema": schema}):
+        (read,) = read_tools([{"name": "add"} | tool], "tools")
+        assert read["function"] == {"name": "add", "parameters": schema}
+
+
+@pytest.mark.parametrize("switch", ["train", "training", "loss"])
+def test_switches_that_keep_a_turn_from_being_learned(switch):
+    turns = [USER, {**ASSISTANT, switch: False}, USER, {**ASSISTANT, switch: True}]
+    assert read({"messages": turns}).weights == [1, 0, 1, 1]
+
+
+def test_an_unknown_switch_is_named(settings):
+    said: list[str] = []
+    write(Path(settings.path), {"messages": [USER, {**ASSISTANT, "masked": True}]})
+    open_data(settings, tokenizer(), seed=0, log=said.append)
+    assert "train: columns that nothing reads: masked of messages" in said
+
+
+def test_columns_with_half_a_surrogate_pair_are_printed(settings):
+    said: list[str] = []
+    Path(settings.path).write_text('{"prompt": "a", "completion": "b", "\\ud83d": 1}\n')
+    open_data(settings, tokenizer(), seed=0, log=said.append)
+    assert "train: columns that nothing reads: \\ud83d" in said
+    Path(settings.path).write_text('{"\\ud83d": 1}\n')
+    with pytest.raises(DataError, match=r"the fields \\ud83d"):
+        opened(settings)
