@@ -178,7 +178,7 @@ def generating(model: ShardedModel) -> Iterator[None]:
 
     Without dropout, with cached attention instead of packed documents, and without compilation.
     """
-    eager = model.attention_backend == "eager" or has_softcap(model)
+    eager = model.config._attn_implementation == "eager" or has_softcap(model)
     with (
         evaluating(model),
         attending(model, "eager" if eager else "sdpa"),
