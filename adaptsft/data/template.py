@@ -224,7 +224,7 @@ class Template:
 
     def _plain_example(self, conversation: Conversation) -> Example:
         *before, last = conversation.messages
-        roles = [message["role"] for message in before]
+        roles = _plain_roles(before)
         if last["role"] != "assistant" or roles not in PLAIN_PROMPTS:
             raise DataError(
                 "the plain template takes one user message, which a system message may precede, "
@@ -241,7 +241,7 @@ class Template:
         return Example(segments, self.begin, self.end, lost)
 
     def _plain_prompt(self, messages: list[Message]) -> str:
-        if [message["role"] for message in messages] not in PLAIN_PROMPTS:
+        if _plain_roles(messages) not in PLAIN_PROMPTS:
             raise DataError(
                 "the plain template takes a single user message, which a system message may "
                 "precede; use a tokenizer with a chat template"
@@ -265,6 +265,11 @@ class Template:
         has stopped by then."""
         trimmed = turn.rstrip()
         return trimmed if trimmed.endswith(self.turn_ends) else turn
+
+
+def _plain_roles(messages: list[Message]) -> list[str]:
+    roles = (message["role"] for message in messages)
+    return ["system" if role == "developer" else role for role in roles]
 
 
 def _common_start(one: str, other: str) -> str:

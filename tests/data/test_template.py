@@ -196,3 +196,12 @@ def test_special_tokens_in_a_message(settings, template, kind):
         assert ids[: len(prompt)] == prompt
         counts.append(ids.count(end))
     assert counts[0] - counts[1] == 2
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_a_developer_is_the_system_where_the_template_does_not_know_it(settings, template):
+    tok = tokenizer(template)
+    rules = {"role": "developer", "content": "Be brief."}
+    write(Path(settings.path), {"messages": [rules, *TALK[:2]]})
+    text = tok.decode(opened(settings, tok).example(0)[0])
+    assert text.startswith("<|im_start|>system\nBe brief." if template else "Be brief.\n\nTwo")
