@@ -132,8 +132,12 @@ def text_of(value: Any, label: str) -> str:
         kind = "null" if value is None else "NaN"
         raise DataError(f"{label} is {kind}, not text; remove the record or write its text")
     if not isinstance(value, str):
-        kind = type(value).__name__
-        raise DataError(f"{label} is not text but {kind}, {shown(value)}; write it as a string")
+        fix = "write it as a string"
+        if hasattr(value, "isoformat"):  # `datasets` makes dates of the texts in a folder's files
+            fix = (
+                "store the column as text, or name the files themselves: data.path='FOLDER/*.jsonl'"
+            )
+        raise DataError(f"{label} is not text but {type(value).__name__}, {shown(value)}; {fix}")
     check_values(value, label)
     return value
 

@@ -229,3 +229,10 @@ def test_columns_with_half_a_surrogate_pair_are_printed(settings):
     Path(settings.path).write_text('{"\\ud83d": 1}\n')
     with pytest.raises(DataError, match=r"the fields \\ud83d"):
         opened(settings)
+
+
+def test_dates_that_were_texts_are_explained(settings, tmp_path):
+    table = pa.table({"prompt": ["a"], "completion": pa.array([0], pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 1: .*not text but datetime.*store the column as text"):
+        opened(settings, path=str(tmp_path / "a.parquet"))
