@@ -9,6 +9,7 @@ same cache.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -187,4 +188,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,14 @@ def test_errors_are_those_of_training(command, tmp_path, capsys):
     assert "did you mean data.loss_on" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--examples", "-1"])
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(command):
+    words = " ".join(f"'{word}'" for word in [sys.executable, "-m", "adaptsft.preview", *command])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {words} --all | head -1"], capture_output=True, text=True
+    )
+    assert done.stderr == "" and done.stdout.startswith("talk: columns")
 
 
 def test_histogram_counts_every_example():
