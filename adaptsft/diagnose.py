@@ -99,7 +99,7 @@ from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.files import replacing, write_atomically
 from adaptsft.model.build import build_model, compute_dtype
 from adaptsft.model.check import check_first_batch
-from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.model.supported import check_verified
 from adaptsft.statistics.base_model import SCHEMA, identity
 from adaptsft.training.environment import environment
@@ -130,6 +130,7 @@ def diagnose(options: Options, config: Config) -> str:
         check_verified(config.model, pretrained.config, config.data.packing)
         opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
         data = opened.train
+        check_fits_model(config.model, pretrained, data)
         model = build_model(config.model, config.train, pretrained, mesh, device)
         in_buckets = model.attention_backend == "sdpa"
         loader = BatchLoader(opened, config, pretrained.pad_id, in_buckets, device)
