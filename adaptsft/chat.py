@@ -89,18 +89,19 @@ def load(name: str) -> tuple[Any, Any, Template]:
     """Model, tokenizer and template: the run's own; for any other model its chat template or, where
     it has none, the bare prompt."""
     folder, data = Path(name), DataConfig(prompt_template="{prompt}")
-    is_run = (folder / "config.yaml").is_file()
+    is_run, own_code = (folder / "config.yaml").is_file(), False
     if is_run:
-        data = read_config(folder / "config.yaml").data
+        config = read_config(folder / "config.yaml")
+        data, own_code = config.data, config.model.trust_remote_code
         if not (folder / "final").is_dir():
             fix = f"let the run finish, or write one with python -m adaptsft.export {folder} OUT"
             raise CheckpointError(f"{folder} has no final/ model yet: {fix}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         source = folder / "final" if is_run else name
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=own_code)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = load_whole(source, dtype).to(device).eval()
+        model = load_whole(source, dtype, own_code).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
     if has_softcap(model):
@@ -124,7 +125,7 @@ def answer(
     end = turn_end(template)
     stops = end.stop_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
     if end.strings:
-        sampling |= {"stop_strings": list(end.strings), "tokenizer": tokenizer}
+        sampling |= {"stop_strings": list(end.strings)}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     output = model.generate(
         prompt,
@@ -135,6 +136,7 @@ def answer(
         streamer=None if end.strings else Printer(tokenizer, stops),
         eos_token_id=stops or None,
         pad_token_id=pad,
+        tokenizer=tokenizer,  # for stop strings, which a model's own settings may have too
     )
     ids = output[0, prompt.shape[1] :].tolist()
     reply = tokenizer.decode([i for i in ids if i not in stops], skip_special_tokens=True)

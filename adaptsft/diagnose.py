@@ -130,7 +130,7 @@ def diagnose(options: Options, config: Config) -> str:
         check_verified(config.model, pretrained.config, config.data.packing)
         opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
         data = opened.train
-        check_fits_model(config.model, pretrained, data)
+        check_fits_model(config, pretrained, data)
         model = build_model(config.model, config.train, pretrained, mesh, device)
         in_buckets = model.attention_backend == "sdpa"
         loader = BatchLoader(opened, config, pretrained.pad_id, in_buckets, device)

@@ -50,7 +50,7 @@ from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
-from adaptsft.model.pretrained import load_tokenizer, text_config_of
+from adaptsft.model.pretrained import check_not_quantized, load_tokenizer, text_config_of
 from adaptsft.model.supported import check_verified
 
 GIB = 2**30
@@ -111,13 +111,14 @@ def load_configs(config: Config) -> tuple[Any, Any]:
         )
     except Exception as error:  # also what the code of a model raises that comes with its own
         raise ConfigError(f"model.path={model.path}: {reason_of(error)}") from None
+    check_not_quantized(model, model_config)
+    settings = text_config_of(model, model_config)
     try:
         tokenizer = load_tokenizer(model, model.path)
-        tokenizer.add_tokens(model.add_tokens)
-        settings = text_config_of(model, model_config)
-        settings.vocab_size = max(settings.vocab_size, len(tokenizer))
     except ConfigError:
-        tokenizer = None
+        return model_config, None
+    tokenizer.add_tokens(model.add_tokens)
+    settings.vocab_size = max(settings.vocab_size, len(tokenizer))
     return model_config, tokenizer
 
 

@@ -68,7 +68,7 @@ def train(config: Config) -> dict[str, Any]:
         check_verified(config.model, pretrained.config, config.data.packing)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
-        check_fits_model(config.model, pretrained, data.train, data.held_out)
+        check_fits_model(config, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
         optimizer = build_optimizer(model, config.train)

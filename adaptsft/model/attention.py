@@ -155,7 +155,7 @@ def _attention_function(backend: str):
             what = ", ".join(sorted(unknown)) or "bidirectional attention"
             raise ConfigError(
                 f"{type(module).__name__} asks its attention for {what}, which document attention "
-                f"cannot honour; {EAGER}"
+                f"cannot honour{f'; {EAGER}' if unknown else ''}"
             )
         batch, heads, length, _ = query.shape
         # [B * L, heads, head_dim]

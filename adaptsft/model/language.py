@@ -78,13 +78,16 @@ def causal_lm(
         ) from None
 
 
-def load_whole(path: str | Path, dtype: torch.dtype) -> Any:
+def load_whole(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """A model of a folder or of the hub that answers texts, not sharded: of a multimodal one the
     whole, where transformers has no other class. Raises what `from_pretrained` raises."""
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        # False is said: without it transformers asks on the terminal
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code
+        )
     except ValueError:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or multimodal_class(config) is None:
             raise
         return AutoModelForMultimodalLM.from_pretrained(path, dtype=dtype)

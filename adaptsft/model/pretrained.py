@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from adaptsft.config.paths import local_model_folder
-from adaptsft.config.schema import ModelConfig
+from adaptsft.config.schema import Config, ModelConfig
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError, reason_of
 
@@ -39,6 +39,7 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     """Config, tokenizer and generation settings of `model.path`, a folder or a name on the hub.
     Raises ConfigError."""
     folder = _local_folder(config)
+    _check_no_adapter(config, folder)
     try:
         model_config = AutoConfig.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
@@ -48,6 +49,7 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     except Exception as error:  # also what the code of a model raises that comes with its own
         raise ConfigError(f"model.path={config.path}: {reason_of(error)}") from None
     _check_files(config, folder, model_config)
+    _check_generation(folder, generation)
     tokenizer = load_tokenizer(config, folder)
     text_config = text_config_of(config, model_config)
     if config.add_tokens and getattr(text_config, "hidden_size_per_layer_input", None):
@@ -81,8 +83,12 @@ def _check_files(config: ModelConfig, folder: Path, model_config: Any) -> None:
             f"model.path={config.path}: no *.safetensors in it; load and save the model once with "
             "transformers to convert it"
         )
+    check_not_quantized(config, model_config)
+
+
+def check_not_quantized(config: ModelConfig, model_config: Any) -> None:
     if quantized := getattr(model_config, "quantization_config", None):
-        method = dict(quantized).get("quant_method", "unknown")
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else "unknown"
         raise ConfigError(
             f"model.path={config.path}: its weights are quantised (quantization_config in "
             f"config.json: {method}), and only plain ones can be trained: name the checkpoint that "
@@ -90,14 +96,40 @@ def _check_files(config: ModelConfig, folder: Path, model_config: Any) -> None:
         )
 
 
-def check_fits_model(
-    config: ModelConfig, pretrained: Pretrained, *data: TokenizedData | None
-) -> None:
+def _check_no_adapter(config: ModelConfig, folder: Path) -> None:
+    """An adapter would be left out beside whole weights, and cannot be trained without them."""
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        try:
+            base = json.loads(path.read_text()).get("base_model_name_or_path")
+        except (OSError, ValueError, AttributeError):
+            base = None
+        raise ConfigError(
+            f"model.path={config.path} holds an adapter (adapter_config.json) of "
+            f"{base or 'another model'}: merge it (merge_and_unload and save_pretrained of PEFT) "
+            "and name the merged folder"
+        )
+
+
+def _check_generation(folder: Path, generation: GenerationConfig | None) -> None:
+    """What final/ is given back must be tokens: now, not after training."""
+    ends = generation.eos_token_id if generation is not None else None
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise ConfigError(
+            f"{folder / 'generation_config.json'}: eos_token_id is {ends}; write a token's id, or "
+            "a list of them"
+        )
+
+
+def check_fits_model(config: Config, pretrained: Pretrained, *data: TokenizedData | None) -> None:
     """Raises ConfigError where an example is longer than the model has positions for, or holds a
-    token for which its embedding has no row."""
-    _check_ids(config, pretrained, max(part.highest_id for part in data if part is not None))
+    token for which its embedding has no row, and where examples of different lengths would be given
+    different positions."""
+    parts = [part for part in data if part is not None]
+    _check_ids(config.model, pretrained, max(part.highest_id for part in parts))
+    _check_long_rope(config, pretrained, parts)
     positions = getattr(pretrained.config.get_text_config(), "max_position_embeddings", None) or 0
-    longest = max(int(examples.lengths.max()) for examples in data if examples is not None)
+    longest = max(int(part.lengths.max()) for part in parts)
     if 0 < positions < longest:
         raise ConfigError(
             f"data.max_length: an example has {longest:,} tokens, and the model positions for "
@@ -105,6 +137,31 @@ def check_fits_model(
             "lower data.max_length, or raise the positions there if the model supports longer "
             "contexts"
         )
+
+
+def _check_long_rope(config: Config, pretrained: Pretrained, data: list[TokenizedData]) -> None:
+    """LongRoPE (Phi-3's of 128k) turns positions by one table up to some length and by another
+    beyond it, and transformers chooses once for a whole batch: by its longest example."""
+    settings = pretrained.config.get_text_config()
+    parameters = getattr(settings, "rope_parameters", None) or {}
+    layers = [parameters, *(part for part in parameters.values() if isinstance(part, dict))]
+    limits = {
+        part.get("original_max_position_embeddings")
+        or getattr(settings, "original_max_position_embeddings", None)
+        for part in layers
+        if part.get("rope_type") == "longrope"
+    }
+    alone = not config.data.packing and config.train.micro_batch_size == 1
+    for limit in limits - {None}:
+        shortest = min(int(part.lengths.min()) for part in data)
+        longest = max(int(part.lengths.max()) for part in data)
+        if shortest <= limit < longest and not alone:
+            raise ConfigError(
+                f"data.max_length: the model (rope_type=longrope) computes positions otherwise for "
+                f"examples of more than {limit:,} tokens, for a whole batch at once, and the data "
+                f"has examples on both sides: set data.max_length={limit}, or data.packing=false "
+                "and train.micro_batch_size=1"
+            )
 
 
 def _add_tokens(config: ModelConfig, tokenizer: Any, rows: int) -> list[int]:

@@ -64,9 +64,10 @@ def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> Non
             f"({reason(tried, mode)}); set {MODES[good[0]]}"
         )
     why = "it has its own code" if own_code else reason(tried, "padded") or "it was not tried"
+    trial = "; model.unverified=true trains it if the comparison on the first batch holds"
     raise ConfigError(
-        f"{where} is not verified to train as transformers computes it: {why}. {LISTED}; "
-        "model.unverified=true trains it if the comparison on the first batch holds"
+        f"{where} is not verified to train as transformers computes it: {why}. {LISTED}"
+        + ("" if tried else trial)  # what has been tried would be refused again
     )
 
 

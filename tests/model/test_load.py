@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptsft.config.schema import DataConfig, ModelConfig
+from adaptsft.config.schema import Config, DataConfig, ModelConfig
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
@@ -77,9 +77,13 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows(tiny_model, tmp_p
     pretrained = load_pretrained(config)
     assert pretrained.pad_id < rows
     settings = DataConfig(path=str(tmp_path / "data.jsonl"), cache_dir=str(tmp_path / "cache"))
-    check_fits_model(config, pretrained, opened_with("plain words", settings, tokenizer))
+    check_fits_model(
+        Config(model=config), pretrained, opened_with("plain words", settings, tokenizer)
+    )
     with pytest.raises(ConfigError) as caught:
-        check_fits_model(config, pretrained, opened_with("an <image>", settings, tokenizer))
+        check_fits_model(
+            Config(model=config), pretrained, opened_with("an <image>", settings, tokenizer)
+        )
     said = str(caught.value)
     assert f"the data has the id {rows}, " in said and f"{rows} rows" in said
     assert "none for '<image>', '<ünder>'" in said and "model.tokenizer" in said

@@ -14,7 +14,7 @@ from adaptsft import chat, diagnose, plan
 from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError
 from adaptsft.evals.backends.decode import decode
-from adaptsft.evals.backends.hf import HuggingFace
+from adaptsft.evals.backends.hf import HuggingFace, end_tokens
 from adaptsft.evals.in_training import generating
 from adaptsft.evals.protocol import Sampling
 from adaptsft.model.pretrained import load_pretrained
@@ -282,3 +282,19 @@ def test_language_parts_that_cannot_be_trained_are_refused(tmp_path, device):
     name = "model.layers.1.mlp.up_proj.weight"
     with pytest.raises(ConfigError, match=rf"1 tensors missing.*{name}"):
         built(changed(folder, tmp_path / "torn", lambda t: t.pop(name)), device)
+
+
+def test_a_language_part_with_a_plain_head_answers_while_it_trains(tmp_path, device):
+    """As the whole model does, with transformers' own cache: for tasks of an evaluation."""
+    source = multimodal(tmp_path / "saved", "qwen2_5_vl")
+    model, pretrained = built(source, device)
+    prompt = pretrained.tokenizer("The quick brown fox").input_ids
+    whole = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+    expected = whole.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)
+    with generating(model):
+        ends, sampling = end_tokens(model, pretrained.tokenizer), Sampling(max_tokens=6)
+        (found,) = decode(
+            model, pretrained.tokenizer, [prompt], [0], sampling, ends, context=64, lockstep=True
+        )
+    answer = expected[0, len(prompt) :].tolist()
+    assert found.text == pretrained.tokenizer.decode(answer, skip_special_tokens=True)

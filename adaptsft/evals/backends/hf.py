@@ -42,6 +42,12 @@ def locate(name: str) -> tuple[str, DataConfig, str]:
     return str(folder / "final"), config.data, label_of(config.objective, config.controller)
 
 
+def trusts_code(name: str) -> bool:
+    """Whether the code of a model that comes with its own is run: that of a run which ran it."""
+    path = Path(name) / "config.yaml"
+    return path.is_file() and read_config(path).model.trust_remote_code
+
+
 def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
     """An objective as tables call it.
 
@@ -107,8 +113,9 @@ class HuggingFace:
             "auto": torch.bfloat16 if cuda else torch.float32,
         }[dtype]
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model = load_whole(path, torch_dtype)
+            own_code = trusts_code(name)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=own_code)
+            model = load_whole(path, torch_dtype, own_code)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--model {name}: {str(error).strip().splitlines()[0]}") from None
         self.model: Any = model.to(local).eval()
@@ -216,7 +223,8 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Token ids after which nothing is generated: the model's own, and the tokenizer's."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    settings = getattr(model, "generation_config", None)  # a sharded language part has none
+    own = settings.eos_token_id if settings is not None else None
     listed = own if isinstance(own, list) else [own]
     return {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
 
