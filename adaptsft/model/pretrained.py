@@ -152,7 +152,7 @@ def _check_long_rope(config: Config, pretrained: Pretrained, data: list[Tokenize
         if part.get("rope_type") == "longrope"
     }
     alone = not config.data.packing and config.train.micro_batch_size == 1
-    for limit in limits - {None}:
+    for limit in filter(None, limits):
         shortest = min(int(part.lengths.min()) for part in data)
         longest = max(int(part.lengths.max()) for part in data)
         if shortest <= limit < longest and not alone:
