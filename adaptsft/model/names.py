@@ -192,8 +192,10 @@ def _refuse(model: PreTrainedModel, folder: Path, missing: list[str], unknown: l
             "set tie_word_embeddings=true in config.json; if not, the files are incomplete"
         )
     near = difflib.get_close_matches(missing[0], unknown, n=1) if missing else []
+    parts = [f"{len(missing)} tensors missing (such as {missing[0]})"] if missing else []
+    if unknown:
+        parts.append(f"{len(unknown)} not used (such as {(near or unknown)[0]})")
     raise ConfigError(
-        f"{folder}: the files do not fit {type(model).__name__}: {len(missing)} tensors missing "
-        f"(such as {missing[:1]}), {len(unknown)} not used (such as {near or unknown[:1]}), after "
-        "the renames that transformers knows: do config.json and the weights belong together?"
+        f"{folder}: the files do not fit {type(model).__name__}: {', '.join(parts)}, after the "
+        "renames that transformers knows: do config.json and the weights belong together?"
     )

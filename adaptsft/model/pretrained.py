@@ -44,12 +44,10 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         model_config = AutoConfig.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code
         )
-        with_generation = (folder / "generation_config.json").is_file()
-        generation = GenerationConfig.from_pretrained(folder) if with_generation else None
     except Exception as error:  # also what the code of a model raises that comes with its own
         raise ConfigError(f"model.path={config.path}: {reason_of(error)}") from None
     _check_files(config, folder, model_config)
-    _check_generation(folder, generation)
+    generation = _load_generation(folder)
     tokenizer = load_tokenizer(config, folder)
     text_config = text_config_of(config, model_config)
     if config.add_tokens and getattr(text_config, "hidden_size_per_layer_input", None):
@@ -111,14 +109,20 @@ def _check_no_adapter(config: ModelConfig, folder: Path) -> None:
         )
 
 
-def _check_generation(folder: Path, generation: GenerationConfig | None) -> None:
-    """What final/ is given back must be tokens: now, not after training."""
-    ends = generation.eos_token_id if generation is not None else None
+def _load_generation(folder: Path) -> GenerationConfig | None:
+    """The generation settings, if there are any, whose ends are tokens: what final/ would be given
+    back is checked now, not after training."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # whatever its checks of values raise
+        raise ConfigError(f"{path}: {reason_of(error)}; repair it, or remove it") from None
+    ends = found.eos_token_id
     if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
-        raise ConfigError(
-            f"{folder / 'generation_config.json'}: eos_token_id is {ends}; write a token's id, or "
-            "a list of them"
-        )
+        raise ConfigError(f"{path}: eos_token_id is {ends}; write a token's id, or a list of them")
+    return found
 
 
 def check_fits_model(config: Config, pretrained: Pretrained, *data: TokenizedData | None) -> None:
