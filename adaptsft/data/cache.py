@@ -174,7 +174,7 @@ def _tokenize(
 ) -> None:
     """Write the files of the cache, of all records, to the folder."""
     reader = RecordReader(source, records, template)
-    batches = _encoded(reader, Encoder(template.tokenizer), source.name, progress)
+    batches = _encoded(reader, template.encoder, source.name, progress)
     sizes: list[np.ndarray] = []
     target_weight: list[np.ndarray] = []
     with open(folder / "tokens.arrow", "wb") as file:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, cast
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from adaptsft.config.schema import DataConfig
@@ -71,7 +70,9 @@ class ChatTemplate:
                 add_generation_prompt=generation,
                 **variables,
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except (ConfigError, RecursionError):  # the day; a record nested too deeply
+            raise
+        except Exception as error:  # jinja's, or what a template does with what it does not expect
             raise DataError(
                 f"the tokenizer's chat template refuses the conversation: {error}"
             ) from None

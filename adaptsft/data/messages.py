@@ -218,7 +218,7 @@ def _message(message: Any, label: str, learned: bool) -> tuple[Message, float]:
         others["tool_calls"] = _calls(others["tool_calls"], f"{label}: tool_calls")
     if isinstance(content, list):
         content = _joined(content, f"{label}: content")
-    if role not in CALLS and "tool_calls" not in others and not {"content", "value"} & set(message):
+    if "tool_calls" not in others and not {"content", "value"} & set(message):
         raise DataError(f"{label}: content is missing; the message has {', '.join(message)}")
     weight = _weight(message, label)
     if role == "assistant" and "tool_calls" not in others and learned and weight > 0:

@@ -36,7 +36,7 @@ class Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         """Raises ConfigError where the tokenizer cannot serve the configured template."""
         self.tokenizer, self.config = tokenizer, config
-        self.chat = ChatTemplate(tokenizer, config)
+        self.chat, self.encoder = ChatTemplate(tokenizer, config), Encoder(tokenizer)
         self.loss_on, self.prompt_template = config.loss_on, config.prompt_template
         self.kind = config.template
         if self.kind == "auto":
@@ -95,7 +95,7 @@ class Template:
         """The token ids from which generation answers the conversation: the very ids of the prompt
         in training."""
         prompt = Segment(self._prompt_text(messages, tools), 0.0)
-        encoded = Encoder(self.tokenizer).encode([Example([prompt], self.begin, [])])
+        encoded = self.encoder.encode([Example([prompt], self.begin, [])])
         return encoded[0].ids.tolist()
 
     def examples(self, conversation: Conversation) -> list[Example]:

@@ -81,9 +81,7 @@ def test_no_tools(value):
     ],
 )
 def test_what_is_refused_names_the_field(message, said):
-    with pytest.raises(DataError, match=rf"^messages, message 1: ?.*{said}|^messages, message 1"):
-        read_messages([USER, message], "messages")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=rf"^messages, message 1.*{said}"):
         read_messages([USER, message], "messages")
 
 

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from adaptsft.config.schema import DataConfig
-from adaptsft.data.encoding import Encoder
 from adaptsft.data.layout import Layout
 from adaptsft.data.template import Template
 from adaptsft.errors import ConfigError, DataError
@@ -106,7 +105,7 @@ class LengthFilter:
         longest = np.zeros(len(records), dtype=np.int64)
         for template in self.templates:
             examples = [template.examples(conversation)[0] for conversation in conversations]
-            encoded = Encoder(template.tokenizer).encode(examples)
+            encoded = template.encoder.encode(examples)
             longest = np.maximum(longest, [len(ids) for ids, _ in encoded])
         return (longest <= self.limit).tolist()
 
