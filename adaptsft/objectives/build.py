@@ -16,8 +16,9 @@ from adaptsft.objectives.base import REGISTRY, Objective
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.objectives.threshold import threshold
 
+THRESHOLDS = ("lower", "upper")  # fields of ObjectiveState
 NLL = REGISTRY["nll"]
-LIMITS = {"alpha": 1e6, "lower": 1.0, "upper": 1.0}  # each from 0
+LIMITS = {"alpha": 1e6, "lower": 1.0, "upper": 1.0, "floor": 1.0}  # each from 0
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
@@ -59,14 +60,14 @@ def unread_by_objective(config: ObjectiveConfig, objective: Objective) -> list[s
 
     def reading(field: str) -> list[str]:
         names = [name for name, known in REGISTRY.items() if field in known.uses]
-        return names if field == "alpha" else [*names, "threshold"]
+        return [*names, "threshold"] if field in THRESHOLDS else names
 
     warnings = []
     if config.name != "threshold":
         warnings += unread("objective", config, ["base"], name, ["threshold"])
     for field in MOVABLE:
         if field not in objective.uses:
-            keys = [field] if field == "alpha" else [field, f"{field}_quantile"]
+            keys = [field, f"{field}_quantile"] if field in THRESHOLDS else [field]
             warnings += unread("objective", config, keys, name, reading(field))
     if objective.mask is None:
         masking = [name for name, known in REGISTRY.items() if known.mask is not None]

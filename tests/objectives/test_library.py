@@ -78,9 +78,28 @@ CASES = [
         {"name": "threshold", "base": "poly1", "lower": 0.5},
         lambda p: 1 - p - mp.log(p) if p > 0.5 else mp.mpf(0),
     ),
+    Case({"name": "mixture"}, lambda p: -p),
+    *(
+        Case({"name": "mixture"}, lambda p, e=e: -(p + e * mp.log(p)) / (1 + mp.mpf(e)), alpha=e)
+        for e in (0.03, 1.0, 1e4)
+    ),
+    *(
+        Case(
+            {"name": "alpha", "floor": b},
+            lambda p, b=b: -b * mp.log(p) + (1 - mp.mpf(b)) * (1 - p**2) / 2,
+            alpha=2.0,
+        )
+        for b in (0.02, 1.0)
+    ),
     Case({"name": "dft"}, lambda p: p, weighted=True),
     Case({"name": "deft"}, lambda p: p ** mp.mpf(C), weighted=True),
     Case({"name": "concentration"}, lambda p: p ** (3 * mp.mpf(C)), weighted=True, alpha=3.0),
+    Case(
+        {"name": "concentration", "floor": 0.1},
+        lambda p: mp.mpf(0.1) + (1 - mp.mpf(0.1)) * p ** (3 * mp.mpf(C)),
+        weighted=True,
+        alpha=3.0,
+    ),
     Case(
         {"name": "soft_threshold", "lower": 0.2},
         lambda p: 1 / (1 + (mp.mpf("0.2") / p) ** 2),
@@ -109,6 +128,7 @@ def state_for(case: Case, count: int) -> ObjectiveState:
         alpha=case.alpha,
         lower=case.config.get("lower", 0.0),
         upper=case.config.get("upper", 1.0),
+        floor=case.config.get("floor", 0.0),
     )
 
 
@@ -180,6 +200,25 @@ def test_alpha_is_smooth_through_zero() -> None:
         torch.testing.assert_close(loss, at_zero, rtol=5e-5, atol=0)
 
 
+def test_floor_and_mixture_lie_between_nll_and_what_they_bound() -> None:
+    """Bit for bit at a floor of 0 and of 1; the mixture is NLL for a large e."""
+    tokens = tokens_at(P)
+    for name in ("alpha", "concentration"):
+        plain, floored, full = (
+            REGISTRY[name](tokens, state_of(len(P), alpha=3.0, floor=floor))
+            for floor in (0.0, 0.01, 1.0)
+        )
+        exponent = 3 * tokens.collision if name == "concentration" else 3
+        assert torch.equal(plain[1], (exponent * tokens.logp).exp())
+        assert torch.equal(full[1], torch.ones_like(tokens.logp))
+        torch.testing.assert_close(full[0], -tokens.logp, rtol=1e-15, atol=0)
+        assert (floored[1] >= 0.01).all()
+        assert (floored[1] >= plain[1]).all()
+    mixed = REGISTRY["mixture"](tokens, state_of(len(P), alpha=1e9))
+    torch.testing.assert_close(mixed[1], torch.ones_like(mixed[1]), rtol=1e-8, atol=0)
+    torch.testing.assert_close(mixed[0], -tokens.logp, rtol=1e-8, atol=1e-8)
+
+
 def test_relations_between_objectives() -> None:
     """The scales and signs that the papers' errata are about."""
     tokens, state = tokens_at(P), state_of(len(P), alpha=10.0)
@@ -210,6 +249,7 @@ def test_relations_between_objectives() -> None:
         ("alpha", {}, 1.0, "W", 0.25, 0.5),
         ("alpha", {}, 3.0, "W", 0.1055, 0.75),
         ("alpha", {}, 10.0, "W", 0.0350, 10 / 11),
+        ("mixture", {}, 0.2, "W", 0.3, 0.4),
         ("neg_p_k", {}, 0.0, "W", 0.350, 10 / 11),
         ("focal", {}, 0.0, "weight", 1.225, 0.104),
         ("huber", {}, 0.0, "weight", 0.25, 0.5),

@@ -52,6 +52,7 @@ def state_for(config: dict[str, Any], count: int) -> ObjectiveState:
         "alpha": 0.0,
         "lower": 0.0,
         "upper": 1.0,
+        "floor": 0.0,
         "mean_p": 0.6,
         "sequence_nll": 0.8,
         "mass": 1.0,

@@ -75,6 +75,7 @@ def state_of(count: int, dtype: torch.dtype = torch.float64, **values: float) ->
         "alpha": 0.0,
         "lower": 0.0,
         "upper": 1.0,
+        "floor": 0.0,
         "mean_p": MEAN_P,
         "sequence_nll": TAU,
         "mass": 1.0,
@@ -90,7 +91,7 @@ def shipped() -> dict[str, Objective]:
     return {
         name: objective
         for name, objective in REGISTRY.items()
-        if objective.function.__module__ == library.__name__
+        if objective.function.__module__.startswith(f"{library.__name__}.")
     }
 
 

@@ -62,7 +62,7 @@ def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
     if controller.name != "fixed":
         return f"{objective.name} {controller.name}"
     default, parts = ObjectiveConfig(), [objective.name]
-    for key in ("alpha", "lower", "upper", "lower_quantile", "upper_quantile"):
+    for key in ("alpha", "floor", "lower", "upper", "lower_quantile", "upper_quantile"):
         value = getattr(objective, key)
         if value != getattr(default, key):
             parts.append(f"{key.replace('_', ' ')} {value:g}")
