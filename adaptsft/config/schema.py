@@ -217,6 +217,17 @@ class ObjectiveConfig:
     params: dict[str, float] = key(
         {}, "parameters of the objective by name, for example {gamma: 2}; see docs/objectives.md"
     )
+    reference: str = key(
+        "current",
+        "whose p, entropy and so on the token weights read: the model's in training, or the base "
+        "model's, which then does not move",
+        ("current", "base"),
+    )
+    base_tokens: str = key(
+        "",
+        "reference=base, prift_prob, prift_mass, psft, iw_sft: base_tokens.safetensors of "
+        "adaptsft.diagnose, the base model's statistics of every target token",
+    )
     exempt: str = key(
         "none",
         "tokens that keep NLL whatever the objective: what ends a turn or a text, or all special "

@@ -13,7 +13,7 @@ from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.errors import ConfigError, warn
 from adaptsft.objectives.__main__ import describe_objectives
-from adaptsft.objectives.base import REGISTRY
+from adaptsft.objectives.base import ON_REQUEST, REGISTRY
 from adaptsft.objectives.build import build_objective
 from tests.conftest import REPO
 from tests.objectives.tokens import P, state_of, tokens_at
@@ -33,7 +33,7 @@ def test_declared_needs_and_uses_are_what_is_read() -> None:
         tokens, state = Reads(tokens_at(P)), Reads(state_of(len(P)))
         objective.function(tokens, state)
         assert state.names == objective.uses, name
-        assert tokens.names & {"top_entropy"} == objective.needs, name
+        assert tokens.names & {*ON_REQUEST} == objective.needs, name
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,11 @@ UNREAD = [
         "alpha, mixture, concentr",
     ),
     (["objective.name=mixture", "objective.floor=0.1"], "objective.floor=0.1", "alpha, concentr"),
-    (["objective.normalizer=kept"], "objective.normalizer=kept", "gce, profit, threshold"),
+    (
+        ["objective.normalizer=kept"],
+        "objective.normalizer=kept",
+        "gce, profit, prift_mass, threshold",
+    ),
     (["objective.unit_mass=true"], "objective.unit_mass=true", "every other objective"),
     (["objective.exempt=eos"], "objective.exempt=eos", "every other objective"),
 ]

@@ -13,8 +13,11 @@ from adaptsft.objectives.build import build_objective
 from adaptsft.objectives.state import ObjectiveState
 from tests.objectives.tokens import (
     BEYOND_CLAMP,
+    C_0,
     H20,
+    H20_0,
     MEAN_P,
+    P_0,
     TAU,
     C,
     H,
@@ -109,6 +112,30 @@ CASES = [
     Case({"name": "cayley"}, cayley, weighted=True),
     Case({"name": "talr"}, lambda p: max(p ** (1 / mp.mpf(TAU)), mp.mpf(0.01)), weighted=True),
     Case({"name": "idft"}, idft, weighted=True),
+    Case({"name": "prift_prob"}, lambda p: mp.mpf(P_0), weighted=True),
+    Case({"name": "prift_mass"}, lambda p: -mp.log(p)),
+    Case({"name": "prift_mass", "params": {"cut": 0.7}}, lambda p: mp.mpf(0)),
+    Case({"name": "psft"}, lambda p: -min(p / mp.mpf(P_0), mp.mpf(1.28))),
+    Case({"name": "iw_sft"}, lambda p: p / mp.mpf(P_0), weighted=True),
+    Case(
+        {"name": "iw_sft", "params": {"temperature": 2, "clip": 2}},
+        lambda p: min((p / mp.mpf(P_0)) ** 2, mp.mpf(2)),
+        weighted=True,
+    ),
+    Case({"name": "dft", "reference": "base"}, lambda p: mp.mpf(P_0), weighted=True),
+    Case({"name": "deft", "reference": "base"}, lambda p: mp.mpf(P_0) ** C_0, weighted=True),
+    Case({"name": "eaft", "reference": "base"}, lambda p: mp.mpf(H20_0) / 3, weighted=True),
+    Case(
+        {"name": "chord_phi", "reference": "base"},
+        lambda p: mp.mpf(P_0) * (1 - mp.mpf(P_0)),
+        weighted=True,
+    ),
+    Case(
+        {"name": "alpha", "reference": "base", "floor": 0.1},
+        lambda p: mp.mpf(0.1) + (1 - mp.mpf(0.1)) * mp.mpf(P_0) ** 3,
+        weighted=True,
+        alpha=3.0,
+    ),
     Case({"name": "chord_phi"}, lambda p: p * (1 - p), weighted=True),
     Case(
         {"name": "info_sft"},
@@ -159,7 +186,7 @@ def test_the_weight_agrees_with_autograd(case: Case) -> None:
     p = torch.tensor([2e-8, 1e-5, 0.03, 0.3, 0.6, 0.8, 0.97, 1 - 2e-6], dtype=torch.float64)
     logp = p.log().requires_grad_()
     loss, weight = build_objective(ObjectiveConfig(**case.config))(
-        tokens_of(logp, -torch.expm1(logp)), state_for(case, len(p))
+        tokens_of(logp, -torch.expm1(logp), torch.arange(len(p))), state_for(case, len(p))
     )
     slope = torch.autograd.grad(loss.sum(), logp)[0] if loss.requires_grad else torch.zeros_like(p)
     # torch's backward of expm1 rounds at 1

@@ -43,6 +43,8 @@ def objective(run: RunFolder) -> str:
             settings.append(f"{key}_quantile={figures(quantile)}")
         elif "threshold" in name and number(value) != unused:
             settings.append(f"{key}={figures(value)}")
+    if get("objective.reference") == "base":
+        settings.append("reference=base")
     settings += [
         f"{key.rsplit('.', 1)[1]}={figures(value)}"
         for key, value in run.config.items()

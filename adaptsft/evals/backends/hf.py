@@ -66,6 +66,8 @@ def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
         value = getattr(objective, key)
         if value != getattr(default, key):
             parts.append(f"{key.replace('_', ' ')} {value:g}")
+    if objective.reference == "base":
+        parts.append("reference base")
     parts += [f"{key} {value:g}" for key, value in objective.params.items()]
     return " ".join(parts)
 

@@ -4,6 +4,6 @@ Weights are computed from log p and 1 - p so that they keep their relative accur
 tests/objectives/test_library.py checks every objective here against 50-digit arithmetic.
 """
 
-from adaptsft.objectives.library import functions, weighted
+from adaptsft.objectives.library import functions, reference, weighted
 
-__all__ = ["functions", "weighted"]
+__all__ = ["functions", "reference", "weighted"]

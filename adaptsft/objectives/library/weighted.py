@@ -13,7 +13,7 @@ from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenStatistics
 
 
-def _weighted(tokens: TokenStatistics, weight: Tensor) -> Result:
+def weighted(tokens: TokenStatistics, weight: Tensor) -> Result:
     return -weight * tokens.logp, weight
 
 
@@ -26,7 +26,7 @@ def dft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     The gradient of -p. Without the stop-gradient the weight would be p (1 + log p), negative below
     p = 1/e. Source: arXiv:2508.05629.
     """
-    return _weighted(tokens, tokens.logp.exp())
+    return weighted(tokens, tokens.logp.exp())
 
 
 @register("concentration", uses=("alpha", "floor"))
@@ -39,7 +39,7 @@ def concentration(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     tokens. DEFT is alpha = 1 and floor = 0 (objective.floor).
     """
     power = torch.exp(state.alpha * tokens.collision * tokens.logp)
-    return _weighted(tokens, state.floor + (1 - state.floor) * power)
+    return weighted(tokens, state.floor + (1 - state.floor) * power)
 
 
 @register("soft_threshold", uses=("lower",), bounds={"width": (1e-3, 10.0)})
@@ -50,7 +50,7 @@ def soft_threshold(tokens: TokenStatistics, state: ObjectiveState, *, width: flo
 
     A threshold without an edge; at lower = 0 it is NLL.
     """
-    return _weighted(tokens, torch.sigmoid((tokens.logp - state.lower.log()) / width))
+    return weighted(tokens, torch.sigmoid((tokens.logp - state.lower.log()) / width))
 
 
 @register("deft")
@@ -62,7 +62,7 @@ def deft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     Source: arXiv:2602.11424; it reports (1 - p^c)/c, whose gradient (c under stop-gradient) is the
     same.
     """
-    return _weighted(tokens, torch.exp(tokens.collision * tokens.logp))
+    return weighted(tokens, torch.exp(tokens.collision * tokens.logp))
 
 
 @register("eaft", needs=("top_entropy",), bounds={"exponent": (0.0, 10.0)})
@@ -76,7 +76,7 @@ def eaft(tokens: TokenStatistics, state: ObjectiveState, *, exponent: float = 1.
     Source: arXiv:2601.02151.
     """
     assert tokens.top_entropy is not None, "declared in needs"
-    return _weighted(tokens, (tokens.top_entropy / 3.0) ** exponent)
+    return weighted(tokens, (tokens.top_entropy / 3.0) ** exponent)
 
 
 @register("cayley", uses=("mean_p",), bounds={"batch": (0.0, 1.0)})
@@ -91,7 +91,7 @@ def cayley(tokens: TokenStatistics, state: ObjectiveState, *, batch: float = 0.0
     p = tokens.logp.exp()
     a0 = 0.5 * (p.mean() if batch else state.mean_p)
     a = (a0 + (1 - a0) * p / (2 - p)).clamp(0.001, 1.0)
-    return _weighted(tokens, torch.exp(a * tokens.logp))
+    return weighted(tokens, torch.exp(a * tokens.logp))
 
 
 @register("talr", uses=("sequence_nll",), bounds={"floor": (0.0, 1.0), "batch": (0.0, 1.0)})
@@ -107,24 +107,33 @@ def talr(
     1e-6. Source: arXiv:2509.20758.
     """
     tau = _median_sequence_nll(tokens) if batch else state.sequence_nll
-    return _weighted(tokens, torch.exp(tokens.logp / tau.clamp(min=1e-6)).clamp(min=floor))
+    return weighted(tokens, torch.exp(tokens.logp / tau.clamp(min=1e-6)).clamp(min=floor))
 
 
 def _median_sequence_nll(tokens: TokenStatistics) -> Tensor:
+    means, counts = of_sequences(tokens, -tokens.logp, "talr with batch=1")
+    # of an even number, the lower one, like torch.median; the means of none are NaN, and sort last
+    middle = ((counts > 0).sum(0, keepdim=True) - 1) // 2
+    return means.sort().values.gather(0, middle)
+
+
+def of_sequences(tokens: TokenStatistics, values: Tensor, reader: str) -> tuple[Tensor, Tensor]:
+    """(mean of `values` [n] over each sequence's tokens, their number), both [n]: entry i is of
+    sequence i; beyond the last one, NaN and 0.
+
+    Raises ValueError, naming the reader, where the caller gave no sequences.
+    """
     if tokens.sequence is None:
         raise ValueError(
-            "talr with batch=1 needs each token's sequence: pass `sequence` to linear_objective"
+            f"{reader} needs each token's sequence: pass `sequence` to linear_objective"
         )
-    # as many means as tokens, so that the number of sequences stays on the device; the unused ones
-    # are NaN, which sorts last. index_add only counts: on a GPU its order of summation, and so the
-    # rounding of a sum, changes from call to call
+    # as many means as tokens, so that the number of sequences stays on the device. index_add only
+    # counts: on a GPU its order of summation, and so the rounding of a sum, changes from call to
+    # call
     sequence = tokens.sequence
     order = sequence.argsort(stable=True)
     counts = torch.zeros_like(sequence).index_add(0, sequence, torch.ones_like(sequence))
-    means = torch.segment_reduce(-tokens.logp[order], "mean", lengths=counts, unsafe=True)
-    # of an even number, the lower one, like torch.median
-    middle = ((counts > 0).sum(0, keepdim=True) - 1) // 2
-    return means.sort().values.gather(0, middle)
+    return torch.segment_reduce(values[order], "mean", lengths=counts, unsafe=True), counts
 
 
 @register(
@@ -149,7 +158,7 @@ def idft(
     the steps is left out).
     """
     g = torch.exp(-(tokens.logp + tokens.entropy) / beta).clamp(low, high)
-    return _weighted(tokens, torch.exp((1 + strength * (g - 1)) * tokens.logp))
+    return weighted(tokens, torch.exp((1 + strength * (g - 1)) * tokens.logp))
 
 
 @register(
@@ -163,7 +172,7 @@ def profit(tokens: TokenStatistics, state: ObjectiveState, *, cut: float = 0.1) 
     A threshold on NLL; the authors divide by all tokens (objective.normalizer=all).
     Source: arXiv:2601.09195.
     """
-    return _weighted(tokens, (tokens.logp.exp() > cut).to(tokens.logp.dtype))
+    return weighted(tokens, (tokens.logp.exp() > cut).to(tokens.logp.dtype))
 
 
 @register("chord_phi")
@@ -175,7 +184,7 @@ def chord_phi(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     The largest weight is at p = 1/2: neither what is known nor what is far off. Source:
     arXiv:2508.11408.
     """
-    return _weighted(tokens, tokens.logp.exp() * tokens.one_minus_p)
+    return weighted(tokens, tokens.logp.exp() * tokens.one_minus_p)
 
 
 @register("info_sft", bounds={"pivot": (0.01, 1 - 1e-6)})
@@ -188,4 +197,4 @@ def info_sft(tokens: TokenStatistics, state: ObjectiveState, *, pivot: float = 0
     """
     logit = tokens.logp - tokens.one_minus_p.log()
     below = (math.log(pivot) - math.log1p(-pivot) - logit).clamp(min=0.0)
-    return _weighted(tokens, tokens.logp.exp() * below)
+    return weighted(tokens, tokens.logp.exp() * below)
