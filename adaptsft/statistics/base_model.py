@@ -39,10 +39,9 @@ from adaptsft_kernels import TokenOutputs
 SCHEMA, TOKENS_SCHEMA = 1, 2
 # of the histogram for quantiles: steps of 0.003 in log-odds, so p is resolved to 0.3 % of p (1 - p)
 FINE_BINS = 1 << 14
-FIX = (
-    "run `python -m adaptsft.diagnose` with the arguments of this run, and give the file that it "
-    "writes"
-)
+DIAGNOSE = "run `python -m adaptsft.diagnose` with the arguments of this run"
+FIX = f"{DIAGNOSE}, and give the file that it writes"
+TOKENS_FIX = f"{DIAGNOSE} and sample=all per_token=true, and give the file that it writes"
 
 
 class FineHistogram:
@@ -155,16 +154,16 @@ class BaseTokens:
 
         Raises ConfigError where the file is not one, or of another model or other data.
         """
-        fix = f"{FIX}, with sample=all per_token=true"
         try:
             file = safe_open(path, framework="numpy")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"objective.base_tokens={path}: cannot be read ({error}); {fix}"
+                f"objective.base_tokens={path}: cannot be read ({error}); {TOKENS_FIX}"
             ) from None
         metadata = file.metadata() or {}
-        _expect(path, metadata, "schema", str(TOKENS_SCHEMA), fix)
-        _same(path, json.loads(metadata["model"]), json.loads(metadata["data"]), model, data)
+        _expect(path, metadata, "schema", str(TOKENS_SCHEMA), TOKENS_FIX)
+        origin = json.loads(metadata["model"]), json.loads(metadata["data"])
+        _same(path, *origin, model, data, TOKENS_FIX)
         columns = [file.get_slice(name) for name in Reference._fields]
         return cls(columns, data.target_tokens.cumsum(dtype=np.int64))
 
@@ -207,7 +206,12 @@ def _expect(path: Path, content: Any, key: str, value: Any, fix: str = FIX) -> N
 
 
 def _same(
-    path: Path, model: dict[str, str], data: dict[str, str], folder: Path, current: TokenizedData
+    path: Path,
+    model: dict[str, str],
+    data: dict[str, str],
+    folder: Path,
+    current: TokenizedData,
+    fix: str = FIX,
 ) -> None:
     for what, saved, now in (
         (f"model ({model['path']})", model["fingerprint"], model_fingerprint(folder)),
@@ -220,7 +224,7 @@ def _same(
         if saved != now:
             raise ConfigError(
                 f"{path}: measured on another {what}: its fingerprint is {saved[:12]}, this run's "
-                f"{now[:12]}; {FIX}"
+                f"{now[:12]}; {fix}"
             )
 
 

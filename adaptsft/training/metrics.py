@@ -247,7 +247,7 @@ class Metrics:
         parts = [f"step {step}/{steps} {100 * step / steps:3.0f}% ETA {_duration(left)}"]
         parts += [f"loss {line['loss']:.4f}", f"nll {line['nll']:.4f}", f"p {line['mean_p']:.3f}"]
         if "alpha" in self.uses:
-            parts.append(f"alpha {line['alpha']:.2f}")
+            parts.append(f"alpha {line['alpha']:.3g}")
         if "lower" in self.uses:
             share = 100 * line["kept"] / max(line["tokens"], 1)
             parts.append(f"kept [{line['lower']:.3g}, {line['upper']:.3g}] {share:.0f}%")

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adaptsft.config.load import save_config
+from adaptsft.analysis.report.folder import open_runs
+from adaptsft.analysis.report.summary import objective
+from adaptsft.config.load import read_config, save_config
 from adaptsft.errors import ConfigError, warn
 from adaptsft.train import train
 from tests.analysis.diagnosed import config_of
@@ -38,8 +40,6 @@ def reading(folder: Path, run_dir: Path, **overrides):
 
 
 def train_each(folder: Path) -> int:
-    from adaptsft.config.load import read_config
-
     for file in sorted(folder.glob("*.yaml")):
         train(read_config(file))
     return 0
@@ -105,6 +105,19 @@ def test_the_first_step_is_that_of_the_current_model_and_later_ones_are_not(fold
         assert second["weight"] != pytest.approx(1.0, abs=1e-3)
     kept = rows_of(runs, "prift_mass-packs")[0]
     assert 0 < kept["kept"] < kept["tokens"]
+
+
+def test_the_report_names_what_the_weights_read(runs, tmp_path):
+    names = [objective(run) for run in open_runs([runs / "deft-packs", runs / "psft-ranks"])]
+    assert names == ["deft (reference=base)", "psft"]
+    shutil.copytree(runs / "deft-packs", tmp_path / "run", ignore=shutil.ignore_patterns("final"))
+    config = tmp_path / "run" / "config.yaml"
+    text = (
+        config.read_text().replace("name: deft", "name: alpha").replace("floor: 0.0", "floor: 0.1")
+    )
+    config.write_text(text)
+    (run,) = open_runs([tmp_path / "run"])
+    assert objective(run) == "alpha (alpha=0, floor=0.100, reference=base)"
 
 
 def test_a_resumed_run_is_bitwise_the_same(folder, tmp_path):
