@@ -1,7 +1,10 @@
 """Families and regimes that are Python files: loaded by path, in every process that needs them."""
 
 import functools
+import hashlib
+import importlib
 import importlib.util
+import json
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,17 +42,23 @@ def errors_of(path: Path) -> Iterator[None]:
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from None
 
 
-def needs(package: str, version: str, what: str) -> None:
-    """Raise ConfigError unless this very version of a package is installed."""
-    from importlib.metadata import PackageNotFoundError, version as installed_version
-
+def package(module: str, requirement: str) -> Any:
+    """A module of a package that only some families need. Raises ConfigError."""
     try:
-        found = installed_version(package)
-    except PackageNotFoundError:
-        found = None
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"the package {requirement} is needed, and cannot be imported ({error}): pip install "
+            "'adaptsft[lab]'"
+        ) from None
+
+
+def require_data(content: Any, sha256: str, requirement: str) -> None:
+    """Raise ConfigError unless what a package gave is what the family was made from. `content` is
+    anything that JSON can write."""
+    found = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     require(
-        found == version,
-        f"{what} is made from the package {package} {version}, "
-        + (f"and {found} is installed" if found else "which is not installed")
-        + ": pip install 'adaptsft[lab]'",
+        found == sha256,
+        f"the data of {requirement} are others here ({found}, not {sha256}), and results would not "
+        "compare: pip install 'adaptsft[lab]'",
     )
