@@ -14,6 +14,7 @@ from adaptsft.controllers.base import REGISTRY, Controller, parameters
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.errors import require, require_known
 from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import THRESHOLDS
 
 
 def acts_through(config: ControllerConfig) -> str:
@@ -116,7 +117,7 @@ def _schedule(config: ControllerConfig, cls: type[Schedule]) -> None:
 def _fix(cls: type[Controller], field: str, objective: Objective) -> str:
     if not issubclass(cls, Schedule):
         return f"leave objective.name out (it acts through {cls.objective})"
-    fix = f"use objective.name={'alpha' if field == 'alpha' else 'threshold'}"
+    fix = f"use objective.name={'threshold' if field in THRESHOLDS else 'alpha'}"
     return f"{fix}, or controller.parameter=lower" if "lower" in objective.uses else fix
 
 

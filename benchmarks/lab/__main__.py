@@ -88,11 +88,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="FAMILY",
         help="instead of the preset's: the families on which each method's learning rate is chosen",
     )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="train runs of a shape together as one stacked model (benchmarks/lab/stacked): for "
+        "searching",
+    )
     parser.add_argument("--workers", help="instead of the preset's: processes, one thread each")
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of results, data and pretrained models (default: runs/lab_PRESET)",
+        help="folder of results, data and pretrained models (default: runs/lab_PRESET, or "
+        "runs/lab_PRESET_fast)",
     )
     parser.add_argument(
         "--report",
@@ -131,10 +138,11 @@ def main(arguments: list[str]) -> int:
             f"{name}={json.dumps(values)}" for name, values in lists(options).items() if values
         ]
         overrides += [f"workers={options.workers}"] if options.workers else []
+        overrides += ["fast=true"] if options.fast else []
         failed = run(
             settings.read(Lab, path, overrides + options.overrides),
             methods,
-            options.out or Path("runs") / f"lab_{path.stem}",
+            options.out or Path("runs") / f"lab_{path.stem}{'_fast' if options.fast else ''}",
         )
     except UserError as error:
         print(f"benchmarks.lab: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from benchmarks.lab import families
 from benchmarks.lab.bases import Base, pretrain, pretraining_log
 from benchmarks.lab.runs import UNTOUCHED, Run, execute
 from benchmarks.lab.settings import Lab
+from benchmarks.lab.stacked.execution import execute_stack, stacks
 
 Show = Callable[[str], None]  # receives what the trainer is doing now
 Bases = dict[tuple[str, Base], str]  # (family, base) -> fingerprint of its model
@@ -86,6 +87,7 @@ def asked(
             bases[family, base],
             keep,
             lr,
+            lab.fast,
         )
         for seed, base, family, regime, method in grid
         for lr in ((lab.lrs or [None]) if method != UNTOUCHED else [None])
@@ -97,9 +99,14 @@ def complete(
 ) -> Iterator[tuple[Run, dict[str, Any] | UserError]]:
     """Each run with its result as they come; the UserError of one does not stop the others,
     anything else is raised."""
-    futures: dict[Future[dict[str, Any]], Run] = {pool.submit(execute, run): run for run in missing}
+    slow = [run for run in missing if not run.fast]
+    futures: dict[Future[Any], list[Run]] = {pool.submit(execute, run): [run] for run in slow}
+    for stack in stacks([run for run in missing if run.fast]):
+        futures[pool.submit(execute_stack, stack)] = stack
     for future in as_completed(futures):
+        runs = futures[future]
         try:
-            yield futures[future], future.result()
+            result = future.result()
+            yield from zip(runs, result if runs[0].fast else [result], strict=True)
         except UserError as error:
-            yield futures[future], error
+            yield from ((run, error) for run in runs)

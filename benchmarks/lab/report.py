@@ -129,10 +129,12 @@ def write(
 def _head(results: Results) -> list[str]:
     commits = sorted({one["commit"] for one in results})
     seconds = sum(one.get("cpu_seconds", one.get("seconds", 0.0)) for one in results)
+    fast = sum(bool(one.get("fast")) for one in results)
+    stacked = f" ({fast:,} of them stacked, --fast)" if fast else ""
     return [
         "# The continuum lab",
         "",
-        f"{len(results):,} runs, {seconds / 3600:.1f} hours of runs, code at commit "
+        f"{len(results):,} runs{stacked}, {seconds / 3600:.1f} hours of runs, code at commit "
         f"{', '.join(commits)}. Exact match, mean ± standard "
         "error over bases and seeds. The oracle is the best fixed alpha of each row; a gap is what "
         "a method lacks to it, in points.",

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.lab import bases, families, scoring, tasks
 from benchmarks.lab.bases import Base
-from benchmarks.lab.fingerprint import CODE, commit, digest
+from benchmarks.lab.fingerprint import CODE, FAST_CODE, commit, digest
 from benchmarks.lab.regimes import Part, Regime, find, name_of
 from benchmarks.lab.training import configure, train_logged
 
@@ -46,6 +46,7 @@ class Run:
     model: str  # fingerprint of the pretrained model
     keep: bool = False  # the trained model too, in `folder`/runs
     lr: float | None = None  # instead of that of `keys`; one of several
+    fast: bool = False  # trained in a stack, not by adaptsft.train
 
     @property
     def name(self) -> str:
@@ -109,7 +110,8 @@ class Run:
     def fingerprint(self) -> str:
         trained = None if self.method == UNTOUCHED else self.trainer_keys
         data = self.data_fingerprint()
-        return digest([self.model, data, self.items, trained, CODE])
+        fast = [FAST_CODE] if self.fast else []
+        return digest([self.model, data, self.items, trained, CODE, *fast])
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if there is one of this very run."""
@@ -127,37 +129,43 @@ def execute(run: Run) -> dict[str, Any]:
     began, cpu = time.perf_counter(), time.process_time()
     family, (regime, _) = families.find(run.family), find(run.regime)
     sources = data_of(run, family, regime)
-    model, curves, keys = run.pretrained, {}, {}
+    model, curves = run.pretrained, {}
     if run.method != UNTOUCHED:
-        keys = run.trainer_keys
         shutil.rmtree(run.run_dir, ignore_errors=True)
         cache = run.folder / "cache"
         log = {"log": {"every": run.steps}}  # the metrics are read once, at the end
-        train_logged(configure(run.run_dir, model, run.seed, sources, cache, keys, log))
-        model, curves = run.run_dir / "final", trajectories(run.run_dir / "metrics.jsonl")
+        train_logged(configure(run.run_dir, model, run.seed, sources, cache, run.trainer_keys, log))
+        model, curves = run.run_dir / "final", trajectories(metrics_of(run.run_dir))
     trained, tokenizer = scoring.load(model, run.keys["train"].get("device", "auto"))
-    parts = scoring.score(trained, tokenizer, family, regime, run.items, run.seed)
-    likelihood = {name: scoring.mean_p(trained, tokenizer, path) for name, path in sources.items()}
-    result = {
-        **placed(run),
-        **{key: statistics.mean(part[key] for part in parts.values()) for key in METRICS},
-        "parts": parts,  # by task
-        "train_mean_p": statistics.mean(likelihood.values()),
-        "sources": likelihood,
-        "curves": curves,
-        "keys": keys,
-        "base_scores": bases.base_scores(run.folder, run.family, run.base),
-        "seconds": round(time.perf_counter() - began, 2),
-        "cpu_seconds": round(time.process_time() - cpu, 2),
-        "commit": commit(),
-        "fingerprint": run.fingerprint(),
-    }
+    result = result_of(run, trained, tokenizer, curves)
+    result["seconds"] = round(time.perf_counter() - began, 2)
+    result["cpu_seconds"] = round(time.process_time() - cpu, 2)
     write_result(run.result, result)
     if not run.keep:
         shutil.rmtree(run.run_dir, ignore_errors=True)
         for suffix in (".yaml", ".log"):
             Path(f"{run.run_dir}{suffix}").unlink(missing_ok=True)
     return result
+
+
+def result_of(run: Run, model: Any, tokenizer: Any, curves: dict[str, Any]) -> dict[str, Any]:
+    """The result of a trained model, but for what it cost."""
+    family, (regime, _) = families.find(run.family), find(run.regime)
+    parts = scoring.score(model, tokenizer, family, regime, run.items, run.seed)
+    files = data_of(run, family, regime)
+    likelihood = {name: scoring.mean_p(model, tokenizer, path) for name, path in files.items()}
+    return {
+        **placed(run),
+        **{key: statistics.mean(part[key] for part in parts.values()) for key in METRICS},
+        "parts": parts,  # by task
+        "train_mean_p": statistics.mean(likelihood.values()),
+        "sources": likelihood,
+        "curves": curves,
+        "keys": {} if run.method == UNTOUCHED else run.trainer_keys,
+        "base_scores": bases.base_scores(run.folder, run.family, run.base),
+        "commit": commit(),
+        "fingerprint": run.fingerprint(),
+    }
 
 
 def placed(run: Run) -> dict[str, Any]:
@@ -171,6 +179,7 @@ def placed(run: Run) -> dict[str, Any]:
         "strength": run.base.strength,
         "lr": lr,
         "seed": run.seed,
+        "fast": run.fast,
         "items": run.items,
     }
 
@@ -197,10 +206,14 @@ def data_of(run: Run, family: tasks.Family, regime: Regime) -> dict[str, Path]:
     return paths
 
 
-def trajectories(metrics: Path) -> dict[str, Any]:
+def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def trajectories(steps: list[dict[str, Any]]) -> dict[str, Any]:
     """Thinned curves of a run, a list each: {step, nll, mean_p, alpha, lower}, and of several
-    sources `sources`: {source: {…}}."""
-    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    sources `sources`: {source: {…}}. `steps` are the lines of metrics.jsonl."""
     every, last = max(1, len(steps) // POINTS), len(steps) - 1
     steps = [step for i, step in enumerate(steps) if i % every == 0 or i == last]
 

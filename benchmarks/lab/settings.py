@@ -47,6 +47,7 @@ class Lab:
     lrs: list[float] = field(default_factory=list)
     tune_on: list[str] = field(default_factory=list)
     items: int = 1024
+    fast: bool = False
     workers: int = 2
     model: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)

@@ -129,6 +129,14 @@ LINEAR = ["objective.name=alpha", "controller.name=linear"]
         ([*LINEAR, "controller.params.rate=1"], ["rate is no parameter of linear", "none"]),
         ([*LINEAR, "controller.start=-1"], ["controller.start=-1", ">= 0"]),
         (
+            [*LINEAR, "controller.parameter=floor", "controller.end=2"],
+            ["controller.end=2", "floor must be in [0, 1]"],
+        ),
+        (
+            ["objective.name=mixture", "controller.name=linear", "controller.parameter=floor"],
+            ["moves floor", "use objective.name=alpha"],
+        ),
+        (
             [
                 "objective.name=alpha",
                 "controller.name=piecewise",
