@@ -13,6 +13,7 @@ from adaptsft.config.resolve import resolve_and_validate
 from adaptsft.config.schema import Config
 from adaptsft.errors import ConfigError, require
 from benchmarks.lab.regimes import FAMILIES, find
+from benchmarks.lab.smollm2.tasks import HELD_OUT, find as find_packaged
 
 Settings = TypeVar("Settings")
 
@@ -35,6 +36,13 @@ class Real:
 
 
 @dataclass
+class SmolLM2:
+    """configs/lab/smollm2.yaml says what each key means."""
+
+    warm_up: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Lab:
     """configs/lab/full.yaml says what each key means."""
 
@@ -48,6 +56,7 @@ class Lab:
     pretrain: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     real: Real = field(default_factory=Real)
+    smollm2: SmolLM2 = field(default_factory=SmolLM2)
 
 
 @dataclass
@@ -86,8 +95,10 @@ def require_steps(name: str, keys: dict[str, Any]) -> None:
 def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
     """The trainer's keys of every method of the lab, `oracle` in its list standing for all of
     those. Raises ConfigError."""
-    generated = not lab.real.regimes
-    for key in ("methods", "seeds", *(("families", "regimes") if generated else ())):
+    packaged = bool(lab.smollm2.warm_up)
+    generated = not lab.real.regimes and not packaged
+    needed = ["families"] * generated + ["regimes"] * (generated or packaged)
+    for key in ("methods", "seeds", *needed):
         require(len(getattr(lab, key)) > 0, f"{key} must not be empty")
     for key in ("items", "workers"):
         require(getattr(lab, key) >= 1, f"{key}={getattr(lab, key)}: must be at least 1")
@@ -98,6 +109,16 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
             find(name)
         require_steps("pretrain", lab.pretrain)
         require_steps("finetune", lab.finetune)
+    if packaged:
+        for name in lab.regimes:
+            find_packaged(name)
+        require(
+            lab.items <= HELD_OUT,
+            f"items={lab.items}: {HELD_OUT} items of each task are held out; ask for fewer",
+        )
+        require_steps("smollm2.warm_up", lab.smollm2.warm_up)
+        require_steps("finetune", lab.finetune)
+        trainer_keys("of smollm2.warm_up", lab.smollm2.warm_up, {})
     chosen = dict.fromkeys(
         name for entry in lab.methods for name in (methods.oracle if entry == "oracle" else [entry])
     )
