@@ -13,7 +13,6 @@ from adaptsft.config.resolve import resolve_and_validate
 from adaptsft.config.schema import Config
 from adaptsft.errors import ConfigError, require
 from benchmarks.lab.regimes import FAMILIES, find
-from benchmarks.lab.smollm2.tasks import HELD_OUT, find as find_packaged
 
 Settings = TypeVar("Settings")
 
@@ -110,15 +109,9 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
         require_steps("pretrain", lab.pretrain)
         require_steps("finetune", lab.finetune)
     if packaged:
-        for name in lab.regimes:
-            find_packaged(name)
-        require(
-            lab.items <= HELD_OUT,
-            f"items={lab.items}: {HELD_OUT} items of each task are held out; ask for fewer",
-        )
         require_steps("smollm2.warm_up", lab.smollm2.warm_up)
         require_steps("finetune", lab.finetune)
-        trainer_keys("of smollm2.warm_up", lab.smollm2.warm_up, {})
+        trainer_keys("smollm2.warm_up", lab.smollm2.warm_up)
     chosen = dict.fromkeys(
         name for entry in lab.methods for name in (methods.oracle if entry == "oracle" else [entry])
     )
@@ -131,19 +124,22 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
             re.fullmatch(r"[\w.+]+", name) is not None,
             f"methods: {name!r} becomes a file name: use letters, digits, _, + and . only",
         )
-    return {name: trainer_keys(name, lab.finetune, methods.methods[name] or {}) for name in chosen}
+    return {
+        name: trainer_keys(f"finetune, or method {name}", lab.finetune, methods.methods[name] or {})
+        for name in chosen
+    }
 
 
-def trainer_keys(name: str, finetune: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a method's trainings, looked at by the trainer; model and data are still to come.
-    Raises ConfigError."""
-    keys = OmegaConf.merge(finetune, method)
+def trainer_keys(place: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    """The merged keys of a training, looked at by the trainer; model and data are still to come.
+    `place` begins the message. Raises ConfigError."""
+    keys = OmegaConf.merge(*parts)
     stand_ins = {"run_dir": "x", "model": {"path": "x"}, "data": {"path": "x"}}
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), keys, stand_ins)
         resolve_and_validate(cast(Config, OmegaConf.to_object(config)))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"finetune, or method {name}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from None
     except ConfigError as error:
-        raise ConfigError(f"finetune, or method {name}: {error}") from None
+        raise ConfigError(f"{place}: {error}") from None
     return cast(dict[str, Any], OmegaConf.to_container(keys))

