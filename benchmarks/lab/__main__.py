@@ -42,8 +42,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--preset",
         default="cpu",
-        help="cpu: 20 minutes on 2 cores. full: the whole grid, hours. gpu: a larger model. Or a "
-        "file",
+        help="cpu: 20 minutes on 2 cores. full: the whole grid, hours. gpu: a larger model. "
+        "smollm2: a real one, with data, from packages. Or a file",
     )
     parser.add_argument("--families", nargs="+", help="instead of the preset's")
     parser.add_argument(

@@ -2,7 +2,11 @@
 again; and the presets."""
 
 import json
+import os
 import re
+import signal
+import threading
+import time
 
 import pytest
 import yaml
@@ -42,7 +46,9 @@ def test_bad_settings_are_refused_before_anything_runs(override, message, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_from_packages_to_the_report(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """(folder of the lab with packages and a model in small, arguments of the command)"""
     monkeypatch.setattr(packages, "PACKAGES", ())  # those below are not the published ones
     monkeypatch.setattr(tasks, "HELD_OUT", 4)
     monkeypatch.setattr(tasks, "WARM_UP", 4)
@@ -61,7 +67,11 @@ def test_from_packages_to_the_report(tmp_path, capsys, monkeypatch):
     }
     preset = tmp_path / "small.yaml"
     preset.write_text(yaml.safe_dump(content))
-    command = ["--preset", str(preset), "--out", str(out)]
+    return out, ["--preset", str(preset), "--out", str(out)]
+
+
+def test_from_packages_to_the_report(small, capsys):
+    out, command = small
     assert main(command) == 0
     assert "2 runs, 0 of them found" in capsys.readouterr().out
     folder = out / "results" / "smollm2" / "plural_swapped"
@@ -82,3 +92,21 @@ def test_from_packages_to_the_report(tmp_path, capsys, monkeypatch):
     (out / "base.md").unlink()
     assert main(["--report", str(out), "--methods", "alpha_1"]) == 0
     assert (out / "base.md").is_file()
+
+
+def test_a_signal_ends_it_and_leaves_no_result(small, capsys):
+    """The trainer takes the signal, and stops between two steps."""
+    out, command = small
+    log = out / "runs" / "smollm2" / "plural_swapped" / "alpha_1-0.log"
+
+    def stop():
+        while not (log.is_file() and "\nplan: " in log.read_text()):
+            time.sleep(0.05)
+        time.sleep(1)  # by then it listens
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=stop, daemon=True)
+    sender.start()
+    assert main([*command, "finetune.train.max_steps=5000"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list((out / "results").rglob("alpha_1-0.json"))
