@@ -45,6 +45,7 @@ def test_presets_are_accepted(name):
         ("tune_on=[facts]", "tune_on: 'facts'.*letters"),
         ("families=[words]", "words.*choose one of: letters, facts"),
         ("methods=[nil]", "nil.*alpha_0"),
+        ("families=[letters, letters]", "two of the name letters"),
         ("seeds=[]", "seeds"),
         ("items=0", "items=0"),
         ("finetune.train.max_steps=0", r"finetune\.train\.max_steps"),
