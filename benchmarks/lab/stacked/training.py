@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptsft.config.schema import Config, TrainConfig
 from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.sampler import BatchSampler
+from adaptsft.errors import require
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import build_objective, with_exempt
 from adaptsft.objectives.state import ObjectiveState, initial_state, per_token, with_exempt_tokens
@@ -46,6 +47,11 @@ class Running:
         self.sampler = BatchSampler(run.examples, run.config, 1)  # type: ignore[arg-type]
         objective, ends = run.config.objective, [run.tokenizer.eos_token_id]
         function = with_exempt(build_objective(objective), objective, run.tokenizer, ends, CPU)
+        require(
+            "reference" not in function.needs,
+            f"objective.name={objective.name} reads the base model, which the lab's fast mode does "
+            "not measure; run it without --fast",
+        )
         state = initial_state(objective, self.sources, CPU)
         self.objective = AdaptiveObjective(function, state, run.config.controller)
         self.statistics = StepStatistics(self.sources, CPU)
@@ -109,9 +115,9 @@ def gradient_of_logits(
     """weight (p_i - delta_iy) / the run's target tokens, [R, n, V]; leaves the step's statistics in
     every run."""
     runs, n, _ = logits.shape
-    top = any("top_entropy" in run.objective.function.needs for run in running)
+    wanted = sorted(set().union(*(run.objective.function.needs for run in running)))
     statistics, dz = token_statistics(
-        logits.flatten(0, 1), tokens.all_targets.flatten(), top, tokens.sequence
+        logits.flatten(0, 1), tokens.all_targets.flatten(), wanted, tokens.sequence
     )
     states = [run.objective.state for run in running]
     state = ObjectiveState(*(torch.cat(fields) for fields in zip(*states, strict=True)))
