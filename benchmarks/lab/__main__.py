@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from adaptsft.errors import UserError
 from benchmarks.lab import families, grid, real, regimes, report, settings
 from benchmarks.lab.settings import Lab, Methods
+from benchmarks.lab.smollm2 import report as smollm2_report, runs as smollm2
 from benchmarks.lab.stages import stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "lab"
@@ -42,8 +44,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--preset",
         default="cpu",
-        help="cpu: 20 minutes on 2 cores. full: the whole grid, hours. gpu: a larger model. Or a "
-        "file",
+        help="cpu: 20 minutes on 2 cores. full: the whole grid, hours. gpu: a larger model. "
+        "smollm2: a real one, with data, from packages. Or a file",
     )
     parser.add_argument("--families", nargs="+", help="instead of the preset's")
     parser.add_argument(
@@ -177,7 +179,12 @@ def run(lab: Lab, methods: Methods, folder: Path) -> int:
     """Everything that the preset asks for and that is not there; then the report. Returns the
     number of runs that failed."""
     keys = settings.check(lab, methods)
-    if lab.real.regimes:
+    if lab.smollm2.warm_up:
+        torch.set_num_threads(lab.workers)
+        with stage("packages, and the warm-up of SmolLM2"):
+            asked = smollm2.asked(lab, keys, folder)
+        failed = progress(asked, smollm2.complete)
+    elif lab.real.regimes:
         failed = progress(real.asked(lab, keys, folder), real.complete)
     else:
         with grid.workers(lab.workers) as pool:
@@ -185,7 +192,9 @@ def run(lab: Lab, methods: Methods, folder: Path) -> int:
                 bases = grid.pretrained(pool, lab, folder, show)
             asked = grid.asked(lab, keys, folder, bases)
             failed = progress(asked, lambda missing: grid.complete(pool, missing))
-    report.write(folder, report.read(folder), methods.oracle, tune_on=lab.tune_on)
+    results = report.read(folder)
+    report.write(folder, results, methods.oracle, tune_on=lab.tune_on)
+    smollm2_report.write(folder, results)
     return failed
 
 
@@ -202,6 +211,7 @@ def tabulate(options: argparse.Namespace, methods: Methods) -> None:
         Path("runs") / f"lab_{options.report.stem}" if options.report.is_file() else options.report
     )
     report.write(options.out or beside, results, methods.oracle, options.methods, asked["tune_on"])
+    smollm2_report.write(options.out or beside, results)
 
 
 def progress(

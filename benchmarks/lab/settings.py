@@ -36,6 +36,13 @@ class Real:
 
 
 @dataclass
+class SmolLM2:
+    """configs/lab/smollm2.yaml says what each key means."""
+
+    warm_up: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Lab:
     """configs/lab/full.yaml says what each key means."""
 
@@ -53,6 +60,7 @@ class Lab:
     pretrain: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     real: Real = field(default_factory=Real)
+    smollm2: SmolLM2 = field(default_factory=SmolLM2)
 
 
 @dataclass
@@ -91,13 +99,19 @@ def require_steps(name: str, keys: dict[str, Any]) -> None:
 def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
     """The trainer's keys of every method of the lab, `oracle` in its list standing for all of
     those. Raises ConfigError."""
-    generated = not lab.real.regimes
-    for key in ("methods", "seeds", *(("families", "regimes", "bases") if generated else ())):
+    packaged = bool(lab.smollm2.warm_up)
+    generated = not lab.real.regimes and not packaged
+    needed = ["families", "bases"] * generated + ["regimes"] * (generated or packaged)
+    for key in ("methods", "seeds", *needed):
         require(len(getattr(lab, key)) > 0, f"{key} must not be empty")
     for key in ("items", "workers"):
         require(getattr(lab, key) >= 1, f"{key}={getattr(lab, key)}: must be at least 1")
     if generated:
         check_generated(lab)
+    if packaged:
+        require_steps("smollm2.warm_up", lab.smollm2.warm_up)
+        require_steps("finetune", lab.finetune)
+        trainer_keys("smollm2.warm_up", lab.smollm2.warm_up)
     chosen = dict.fromkeys(
         name for entry in lab.methods for name in (methods.oracle if entry == "oracle" else [entry])
     )
@@ -110,7 +124,10 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
             re.fullmatch(r"[\w.+]+", name) is not None,
             f"methods: {name!r} becomes a file name: use letters, digits, _, + and . only",
         )
-    return {name: trainer_keys(name, lab.finetune, methods.methods[name] or {}) for name in chosen}
+    return {
+        name: trainer_keys(f"finetune, or method {name}", lab.finetune, methods.methods[name] or {})
+        for name in chosen
+    }
 
 
 def check_generated(lab: Lab) -> None:
@@ -142,16 +159,16 @@ def check_generated(lab: Lab) -> None:
     require_steps("finetune", lab.finetune)
 
 
-def trainer_keys(name: str, finetune: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a method's trainings, looked at by the trainer; model and data are still to come.
-    Raises ConfigError."""
-    keys = OmegaConf.merge(finetune, method)
+def trainer_keys(place: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    """The merged keys of a training, looked at by the trainer; model and data are still to come.
+    `place` begins the message. Raises ConfigError."""
+    keys = OmegaConf.merge(*parts)
     stand_ins = {"run_dir": "x", "model": {"path": "x"}, "data": {"path": "x"}}
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), keys, stand_ins)
         resolve_and_validate(cast(Config, OmegaConf.to_object(config)))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"finetune, or method {name}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from None
     except ConfigError as error:
-        raise ConfigError(f"finetune, or method {name}: {error}") from None
+        raise ConfigError(f"{place}: {error}") from None
     return cast(dict[str, Any], OmegaConf.to_container(keys))

@@ -32,10 +32,12 @@ def configure(
 
 
 def train_logged(config: Config) -> None:
-    """Train; the trainer's lines go to `run_dir`.log."""
+    """Train; the trainer's lines go to `run_dir`.log. Raises KeyboardInterrupt where the run was asked
+    to stop: there is no trained model."""
     logging.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         # line by line: another process shows the last one
         log = stack.enter_context(Path(f"{config.run_dir}.log").open("w", buffering=1))
         stack.enter_context(contextlib.redirect_stderr(log))
-        train(config)
+        if train(config).get("stopped"):
+            raise KeyboardInterrupt  # a signal asked the trainer to save and stop
