@@ -32,8 +32,8 @@ def configure(
 
 
 def train_logged(config: Config) -> None:
-    """Train; the trainer's lines go to `run_dir`.log. Raises KeyboardInterrupt where the run was asked
-    to stop: there is no trained model."""
+    """Train; the trainer's lines go to `run_dir`.log. Raises KeyboardInterrupt where the run was
+    asked to stop: there is no trained model."""
     logging.disable_progress_bar()
     with contextlib.ExitStack() as stack:
         # line by line: another process shows the last one

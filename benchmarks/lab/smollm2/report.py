@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab.report import table
+from benchmarks.lab.tables import table
 from benchmarks.lab.runs import UNTOUCHED
 from benchmarks.lab.smollm2.runs import FAMILY
 
