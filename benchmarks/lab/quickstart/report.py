@@ -122,9 +122,9 @@ def _next_steps(folder: Path, last: dict[str, Any]) -> str:
     question = next(iter(last["parts"].values()))["examples"]["greedy"].split("=")[0] + "="
     prompt = f"--prompt {shlex.quote(question)} --temperature 1"
     return f"""{folder}/
-  results.png                  the same as a picture, with mean p over the runs
-  results.md, .csv, .json      the tables, every run, machine and versions
-  {models:28} the models: of each its configuration, and a Hugging Face folder final/
+  {"results.png":34} the same as a picture, with mean p over the runs
+  {"results.md, .csv, .json":34} the tables, every run, machine and versions
+  {models:34} the models: of each its configuration, and a Hugging Face folder final/
 
 Try next
   {python} -m adaptsft.chat {run} {prompt}

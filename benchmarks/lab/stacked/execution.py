@@ -13,7 +13,15 @@ from transformers.utils import logging
 
 from benchmarks.lab import families
 from benchmarks.lab.regimes import find
-from benchmarks.lab.runs import UNTOUCHED, Run, data_of, execute, result_of, trajectories
+from benchmarks.lab.runs import (
+    UNTOUCHED,
+    Run,
+    data_of,
+    execute,
+    result_of,
+    trajectories,
+    write_result,
+)
 from benchmarks.lab.stacked.examples import Examples
 from benchmarks.lab.stacked.model import StackedLlama, config_of
 from benchmarks.lab.stacked.training import StackedRun, train_stacked
@@ -48,14 +56,17 @@ def execute_stack(runs: Sequence[Run]) -> list[dict[str, Any]]:
     longest = max(run.examples.ids.shape[1] for run in asked)
     model = models[runs[0].pretrained]
     trained = train_stacked(StackedLlama(config_of(model.config), longest), asked)
+    results = []
+    for run, (weights, lines) in zip(runs, trained, strict=True):
+        model.load_state_dict(weights)
+        results.append(result_of(run, model, tokenizer, trajectories(lines)))
     shares = {
         "seconds": round((time.perf_counter() - began) / len(runs), 2),
         "cpu_seconds": round((time.process_time() - cpu) / len(runs), 2),
     }
-    results = []
-    for run, (weights, lines) in zip(runs, trained, strict=True):
-        model.load_state_dict(weights)
-        results.append(result_of(run, model, tokenizer, trajectories(lines), shares))
+    for run, result in zip(runs, results, strict=True):
+        result |= shares
+        write_result(run.result, result)
     return results
 
 

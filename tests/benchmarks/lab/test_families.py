@@ -184,6 +184,8 @@ def test_a_lab_of_files_bases_and_learning_rates(family, tmp_path, capsys):
     for title in ("the bases on what", "any of 8 samples", "entropy in nats", "Mean seconds"):
         assert title in text
     assert "both @1: weak" in text
+    assert main([*command, "--bases", "0@100"]) == 2
+    assert "0@100 of plurals: its strong task is right in" in capsys.readouterr().err
     assert main(["--report", str(out / "results.json"), "--out", str(tmp_path / "again")]) == 2
     assert "--tune-on" in capsys.readouterr().err
     again = ["--report", str(out / "results.json"), "--out", str(tmp_path / "again")]

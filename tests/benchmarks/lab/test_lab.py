@@ -45,6 +45,7 @@ def test_presets_are_accepted(name):
         ("tune_on=[facts]", "tune_on: 'facts'.*letters"),
         ("families=[words]", "words.*choose one of: letters, facts"),
         ("methods=[nil]", "nil.*alpha_0"),
+        ("families=[letters, letters]", "two of the name letters"),
         ("seeds=[]", "seeds"),
         ("items=0", "items=0"),
         ("finetune.train.max_steps=0", r"finetune\.train\.max_steps"),
@@ -99,6 +100,18 @@ def test_the_lab_end_to_end_then_one_method_changed(tmp_path, capsys):
         "the untouched model does not depend on the learning rate"
     )
     assert main(["--report", str(tmp_path / "out")]) == 0
+
+    capsys.readouterr()
+    fast = [*command[:2], "--fast", "--out", str(tmp_path / "fast")]
+    assert main(fast) == 0
+    assert main(fast) == 0
+    assert "8 runs, 8 of them found" in capsys.readouterr().out
+    results = (tmp_path / "fast" / "results").rglob("*.json")
+    for one in map(json.loads, map(Path.read_text, results)):
+        path = folder / one["regime"] / "base0" / f"{one['method']}-0.json"
+        if one["method"] in ("alpha_1", "base"):  # the others' learning rate was changed above
+            for metric in ("sampled", "pass_at_8", "entropy", "train_mean_p"):
+                assert one[metric] == pytest.approx(json.loads(path.read_text())[metric], rel=1e-4)
 
 
 @pytest.mark.slow
