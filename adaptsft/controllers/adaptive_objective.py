@@ -10,7 +10,6 @@ from torch import Tensor
 from adaptsft.config.schema import Config, ControllerConfig
 from adaptsft.controllers.base import Progress, State
 from adaptsft.controllers.build import build_controller
-from adaptsft.controllers.schedules import Schedule
 from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
 from adaptsft.data.tokenized import TokenizedData
@@ -108,7 +107,7 @@ class AdaptiveObjective:
         memory["seen_tokens"] = self.memory["seen_tokens"] + seen.tokens
         # a source without a token in the step keeps its memory; a schedule needs no tokens to move
         counted = (seen.tokens > 0) & ~skipped
-        moved = counted | isinstance(self.controller, Schedule)
+        moved = counted | self.controller.by_clock
         for name, value in self.memory.items():  # in place: checkpoints load into these tensors
             taken = counted if name == "seen_tokens" else moved
             value.copy_(torch.where(taken.view(-1, *[1] * (value.ndim - 1)), memory[name], value))

@@ -9,6 +9,7 @@ from adaptsft.config.unread import unread
 from adaptsft.controllers import (  # noqa: F401 (they fill the registry)
     auto,
     schedules,
+    when_learned,
 )
 from adaptsft.controllers.base import REGISTRY, Controller, parameters
 from adaptsft.controllers.schedules import Schedule
@@ -69,10 +70,11 @@ def unread_by_controller(config: ControllerConfig, objective: ObjectiveConfig) -
     closed = [other for other, known in REGISTRY.items() if not issubclass(known, Schedule)]
     if cls is None:
         warnings += unread("controller", config, ["params"], name, closed)
-    if config.name not in closed:
-        warnings += unread("controller", config, ["shrinkage"], name, closed)
+    measuring = [other for other in closed if not REGISTRY[other].by_clock]
+    if config.name not in measuring:
+        warnings += unread("controller", config, ["shrinkage"], name, measuring)
         if objective.lower_quantile is None and objective.upper_quantile is None:
-            readers = [*closed, "objective.lower_quantile", "objective.upper_quantile"]
+            readers = [*measuring, "objective.lower_quantile", "objective.upper_quantile"]
             warnings += unread("controller", config, ["base_stats"], name, readers)
     return warnings
 
