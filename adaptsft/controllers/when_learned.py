@@ -51,13 +51,16 @@ class WhenLearned(Controller):
     def initial_state(
         self, size: int, device: torch.device, base: SourceStatistics | None
     ) -> State:
-        unknown = dict.fromkeys(("fast_top1", "slow_top1", "ratio", "since"), math.nan)
-        values = unknown | {"alpha": 1.0, "floor": self.first}
-        return {name: full(size, value, device) for name, value in values.items()}
+        state = {name: full(size, math.nan, device) for name in ("top1", "slow_top1", "ratio")}
+        if base is not None:
+            state = {"top1": base.top1.clone(), "slow_top1": base.top1.clone()}
+            state["ratio"] = base.mean_p / base.collision
+        moved = {"since": math.nan, "alpha": 1.0, "floor": self.first}
+        return state | {name: full(size, value, device) for name, value in moved.items()}
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         share, top1 = progress.share, statistics.top1
-        fast = ema(state["fast_top1"], top1, decay(self.fast, progress.steps))
+        fast = ema(state["top1"], top1, decay(self.fast, progress.steps))
         slow = ema(state["slow_top1"], top1, decay(self.slow, progress.steps))
         borne_out = statistics.mean_p / statistics.collision
         ratio = ema(state["ratio"], borne_out, decay(self.fast, progress.steps))
@@ -68,7 +71,7 @@ class WhenLearned(Controller):
         fallen = ((share - since) / self.length).clamp(0.0, 1.0).nan_to_num(0.0)
         sharp = max((share - self.hold) / (1.0 - self.hold), 0.0)
         return {
-            "fast_top1": fast,
+            "top1": fast,
             "slow_top1": slow,
             "ratio": ratio,
             "since": since,
