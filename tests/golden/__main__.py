@@ -23,7 +23,7 @@ from typing import Any
 FILE = Path(__file__).with_name("golden.json")
 REPO = FILE.parents[2]
 FIGURES = ("loss", "nll", "mean_p", "weight", "entropy", "tokens", "kept", "grad_norm", "lr")
-FIGURES += ("alpha", "lower", "upper")
+FIGURES += ("alpha", "lower", "upper", "floor")
 TOLERANCE = (
     5e-3  # relative, where bits cannot be compared; the run in bf16 is the one that needs it
 )
