@@ -29,8 +29,8 @@ def take(weights: Weights, run: int) -> dict[str, Tensor]:
 class StackedLlama:
     """The forward of transformers' LlamaForCausalLM, without biases, dropout and cache."""
 
-    def __init__(self, config: LlamaConfig, length: int):
-        """`length`: of the longest sequence."""
+    def __init__(self, config: Any, length: int):
+        """`config`: of a Llama, see `config_of`. `length`: of the longest sequence."""
         self.layers, self.eps = config.num_hidden_layers, config.rms_norm_eps
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         size = config.head_dim
@@ -89,10 +89,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(x, weight.transpose(1, 2))
 
 
-def config_of(config: Any) -> LlamaConfig:
+def config_of(config: Any) -> Any:
     """Checked: what is not computed here must not be asked for. Raises ConfigError."""
     more = ("attention_bias", "mlp_bias", "attention_dropout", "tie_word_embeddings")
     plain = isinstance(config, LlamaConfig) and not any(getattr(config, key) for key in more)
-    if not plain or config.rope_parameters.get("rope_type", "default") != "default":
+    rope = getattr(config, "rope_parameters", None) or {}
+    if not plain or rope.get("rope_type", "default") != "default":
         raise ConfigError("the lab's fast mode trains plain Llama models only: model.arch=llama")
     return config

@@ -125,7 +125,7 @@ def gradient_of_logits(
     for _, of in groupby(running, key=lambda run: repr(run.config.objective)):
         same = list(of)
         span = slice(begin * n, (begin + len(same)) * n)
-        part = TokenStatistics(*(None if field is None else field[span] for field in statistics))
+        part = TokenStatistics(*(part_of(field, span) for field in statistics))
         parts.append(evaluate(same[0].objective.function, part, state, tokens, span))
         begin += len(same)
     loss, weight, kept = map(torch.cat, zip(*parts, strict=True))
@@ -142,6 +142,11 @@ def gradient_of_logits(
         scale[place] = correction / tokens.count[place]
     factor = (weight * valid).view(runs, n) * scale[:, None]
     return dz.view_as(logits).mul_(factor[..., None])
+
+
+def part_of(field: Any, span: slice) -> Any:
+    """Of a field of TokenStatistics; those on request may be absent."""
+    return None if field is None else field[span]
 
 
 def evaluate(
