@@ -33,11 +33,12 @@ Give it the arguments of your training run. Example:
 Three keys of its own:
   sample     examples of each source, drawn by `seed`, or all (2000)
   out        folder for diagnosis.md, diagnosis.png and base_stats.json (run_dir/diagnosis)
-  per_token  true: also write base_logp.safetensors, log p of every target token; needs sample=all
-             (false)
+  per_token  true: also write base_tokens.safetensors: log p, entropy and more of every target
+             token; needs sample=all (false)
 
 base_stats.json is for training: controller.base_stats=FILE starts a controller from it, and
-quantile thresholds are read from it. `python -m adaptsft.train --help` lists all other keys."""
+quantile thresholds are read from it; objective.base_tokens=FILE is what objective.reference=base
+reads. `python -m adaptsft.train --help` lists all other keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,6 @@ if __name__ == "__main__" and (code := answer(sys.argv[1:])) is not None:
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from adaptsft.analysis.diagnosis import markdown
 from adaptsft.analysis.diagnosis_plot import plot
@@ -101,7 +101,8 @@ from adaptsft.model.build import build_model, compute_dtype
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.model.supported import check_verified
-from adaptsft.statistics.base_model import SCHEMA, identity
+from adaptsft.objectives.reference import Reference
+from adaptsft.statistics.base_model import SCHEMA, TOKENS_SCHEMA, identity
 from adaptsft.training.environment import environment
 
 
@@ -160,7 +161,7 @@ def diagnose(options: Options, config: Config) -> str:
         }
         report = markdown(content, out)
         raise_on_all_ranks(
-            lambda: _save(out, content, report, measured.logp) if rank() == 0 else None
+            lambda: _save(out, content, report, measured.reference) if rank() == 0 else None
         )
         return report
 
@@ -174,13 +175,14 @@ def _make_folder(out: Path) -> None:
         raise ConfigError(f"out={out}: this folder cannot be written to")
 
 
-def _save(out: Path, content: dict[str, Any], report: str, logp: Tensor | None) -> None:
+def _save(out: Path, content: dict[str, Any], report: str, reference: Reference | None) -> None:
     """Every file is complete, or as it was before; base_stats.json is the last to be replaced."""
     try:
-        if logp is not None:
-            metadata = {name: json.dumps(content[name]) for name in ("schema", "model", "data")}
-            with replacing(out / "base_logp.safetensors", sync=True) as partial:
-                save_file({"logp": logp}, partial, metadata)
+        if reference is not None:
+            metadata = {name: json.dumps(content[name]) for name in ("model", "data")}
+            metadata["schema"] = str(TOKENS_SCHEMA)
+            with replacing(out / "base_tokens.safetensors", sync=True) as partial:
+                save_file(reference._asdict(), partial, metadata)
         with replacing(out / "diagnosis.png", sync=True) as partial:
             plot(partial, content["sources"])
         write_atomically(out / "diagnosis.md", report, sync=True)

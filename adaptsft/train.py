@@ -73,8 +73,9 @@ def train(config: Config) -> dict[str, Any]:
         model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
         optimizer = build_optimizer(model, config.train)
         objective = AdaptiveObjective.build(config, pretrained, data.train, run.device)
+        in_buckets = model.attention_backend == "sdpa"
         loader = BatchLoader(
-            data, config, pretrained.pad_id, model.attention_backend == "sdpa", run.device
+            data, config, pretrained.pad_id, in_buckets, run.device, objective.reference
         )
         run.enter(loader)
         check_first_batch(model, loader.first_batch(), config.data.packing)

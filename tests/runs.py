@@ -21,7 +21,7 @@ from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.model.build import build_model
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.base import register
-from adaptsft.objectives.library import nll
+from adaptsft.objectives.library.functions import nll
 from adaptsft.objectives.state import initial_state
 from adaptsft.training.optim import build_optimizer
 

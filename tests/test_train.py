@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adaptsft import chat, export, train as trainer
 from adaptsft.errors import ConfigError, NonFiniteError
 from adaptsft.objectives.base import register
-from adaptsft.objectives.library import nll
+from adaptsft.objectives.library.functions import nll
 from adaptsft.train import main, train
 from tests.runs import metrics_of, saved_state, small_config, write_data
 

@@ -62,7 +62,7 @@ def tune_row_kernels(
     triton_rows.SUMS["BLOCK"] = max(BLOCKS)
     kernels = triton_rows.TritonRows(Head(weight, None, None, 1.0), logits, n, n)
     triton_rows.SUMS["BLOCK"] = block_now
-    sums, _ = kernels.sums(problem["hidden"][:n], targets, False)
+    sums, _ = kernels.sums(problem["hidden"][:n], targets, ())
     coefficients = 1 / sums.total, -torch.ones_like(sums.total)
 
     def gradient() -> None:

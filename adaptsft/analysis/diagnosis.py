@@ -107,7 +107,7 @@ def _precision(sources: dict[str, Source]) -> list[str]:
 def _recommended(sources: dict[str, Source], out: Path) -> str:
     lines = [
         "```",
-        f"controller.name=auto controller.base_stats={out / 'base_stats.json'}",
+        "controller.name=auto",
         "```",
         "",
         "for every source, wherever it stands: mean p says how strong the base model is, not "

@@ -1,6 +1,7 @@
 """The base model on (a sample of) the training data: sums over tokens per source and per example,
 and the figures of base_stats.json that follow from them."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -16,11 +17,14 @@ from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import print0
 from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.model.fsdp import ShardedModel
+from adaptsft.objectives.base import Objective, Result
 from adaptsft.objectives.build import NLL
+from adaptsft.objectives.reference import Reference
+from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.base_model import FineHistogram, encode
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.quantiles import base_pass
-from adaptsft_kernels import TokenOutputs
+from adaptsft_kernels import TokenOutputs, TokenStatistics
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 # of the reliability diagram and ECE: equal steps of the likeliest token's probability
@@ -39,7 +43,7 @@ class Measured(NamedTuple):
     # the tokens have it as their target
     reliability: Tensor
     examples: Tensor  # fp64 [examples, 1 + FIGURES]: tokens, and the sum of each figure over them
-    logp: Tensor | None  # fp32 [tokens] on CPU, example after example
+    reference: Reference | None  # fp32 [tokens] each, on CPU, example after example
 
 
 def draw_sample(data: TokenizedData, count: int | None, seed: int) -> np.ndarray:
@@ -71,12 +75,14 @@ def measure(
     statistics, fine = StepStatistics(sources, device), FineHistogram(sources, device)
     reliability = torch.zeros(sources * BUCKETS, 3, dtype=torch.float64, device=device)
     examples = torch.zeros(len(sample), 1 + len(FIGURES), dtype=torch.float64, device=device)
-    logp = torch.zeros(total if per_token else 0)
+    per_target = torch.zeros(len(Reference._fields), total if per_token else 0)
     begins = torch.from_numpy(sample.target_tokens.cumsum(dtype=np.int64) - sample.target_tokens)
+    objective, seen = _listening() if per_token else (NLL, [])
     passes = base_pass(model, batches, total, "measuring p under the base model")
     for number, batch in enumerate(passes):
         watchdog.beat(number + 1)
-        _, tokens, kept = model.token_loss(batch, NLL, None, 1.0)
+        seen.clear()
+        _, tokens, kept = model.token_loss(batch, objective, None, 1.0)
         if not len(batch.targets):
             continue
         statistics.add(tokens, kept, batch)
@@ -97,12 +103,27 @@ def measure(
             # from place in the batch to place in the data
             shift = begins[numbers] - (lengths.cumsum(0) - lengths)
             places = torch.arange(len(tokens.logp)) + shift.repeat_interleave(lengths)
-            logp[places] = tokens.logp.float().cpu()
+            for column, name in zip(per_target, Reference._fields, strict=True):
+                column[places] = torch.cat([getattr(part, name) for part in seen]).float().cpu()
     statistics.all_reduce()
-    for tensor in (fine.counts, reliability, examples, logp):
+    for tensor in (fine.counts, reliability, examples, per_target):
         dist.all_reduce(tensor)
     reliability = reliability.view(sources, BUCKETS, 3).cpu()
-    return Measured(statistics, fine, reliability, examples.cpu(), logp if per_token else None)
+    reference = Reference(*per_target) if per_token else None
+    return Measured(statistics, fine, reliability, examples.cpu(), reference)
+
+
+def _listening() -> tuple[Objective, list[TokenStatistics]]:
+    """NLL, and the list to which it adds the statistics of every chunk of tokens that it sees."""
+    seen: list[TokenStatistics] = []
+
+    def function(tokens: TokenStatistics, state: ObjectiveState | None) -> Result:
+        seen.append(tokens)
+        return NLL(tokens, state)
+
+    return dataclasses.replace(
+        NLL, function=function, needs=frozenset({"top_entropy", "mass"})
+    ), seen
 
 
 def _confidence(tokens: TokenOutputs) -> Tensor:

@@ -4,6 +4,7 @@ is loaded."""
 import datetime
 import math
 import re
+from pathlib import Path
 
 from adaptsft.config.load import parse_arguments
 from adaptsft.config.schema import LOSS_ON, Config, TrainConfig, all_keys, get
@@ -178,6 +179,11 @@ def _stream(config: Config) -> None:
         config.controller.base_stats == "",
         f"{start}: controller.base_stats is of a whole training set; leave it out",
     )
+    require(
+        config.objective.base_tokens == "",
+        f"{start}: objective.base_tokens is of a whole training set; leave it out, and use an "
+        "objective that does not read the base model",
+    )
 
 
 def _numbers(config: Config) -> None:
@@ -239,6 +245,14 @@ def _unread_by_lr_schedule(train: TrainConfig) -> list[str]:
 def _objective(config: Config) -> Objective:
     objective = build_objective(config.objective)
     validate_controller(config.controller, config.objective, objective)
+    require(
+        "reference" not in objective.needs or config.objective.base_tokens != "",
+        f"objective.name={config.objective.name}"
+        + (" with objective.reference=base" if config.objective.reference == "base" else "")
+        + " reads the base model's statistics of every target token: set objective.base_tokens="
+        f"{Path(config.run_dir) / 'diagnosis' / 'base_tokens.safetensors'}, which `python -m "
+        "adaptsft.diagnose` with the arguments of this run and sample=all per_token=true writes",
+    )
     require(
         not (config.objective.unit_mass and config.objective.normalizer == "kept"),
         "objective.unit_mass=true with objective.normalizer=kept: masked tokens have the weight 0, "

@@ -193,6 +193,10 @@ class ObjectiveConfig:
     )
     base: str = key("nll", "objective that `threshold` masks")
     alpha: float = key(0.0, "alpha of f_alpha(p) = (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p")
+    floor: float = key(
+        0.0,
+        "alpha, concentration: least weight of a token, floor + (1 - floor) p^alpha; 1 is -log p",
+    )
     lower: float = key(0.0, "threshold: tokens with p below are masked")
     upper: float = key(1.0, "threshold: tokens with p above are masked")
     lower_quantile: float | None = key(
@@ -213,6 +217,17 @@ class ObjectiveConfig:
     params: dict[str, float] = key(
         {}, "parameters of the objective by name, for example {gamma: 2}; see docs/objectives.md"
     )
+    reference: str = key(
+        "current",
+        "whose p, entropy and so on the token weights read: the model's in training, or the base "
+        "model's, which then does not move",
+        ("current", "base"),
+    )
+    base_tokens: str = key(
+        "",
+        "reference=base, prift_prob, prift_mass, psft, iw_sft: base_tokens.safetensors of "
+        "adaptsft.diagnose, the base model's statistics of every target token",
+    )
     exempt: str = key(
         "none",
         "tokens that keep NLL whatever the objective: what ends a turn or a text, or all special "
@@ -232,7 +247,7 @@ class ControllerConfig:
         "fixed",
         "what moves the objective during training; python -m adaptsft.controllers lists them",
     )
-    parameter: str = key("alpha", "schedules: what they move", ("alpha", "lower", "upper"))
+    parameter: str = key("alpha", "schedules: what they move", ("alpha", "lower", "upper", "floor"))
     start: float = key(0.0, "schedules: value at the start of the run")
     end: float = key(1.0, "schedules: value at the end of the run")
     begin: float = key(0.0, "linear, cosine: share of the run after which the move begins")

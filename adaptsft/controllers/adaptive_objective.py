@@ -1,12 +1,15 @@
 """The configured objective together with what moves it during training."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from adaptsft.config.schema import Config, ControllerConfig
 from adaptsft.controllers.base import Progress, State
 from adaptsft.controllers.build import build_controller
-from adaptsft.controllers.schedules import Schedule
 from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
 from adaptsft.data.tokenized import TokenizedData
@@ -15,7 +18,7 @@ from adaptsft.model.pretrained import Pretrained
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import build_objective, with_exempt
 from adaptsft.objectives.state import ObjectiveState, initial_state
-from adaptsft.statistics.base_model import BaseStatistics
+from adaptsft.statistics.base_model import BaseStatistics, BaseTokens
 from adaptsft.statistics.step import (
     BINS,
     LOG_NLL_RANGE,
@@ -31,7 +34,8 @@ class AdaptiveObjective:
 
     `memory` is the controller's own state: tensors with an entry per source and a last one for all
     of them. With `state` it is all that a checkpoint holds of an objective. `base` are the
-    statistics of the base model (controller.base_stats), where they were given.
+    statistics of the base model (controller.base_stats), where they were given; `reference` maps an
+    example to what the base model makes of its target tokens, where the objective needs it.
     """
 
     def __init__(
@@ -40,8 +44,10 @@ class AdaptiveObjective:
         state: ObjectiveState,
         config: ControllerConfig,
         base: BaseStatistics | None = None,
+        reference: Callable[[int], np.ndarray] | None = None,
     ):
         self.function, self.config, self.base = function, config, base
+        self.reference = reference
         self.controller = build_controller(config)
         self.memory: State = {}
         size, device = len(state.alpha) + 1, state.alpha.device
@@ -66,7 +72,13 @@ class AdaptiveObjective:
             )
         )
         state = initial_state(config.objective, len(data.names), device)
-        return cls(function, state, config.controller, base)
+        reference = None
+        if "reference" in function.needs:
+            path = Path(config.objective.base_tokens)
+            reference = raise_on_all_ranks(
+                lambda: BaseTokens.open(path, model=pretrained.folder, data=data)
+            ).of
+        return cls(function, state, config.controller, base, reference)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint saves, and loads in place."""
@@ -95,7 +107,7 @@ class AdaptiveObjective:
         memory["seen_tokens"] = self.memory["seen_tokens"] + seen.tokens
         # a source without a token in the step keeps its memory; a schedule needs no tokens to move
         counted = (seen.tokens > 0) & ~skipped
-        moved = counted | isinstance(self.controller, Schedule)
+        moved = counted | self.controller.by_clock
         for name, value in self.memory.items():  # in place: checkpoints load into these tensors
             taken = counted if name == "seen_tokens" else moved
             value.copy_(torch.where(taken.view(-1, *[1] * (value.ndim - 1)), memory[name], value))

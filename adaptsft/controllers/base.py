@@ -52,6 +52,8 @@ class Controller:
     objective: ClassVar[str] = "alpha"
     moves: ClassVar[tuple[str, ...]] = ("alpha",)  # of MOVABLE
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # allowed range of its parameters
+    # it follows the progress of the run alone: a source without a token in a step moves as well
+    by_clock: ClassVar[bool] = False
     # keys of the group `controller`, besides `params`, that it reads; for schedules
     reads: ClassVar[tuple[str, ...]] = ()
 

@@ -9,11 +9,13 @@ from adaptsft.config.unread import unread
 from adaptsft.controllers import (  # noqa: F401 (they fill the registry)
     auto,
     schedules,
+    when_learned,
 )
 from adaptsft.controllers.base import REGISTRY, Controller, parameters
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.errors import require, require_known
 from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import THRESHOLDS
 
 
 def acts_through(config: ControllerConfig) -> str:
@@ -68,10 +70,11 @@ def unread_by_controller(config: ControllerConfig, objective: ObjectiveConfig) -
     closed = [other for other, known in REGISTRY.items() if not issubclass(known, Schedule)]
     if cls is None:
         warnings += unread("controller", config, ["params"], name, closed)
-    if config.name not in closed:
-        warnings += unread("controller", config, ["shrinkage"], name, closed)
+    measuring = [other for other in closed if not REGISTRY[other].by_clock]
+    if config.name not in measuring:
+        warnings += unread("controller", config, ["shrinkage"], name, measuring)
         if objective.lower_quantile is None and objective.upper_quantile is None:
-            readers = [*closed, "objective.lower_quantile", "objective.upper_quantile"]
+            readers = [*measuring, "objective.lower_quantile", "objective.upper_quantile"]
             warnings += unread("controller", config, ["base_stats"], name, readers)
     return warnings
 
@@ -116,7 +119,7 @@ def _schedule(config: ControllerConfig, cls: type[Schedule]) -> None:
 def _fix(cls: type[Controller], field: str, objective: Objective) -> str:
     if not issubclass(cls, Schedule):
         return f"leave objective.name out (it acts through {cls.objective})"
-    fix = f"use objective.name={'alpha' if field == 'alpha' else 'threshold'}"
+    fix = f"use objective.name={'threshold' if field in THRESHOLDS else 'alpha'}"
     return f"{fix}, or controller.parameter=lower" if "lower" in objective.uses else fix
 
 

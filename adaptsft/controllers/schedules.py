@@ -24,6 +24,7 @@ class Schedule(Controller):
     A subclass with another `value` lists in `reads` the keys of `settings` that it looks at.
     """
 
+    by_clock = True
     reads: ClassVar[tuple[str, ...]] = ("parameter", "start", "end", "begin", "finish")
     settings: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
 

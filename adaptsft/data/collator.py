@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptsft.data.documents import Documents, to_device
 from adaptsft.data.packing import MicroBatch, assign_to_ranks, pack_examples
 from adaptsft.data.tokenized import TokenizedData
+from adaptsft.objectives.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Batch:
     sequence_source: Tensor  # int64 [m]
     # fp32 [n], of the token in the loss, on average 1 over the targets of the step; None: all are 1
     token_weight: Tensor | None = None
-    # fp32 [n], log p of the token under the base model, where it was measured
-    base_logp: Tensor | None = None
+    # fp32 [n] each, what the base model makes of the token, where the objective reads it
+    reference: Reference | None = None
     # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
     examples: np.ndarray | None = None
 
@@ -40,6 +41,8 @@ class Batch:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = {name: to_device(t, device) for name, t in tensors.items()}
+        if self.reference is not None:
+            moved["reference"] = Reference(*(to_device(t, device) for t in self.reference))
         return dataclasses.replace(self, documents=self.documents.to(device), **moved)
 
 
@@ -50,15 +53,15 @@ def collate(
     pad_id: int,
     pad_multiple: int = 1,
     with_buckets: bool = True,
-    base_logp: Callable[[int], np.ndarray] | None = None,
+    reference: Callable[[int], np.ndarray] | None = None,
     weight_scale: float | None = None,
 ) -> Batch:
     """The batch of these packs, each as long as the longest, rounded up to pad_multiple.
 
     No packs give one of padding alone, so that a rank without work can still take part in the
-    collectives; it has n = m = 0. `base_logp` gives log p of an example's target tokens under the
-    base model (BaseLogProbabilities.of). `weight_scale`, if given, multiplies the weights of tokens
-    that the data holds; without it these are left out.
+    collectives; it has n = m = 0. `reference` gives what the base model makes of an example's
+    target tokens (BaseTokens.of). `weight_scale`, if given, multiplies the weights of tokens that
+    the data holds; without it these are left out.
     """
     tokens = [sum(int(data.lengths[i]) for i in pack) for pack in packs]
     length = -(-max(tokens, default=1) // pad_multiple) * pad_multiple
@@ -87,9 +90,10 @@ def collate(
     sequence_source = torch.tensor(sources, dtype=torch.int64)
     empty = np.empty(0, dtype=np.int64)
     measured = None
-    if base_logp is not None:
-        logp = [empty.astype(np.float32), *map(base_logp, examples)]
-        measured = torch.from_numpy(np.concatenate(logp))
+    if reference is not None:
+        none = np.empty((len(Reference._fields), 0), np.float32)
+        columns = np.concatenate([none, *map(reference, examples)], axis=1)
+        measured = Reference(*map(torch.from_numpy, columns))
     token_weight = None
     if weight_scale is not None:
         weights = [empty.astype(np.float32), *(target_weights(data, i) for i in examples)]
@@ -105,7 +109,7 @@ def collate(
         sequence_lengths=sequence_lengths,
         sequence_source=sequence_source,
         token_weight=token_weight,
-        base_logp=measured,
+        reference=measured,
         examples=np.array(examples, dtype=np.int64),
     )
 

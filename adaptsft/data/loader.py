@@ -17,9 +17,8 @@ class BatchLoader:
     """This rank's micro-batches of every optimizer step.
 
     It has no state: the sampler is a pure function of the step. `with_buckets` is whether attention
-    is SDPA, which reads documents in buckets of similar length. `base_logp`, if given, maps an
-    example to log p of its target tokens under the base model, and is collated with them. A context
-    manager.
+    is SDPA, which reads documents in buckets of similar length. `reference`, if given, maps an
+    example to what the base model makes of its target tokens (BaseTokens.of). A context manager.
     """
 
     def __init__(
@@ -29,10 +28,10 @@ class BatchLoader:
         pad_id: int,
         with_buckets: bool,
         device: torch.device,
-        base_logp: Callable[[int], np.ndarray] | None = None,
+        reference: Callable[[int], np.ndarray] | None = None,
     ):
         self.data, self.config, self.pad_id, self.device = data, config, pad_id, device
-        self.with_buckets, self.base_logp = with_buckets, base_logp
+        self.with_buckets, self.reference = with_buckets, reference
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[list[Batch]]] = {}
 
@@ -63,7 +62,7 @@ class BatchLoader:
                 pad_id=self.pad_id,
                 pad_multiple=self.config.data.pad_multiple,
                 with_buckets=self.with_buckets,
-                base_logp=self.base_logp,
+                reference=self.reference,
                 weight_scale=sampler.weight_scale(step) if sampler.data.is_weighted else None,
             )
             for packs in sampler.micro_batches(step, rank())

@@ -73,6 +73,7 @@ def token_loss(
         source=source,
         sequence=batch.sequence,
         token_weight=batch.token_weight,
+        reference=batch.reference,
         target_idx=batch.target_idx,
         bias=head.bias,
         softcap=_first_set(settings, *SOFT_CAPS),
@@ -80,8 +81,8 @@ def token_loss(
         scale=scale,
         **cast(dict[str, Any], self.loss_settings),
     )
-    kept = objective.keep(tokens, None if state is None else per_token(state, source))
-    return loss, tokens, kept
+    of_tokens = None if state is None else per_token(state, source)
+    return loss, tokens, objective.keep(tokens, of_tokens, batch.reference)
 
 
 def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ from adaptsft_kernels import TokenOutputs, TokenStatistics
 
 Result = tuple[Tensor, Tensor]  # loss [n], weight [n]
 Function = TypeVar("Function", bound=Callable)
-# token statistics that are computed only for objectives that need them
-ON_REQUEST = ("top_entropy",)
+# token statistics that are there only for objectives that need them
+ON_REQUEST = ("top_entropy", "mass", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,17 @@ class Objective:
         exempt = state.exempt > 0
         return torch.where(exempt, -tokens.logp, loss), torch.where(exempt, 1.0, weight)
 
-    def keep(self, tokens: TokenStatistics | TokenOutputs, state: ObjectiveState | None) -> Tensor:
+    def keep(
+        self,
+        tokens: TokenStatistics | TokenOutputs,
+        state: ObjectiveState | None,
+        reference: Any = None,
+    ) -> Tensor:
         """Which tokens count for `objective.normalizer=kept`: bool [n], all True for an objective
-        without a mask."""
+        without a mask. `reference` is that of the tokens, for an objective that needs it."""
         if self.mask is None:
             return torch.ones_like(tokens.top1)
-        kept = self.mask(tokens, state)
+        kept = self.mask(TokenStatistics(*tokens[:6], reference=reference), state)
         if self.exempt is None:
             return kept
         assert state is not None

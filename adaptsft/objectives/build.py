@@ -13,11 +13,13 @@ from adaptsft.config.unread import unread
 from adaptsft.errors import require, require_known
 from adaptsft.objectives import library  # noqa: F401 (it fills the registry)
 from adaptsft.objectives.base import REGISTRY, Objective
+from adaptsft.objectives.reference import under_reference
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.objectives.threshold import threshold
 
+THRESHOLDS = ("lower", "upper")  # fields of ObjectiveState
 NLL = REGISTRY["nll"]
-LIMITS = {"alpha": 1e6, "lower": 1.0, "upper": 1.0}  # each from 0
+LIMITS = {"alpha": 1e6, "lower": 1.0, "upper": 1.0, "floor": 1.0}  # each from 0
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
@@ -33,6 +35,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
         objective = threshold(_with_parameters(config.base, config.params))
     else:
         objective = _with_parameters(name, config.params)
+    if config.reference == "base":
+        objective = under_reference(objective)
     for key in MOVABLE:
         _in_range(f"objective.{key}", getattr(config, key), 0.0, LIMITS[key])
     for key in ("lower_quantile", "upper_quantile"):
@@ -59,18 +63,22 @@ def unread_by_objective(config: ObjectiveConfig, objective: Objective) -> list[s
 
     def reading(field: str) -> list[str]:
         names = [name for name, known in REGISTRY.items() if field in known.uses]
-        return names if field == "alpha" else [*names, "threshold"]
+        return [*names, "threshold"] if field in THRESHOLDS else names
 
     warnings = []
     if config.name != "threshold":
         warnings += unread("objective", config, ["base"], name, ["threshold"])
     for field in MOVABLE:
         if field not in objective.uses:
-            keys = [field] if field == "alpha" else [field, f"{field}_quantile"]
+            keys = [field, f"{field}_quantile"] if field in THRESHOLDS else [field]
             warnings += unread("objective", config, keys, name, reading(field))
     if objective.mask is None:
         masking = [name for name, known in REGISTRY.items() if known.mask is not None]
         warnings += unread("objective", config, ["normalizer"], name, [*masking, "threshold"])
+    if "reference" not in objective.needs:
+        needing = [name for name, known in REGISTRY.items() if "reference" in known.needs]
+        readers = ["objective.reference=base", *needing]
+        warnings += unread("objective", config, ["base_tokens"], name, readers)
     if config.name == "nll":  # its weights are all 1, and it is what exempt tokens keep
         keys = ["exempt", "unit_mass"]
         warnings += unread("objective", config, keys, name, ["every other objective"])

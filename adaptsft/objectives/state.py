@@ -7,22 +7,24 @@ from torch import Tensor
 
 from adaptsft.config.schema import ObjectiveConfig
 
-MOVABLE = ("alpha", "lower", "upper")  # fields of ObjectiveState that a controller may move
+# fields of ObjectiveState that a controller may move
+MOVABLE = ("alpha", "lower", "upper", "floor")
 
 
 class ObjectiveState(NamedTuple):
     """fp32, shape [sources], on the device; objectives get the fields gathered per token, [n].
 
-    A controller moves `alpha`, `lower` and `upper`. `mean_p` (mean probability of the targets,
-    Eq. 5 of the paper) and `sequence_nll` (median of the sequence-mean NLL, nats per token) are the
-    all-reduced statistics of the previous step. `mass` is the running mean of the token weights,
-    the same for all sources, by which objective.unit_mass divides. `exempt` is 1 for tokens that
-    objective.exempt leaves to NLL, see `with_exempt_tokens`.
+    A controller moves `alpha`, `lower`, `upper` and `floor`. `mean_p` (mean probability of the
+    targets, Eq. 5 of the paper) and `sequence_nll` (median of the sequence-mean NLL, nats per
+    token) are the all-reduced statistics of the previous step. `mass` is the running mean of the
+    token weights, the same for all sources, by which objective.unit_mass divides. `exempt` is 1 for
+    tokens that objective.exempt leaves to NLL, see `with_exempt_tokens`.
     """
 
     alpha: Tensor
     lower: Tensor
     upper: Tensor
+    floor: Tensor
     mean_p: Tensor
     sequence_nll: Tensor
     mass: Tensor
@@ -31,7 +33,7 @@ class ObjectiveState(NamedTuple):
 
 def initial_state(config: ObjectiveConfig, sources: int, device: torch.device) -> ObjectiveState:
     """That of step 1: mean_p .5 and 1 nat per token stand in for statistics not known yet."""
-    values = (config.alpha, config.lower, config.upper, 0.5, 1.0, 1.0, 0.0)
+    values = (*(getattr(config, name) for name in MOVABLE), 0.5, 1.0, 1.0, 0.0)
     return ObjectiveState(
         *(torch.full((sources,), value, dtype=torch.float32, device=device) for value in values)
     )

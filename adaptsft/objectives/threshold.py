@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adaptsft.objectives.base import Objective, Result
 from adaptsft.objectives.state import ObjectiveState
-from adaptsft_kernels import TokenOutputs, TokenStatistics
+from adaptsft_kernels import TokenStatistics
 
 
 def threshold(base: Objective) -> Objective:
@@ -19,16 +19,17 @@ def threshold(base: Objective) -> Objective:
     The paper divides by the kept tokens; see objective.normalizer.
     """
 
-    def inside(tokens: TokenStatistics | TokenOutputs, state: ObjectiveState) -> Tensor:
+    def inside(tokens: TokenStatistics, state: ObjectiveState) -> Tensor:
         return (tokens.logp >= state.lower.log()) & (tokens.logp <= state.upper.log())
 
-    def keep(tokens: TokenStatistics | TokenOutputs, state: ObjectiveState) -> Tensor:
-        return inside(tokens, state) & base.keep(tokens, state)
+    def mask(tokens: TokenStatistics, state: ObjectiveState) -> Tensor:
+        kept = inside(tokens, state)
+        return kept if base.mask is None else kept & base.mask(tokens, state)
 
     def function(tokens: TokenStatistics, state: ObjectiveState) -> Result:
         kept, (loss, weight) = inside(tokens, state), base(tokens, state)
         return torch.where(kept, loss, 0.0), torch.where(kept, weight, 0.0)
 
     return dataclasses.replace(
-        base, name="threshold", function=function, mask=keep, uses=base.uses | {"lower", "upper"}
+        base, name="threshold", function=function, mask=mask, uses=base.uses | {"lower", "upper"}
     )

@@ -1,13 +1,14 @@
 """What the base model makes of the training data, as `python -m adaptsft.diagnose` writes it to
 files and training reads it.
 
-base_stats.json holds sums and histograms per source; base_logp.safetensors the log-probability of
-every target token. Both name the model and the data they were measured on, and are refused for
-others.
+base_stats.json holds sums and histograms per source; base_tokens.safetensors log p, entropy and
+more of every target token. Both name the model and the data they were measured on, and are refused
+for others.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from adaptsft.config.schema import ControllerConfig
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError
+from adaptsft.objectives.reference import Reference
 from adaptsft.statistics.step import (
     BINS,
     COLUMNS,
@@ -33,13 +35,13 @@ from adaptsft.statistics.step import (
 )
 from adaptsft_kernels import TokenOutputs
 
-SCHEMA = 1  # of both files; raise it when their meaning changes
+# of base_stats.json and base_tokens.safetensors; raise it when the meaning of the file changes
+SCHEMA, TOKENS_SCHEMA = 1, 2
 # of the histogram for quantiles: steps of 0.003 in log-odds, so p is resolved to 0.3 % of p (1 - p)
 FINE_BINS = 1 << 14
-FIX = (
-    "run `python -m adaptsft.diagnose` with the arguments of this run, and give the file that it "
-    "writes"
-)
+DIAGNOSE = "run `python -m adaptsft.diagnose` with the arguments of this run"
+FIX = f"{DIAGNOSE}, and give the file that it writes"
+TOKENS_FIX = f"{DIAGNOSE} and sample=all per_token=true, and give the file that it writes"
 
 
 class FineHistogram:
@@ -138,31 +140,37 @@ def encode(statistics: StepStatistics, fine: FineHistogram, number: int) -> dict
     }
 
 
-class BaseLogProbabilities:
-    """log p of every target token of the training data under the base model, memory-mapped."""
+class BaseTokens:
+    """What the base model makes of every target token of the training data, memory-mapped."""
 
-    def __init__(self, values: Any, ends: np.ndarray):
-        self.values = values  # a slice of the file, fp32 [tokens], example after example
+    def __init__(self, columns: Sequence[Any], ends: np.ndarray):
+        # slices of the file, of Reference: fp32 [tokens], example after example
+        self.columns = columns
         self.ends = ends  # int64 [N]
 
     @classmethod
-    def open(cls, path: Path, *, model: Path, data: TokenizedData) -> "BaseLogProbabilities":
-        """Open base_logp.safetensors. Raises ConfigError where the file is not one, or of another
-        model or other data."""
+    def open(cls, path: Path, *, model: Path, data: TokenizedData) -> "BaseTokens":
+        """Open what objective.base_tokens names; `model` is the folder of the model's weights.
+
+        Raises ConfigError where the file is not one, or of another model or other data.
+        """
         try:
             file = safe_open(path, framework="numpy")
-            metadata, values = file.metadata() or {}, file.get_slice("logp")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{path}: cannot be read ({error}); {FIX}, with sample=all per_token=true"
+                f"objective.base_tokens={path}: cannot be read ({error}); {TOKENS_FIX}"
             ) from None
-        _expect(path, metadata, "schema", str(SCHEMA))
-        _same(path, json.loads(metadata["model"]), json.loads(metadata["data"]), model, data)
-        return cls(values, data.target_tokens.cumsum(dtype=np.int64))
+        metadata = file.metadata() or {}
+        _expect(path, metadata, "schema", str(TOKENS_SCHEMA), TOKENS_FIX)
+        origin = json.loads(metadata["model"]), json.loads(metadata["data"])
+        _same(path, *origin, model, data, TOKENS_FIX)
+        columns = [file.get_slice(name) for name in Reference._fields]
+        return cls(columns, data.target_tokens.cumsum(dtype=np.int64))
 
     def of(self, example: int) -> np.ndarray:
-        """fp32 [target tokens of the example], in their order."""
-        return self.values[int(self.ends[example - 1]) if example else 0 : int(self.ends[example])]
+        """fp32 [len(Reference._fields), target tokens of the example], in their order."""
+        span = slice(int(self.ends[example - 1]) if example else 0, int(self.ends[example]))
+        return np.stack([column[span] for column in self.columns])
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -188,17 +196,22 @@ def identity(path: str, model: Path, data: TokenizedData) -> tuple[dict[str, str
     }
 
 
-def _expect(path: Path, content: Any, key: str, value: Any) -> None:
+def _expect(path: Path, content: Any, key: str, value: Any, fix: str = FIX) -> None:
     found = content.get(key) if isinstance(content, dict) else None
     if found != value:
         raise ConfigError(
             f"{path}: its {key} is {found}, not {value}: not a file of adaptsft.diagnose, or of "
-            f"another version; {FIX}"
+            f"another version; {fix}"
         )
 
 
 def _same(
-    path: Path, model: dict[str, str], data: dict[str, str], folder: Path, current: TokenizedData
+    path: Path,
+    model: dict[str, str],
+    data: dict[str, str],
+    folder: Path,
+    current: TokenizedData,
+    fix: str = FIX,
 ) -> None:
     for what, saved, now in (
         (f"model ({model['path']})", model["fingerprint"], model_fingerprint(folder)),
@@ -211,7 +224,7 @@ def _same(
         if saved != now:
             raise ConfigError(
                 f"{path}: measured on another {what}: its fingerprint is {saved[:12]}, this run's "
-                f"{now[:12]}; {FIX}"
+                f"{now[:12]}; {fix}"
             )
 
 

@@ -36,6 +36,7 @@ class SourceStatistics(NamedTuple):
     mean_p: Tensor
     low: Tensor  # share with p < .2
     high: Tensor  # share with p > .5
+    top1: Tensor  # share that is the model's first choice: no other token is likelier
     collision: Tensor  # mean of c = sum_i p_i^2
     sequence_nll: Tensor  # median over sequences of their mean NLL, nats per token
     # [sources + 1, BINS] of p in equal steps of log-odds over LOGIT_RANGE, shares
@@ -108,6 +109,7 @@ class StepStatistics:
             mean_p=sums["p"] / tokens,
             low=sums["below_0.2"] / tokens,
             high=sums["above_0.5"] / tokens,
+            top1=sums["top1"] / tokens,
             collision=sums["collision"] / tokens,
             sequence_nll=histogram_quantile(table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp(),
             histogram=table[:, len(COLUMNS) : len(COLUMNS) + BINS] / tokens[:, None],

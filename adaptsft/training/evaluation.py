@@ -14,6 +14,7 @@ from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank0_first
 from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import NLL
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.metrics import Metrics
@@ -48,6 +49,8 @@ class Evaluator:
             if held_out is not None:
                 statistics = StepStatistics(len(held_out.names), self.run.device)
                 batches, function = self.loader.in_order(held_out), self.objective.function
+                if "reference" in function.needs:  # which is not measured on held-out data
+                    function = NLL
                 state = held_out_state(self.objective.state, self.loader.data)
                 measure(self.model, function, state, batches, statistics, beat)
                 result["held_out"] = self.metrics.evaluation(step, held_out.names, statistics)

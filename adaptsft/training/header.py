@@ -25,10 +25,14 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnE
         f"{frozen}, {str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
         f"attention by {model.attention_backend}"
     )
-    moved = "" if config.controller.name == "fixed" else f", {config.controller.name} controller"
+    objective = config.objective.name
+    if config.objective.reference == "base":
+        objective += ", token weights of the base model"
+    if config.controller.name != "fixed":
+        objective += f", {config.controller.name} controller"
     settings = {name: value for name, value in model.loss_settings.items() if name != "chunk_size"}
     loss = describe_implementation(run.device, dtype, **settings)
-    print0(f"objective: {config.objective.name}{moved}; loss by adaptsft_kernels in {loss}")
+    print0(f"objective: {objective}; loss by adaptsft_kernels in {loss}")
     print0(
         f"plan: {data.steps:,} steps of {config.train.global_batch_size:,} examples = "
         f"{data.sampler.extent(data.steps)}"

@@ -28,7 +28,7 @@ from adaptsft.distributed.ranks import (
 from adaptsft.errors import CheckpointError, NonFiniteError
 from adaptsft.files import replacing
 from adaptsft.model.fsdp import ShardedModel
-from adaptsft.objectives.state import ObjectiveState
+from adaptsft.objectives.state import MOVABLE, ObjectiveState
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.flops import flops_per_token, peak_flops
 from adaptsft.training.setup import Run
@@ -89,7 +89,7 @@ class Metrics:
         micro_batches: list[Any],
     ) -> None:
         """Keep the figures of `step` (0-based), which used this state of the objective."""
-        parts = [statistics.table.flatten(), state.alpha, state.lower, state.upper]
+        parts = [statistics.table.flatten(), *(getattr(state, name) for name in MOVABLE)]
         parts.append(torch.stack([grad_norm, skipped]))
         self.on_device.append(torch.cat([part.double() for part in parts]))
         sampler = self.data.sampler
@@ -143,8 +143,8 @@ class Metrics:
         sources = len(self.data.names)
         width = len(COLUMNS) + 2 * BINS
         table = vector[: sources * width].reshape(sources, width)
-        state = vector[sources * width : sources * (width + 3)].reshape(3, sources)
-        settings = dict(zip(("alpha", "lower", "upper"), state, strict=True))
+        state = vector[sources * width : -2].reshape(len(MOVABLE), sources)
+        settings = dict(zip(MOVABLE, state, strict=True))
         grad_norm, skipped = vector[-2:]
         line: dict[str, Any] = dict(known) | summary(table.sum(0), self.kept_only)
         line |= {name: float(values.mean()) for name, values in settings.items()}
@@ -247,7 +247,7 @@ class Metrics:
         parts = [f"step {step}/{steps} {100 * step / steps:3.0f}% ETA {_duration(left)}"]
         parts += [f"loss {line['loss']:.4f}", f"nll {line['nll']:.4f}", f"p {line['mean_p']:.3f}"]
         if "alpha" in self.uses:
-            parts.append(f"alpha {line['alpha']:.2f}")
+            parts.append(f"alpha {line['alpha']:.3g}")
         if "lower" in self.uses:
             share = 100 * line["kept"] / max(line["tokens"], 1)
             parts.append(f"kept [{line['lower']:.3g}, {line['upper']:.3g}] {share:.0f}%")

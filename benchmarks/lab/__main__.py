@@ -3,6 +3,7 @@ best there?
 
     python -m benchmarks.lab --preset cpu
     python -m benchmarks.lab --preset full --families digits facts --methods oracle auto
+    python -m benchmarks.lab --family mine.py --regime-file more.py --bases 0 1 0@60
     python -m benchmarks.lab --report runs/lab_full --methods auto linear deft
 
 A small model is pretrained on a family of generated tasks; every method then fine-tunes it in every
@@ -13,6 +14,7 @@ preset.
 """
 
 import argparse
+import json
 import re
 import sys
 import time
@@ -24,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from adaptsft.errors import UserError
-from benchmarks.lab import grid, real, report, settings
+from benchmarks.lab import families, grid, real, regimes, report, settings
 from benchmarks.lab.settings import Lab, Methods
 from benchmarks.lab.smollm2 import report as smollm2_report, runs as smollm2
 from benchmarks.lab.stages import stage
@@ -47,9 +49,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--families", nargs="+", help="instead of the preset's")
     parser.add_argument(
+        "--family",
+        action="append",
+        default=[],
+        metavar="PATH.py",
+        help="a file with a FAMILY: beside --families, or instead of the preset's; repeatable",
+    )
+    parser.add_argument(
         "--regimes",
         nargs="+",
-        help="instead of the preset's; NAME@short and NAME@long have another budget",
+        help="instead of the preset's; NAME@60 has 60 steps, NAME@2epochs half as many examples, "
+        "seen twice",
+    )
+    parser.add_argument(
+        "--regime-file",
+        action="append",
+        default=[],
+        metavar="PATH.py",
+        help="a file with REGIMES: --regimes may name them; without, all of them, instead of the "
+        "preset's; repeatable",
     )
     parser.add_argument(
         "--methods",
@@ -57,11 +75,33 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="instead of the preset's; `oracle` stands for the grid of fixed alphas",
     )
     parser.add_argument("--seeds", nargs="+", help="instead of the preset's")
+    parser.add_argument(
+        "--bases",
+        nargs="+",
+        help="instead of the preset's: seeds of pretraining; 0@90 is stopped where the strong task "
+        "is right in 90 %%",
+    )
+    parser.add_argument(
+        "--lrs", nargs="+", help="instead of the preset's: every method at every learning rate"
+    )
+    parser.add_argument(
+        "--tune-on",
+        nargs="+",
+        metavar="FAMILY",
+        help="instead of the preset's: the families on which each method's learning rate is chosen",
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="train runs of a shape together as one stacked model (benchmarks/lab/stacked): for "
+        "searching",
+    )
     parser.add_argument("--workers", help="instead of the preset's: processes, one thread each")
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of results, data and pretrained models (default: runs/lab_PRESET)",
+        help="folder of results, data and pretrained models (default: runs/lab_PRESET, or "
+        "runs/lab_PRESET_fast)",
     )
     parser.add_argument(
         "--report",
@@ -96,15 +136,15 @@ def main(arguments: list[str]) -> int:
             if options.preset.endswith(".yaml")
             else CONFIGS / f"{options.preset}.yaml"
         )
-        lists = {
-            name: getattr(options, name) for name in ("families", "regimes", "methods", "seeds")
-        }
-        overrides = [f"{name}=[{', '.join(values)}]" for name, values in lists.items() if values]
+        overrides = [
+            f"{name}={json.dumps(values)}" for name, values in lists(options).items() if values
+        ]
         overrides += [f"workers={options.workers}"] if options.workers else []
+        overrides += ["fast=true"] if options.fast else []
         failed = run(
             settings.read(Lab, path, overrides + options.overrides),
             methods,
-            options.out or Path("runs") / f"lab_{path.stem}",
+            options.out or Path("runs") / f"lab_{path.stem}{'_fast' if options.fast else ''}",
         )
     except UserError as error:
         print(f"benchmarks.lab: {error}", file=sys.stderr)
@@ -117,6 +157,22 @@ def main(arguments: list[str]) -> int:
         return 130
     print(f"\nFinished in {(time.perf_counter() - started) / 60:.1f} min.")
     return 1 if failed else 0
+
+
+def lists(options: argparse.Namespace) -> dict[str, list[str]]:
+    """What the command asks for instead of the preset's lists, where it does. Raises
+    ConfigError."""
+    names = ("methods", "seeds", "bases", "lrs", "tune_on")
+    asked = {name: getattr(options, name) or [] for name in names}
+    asked["families"] = [*(options.families or []), *options.family]
+    files = options.regime_file
+    asked["regimes"] = regimes.expanded(options.regimes or files, files)
+    return asked
+
+
+def named(family: str) -> str:
+    """The name of a family that is given by name or path; of results, any name."""
+    return families.find(family).name if family.endswith(".py") else family
 
 
 def run(lab: Lab, methods: Methods, folder: Path) -> int:
@@ -132,27 +188,29 @@ def run(lab: Lab, methods: Methods, folder: Path) -> int:
         failed = progress(real.asked(lab, keys, folder), real.complete)
     else:
         with grid.workers(lab.workers) as pool:
-            with stage(f"pretraining on {', '.join(lab.families)}") as show:
+            with stage(f"pretraining on {', '.join(map(named, lab.families))}") as show:
                 bases = grid.pretrained(pool, lab, folder, show)
             asked = grid.asked(lab, keys, folder, bases)
             failed = progress(asked, lambda missing: grid.complete(pool, missing))
     results = report.read(folder)
-    report.write(folder, results, methods.oracle)
+    report.write(folder, results, methods.oracle, tune_on=lab.tune_on)
     smollm2_report.write(folder, results)
     return failed
 
 
 def tabulate(options: argparse.Namespace, methods: Methods) -> None:
+    asked = lists(options)
     results = report.selected(
         report.read(options.report),
-        family=options.families,
-        regime=options.regimes,
+        family=[named(entry) for entry in asked["families"]] or None,
+        regime=[regimes.name_of(entry) for entry in asked["regimes"]] or None,
         seed=options.seeds,
+        base=options.bases,
     )
     beside = (
         Path("runs") / f"lab_{options.report.stem}" if options.report.is_file() else options.report
     )
-    report.write(options.out or beside, results, methods.oracle, options.methods)
+    report.write(options.out or beside, results, methods.oracle, options.methods, asked["tune_on"])
     smollm2_report.write(options.out or beside, results)
 
 

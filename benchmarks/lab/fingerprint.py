@@ -54,6 +54,7 @@ CODE = sources_fingerprint(
         Path(__file__).parent: LAB,
     }
 )
+FAST_CODE = sources_fingerprint({Path(__file__).parent: ("stacked/*.py",)})
 
 
 @functools.cache

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from adaptsft.errors import UserError
-from benchmarks.lab.runs import Run, execute, pretrain, pretraining_log
+from benchmarks.lab import families
+from benchmarks.lab.bases import Base, pretrain, pretraining_log
+from benchmarks.lab.runs import UNTOUCHED, Run, execute
 from benchmarks.lab.settings import Lab
+from benchmarks.lab.stacked.execution import execute_stack, stacks
 
 Show = Callable[[str], None]  # receives what the trainer is doing now
+Bases = dict[tuple[str, Base], str]  # (family, base) -> fingerprint of its model
 POLL = 0.5  # seconds between two looks at the trainer's log
 
 
@@ -38,23 +42,22 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
 
 def pretrained(
     pool: ProcessPoolExecutor, lab: Lab, folder: Path, show: Show = lambda line: None
-) -> dict[str, str]:
-    """family -> fingerprint of its model. `show` receives the step that a family's training has
-    reached, and nothing where its model is there already."""
-    logs = {family: pretraining_log(folder, family) for family in lab.families}
-    shown = {family: _step(log) for family, log in logs.items()}
-    futures = {
-        family: pool.submit(pretrain, folder, family, lab.model, lab.pretrain)
-        for family in lab.families
-    }
+) -> Bases:
+    """The fingerprint of the model of every (family, base). `show` receives the step that a
+    training has reached, and nothing where its model is there already."""
+    asked = list(product(lab.families, map(Base.of, lab.bases)))
+    logs = {one: pretraining_log(folder, *one) for one in asked}
+    shown = {one: _step(log) for one, log in logs.items()}
+    futures = {one: pool.submit(pretrain, folder, *one, lab.model, lab.pretrain) for one in asked}
     while True:
         running = wait(futures.values(), POLL).not_done
-        for family, log in logs.items():
-            if (step := _step(log)) != shown[family]:
-                shown[family] = step
-                show(step if len(logs) == 1 else f"{family} {step}")
+        for one, log in logs.items():
+            if (step := _step(log)) != shown[one]:
+                shown[one] = step
+                family, base = families.find(one[0]).name, one[1]
+                show(step if len(logs) == 1 else f"{family} base {base} {step}")
         if not running:
-            return {family: future.result() for family, future in futures.items()}
+            return {one: future.result() for one, future in futures.items()}
 
 
 def _step(log: Path) -> str:
@@ -66,18 +69,28 @@ def _step(log: Path) -> str:
 
 
 def asked(
-    lab: Lab,
-    methods: dict[str, dict[str, Any]],
-    folder: Path,
-    bases: dict[str, str],
-    keep: bool = False,
+    lab: Lab, methods: dict[str, dict[str, Any]], folder: Path, bases: Bases, keep: bool = False
 ) -> list[Run]:
     """All runs of a lab, seed by seed, so that an interrupted one holds whole seeds. `methods` are
-    settings.check's."""
-    grid = product(lab.seeds, lab.families, lab.regimes, methods)
+    settings.check's. What does not train has no learning rate."""
+    grid = product(lab.seeds, map(Base.of, lab.bases), lab.families, lab.regimes, methods)
     return [
-        Run(folder, family, regime, method, seed, lab.items, methods[method], bases[family], keep)
-        for seed, family, regime, method in grid
+        Run(
+            folder,
+            family,
+            regime,
+            method,
+            seed,
+            lab.items,
+            methods[method],
+            base,
+            bases[family, base],
+            keep,
+            lr,
+            lab.fast,
+        )
+        for seed, base, family, regime, method in grid
+        for lr in ((lab.lrs or [None]) if method != UNTOUCHED else [None])
     ]
 
 
@@ -86,9 +99,14 @@ def complete(
 ) -> Iterator[tuple[Run, dict[str, Any] | UserError]]:
     """Each run with its result as they come; the UserError of one does not stop the others,
     anything else is raised."""
-    futures: dict[Future[dict[str, Any]], Run] = {pool.submit(execute, run): run for run in missing}
+    slow = [run for run in missing if not run.fast]
+    futures: dict[Future[Any], list[Run]] = {pool.submit(execute, run): [run] for run in slow}
+    for stack in stacks([run for run in missing if run.fast]):
+        futures[pool.submit(execute_stack, stack)] = stack
     for future in as_completed(futures):
+        runs = futures[future]
         try:
-            yield futures[future], future.result()
+            result = future.result()
+            yield from zip(runs, result if runs[0].fast else [result], strict=True)
         except UserError as error:
-            yield futures[future], error
+            yield from ((run, error) for run in runs)

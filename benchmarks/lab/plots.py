@@ -10,6 +10,7 @@ from typing import Any
 
 from adaptsft.drawing import COLOURS, MARKERS, canvas, save
 from adaptsft.errors import ConfigError
+from benchmarks.lab.scores import base_of
 from benchmarks.paper.figures.curves import Curve, trajectories
 from benchmarks.paper.figures.sweeps import alpha, quantiles
 
@@ -49,7 +50,7 @@ def rows(of_metric: dict[str, Any]) -> list[dict[str, Any]]:
                 row |= {
                     "value": 100 * score.mean,
                     "se": score.error and 100 * score.error,
-                    "n": score.seeds,
+                    "n": score.runs,
                 }
                 row |= {"mean_p": likelihood[method].mean} if method in likelihood else {}
                 found += [row | more for more in _places(method)]
@@ -76,9 +77,9 @@ def _places(method: str) -> Iterable[dict[str, Any]]:
 
 def moves(results: list[dict[str, Any]]) -> list[Curve]:
     """alpha and the lower threshold over the share of the run: a panel per method and family, a
-    line per regime and source; the first seed."""
-    curves, first = [], min(result["seed"] for result in results)
-    ran = [result for result in results if result["seed"] == first and result["curves"]]
+    line per regime and source; the first base and seed."""
+    curves, first = [], min(map(_run, results))
+    ran = [result for result in results if _run(result) == first and result["curves"]]
     for quantity, result in itertools.product(("alpha", "lower"), ran):
         of = result["curves"]
         share = [step / of["step"][-1] for step in of["step"]]
@@ -94,6 +95,10 @@ def moves(results: list[dict[str, Any]]) -> list[Curve]:
                 )
             )
     return curves
+
+
+def _run(result: dict[str, Any]) -> tuple[str, int]:
+    return base_of(result), result["seed"]
 
 
 def gap_table(gaps: dict[str, Any]) -> Any:

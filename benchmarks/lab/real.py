@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from adaptsft.config.resolve import load_config
 from adaptsft.errors import ConfigError, UserError, require
 from benchmarks.lab.fingerprint import CODE, commit, digest
-from benchmarks.lab.runs import UNTOUCHED, trajectories, write_result
+from benchmarks.lab.runs import UNTOUCHED, metrics_of, trajectories, write_result
 from benchmarks.lab.settings import Lab, RealRegime
 
 FAMILY = "real"
@@ -120,7 +120,7 @@ def execute(run: RealRun) -> dict[str, Any]:
         )
         load_config([str(path)])
         command([*run.launch, "-m", "adaptsft.train", str(path)], Path(f"{run.run_dir}.log"))
-        model, curves = str(run.run_dir), trajectories(run.run_dir / "metrics.jsonl")
+        model, curves = str(run.run_dir), trajectories(metrics_of(run.run_dir))
     out = Path(f"{run.run_dir}.evaluation")
     shutil.rmtree(out, ignore_errors=True)
     fill = {"model": model, "out": str(out), "seed": str(run.seed)}

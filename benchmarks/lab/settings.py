@@ -12,7 +12,8 @@ from yaml import YAMLError
 from adaptsft.config.resolve import resolve_and_validate
 from adaptsft.config.schema import Config
 from adaptsft.errors import ConfigError, require
-from benchmarks.lab.regimes import FAMILIES, find
+from benchmarks.lab import families, regimes
+from benchmarks.lab.bases import Base
 
 Settings = TypeVar("Settings")
 
@@ -49,7 +50,11 @@ class Lab:
     regimes: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    bases: list[Any] = field(default_factory=lambda: [0])
+    lrs: list[float] = field(default_factory=list)
+    tune_on: list[str] = field(default_factory=list)
     items: int = 1024
+    fast: bool = False
     workers: int = 2
     model: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)
@@ -96,18 +101,13 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
     those. Raises ConfigError."""
     packaged = bool(lab.smollm2.warm_up)
     generated = not lab.real.regimes and not packaged
-    needed = ["families"] * generated + ["regimes"] * (generated or packaged)
+    needed = ["families", "bases"] * generated + ["regimes"] * (generated or packaged)
     for key in ("methods", "seeds", *needed):
         require(len(getattr(lab, key)) > 0, f"{key} must not be empty")
     for key in ("items", "workers"):
         require(getattr(lab, key) >= 1, f"{key}={getattr(lab, key)}: must be at least 1")
     if generated:
-        for name in lab.families:
-            require(name in FAMILIES, f"families: {name!r} is not one of {', '.join(FAMILIES)}")
-        for name in lab.regimes:
-            find(name)
-        require_steps("pretrain", lab.pretrain)
-        require_steps("finetune", lab.finetune)
+        check_generated(lab)
     if packaged:
         require_steps("smollm2.warm_up", lab.smollm2.warm_up)
         require_steps("finetune", lab.finetune)
@@ -128,6 +128,35 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
         name: trainer_keys(f"finetune, or method {name}", lab.finetune, methods.methods[name] or {})
         for name in chosen
     }
+
+
+def check_generated(lab: Lab) -> None:
+    """Families, regimes and what they are run with; files of regimes in lab.regimes become their
+    names. Raises ConfigError."""
+    lab.regimes = regimes.expanded(lab.regimes)
+    found = [families.find(entry) for entry in lab.families]
+    for kind, names in (
+        ("families", [family.name for family in found]),
+        ("regimes", [regimes.name_of(entry) for entry in lab.regimes]),
+    ):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, f"{kind}: two of the name {', '.join(twice)}")
+    for entry in lab.regimes:
+        for family in found:
+            regimes.require_roles(family, entry)
+    for base in lab.bases:
+        Base.of(base)
+    require(all(lr > 0 for lr in lab.lrs), f"lrs={lab.lrs}: must be above 0")
+    names = [family.name for family in found]
+    for name in lab.tune_on:
+        require(name in names, f"tune_on: {name!r} is not one of families: {', '.join(names)}")
+    require(
+        len(lab.lrs) < 2 or len(lab.tune_on) > 0,
+        f"lrs={lab.lrs}: several need tune_on (--tune-on), the families on which each method's "
+        "learning rate is chosen",
+    )
+    require_steps("pretrain", lab.pretrain)
+    require_steps("finetune", lab.finetune)
 
 
 def trainer_keys(place: str, *parts: dict[str, Any]) -> dict[str, Any]:

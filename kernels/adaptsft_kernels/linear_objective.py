@@ -22,6 +22,7 @@ from adaptsft_kernels.gradients import GradientSums, LossWithGradients, unrounde
 from adaptsft_kernels.implementations import choose_implementation
 from adaptsft_kernels.row_kernels import Head, RowKernels, accumulator
 from adaptsft_kernels.token_statistics import (
+    ON_REQUEST,
     Sums,
     TokenOutputs,
     TokenStatistics,
@@ -44,6 +45,7 @@ def linear_objective(
     source: Tensor | None = None,
     sequence: Tensor | None = None,
     token_weight: Tensor | None = None,
+    reference: Any = None,
     target_idx: Tensor | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
@@ -60,15 +62,17 @@ def linear_objective(
     hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64; statistics and accumulators are fp32
     (fp64 for fp64). targets int64 [N]; rows whose target is `ignore_index` cost nothing. On CUDA,
     finding them waits for the device, so a caller who knows the others passes `target_idx` int64
-    [n] (distinct rows of hidden); targets, source, sequence and token_weight are then [n] too.
+    [n] (distinct rows of hidden); all other [N] below are then [n].
 
     objective(tokens, state) -> (loss [n], weight [n]) sees the tokens of one chunk at a time, or
     all of the call at once if it has `whole_batch = True` (the logits are then computed twice).
-    `needs = {"top_entropy"}` asks for that statistic. Both results are constants to autograd: the
-    gradient of the logits is weight (p_i - delta_iy), whatever the loss. state is a NamedTuple of
-    tensors [S], gathered per token by source (None: entry 0 for all tokens) before the objective
-    sees it. token_weight fp32 [N], if given, multiplies both results of each token, and so what is
-    returned of them. logits are softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap).
+    `needs` asks for statistics of ON_REQUEST. Both results are constants to autograd: the gradient
+    of the logits is weight (p_i - delta_iy), whatever the loss. state is a NamedTuple of tensors
+    [S], gathered per token by source (None: entry 0 for all tokens) before the objective sees it.
+    reference, a NamedTuple of tensors [N], is what is known of each token beforehand, such as under
+    another model: the objective sees it as tokens.reference. token_weight fp32 [N], if given,
+    multiplies both results of each token, and so what is returned of them. logits are softcap *
+    tanh(logit_scale * (hidden @ weight.T + bias) / softcap).
 
     The loss is a 0-d fp32 (fp64) tensor, differentiable once with respect to hidden, weight and
     bias; without target tokens it is zero, with zero gradients. Two calls give the same bits.
@@ -88,6 +92,8 @@ def linear_objective(
     """
     of_rows = {"targets": targets, "source": source, "sequence": sequence}
     of_rows["token_weight"] = token_weight
+    if reference is not None:
+        of_rows |= {f"reference.{name}": x for name, x in reference._asdict().items()}
     _check(hidden, weight, of_rows, target_idx, bias)
     dtype = accumulator(hidden.dtype)
     if logits_dtype not in (None, dtype, hidden.dtype):
@@ -109,9 +115,10 @@ def linear_objective(
             source, sequence, token_weight = (
                 None if x is None else x[target_idx] for x in (source, sequence, token_weight)
             )
+            reference = _at(reference, target_idx)
         _check_range(targets, len(weight))
         state = _per_token(state, source, len(targets))
-        tokens = _Tokens(targets, target_idx, sequence, token_weight, state)
+        tokens = _Tokens(targets, target_idx, sequence, token_weight, state, reference)
         # bf16 products are slow on most CPUs, and cannot return fp32 there
         factor = weight.detach().to(dtype) if on_cpu else weight.detach()
         head = Head(factor, bias, softcap, logit_scale)
@@ -143,11 +150,12 @@ class _Tokens(NamedTuple):
     sequence: Tensor | None  # int64 [n]
     weight: Tensor | None  # fp32 [n], of the objective's results
     state: Any  # a NamedTuple of [n], or None
+    reference: Any  # likewise
 
     def at(self, span: slice) -> "_Tokens":
-        state = None if self.state is None else type(self.state)(*(x[span] for x in self.state))
         sequence, weight = (None if x is None else x[span] for x in (self.sequence, self.weight))
-        return _Tokens(self.targets[span], self.idx[span], sequence, weight, state)
+        state, reference = _at(self.state, span), _at(self.reference, span)
+        return _Tokens(self.targets[span], self.idx[span], sequence, weight, state, reference)
 
 
 def _forward(
@@ -164,17 +172,18 @@ def _forward(
     """The loop over chunks: the loss and the statistics; the gradients are left in `gradients`."""
     count = len(tokens.targets)
     spans = [slice(i, min(i + chunk_size, count)) for i in range(0, count, chunk_size)]
-    top = "top_entropy" in getattr(objective, "needs", ())
+    wanted = [name for name in ON_REQUEST if name in getattr(objective, "needs", ())]
 
     def statistics_at(chunk: _Tokens) -> tuple[TokenStatistics, Sums]:
         x = hidden[chunk.idx].to(head.weight.dtype)
-        sums, top_entropy = kernels.sums(x, chunk.targets, top)
-        return statistics_of(sums, top_entropy, chunk.sequence), sums
+        sums, requested = kernels.sums(x, chunk.targets, wanted)
+        return statistics_of(sums, requested, chunk.sequence, chunk.reference), sums
 
     whole = None
     if getattr(objective, "whole_batch", False) and spans:
         parts = [statistics_at(tokens.at(span))[0] for span in spans]
-        whole = _evaluate(objective, TokenStatistics(*map(_cat, zip(*parts, strict=True))), tokens)
+        every = TokenStatistics(*map(_cat, zip(*(part[:-1] for part in parts), strict=True)))
+        whole = _evaluate(objective, every._replace(reference=tokens.reference), tokens)
 
     outputs = []
     for span in spans:
@@ -230,6 +239,11 @@ def _evaluate(
     if tokens.weight is None:
         return loss, weight
     return loss * tokens.weight, weight * tokens.weight
+
+
+def _at(values: Any, rows: Any) -> Any:
+    """The NamedTuple of tensors at these rows; None stays None."""
+    return None if values is None else type(values)(*(x[rows] for x in values))
 
 
 def _per_token(state: Any, source: Tensor | None, count: int) -> Any:

@@ -1,5 +1,6 @@
 """What an implementation of the two passes over a chunk's logits must offer, and shared parts."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,9 +26,9 @@ class RowKernels(Protocol):
     # rows of dz that may wait for `take`; 0: those of one chunk, to be taken before the next `sums`
     capacity: int
 
-    def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
-        """Sums over the logits of x [n,D] with targets y [n], and the entropy [n] of the TOP_K
-        likeliest tokens if `top`."""
+    def sums(self, x: Tensor, y: Tensor, wanted: Sequence[str]) -> tuple[Sums, dict[str, Tensor]]:
+        """Sums over the logits of x [n,D] with targets y [n], and the statistics `wanted`, of
+        token_statistics.ON_REQUEST, each [n]."""
         ...
 
     def gradient(

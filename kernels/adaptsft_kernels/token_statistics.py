@@ -8,12 +8,13 @@ No difference of nearly equal numbers occurs, so 1 - p and p_y - 1 keep their re
 where fp32 `p - 1` is zero.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ON_REQUEST = ("top_entropy", "mass")  # of TokenStatistics: only for objectives that need them
 TOP_K = 20  # EAFT (arXiv:2601.02151) takes the entropy of this many likeliest tokens
 
 
@@ -26,10 +27,14 @@ class TokenStatistics(NamedTuple):
     collision: Tensor  # sum_i p_i^2
     top1: Tensor  # bool: no other token is likelier than the target
     top_logp: Tensor  # log p of the likeliest token, nats
-    # entropy of the TOP_K likeliest tokens, renormalised; only if the objective needs "top_entropy"
+    # of ON_REQUEST: entropy of the TOP_K likeliest tokens, renormalised
     top_entropy: Tensor | None = None
     # int64 index of the token's sequence within this call, where the caller gave it
     sequence: Tensor | None = None
+    # of ON_REQUEST: probability of all tokens at most as likely as the target, itself included
+    mass: Tensor | None = None
+    # a NamedTuple of [n], what the caller knew of each token beforehand, where it gave that
+    reference: Any = None
 
 
 class TokenOutputs(NamedTuple):
@@ -56,7 +61,7 @@ class Sums(NamedTuple):
 
 
 def statistics_of(
-    sums: Sums, top_entropy: Tensor | None, sequence: Tensor | None
+    sums: Sums, requested: dict[str, Tensor], sequence: Tensor | None, reference: Any
 ) -> TokenStatistics:
     # few operations: on a GPU each takes about as long on a thousand rows as to launch
     log_total, gap = sums.total.log(), sums.highest - sums.target
@@ -70,5 +75,13 @@ def statistics_of(
     collision = (p * p).addcmul_(q * q, sums.square)
     top1, top_logp = gap <= 0, logp + gap.clamp(min=0)
     return TokenStatistics(
-        logp, one_minus_p, entropy, collision, top1, top_logp, top_entropy, sequence
+        logp,
+        one_minus_p,
+        entropy,
+        collision,
+        top1,
+        top_logp,
+        sequence=sequence,
+        reference=reference,
+        **requested,
     )

@@ -1,6 +1,8 @@
 """The row kernels in plain torch, for any device and dtype. The buffer of logits becomes
 exp(z - highest), and then dz, in place."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,13 +29,13 @@ class TorchRows:
         self.others = self.dz = self.empty  # [n,V] between calls
         self.slope: Tensor | None = None
 
-    def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
+    def sums(self, x: Tensor, y: Tensor, wanted: Sequence[str]) -> tuple[Sums, dict[str, Tensor]]:
         # free the last chunk's buffers first: chunks are there to bound memory
         self.others, self.dz, self.slope = self.empty, self.empty, None
         z = x.new_empty(len(x), len(self.head.weight), dtype=self.logits_dtype)
         z = product(x, self.head.weight.t(), z).to(self.dtype)
         self.slope = finish(z, self.head)
-        top_entropy = entropy_of_top(z) if top else None
+        requested = on_request(z, y, wanted)
         column = y.unsqueeze(1)
         target = z.gather(1, column).squeeze(1)
         z.scatter_(1, column, LOWEST)
@@ -41,7 +43,7 @@ class TorchRows:
         self.others = z.sub_(highest.unsqueeze(1)).exp()
         square = torch.linalg.vector_norm(self.others, dim=1).square()
         total, moment = self.others.sum(1), z.mul_(self.others).sum(1)
-        return Sums(target, highest, total, moment, square), top_entropy
+        return Sums(target, highest, total, moment, square), requested
 
     def gradient(
         self,
@@ -78,6 +80,19 @@ def finish(z: Tensor, head: Head) -> Tensor | None:
     if head.bias is not None:
         z.clamp_(min=LOWEST)  # a bias of -inf rules a token out
     return slope
+
+
+def on_request(z: Tensor, y: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """The statistics `wanted`, of token_statistics.ON_REQUEST, each [n], of logits z [n,V] and
+    targets y [n]. They take buffers [n,V] of their own."""
+    known = {"top_entropy": lambda: entropy_of_top(z), "mass": lambda: mass_up_to(z, y)}
+    return {name: known[name]() for name in wanted}
+
+
+def mass_up_to(z: Tensor, y: Tensor) -> Tensor:
+    """Probability [n] of all tokens that are at most as likely as y [n], ties included."""
+    likelier = z > z.gather(1, y.unsqueeze(1))
+    return (z.masked_fill(likelier, LOWEST).logsumexp(1) - z.logsumexp(1)).exp().clamp(max=1.0)
 
 
 def entropy_of_top(z: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ that block and in the target's, and no other block pays for a mask. Row offsets 
 passes 2^31), and rows are on grid axis 0 (the others end at 65535).
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from adaptsft_kernels.row_kernels import LOWEST, Head, product
 from adaptsft_kernels.token_statistics import Sums
-from adaptsft_kernels.torch_rows import entropy_of_top, finish
+from adaptsft_kernels.torch_rows import finish, on_request
 
 ALIGN = 64  # elements
 SUMS = {"BLOCK": 2048, "num_warps": 8}
@@ -44,16 +46,16 @@ class TritonRows:
         self.capacity = capacity
         self.filled = 0
 
-    def sums(self, x: Tensor, y: Tensor, top: bool) -> tuple[Sums, Tensor | None]:
+    def sums(self, x: Tensor, y: Tensor, wanted: Sequence[str]) -> tuple[Sums, dict[str, Tensor]]:
         n = len(x)
         z = self.logits[: n * self.stride].view(n, self.stride)[:, : self.v]
         product(x, self.head.weight.t(), z)
-        top_entropy = None
-        if top:  # by torch, on an fp32 copy of the chunk: only one objective asks for it
+        requested = {}
+        if wanted:  # by torch, on an fp32 copy of the chunk: few objectives ask
             copy = z.to(torch.float32, copy=True)
             finish(copy, self.head)
-            top_entropy = entropy_of_top(copy)
-        return self.launch_sums(y), top_entropy
+            requested = on_request(copy, y, wanted)
+        return self.launch_sums(y), requested
 
     def launch_sums(self, y: Tensor) -> Sums:
         """Of the logits that the buffer holds."""

@@ -27,7 +27,7 @@ from adaptsft.model.build import build_model
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL, build_objective
 from adaptsft.objectives.state import initial_state
-from adaptsft.statistics.base_model import BaseLogProbabilities, BaseStatistics
+from adaptsft.statistics.base_model import BaseStatistics, BaseTokens
 from adaptsft.train import train
 from adaptsft.training.quantiles import set_quantile_thresholds
 from tests.analysis.diagnosed import ALL, CPU, config_of, data_of, stats_of
@@ -35,8 +35,8 @@ from tests.runs import PROCESSES, small_config
 
 
 def test_training_reads_what_was_measured(folder):
-    """Controllers' signals, quantile thresholds, and log p of each token of a shuffled, packed
-    training step."""
+    """Controllers' signals, quantile thresholds, and the statistics of each token of a shuffled,
+    packed training step."""
     config = config_of(
         folder,
         objective__name="threshold",
@@ -64,7 +64,7 @@ def test_training_reads_what_was_measured(folder):
         torch.testing.assert_close(measured, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(signals.histogram.sum(1), torch.ones(3, dtype=torch.float64))
 
-    logp = BaseLogProbabilities.open(out / "base_logp.safetensors", model=weights, data=data)
+    base_tokens = BaseTokens.open(out / "base_tokens.safetensors", model=weights, data=data)
     with process_group("cpu") as device:
         model = build_model(
             config.model,
@@ -74,14 +74,16 @@ def test_training_reads_what_was_measured(folder):
             device,
         )
         opened = TrainingData(config, load_pretrained(config.model).tokenizer, None)
-        loader = BatchLoader(opened, config, 0, True, device, logp.of)
+        loader = BatchLoader(opened, config, 0, True, device, base_tokens.of)
         for batch in loader.load(1):
             with torch.no_grad():
                 _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
-            assert batch.base_logp.dtype == torch.float32
-            torch.testing.assert_close(batch.base_logp, tokens.logp, rtol=1e-4, atol=1e-5)
+            for name in ("logp", "entropy", "collision", "top_logp"):
+                measured = getattr(batch.reference, name)
+                assert measured.dtype == torch.float32
+                torch.testing.assert_close(measured, getattr(tokens, name), rtol=1e-4, atol=1e-5)
         assert all(
-            batch.base_logp is None
+            batch.reference is None
             for batch in BatchLoader(opened, config, 0, True, device).in_order(data)
         )
         lower = {}
@@ -120,7 +122,7 @@ def test_what_is_recommended_trains(folder, tmp_path):
 
 def test_files_of_another_model_or_data_are_refused(folder, tmp_path):
     out = folder / "run" / "diagnosis"
-    stats, logp = out / "base_stats.json", out / "base_logp.safetensors"
+    stats, tokens = out / "base_stats.json", out / "base_tokens.safetensors"
     data, weights = data_of(config_of(folder))
 
     def opened(model: Path = weights, of: TokenizedData = data, path: Path = stats) -> None:
@@ -139,7 +141,7 @@ def test_files_of_another_model_or_data_are_refused(folder, tmp_path):
     shorter, _ = data_of(config_of(folder, data__overlong="truncate", data__max_length=40))
     for refused in (
         lambda: opened(model=other),
-        lambda: BaseLogProbabilities.open(logp, model=other, data=data),
+        lambda: BaseTokens.open(tokens, model=other, data=data),
     ):
         with pytest.raises(
             ConfigError,
@@ -149,7 +151,7 @@ def test_files_of_another_model_or_data_are_refused(folder, tmp_path):
             refused()
     for refused in (
         lambda: opened(of=shorter),
-        lambda: BaseLogProbabilities.open(logp, model=weights, data=shorter),
+        lambda: BaseTokens.open(tokens, model=weights, data=shorter),
     ):
         with pytest.raises(
             ConfigError,
@@ -167,14 +169,20 @@ def test_files_of_another_model_or_data_are_refused(folder, tmp_path):
     half.write_text('{"schema": 0}')
     with pytest.raises(ConfigError, match="its schema is 0, not 1"):
         opened(path=half)
-    half.write_bytes(logp.read_bytes()[:-4])
-    with pytest.raises(ConfigError, match="cannot be read"):
-        BaseLogProbabilities.open(half, model=weights, data=data)
+    half.write_bytes(tokens.read_bytes()[:-4])
+    with pytest.raises(
+        ConfigError, match=r"base_tokens=.*cannot be read.*sample=all per_token=true"
+    ):
+        BaseTokens.open(half, model=weights, data=data)
+    # that of version 1, with log p alone
+    save_file({"logp": load_file(tokens)["logp"]}, half, {"schema": "1"})
+    with pytest.raises(ConfigError, match=r"schema is 1, not 2.*sample=all per_token=true"):
+        BaseTokens.open(half, model=weights, data=data)
 
 
 def _killed_while_saving(config: Config, out: str) -> None:
-    """Ends by SIGKILL in the middle of the picture: before that base_logp.safetensors was replaced,
-    base_stats.json was not."""
+    """Ends by SIGKILL in the middle of the picture: before that base_tokens.safetensors was
+    replaced, base_stats.json was not."""
 
     def half(path: Path, sources: dict) -> None:
         path.write_bytes(b"\x89PNG half of a picture")
@@ -191,14 +199,14 @@ def test_a_kill_leaves_whole_files(folder, tmp_path):
     process.join(600)
     assert process.exitcode == -signal.SIGKILL
     assert sorted(path.name for path in out.iterdir()) == [
-        "base_logp.safetensors",
+        "base_tokens.safetensors",
         "diagnosis.png.tmp",
     ]
     data, weights = data_of(config)
-    found = BaseLogProbabilities.open(out / "base_logp.safetensors", model=weights, data=data)
-    assert len(found.of(len(data) - 1)) == data.target_tokens[-1]
+    found = BaseTokens.open(out / "base_tokens.safetensors", model=weights, data=data)
+    assert found.of(len(data) - 1).shape == (6, data.target_tokens[-1])
     diagnose(dataclasses.replace(ALL, out=str(out)), config)
-    names = ["base_logp.safetensors", "base_stats.json", "diagnosis.md", "diagnosis.png"]
+    names = ["base_stats.json", "base_tokens.safetensors", "diagnosis.md", "diagnosis.png"]
     assert sorted(path.name for path in out.iterdir()) == names
 
 

@@ -59,12 +59,16 @@ def test_figures_are_those_of_a_plain_forward(folder, tmp_path, tiny_model, case
         distribution.gather(1, target[:, None]).squeeze(1)
         for distribution, target in zip(distributions, tokens, strict=True)
     ]
-    torch.testing.assert_close(
-        load_file(out / "base_logp.safetensors")["logp"],
-        torch.cat(logp).float(),
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    every, target = torch.cat(distributions), torch.cat(tokens)[:, None]
+    expected = {"logp": torch.cat(logp), "entropy": -(every.exp() * every).sum(1)}
+    expected |= {"collision": every.exp().square().sum(1), "top_logp": every.amax(1)}
+    top = every.topk(20, dim=1).values.log_softmax(1)
+    expected["top_entropy"] = -(top.exp() * top).sum(1)
+    expected["mass"] = (every.exp() * (every <= every.gather(1, target))).sum(1)
+    found = load_file(out / "base_tokens.safetensors")
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values.float(), rtol=1e-4, atol=1e-5)
     for number, name in enumerate(data.names):
         members = np.flatnonzero(data.source == number)
         every = torch.cat([distributions[i] for i in members])
@@ -119,9 +123,9 @@ def test_any_split_of_the_tokens_gives_the_same_files(folder, tmp_path):
                 assert source[key] == whole[name][key], (out, key)
             for key in ("mean_p", "nll", "entropy", "ece", "sequence_nll"):
                 assert source[key] == pytest.approx(whole[name][key], rel=1e-5), (out, key)
-        files = (at / "base_logp.safetensors" for at in (out, folder / "run" / "diagnosis"))
-        logp, expected = (load_file(file)["logp"] for file in files)
-        torch.testing.assert_close(logp, expected, rtol=1e-4, atol=1e-5)
+        files = (at / "base_tokens.safetensors" for at in (out, folder / "run" / "diagnosis"))
+        found, expected = map(load_file, files)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sample_is_part_of_each_source_and_says_how_far_it_may_be_off(folder, tmp_path):
@@ -135,7 +139,7 @@ def test_a_sample_is_part_of_each_source_and_says_how_far_it_may_be_off(folder, 
         assert low <= whole[name]["mean_p"] <= high, "for this seed"
     assert f"[{sampled['sums']['mean_p_interval'][0]:.3f}, " in report
     assert "6 of 24" in report and "`sample=" in report
-    assert not (tmp_path / "base_logp.safetensors").exists()
+    assert not (tmp_path / "base_tokens.safetensors").exists()
     data, _ = data_of(config_of(folder))
     ours = draw_sample(data, 6, seed=0)
     assert data.target_tokens[ours].sum() == sum(source["tokens"] for source in sampled.values()), (

@@ -109,7 +109,7 @@ def test_refusals_name_key_value_and_fix(arguments, parts):
         (
             ["objective.alpha=0.5"],
             "objective.alpha=0.5 has no effect with objective.name=nll; it is read by alpha, "
-            "concentration",
+            "mixture, concentration",
         ),
     ],
 )

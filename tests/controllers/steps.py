@@ -36,7 +36,7 @@ def progress(step: int, steps: int = STEPS) -> Progress:
 def adaptive(
     sources: int = 1, base: StepStatistics | None = None, **settings: object
 ) -> AdaptiveObjective:
-    """An objective that reads alpha, lower and upper, under the controller of these settings."""
+    """An objective that reads all that moves, under the controller of these settings."""
     objective = ObjectiveConfig(name="threshold", base="alpha")
     measured = None if base is None else BaseStatistics(base, FineHistogram(sources, CPU), "all")
     state = initial_state(objective, sources, CPU)

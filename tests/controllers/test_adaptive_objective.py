@@ -15,8 +15,8 @@ from tests.controllers.steps import (
     trajectory,
 )
 
-CLOSED = ["auto", "remembering"]
-EVERY = [*CLOSED, "linear"]
+CLOSED = ["when_learned", "remembering"]
+EVERY = [*CLOSED, "auto", "linear"]
 pytestmark = pytest.mark.usefixtures("remembering")
 
 
@@ -66,7 +66,9 @@ def test_a_step_that_was_skipped_or_held_no_token_of_a_source_moves_nothing(name
         assert all(same(value[1], memory[key][1]) for key, value in objective.memory.items())
     else:  # a function of the step moves on
         objective.update(broken, SKIPPED, progress(20))
-        assert objective.state.alpha.tolist() == pytest.approx([20 / 99] * 2)
+        moved = {"linear": ("alpha", 20 / 99), "auto": ("floor", 0.3 * 300 ** -(2 / 990 / 0.5))}
+        field, value = moved[name]
+        assert getattr(objective.state, field).tolist() == pytest.approx([value] * 2)
     assert objective.state.alpha.isfinite().all()
 
 

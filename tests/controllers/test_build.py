@@ -121,13 +121,21 @@ LINEAR = ["objective.name=alpha", "controller.name=linear"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["controller.name=auto", "controller.params.decy=1"], ["decy", "did you mean decay?"]),
-        (["controller.name=auto", "controller.params.decay=1.5"], ["decay=1.5", "[0, 1]"]),
-        (["controller.name=auto", "controller.params.learn=0.9"], ["learn < leant"]),
-        (["controller.name=auto", "controller.shrinkage=-1"], ["controller.shrinkage=-1"]),
+        (["controller.name=auto", "controller.params.lern=1"], ["lern", "did you mean learn?"]),
+        (["controller.name=auto", "controller.params.learn=1.5"], ["learn=1.5", "[0, 1]"]),
+        (["controller.name=auto", "controller.params.learn=0.9"], ["learn < hold"]),
+        (["controller.name=when_learned", "controller.shrinkage=-1"], ["controller.shrinkage=-1"]),
         (["controller.name=auto", "objective.name=dft"], ["leave objective.name out"]),
         ([*LINEAR, "controller.params.rate=1"], ["rate is no parameter of linear", "none"]),
         ([*LINEAR, "controller.start=-1"], ["controller.start=-1", ">= 0"]),
+        (
+            [*LINEAR, "controller.parameter=floor", "controller.end=2"],
+            ["controller.end=2", "floor must be in [0, 1]"],
+        ),
+        (
+            ["objective.name=mixture", "controller.name=linear", "controller.parameter=floor"],
+            ["moves floor", "use objective.name=alpha"],
+        ),
         (
             [
                 "objective.name=alpha",
@@ -162,15 +170,19 @@ def test_what_cannot_work_is_refused(arguments, words):
     ("arguments", "setting", "readers"),
     [
         (["controller.end=0.5"], "controller.end=0.5", "linear, cosine, lr"),
-        (["controller.params.low=1"], "controller.params={'low': 1.0}", "auto"),
-        (["controller.shrinkage=5"], "controller.shrinkage=5.0", "auto"),
+        (
+            ["controller.params.low=1"],
+            "controller.params={'low': 1.0}",
+            "auto, auto_rl, when_learned",
+        ),
+        (["controller.shrinkage=5"], "controller.shrinkage=5.0", "when_learned"),
         (
             ["controller.base_stats=b.json"],
             "controller.base_stats=b.json",
-            "auto",
+            "when_learned",
         ),
         ([*LINEAR, "controller.points=[[0, 1]]"], "controller.points=[[0.0, 1.0]]", "piecewise"),
-        ([*LINEAR, "controller.shrinkage=5"], "controller.shrinkage=5.0", "auto"),
+        ([*LINEAR, "controller.shrinkage=5"], "controller.shrinkage=5.0", "when_learned"),
         (
             ["objective.name=alpha", "controller.name=lr", "controller.begin=0.1"],
             "controller.begin=0.1",

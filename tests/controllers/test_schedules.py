@@ -23,6 +23,7 @@ def test_schedules_start_end_and_bound_the_move():
     assert values[49] == pytest.approx((49 / 99 - 0.25) / 0.5, abs=1e-6)
     assert scheduled(name="linear", begin=0.5, finish=0.5) == [0.0] * 50 + [1.0] * 50
     assert scheduled(name="linear", parameter="lower", end=0.5)[-1] == 0.5
+    assert scheduled(name="linear", parameter="floor", start=0.25, end=0.0)[0] == 0.25
 
 
 def test_piecewise_goes_through_its_points_and_lr_follows_the_learning_rate():

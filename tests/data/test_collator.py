@@ -13,6 +13,7 @@ from adaptsft.config.schema import DataConfig, SourceConfig
 from adaptsft.data.collator import collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.model.tiny import bpe_tokenizer
+from adaptsft.objectives.reference import Reference
 from tests.data.sizes import sampler_of
 
 PAD = 0
@@ -90,6 +91,26 @@ def test_what_the_host_reads_stays_there(data):
     moved = batch.to(torch.device("meta"))
     assert moved.ids.is_meta and moved.sequence_lengths.is_meta
     assert moved.examples.tolist() == [4, 1, 2]
+
+
+def test_what_the_base_model_makes_of_each_token_comes_in_its_place(data):
+    """Also where a rank has no work; and it moves to the device."""
+    columns = len(Reference._fields)
+
+    def reference(example: int) -> np.ndarray:
+        """In every column its number, in every place the example and the place."""
+        places = example + np.arange(data.target_tokens[example], dtype=np.float32) / 1000
+        return 100 * np.arange(columns, dtype=np.float32)[:, None] + places
+
+    batch = collate([[4, 1], [2]], data, pad_id=PAD, reference=reference)
+    expected = np.concatenate([reference(example) for example in (4, 1, 2)], axis=1)
+    for column, values in zip(batch.reference, expected, strict=True):
+        assert column.dtype == torch.float32
+        assert column.tolist() == values.tolist()
+    idle = collate([], data, pad_id=PAD, reference=reference)
+    assert [column.shape for column in idle.reference] == [(0,)] * columns
+    assert all(column.is_meta for column in batch.to(torch.device("meta")).reference)
+    assert collate([[0]], data, pad_id=PAD).reference is None
 
 
 def test_tokens_carry_their_source(tmp_path):

@@ -25,7 +25,7 @@ from adaptsft.data.stream import Tokeniser
 from adaptsft.data.tokenized import open_data
 from adaptsft.errors import CheckpointError, ConfigError, DataError
 from adaptsft.objectives.base import register
-from adaptsft.objectives.library import nll
+from adaptsft.objectives.library.functions import nll
 from adaptsft.train import train
 from tests.data.sizes import sizes_only
 from tests.data.test_remote import serving

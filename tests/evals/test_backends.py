@@ -63,6 +63,8 @@ def test_runs_of_different_objectives_have_different_names():
         == "threshold lower 0.2 width 2"
     )
     assert label_of(ObjectiveConfig(name="concentration"), auto) == "concentration auto"
+    frozen = ObjectiveConfig(name="deft", reference="base")
+    assert label_of(frozen, fixed) == "deft reference base"
     pieces = ControllerConfig(name="piecewise", points=[[0.0, 0.0], [0.5, 1.0]])
     assert label_of(ObjectiveConfig(name="alpha"), pieces) == "alpha alpha 0: 0, 0.5: 1"
 

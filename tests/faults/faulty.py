@@ -38,7 +38,7 @@ from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import rank
 from adaptsft.objectives.base import register
-from adaptsft.objectives.library import talr
+from adaptsft.objectives.library.weighted import talr
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
 from adaptsft.training import resume

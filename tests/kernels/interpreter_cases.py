@@ -21,6 +21,7 @@ from adaptsft_kernels import (
     triton_rows,
 )
 from adaptsft_kernels.row_kernels import Head
+from adaptsft_kernels.token_statistics import ON_REQUEST
 from adaptsft_kernels.torch_rows import TorchRows
 from adaptsft_kernels.triton_rows import TritonRows
 
@@ -194,7 +195,7 @@ def test_packing_in_any_order_is_a_gather(order: str) -> None:
     packed.packed.fill_(torch.nan)
     packed.logits.fill_(torch.nan)  # also the padding of its rows, which must not reach a sum
     coefficients = torch.rand(2, 12, generator=torch.Generator().manual_seed(1))
-    sums, _ = whole.sums(hidden.detach(), targets, False)
+    sums, _ = whole.sums(hidden.detach(), targets, ())
     whole.gradient(targets, sums.highest, *coefficients, None)
     rows = whole.take().clone()
     kept = []
@@ -202,7 +203,7 @@ def test_packing_in_any_order_is_a_gather(order: str) -> None:
         (slice(0, 6), torch.tensor([1, 2, 5])),
         (slice(6, 12), torch.tensor([0, 4])),
     ):
-        part, _ = packed.sums(hidden[span].detach(), targets[span], False)
+        part, _ = packed.sums(hidden[span].detach(), targets[span], ())
         assert all(torch.equal(a, b[span]) for a, b in zip(part, sums, strict=True))
         packed.gradient(targets[span], part.highest, *coefficients[:, span], active)
         kept += (active + span.start).tolist()
@@ -258,19 +259,21 @@ def test_dz_in_bf16_is_rounded_once() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         kernels = TritonRows(Head(weight.detach(), None, None, 1.0), torch.float32, 4, 4)
         kernels.packed = kernels.packed.to(dtype)
-        sums, _ = kernels.sums(hidden.detach(), targets, False)
+        sums, _ = kernels.sums(hidden.detach(), targets, ())
         kernels.gradient(targets, sums.highest, 1 / sums.total, -torch.ones(4), None)
         result.append(kernels.take())
     assert result[1].dtype == torch.bfloat16
     torch.testing.assert_close(result[1].float(), result[0], rtol=2**-7, atol=0)
 
 
-def test_top_entropy_is_that_of_torch() -> None:
+def test_statistics_on_request_are_those_of_torch() -> None:
     hidden, weight, bias, targets = head_of(n=3)
     head = Head(weight.detach(), bias.detach(), 5.0, 1.3)
     y = targets.clamp(min=0)
-    _, true = TorchRows(head, torch.float32, torch.float32).sums(hidden.detach(), y, True)
-    _, found = TritonRows(head, torch.float32, 3, 3).sums(hidden.detach(), y, True)
+    call = hidden.detach(), y, ON_REQUEST
+    _, true = TorchRows(head, torch.float32, torch.float32).sums(*call)
+    _, found = TritonRows(head, torch.float32, 3, 3).sums(*call)
+    assert found.keys() == set(ON_REQUEST)
     torch.testing.assert_close(found, true)
 
 

@@ -84,6 +84,57 @@ def test_whole_batch_objective_sees_all_tokens_at_once() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_known_of_each_token_reaches_the_objective(whole: bool) -> None:
+    """In chunks, and with rows named by the caller; against autograd in fp64."""
+
+    class Known(NamedTuple):
+        logp: Tensor
+        factor: Tensor
+
+    def ratio(tokens: TokenStatistics, state: Any) -> tuple[Tensor, Tensor]:
+        weight = tokens.reference.factor * (tokens.logp - tokens.reference.logp).exp()
+        return -weight, weight
+
+    ratio.whole_batch = whole
+    hidden, weight, _, targets = random_head(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    known = Known(*torch.rand(2, N, dtype=torch.float64, generator=generator))
+    learned = (targets != -100).nonzero().squeeze(1)
+    logp = logits_of(hidden, weight).log_softmax(1)[learned, targets[learned]]
+    true = -(known.factor[learned] * (logp - known.logp[learned]).exp()).sum()
+    rows = {"target_idx": learned, "reference": Known(*(x[learned] for x in known))}
+    for call, options in ((targets, {"reference": known}), (targets[learned], rows)):
+        loss, tokens = linear_objective(hidden, weight, call, ratio, **options, chunk_size=3)
+        torch.testing.assert_close(loss, true)
+        for leaf in (hidden, weight):
+            grads = (torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in (loss, true))
+            torch.testing.assert_close(*grads)
+        torch.testing.assert_close(tokens.weight, -tokens.loss, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"reference\.logp must have one entry per row of hidden"):
+        linear_objective(hidden, weight, targets, ratio, reference=Known(*torch.rand(2, N - 1)))
+
+
+def test_mass_is_of_all_tokens_at_most_as_likely_as_the_target() -> None:
+    """Ties included."""
+
+    def weighted(tokens: TokenStatistics, state: Any) -> tuple[Tensor, Tensor]:
+        return -tokens.mass * tokens.logp, tokens.mass
+
+    weighted.needs = {"mass"}
+    hidden, weight, bias, targets = random_head(dtype=torch.float64)
+    with torch.no_grad():
+        weight[3], bias[3] = weight[7], bias[7]  # a tie
+        targets[:2] = torch.tensor([3, 7])
+    head = {"bias": bias, "softcap": 5.0, "logit_scale": 1.3}
+    p = logits_of(hidden, weight, **head).softmax(1)[targets != -100]
+    of_target = p.gather(1, targets[targets != -100, None])
+    true = (p * (p <= of_target)).sum(1)
+    _, tokens = linear_objective(hidden, weight, targets, weighted, chunk_size=4, **head)
+    torch.testing.assert_close(tokens.weight, true)
+    assert (p[:2, 3] == p[:2, 7]).all(), "the tie"
+
+
 def test_any_function_and_any_state_will_do() -> None:
     """For users outside adaptsft: a function of TokenStatistics, and a NamedTuple of their own."""
 
@@ -91,7 +142,8 @@ def test_any_function_and_any_state_will_do() -> None:
         temperature: Tensor
 
     def smooth(tokens: TokenStatistics, state: Mine) -> tuple[Tensor, Tensor]:
-        assert tokens.top_entropy is None and tokens.sequence is None  # neither was asked for
+        # none was asked for
+        assert (tokens.top_entropy, tokens.mass, tokens.sequence) == (None, None, None)
         weight = torch.sigmoid(tokens.logp / state.temperature)
         return -weight * tokens.logp, weight
 

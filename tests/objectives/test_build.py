@@ -13,7 +13,7 @@ from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.errors import ConfigError, warn
 from adaptsft.objectives.__main__ import describe_objectives
-from adaptsft.objectives.base import REGISTRY
+from adaptsft.objectives.base import ON_REQUEST, REGISTRY
 from adaptsft.objectives.build import build_objective
 from tests.conftest import REPO
 from tests.objectives.tokens import P, state_of, tokens_at
@@ -33,7 +33,7 @@ def test_declared_needs_and_uses_are_what_is_read() -> None:
         tokens, state = Reads(tokens_at(P)), Reads(state_of(len(P)))
         objective.function(tokens, state)
         assert state.names == objective.uses, name
-        assert tokens.names & {"top_entropy"} == objective.needs, name
+        assert tokens.names & {*ON_REQUEST} == objective.needs, name
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_declared_needs_and_uses_are_what_is_read() -> None:
             ["objective.lower_quantile=0.6", "objective.upper_quantile=0.4"],
         ),
         ({"name": "threshold", "lower": 1.2}, ["objective.lower=1.2", "[0, 1]"]),
+        ({"name": "alpha", "floor": 1.5}, ["objective.floor=1.5", "[0, 1]"]),
         (
             {"name": "threshold", "lower": 0.2, "lower_quantile": 0.5},
             ["objective.lower and objective.lower_quantile"],
@@ -79,8 +80,17 @@ UNREAD = [
     (["objective.name=dft", "objective.base=neg_p"], "objective.base=neg_p", "threshold"),
     (["objective.lower=0.2"], "objective.lower=0.2", "soft_threshold, threshold"),
     (["objective.upper_quantile=0.2"], "objective.upper_quantile=0.2", "threshold"),
-    (["objective.name=neg_p", "objective.alpha=0.5"], "objective.alpha=0.5", "alpha, concentr"),
-    (["objective.normalizer=kept"], "objective.normalizer=kept", "gce, profit, threshold"),
+    (
+        ["objective.name=neg_p", "objective.alpha=0.5"],
+        "objective.alpha=0.5",
+        "alpha, mixture, concentr",
+    ),
+    (["objective.name=mixture", "objective.floor=0.1"], "objective.floor=0.1", "alpha, concentr"),
+    (
+        ["objective.normalizer=kept"],
+        "objective.normalizer=kept",
+        "gce, profit, prift_mass, threshold",
+    ),
     (["objective.unit_mass=true"], "objective.unit_mass=true", "every other objective"),
     (["objective.exempt=eos"], "objective.exempt=eos", "every other objective"),
 ]
@@ -99,7 +109,7 @@ def test_a_setting_without_effect_is_warned_of_once(arguments, setting, readers,
 def test_what_has_an_effect_is_not_warned_of(capsys) -> None:
     warn.cache_clear()
     for settings in (
-        ["name=alpha", "alpha=0.5", "unit_mass=true", "exempt=eos"],
+        ["name=alpha", "alpha=0.5", "floor=0.1", "unit_mass=true", "exempt=eos"],
         ["name=threshold", "base=neg_p", "lower=0.2", "upper_quantile=0.9", "normalizer=kept"],
         ["name=gce", "normalizer=kept"],
     ):

@@ -13,8 +13,11 @@ from adaptsft.objectives.build import build_objective
 from adaptsft.objectives.state import ObjectiveState
 from tests.objectives.tokens import (
     BEYOND_CLAMP,
+    C_0,
     H20,
+    H20_0,
     MEAN_P,
+    P_0,
     TAU,
     C,
     H,
@@ -78,9 +81,28 @@ CASES = [
         {"name": "threshold", "base": "poly1", "lower": 0.5},
         lambda p: 1 - p - mp.log(p) if p > 0.5 else mp.mpf(0),
     ),
+    Case({"name": "mixture"}, lambda p: -p),
+    *(
+        Case({"name": "mixture"}, lambda p, e=e: -(p + e * mp.log(p)) / (1 + mp.mpf(e)), alpha=e)
+        for e in (0.03, 1.0, 1e4)
+    ),
+    *(
+        Case(
+            {"name": "alpha", "floor": b},
+            lambda p, b=b: -b * mp.log(p) + (1 - mp.mpf(b)) * (1 - p**2) / 2,
+            alpha=2.0,
+        )
+        for b in (0.02, 1.0)
+    ),
     Case({"name": "dft"}, lambda p: p, weighted=True),
     Case({"name": "deft"}, lambda p: p ** mp.mpf(C), weighted=True),
     Case({"name": "concentration"}, lambda p: p ** (3 * mp.mpf(C)), weighted=True, alpha=3.0),
+    Case(
+        {"name": "concentration", "floor": 0.1},
+        lambda p: mp.mpf(0.1) + (1 - mp.mpf(0.1)) * p ** (3 * mp.mpf(C)),
+        weighted=True,
+        alpha=3.0,
+    ),
     Case(
         {"name": "soft_threshold", "lower": 0.2},
         lambda p: 1 / (1 + (mp.mpf("0.2") / p) ** 2),
@@ -90,6 +112,30 @@ CASES = [
     Case({"name": "cayley"}, cayley, weighted=True),
     Case({"name": "talr"}, lambda p: max(p ** (1 / mp.mpf(TAU)), mp.mpf(0.01)), weighted=True),
     Case({"name": "idft"}, idft, weighted=True),
+    Case({"name": "prift_prob"}, lambda p: mp.mpf(P_0), weighted=True),
+    Case({"name": "prift_mass"}, lambda p: -mp.log(p)),
+    Case({"name": "prift_mass", "params": {"cut": 0.7}}, lambda p: mp.mpf(0)),
+    Case({"name": "psft"}, lambda p: -min(p / mp.mpf(P_0), mp.mpf(1.28))),
+    Case({"name": "iw_sft"}, lambda p: p / mp.mpf(P_0), weighted=True),
+    Case(
+        {"name": "iw_sft", "params": {"temperature": 2, "clip": 2}},
+        lambda p: min((p / mp.mpf(P_0)) ** 2, mp.mpf(2)),
+        weighted=True,
+    ),
+    Case({"name": "dft", "reference": "base"}, lambda p: mp.mpf(P_0), weighted=True),
+    Case({"name": "deft", "reference": "base"}, lambda p: mp.mpf(P_0) ** C_0, weighted=True),
+    Case({"name": "eaft", "reference": "base"}, lambda p: mp.mpf(H20_0) / 3, weighted=True),
+    Case(
+        {"name": "chord_phi", "reference": "base"},
+        lambda p: mp.mpf(P_0) * (1 - mp.mpf(P_0)),
+        weighted=True,
+    ),
+    Case(
+        {"name": "alpha", "reference": "base", "floor": 0.1},
+        lambda p: mp.mpf(0.1) + (1 - mp.mpf(0.1)) * mp.mpf(P_0) ** 3,
+        weighted=True,
+        alpha=3.0,
+    ),
     Case({"name": "chord_phi"}, lambda p: p * (1 - p), weighted=True),
     Case(
         {"name": "info_sft"},
@@ -109,6 +155,7 @@ def state_for(case: Case, count: int) -> ObjectiveState:
         alpha=case.alpha,
         lower=case.config.get("lower", 0.0),
         upper=case.config.get("upper", 1.0),
+        floor=case.config.get("floor", 0.0),
     )
 
 
@@ -139,7 +186,7 @@ def test_the_weight_agrees_with_autograd(case: Case) -> None:
     p = torch.tensor([2e-8, 1e-5, 0.03, 0.3, 0.6, 0.8, 0.97, 1 - 2e-6], dtype=torch.float64)
     logp = p.log().requires_grad_()
     loss, weight = build_objective(ObjectiveConfig(**case.config))(
-        tokens_of(logp, -torch.expm1(logp)), state_for(case, len(p))
+        tokens_of(logp, -torch.expm1(logp), torch.arange(len(p))), state_for(case, len(p))
     )
     slope = torch.autograd.grad(loss.sum(), logp)[0] if loss.requires_grad else torch.zeros_like(p)
     # torch's backward of expm1 rounds at 1
@@ -180,6 +227,25 @@ def test_alpha_is_smooth_through_zero() -> None:
         torch.testing.assert_close(loss, at_zero, rtol=5e-5, atol=0)
 
 
+def test_floor_and_mixture_lie_between_nll_and_what_they_bound() -> None:
+    """Bit for bit at a floor of 0 and of 1; the mixture is NLL for a large e."""
+    tokens = tokens_at(P)
+    for name in ("alpha", "concentration"):
+        plain, floored, full = (
+            REGISTRY[name](tokens, state_of(len(P), alpha=3.0, floor=floor))
+            for floor in (0.0, 0.01, 1.0)
+        )
+        exponent = 3 * tokens.collision if name == "concentration" else 3
+        assert torch.equal(plain[1], (exponent * tokens.logp).exp())
+        assert torch.equal(full[1], torch.ones_like(tokens.logp))
+        torch.testing.assert_close(full[0], -tokens.logp, rtol=1e-15, atol=0)
+        assert (floored[1] >= 0.01).all()
+        assert (floored[1] >= plain[1]).all()
+    mixed = REGISTRY["mixture"](tokens, state_of(len(P), alpha=1e9))
+    torch.testing.assert_close(mixed[1], torch.ones_like(mixed[1]), rtol=1e-8, atol=0)
+    torch.testing.assert_close(mixed[0], -tokens.logp, rtol=1e-8, atol=1e-8)
+
+
 def test_relations_between_objectives() -> None:
     """The scales and signs that the papers' errata are about."""
     tokens, state = tokens_at(P), state_of(len(P), alpha=10.0)
@@ -210,6 +276,7 @@ def test_relations_between_objectives() -> None:
         ("alpha", {}, 1.0, "W", 0.25, 0.5),
         ("alpha", {}, 3.0, "W", 0.1055, 0.75),
         ("alpha", {}, 10.0, "W", 0.0350, 10 / 11),
+        ("mixture", {}, 0.2, "W", 0.3, 0.4),
         ("neg_p_k", {}, 0.0, "W", 0.350, 10 / 11),
         ("focal", {}, 0.0, "weight", 1.225, 0.104),
         ("huber", {}, 0.0, "weight", 0.25, 0.5),

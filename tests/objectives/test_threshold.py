@@ -29,7 +29,7 @@ def test_what_is_kept() -> None:
     p = torch.tensor([0.05, 0.3, 0.6])
     tokens, state = tokens_of(p.log(), 1 - p), state_of(3, lower=0.1, upper=0.5)
     kept = {
-        name: objective.keep(tokens, state).tolist()
+        name: objective.keep(tokens, state, tokens.reference).tolist()
         for name, objective in {
             n: build_objective(ObjectiveConfig(name=n)) for n in REGISTRY
         }.items()

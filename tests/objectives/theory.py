@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.objectives.build import build_objective
+from adaptsft.objectives.reference import Reference
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenStatistics
 
@@ -44,6 +45,23 @@ def tokens_from(logits: Tensor, targets: Tensor) -> TokenStatistics:
         top1=of_target >= logp.max(1).values,
         top_logp=logp.max(1).values,
         top_entropy=-(top.exp() * top).sum(1),
+        sequence=torch.arange(len(targets)),
+        reference=reference_of(logits.detach().roll(1, 1), targets),
+    )
+
+
+def reference_of(logits: Tensor, targets: Tensor) -> Reference:
+    """The statistics of the same tokens under a base model with these logits [n, V]."""
+    logp = logits.log_softmax(-1)
+    p, of_target = logp.exp(), logp.gather(1, targets[:, None])
+    top = (logp.topk(min(20, logits.shape[1])).values).log_softmax(-1)
+    return Reference(
+        logp=of_target.squeeze(1),
+        entropy=-(p * logp).sum(1),
+        collision=p.square().sum(1),
+        top_logp=logp.max(1).values,
+        top_entropy=-(top.exp() * top).sum(1),
+        mass=(p * (logp <= of_target)).sum(1),
     )
 
 
@@ -52,6 +70,7 @@ def state_for(config: dict[str, Any], count: int) -> ObjectiveState:
         "alpha": 0.0,
         "lower": 0.0,
         "upper": 1.0,
+        "floor": 0.0,
         "mean_p": 0.6,
         "sequence_nll": 0.8,
         "mass": 1.0,

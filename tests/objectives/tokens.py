@@ -1,6 +1,7 @@
 """What the tests of objectives share: statistics of tokens at given p, a state, and a registry of
 ours alone."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,12 +11,16 @@ from torch import Tensor
 
 from adaptsft.objectives import library
 from adaptsft.objectives.base import REGISTRY, Objective
+from adaptsft.objectives.reference import Reference
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenStatistics
 
 mp.mp.dps = 400  # 50 digits must be left of the derivative of 1 - p^10 at p = 1e-30
 H, C, H20 = 1.3, 0.4, 1.1  # entropy, sum p_i^2 and top-20 entropy of every token
 MEAN_P, TAU = 0.6, 0.8
+# under the base model: p, entropy, sum p_i^2, p of the likeliest, top-20 entropy, and the mass of
+# what is at most as likely as the target
+P_0, H_0, C_0, TOP_0, H20_0, MASS_0 = 0.3, 1.7, 0.2, 0.35, 1.5, 0.65
 P = [
     "1e-30",
     "3e-20",
@@ -57,6 +62,14 @@ def tokens_of(logp: Tensor, one_minus_p: Tensor, sequence: Tensor | None = None)
         logp.clamp(min=-0.5),
         H20 * full,
         sequence,
+        reference=Reference(
+            math.log(P_0) * full,
+            H_0 * full,
+            C_0 * full,
+            math.log(TOP_0) * full,
+            H20_0 * full,
+            MASS_0 * full,
+        ),
     )
 
 
@@ -66,7 +79,9 @@ def tokens_at(points: list[str]) -> TokenStatistics:
         [float(value) for value in values] for values in (map(mp.log, p), (1 - x for x in p))
     )
     return tokens_of(
-        torch.tensor(logp, dtype=torch.float64), torch.tensor(one_minus_p, dtype=torch.float64)
+        torch.tensor(logp, dtype=torch.float64),
+        torch.tensor(one_minus_p, dtype=torch.float64),
+        torch.arange(len(p)),  # each token is a sequence
     )
 
 
@@ -75,6 +90,7 @@ def state_of(count: int, dtype: torch.dtype = torch.float64, **values: float) ->
         "alpha": 0.0,
         "lower": 0.0,
         "upper": 1.0,
+        "floor": 0.0,
         "mean_p": MEAN_P,
         "sequence_nll": TAU,
         "mass": 1.0,
@@ -90,7 +106,7 @@ def shipped() -> dict[str, Objective]:
     return {
         name: objective
         for name, objective in REGISTRY.items()
-        if objective.function.__module__ == library.__name__
+        if objective.function.__module__.startswith(f"{library.__name__}.")
     }
 
 

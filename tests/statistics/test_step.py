@@ -89,6 +89,9 @@ def test_columns_equal_a_direct_computation_per_source():
             ("top1", tokens.top1),
         ):
             assert values[name] == pytest.approx(float(limit[mine].double().mean()), rel=1e-12)
+        seen = statistics.per_source()
+        assert float(seen.top1[source]) == values["top1"]
+        assert float(seen.high[source]) == values["above_0.5"]
         assert values["entropy"] == pytest.approx(
             float(tokens.entropy[mine].double().mean()), rel=1e-6
         )

@@ -32,9 +32,14 @@ CURVES = {  # column of metrics.jsonl: title
     "tokens_per_second_per_rank": "Tokens per second and rank",
 }
 # shown where they move, or differ between runs
-STATE = {"alpha": "alpha", "lower": "Lower threshold", "upper": "Upper threshold"}
+STATE = {
+    "alpha": "alpha",
+    "floor": "Floor of the token weight",
+    "lower": "Lower threshold",
+    "upper": "Upper threshold",
+}
 # what is logged of an objective that does not read them
-UNUSED = {"alpha": 0.0, "lower": 0.0, "upper": 1.0}
+UNUSED = {"alpha": 0.0, "floor": 0.0, "lower": 0.0, "upper": 1.0}
 LOGARITHMIC = ("grad_norm",)
 
 

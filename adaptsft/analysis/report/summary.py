@@ -33,14 +33,18 @@ def objective(run: RunFolder) -> str:
     get = run.config.get
     name = str(get("objective.name", "unknown objective"))
     settings = []
-    if "alpha" in name:
+    if name in ("alpha", "mixture", "concentration"):
         settings.append(f"alpha={figures(get('objective.alpha'))}")
+    if get("objective.floor"):
+        settings.append(f"floor={figures(get('objective.floor'))}")
     for key, unused in (("lower", 0.0), ("upper", 1.0)):
         value, quantile = get(f"objective.{key}"), get(f"objective.{key}_quantile")
         if isinstance(quantile, int | float):
             settings.append(f"{key}_quantile={figures(quantile)}")
         elif "threshold" in name and number(value) != unused:
             settings.append(f"{key}={figures(value)}")
+    if get("objective.reference") == "base":
+        settings.append("reference=base")
     settings += [
         f"{key.rsplit('.', 1)[1]}={figures(value)}"
         for key, value in run.config.items()

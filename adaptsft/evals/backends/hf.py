@@ -53,16 +53,17 @@ def label_of(objective: ObjectiveConfig, controller: ControllerConfig) -> str:
 
     `threshold lower 0.2`, `alpha alpha linear 0->1`, `concentration auto`.
     """
+    name = objective.name + (" reference base" if objective.reference == "base" else "")
     if controller.name in ("linear", "cosine", "lr"):
         schedule = f"{controller.name} {controller.start:g}->{controller.end:g}"
-        return f"{objective.name} {controller.parameter} {schedule}"
+        return f"{name} {controller.parameter} {schedule}"
     if controller.name == "piecewise":
         points = ", ".join(f"{share:g}: {value:g}" for share, value in controller.points)
-        return f"{objective.name} {controller.parameter} {points}"
+        return f"{name} {controller.parameter} {points}"
     if controller.name != "fixed":
-        return f"{objective.name} {controller.name}"
-    default, parts = ObjectiveConfig(), [objective.name]
-    for key in ("alpha", "lower", "upper", "lower_quantile", "upper_quantile"):
+        return f"{name} {controller.name}"
+    default, parts = ObjectiveConfig(), [name]
+    for key in ("alpha", "floor", "lower", "upper", "lower_quantile", "upper_quantile"):
         value = getattr(objective, key)
         if value != getattr(default, key):
             parts.append(f"{key.replace('_', ' ')} {value:g}")

@@ -11,8 +11,9 @@ from typing import Any
 
 from adaptsft.drawing import COLOURS, canvas, save
 from adaptsft.training.environment import environment
-from benchmarks.lab.report import METRICS, score, table
 from benchmarks.lab.runs import UNTOUCHED
+from benchmarks.lab.scores import METRICS, base_of, score
+from benchmarks.lab.tables import table
 
 Results = list[dict[str, Any]]  # of benchmarks.lab
 # what a regime's name begins with -> what the model knows of it
@@ -115,15 +116,15 @@ def _next_steps(folder: Path, last: dict[str, Any]) -> str:
     inside = Path(sys.executable).is_relative_to(Path.cwd())
     python = os.path.relpath(sys.executable) if inside else "python"
     quickstart = shlex.join([python, "-m", "benchmarks.lab.quickstart", *sys.argv[1:]])
-    models = f"runs/{last['family']}/{last['regime']}/"
+    models = f"runs/{last['family']}/{last['regime']}/base{base_of(last)}/"
     run = folder / models / f"{last['method']}-{last['seed']}"
     same_seed = f"{run.parent}/*-{last['seed']}"
     question = next(iter(last["parts"].values()))["examples"]["greedy"].split("=")[0] + "="
     prompt = f"--prompt {shlex.quote(question)} --temperature 1"
     return f"""{folder}/
-  results.png                  the same as a picture, with mean p over the runs
-  results.md, .csv, .json      the tables, every run, machine and versions
-  {models:28} the models: of each its configuration, and a Hugging Face folder final/
+  {"results.png":34} the same as a picture, with mean p over the runs
+  {"results.md, .csv, .json":34} the tables, every run, machine and versions
+  {models:34} the models: of each its configuration, and a Hugging Face folder final/
 
 Try next
   {python} -m adaptsft.chat {run} {prompt}

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab.report import table
 from benchmarks.lab.runs import UNTOUCHED
 from benchmarks.lab.smollm2.runs import FAMILY
+from benchmarks.lab.tables import table
 
 COLUMNS = {
     "mean p": "mean_p",

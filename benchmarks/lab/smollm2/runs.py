@@ -16,9 +16,10 @@ from transformers.utils import logging
 
 from adaptsft.errors import UserError, require
 from benchmarks.lab.fingerprint import CODE, commit, digest, sources_fingerprint
-from benchmarks.lab.runs import UNTOUCHED, configure, train_logged, trajectories, write_result
+from benchmarks.lab.runs import UNTOUCHED, metrics_of, trajectories, write_result
 from benchmarks.lab.settings import Lab
 from benchmarks.lab.smollm2 import model, packages, scoring, tasks
+from benchmarks.lab.training import configure, train_logged
 
 FAMILY = "smollm2"
 PLACED = 256  # training examples whose mean p is measured
@@ -149,9 +150,7 @@ def execute(run: Run) -> dict[str, Any]:
                 often,
             )
         )
-        if not (run.run_dir / "final").is_dir():
-            raise KeyboardInterrupt  # a signal asked the trainer to stop
-        folder, curves = run.run_dir / "final", trajectories(run.run_dir / "metrics.jsonl")
+        folder, curves = run.run_dir / "final", trajectories(metrics_of(run.run_dir))
     trained, tokenizer = load(folder, run.keys)
     part = scoring.score(trained, tokenizer, tasks.TASKS[task], run.asked())
     labels = [tasks.Item(of["prompt"], of["completion"]) for of in records[:PLACED]]

@@ -89,6 +89,8 @@ def curve(specification: str, p: Tensor) -> Curve:
     parameters = {key: value for key, value in settings.items() if key not in KEYS}
     config = ObjectiveConfig(name=name, params=parameters, **fields)
     objective = build_objective(config)
+    if "reference" in objective.needs:
+        raise ConfigError(f"{specification}: W depends on the base model's p too, not on p alone")
     control = per_token(
         initial_state(config, 1, torch.device("cpu")), torch.zeros(len(p), dtype=torch.int64)
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptsft.errors import ConfigError
 from adaptsft.files import distinct
-from benchmarks.lab import plots, report
+from benchmarks.lab import plots, report, scores
 from benchmarks.paper.figures.curves import Curve
 
 FIELDS = {"model": str, "objective": str, "column": str, "value": (int, float)}
@@ -58,7 +58,7 @@ def lab(place: Path) -> list[dict[str, Any]]:
     """Rows of the lab's folder or results.json. Raises ConfigError."""
     results = report.read(place)
     return plots.rows(
-        {metric: report.scores(results, metric) for metric in (*report.METRICS, "train_mean_p")}
+        {metric: scores.scores(results, metric) for metric in (*scores.METRICS, "train_mean_p")}
     )
 
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from adaptsft.model.tiny import make_tiny_model
-from benchmarks.lab import real, settings, tasks
+from benchmarks.lab import families, real, settings, tasks
 from benchmarks.lab.__main__ import main
-from benchmarks.lab.regimes import CLEAN, FAMILIES
+from benchmarks.lab.regimes import CLEAN
 from tests.conftest import REPO
 
 PRESETS = REPO / "configs" / "lab"
@@ -37,9 +37,15 @@ def test_presets_are_accepted(name):
     ("override", "message"),
     [
         ("regimes=[ms_loud]", "ms_loud.*ms_clean"),
-        ("regimes=[ms_clean@longer]", "ms_clean@longer.*@short"),
-        ("families=[words]", "words.*letters, digits, facts"),
+        ("regimes=[ms_clean@longer]", "ms_clean@longer.*@60.*@2epochs"),
+        ("regimes=[ms_clean@0]", "ms_clean@0"),
+        ("bases=[0@101]", "bases: '0@101'.*0@90"),
+        ("lrs=[1e-3, 0.0]", "lrs.*above 0"),
+        ("lrs=[1e-3, 1e-2]", "tune_on"),
+        ("tune_on=[facts]", "tune_on: 'facts'.*letters"),
+        ("families=[words]", "words.*choose one of: letters, facts"),
         ("methods=[nil]", "nil.*alpha_0"),
+        ("families=[letters, letters]", "two of the name letters"),
         ("seeds=[]", "seeds"),
         ("items=0", "items=0"),
         ("finetune.train.max_steps=0", r"finetune\.train\.max_steps"),
@@ -75,13 +81,15 @@ def test_the_lab_end_to_end_then_one_method_changed(tmp_path, capsys):
     assert main(command) == 0
     assert "8 runs, 0 of them found" in capsys.readouterr().out
     folder = tmp_path / "out" / "results" / "facts"
-    moved = json.loads((folder / "mix_strong_weak" / "linear-0.json").read_text())
+    moved, many = (
+        json.loads((folder / regime / "base0" / f"{method}-0.json").read_text())
+        for regime, method in (("mix_strong_weak", "linear"), ("many_valid", "base"))
+    )
     assert moved["curves"]["sources"]["weak"]["alpha"] == [0.0, 0.5, 1.0]
     assert set(moved["parts"]) == set(moved["sources"]) == {"strong", "weak"}
-    assert (
-        "diversity"
-        in json.loads((folder / "many_valid" / "base-0.json").read_text())["parts"]["open"]
-    )
+    assert (moved["base"], moved["strength"], moved["lr"], many["lr"]) == (0, None, 1e-3, None)
+    assert set(moved["base_scores"]) == {"<origin>", "<trade>", "<house>", "<guild>", "<patron>"}
+    assert "diversity" in many["parts"]["open"]
     assert not any((tmp_path / "out" / "runs").rglob("*.safetensors")), "trained models are removed"
     assert "| linear" in (tmp_path / "out" / "results.md").read_text()
     for picture in ("gaps", "trajectories", "inversion"):
@@ -93,12 +101,24 @@ def test_the_lab_end_to_end_then_one_method_changed(tmp_path, capsys):
     )
     assert main(["--report", str(tmp_path / "out")]) == 0
 
+    capsys.readouterr()
+    fast = [*command[:2], "--fast", "--out", str(tmp_path / "fast")]
+    assert main(fast) == 0
+    assert main(fast) == 0
+    assert "8 runs, 8 of them found" in capsys.readouterr().out
+    results = (tmp_path / "fast" / "results").rglob("*.json")
+    for one in map(json.loads, map(Path.read_text, results)):
+        path = folder / one["regime"] / "base0" / f"{one['method']}-0.json"
+        if one["method"] in ("alpha_1", "base"):  # the others' learning rate was changed above
+            for metric in ("sampled", "pass_at_8", "entropy", "train_mean_p"):
+                assert one[metric] == pytest.approx(json.loads(path.read_text())[metric], rel=1e-4)
+
 
 @pytest.mark.slow
 def test_a_real_model_by_commands(tmp_path, capsys):
     """The section `real`: trainings and evaluations are processes; the evaluator here is a line of
     Python."""
-    family = FAMILIES["letters"]
+    family = families.find("letters")
     base = make_tiny_model(tmp_path / "base", hidden=16, layers=1)
     data = tasks.write_examples(
         tmp_path / "data.jsonl", family, [(family.strong, CLEAN)], 8, False, "x"

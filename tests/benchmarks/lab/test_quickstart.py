@@ -77,7 +77,7 @@ def test_end_to_end_then_one_more_objective(tmp_path, capfd, monkeypatch):
     assert json.loads((folder / "results.json").read_text())["environment"]["machine"]
     assert "| (untouched)" in (folder / "results.md").read_text()
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
-    run = folder / "runs" / "letters" / "mw_noisy_zipf" / "nll-3"
+    run = folder / "runs" / "letters" / "mw_noisy_zipf" / "base0" / "nll-3"
     AutoModelForCausalLM.from_pretrained(run / "final")
     suggested = next(line for line in out.splitlines() if "adaptsft.chat" in line).split()
     assert Path(suggested[suggested.index("--prompt") - 1]).is_dir(), (

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from adaptsft.errors import ConfigError
-from benchmarks.lab import plots, report
+from benchmarks.lab import plots, report, scores
 
 
 def result(
@@ -70,16 +70,16 @@ def test_report_gaps_and_standard_errors(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(one))
     fixed = ["alpha_0", "alpha_1"]
-    sampled = report.scores(report.read(tmp_path), "sampled")
-    cell = report.Cell("letters", "cw_noisy", "")
+    sampled = scores.scores(report.read(tmp_path), "sampled")
+    cell = scores.Cell("letters", "cw_noisy", "")
     assert sampled[cell]["alpha_1"].mean == pytest.approx(0.7) and sampled[cell][
         "alpha_1"
     ].error == pytest.approx(0.1)
-    assert report.oracle(sampled[cell], fixed) == "alpha_1"
-    gaps = report.gaps(sampled, fixed)
+    assert scores.oracle(sampled[cell], fixed) == "alpha_1"
+    gaps = scores.gaps(sampled, fixed)
     assert gaps["alpha_0"][cell] == pytest.approx(50)
     assert gaps["auto"][cell] == 0, "better than the oracle is no negative gap"
-    weak = report.Cell("letters", "mix_strong_weak", "weak")
+    weak = scores.Cell("letters", "mix_strong_weak", "weak")
     assert (
         gaps["auto"][weak] == pytest.approx(30)
         and gaps["auto"][weak._replace(source="strong")] == 0

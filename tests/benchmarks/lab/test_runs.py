@@ -4,8 +4,9 @@ import json
 import random
 from pathlib import Path
 
-from benchmarks.lab import runs, tasks
-from benchmarks.lab.regimes import FAMILIES, REGIMES, find
+from benchmarks.lab import families, runs, tasks
+from benchmarks.lab.bases import Base
+from benchmarks.lab.regimes import REGIMES, Budget, find
 from benchmarks.lab.runs import Run
 from benchmarks.lab.tasks import Noise
 
@@ -22,7 +23,8 @@ def a_run(folder: Path = Path("x"), **changes) -> Run:
         "seed": 0,
         "items": 8,
         "keys": keys,
-        "base": "b",
+        "base": Base(0),
+        "model": "b",
     }
     return Run(folder, **(given | changes))
 
@@ -35,13 +37,15 @@ def test_a_result_is_used_for_the_same_run_only(tmp_path, monkeypatch):
         for change in (
             {"seed": 1},
             {"items": 9},
-            {"base": "c"},
+            {"model": "c"},
             {"regime": "ms_clean"},
-            {"regime": "ms_noisy@long"},
+            {"regime": "ms_noisy@60"},
+            {"regime": "ms_noisy@2epochs"},
+            {"lr": 1e-2},
             {"keys": other_alpha},
         )
     ]
-    assert len({run.fingerprint(), *(other.fingerprint() for other in others)}) == 7
+    assert len({run.fingerprint(), *(other.fingerprint() for other in others)}) == 9
     assert run.finished() is None
     run.result.parent.mkdir(parents=True)
     run.result.write_text(json.dumps({"fingerprint": run.fingerprint()}))
@@ -56,10 +60,13 @@ def test_a_result_is_used_for_the_same_run_only(tmp_path, monkeypatch):
 
 
 def test_regimes_and_budgets():
-    assert find("mw_noisy@short") == (REGIMES["mw_noisy"], 0.5)
-    assert a_run(regime="mw_noisy@long").steps == 300
+    assert find("mw_noisy@60") == (REGIMES["mw_noisy"], Budget(steps=60))
+    few = a_run(regime="mw_noisy@60")
+    assert (few.steps, few.examples, few.trainer_keys["train"]["max_steps"]) == (60, 60 * 32, 60)
+    twice = a_run(regime="mw_noisy@2epochs")
+    assert (twice.steps, twice.examples) == (100, 50 * 32), "half as many, seen twice"
     generator = random.Random(0)
     clean = {
-        tasks.label(FAMILIES["digits"].strong, "123456", Noise(), generator) for _ in range(20)
+        tasks.label(families.find("digits").strong, "123456", Noise(), generator) for _ in range(20)
     }
     assert clean == {("876543", "876543")}

@@ -1,13 +1,17 @@
 """Tasks are what their roles say; questions are held out, and labels as wrong as asked."""
 
 import json
+import random
 from collections import Counter
 from itertools import islice
 
 import pytest
 
-from benchmarks.lab import tasks
-from benchmarks.lab.regimes import FAMILIES, NOISY, STRUCTURED
+from benchmarks.lab import families, tasks
+from benchmarks.lab.regimes import NOISY, STRUCTURED
+from benchmarks.lab.tasks import Noise
+
+FAMILIES = {name: families.find(name) for name in ("letters", "digits", "facts")}
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 
@@ -111,6 +115,34 @@ def test_labels_are_wrong_as_often_as_asked_and_systematically_where_asked(famil
     per_character = len(wrong) / len({b for _, b in pairs})
     assert per_character == 1 if noise is STRUCTURED else per_character > 4
     assert {a for a, _ in wrong} <= set(task.alphabet)
+
+
+def test_labels_of_other_questions_and_labels_cut_short():
+    family = FAMILIES["digits"]
+    parts = [(family.strong, Noise("swapped", 0.3)), (family.open, Noise("cut", 0.55))]
+    rows = list(islice(tasks.examples(family, parts, False, "x"), 4000))
+    assert rows == list(islice(tasks.examples(family, parts, False, "x"), 4000))
+    swapped, cut = rows[::2], rows[1::2]
+    wrong = [row for row in swapped if row.label != row.clean]
+    assert len(wrong) / len(swapped) == pytest.approx(0.3, abs=0.03)
+    for row in wrong:
+        asked = "".join(str(9 - int(digit)) for digit in row.label)
+        assert not tasks.is_held_out(asked) and asked != row.question
+    short = [row for row in cut if row.label != row.clean]
+    assert len(short) / len(cut) == pytest.approx(0.55, abs=0.04)
+    assert all(row.clean.startswith(row.label) for row in short)
+    assert {len(row.label) for row in short} == {1, 2, 3, 4, 5}
+    assert all(tasks.right(family.open.answer(row.question), row.clean) for row in rows[1::2])
+
+
+def test_one_of_several_strings_of_any_length():
+    answer = {"oxen", "oxes"}
+    generator = random.Random(0)
+    assert {tasks.one_of(answer, generator) for _ in range(20)} == answer
+    assert tasks.right(answer, "oxes") and not tasks.right(answer, "oxe")
+    assert tasks.right_strings(answer) == ["oxen", "oxes"]
+    assert tasks.right_strings(["a", "b"]) == ["ab"] and tasks.right_strings(["ab", "c"]) is None
+    assert (tasks.longest({"a", "abc"}), tasks.longest(["ab", "c"])) == (3, 2)
 
 
 def test_any_right_answer_is_right():

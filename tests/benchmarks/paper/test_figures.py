@@ -14,7 +14,7 @@ from adaptsft.analysis.continuum import REFERENCES
 from adaptsft.drawing import DASHES, style
 from adaptsft.errors import ConfigError
 from adaptsft.train import train
-from benchmarks.lab import plots, report
+from benchmarks.lab import plots, report, scores as lab_scores
 from benchmarks.paper.figures import curves, formulas, inputs, sweeps
 from tests.benchmarks.paper.figure_rows import row
 from tests.conftest import REPO
@@ -141,10 +141,11 @@ def test_alpha_from_the_labs_results():
         "",
     ]
     scores = {
-        metric: report.scores(report.read(LAB), metric) for metric in ("sampled", "train_mean_p")
+        metric: lab_scores.scores(report.read(LAB), metric)
+        for metric in ("sampled", "train_mean_p")
     }
     for regime, axis, below in (("ms_noisy", strong, strong_p), ("mw_noisy_zipf", weak, weak_p)):
-        of, p = (scores[metric][report.Cell("digits", regime, "")] for metric in scores)
+        of, p = (scores[metric][lab_scores.Cell("digits", regime, "")] for metric in scores)
         line = drawn(axis)["temperature 1"]
         assert line == {
             float(name[6:]): pytest.approx(100 * value.mean)
@@ -293,7 +294,7 @@ def test_thresholds_have_panels_of_their_own_and_runs_of_one_name_are_told_apart
 
 def test_the_lab_draws_by_the_same_code():
     """Names of methods become places on the axes of Fig. 3 and 4."""
-    cell, of = report.Cell("letters", "ms_noisy", ""), report.Score(0.5, 0.1, 3)
+    cell, of = lab_scores.Cell("letters", "ms_noisy", ""), lab_scores.Score(0.5, 0.1, 3)
     methods = ("alpha_0", "alpha_0.5", "nll_top90", "log1mp_low50", "neg_p", "auto")
     rows = plots.rows(
         {"greedy": {cell: dict.fromkeys(methods, of)}, "sampled": {}, "train_mean_p": {}}

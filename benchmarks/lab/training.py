@@ -1,0 +1,43 @@
+"""What the lab asks of adaptsft.train: configurations, and a log per run."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from transformers.utils import logging
+
+from adaptsft.config.resolve import load_config
+from adaptsft.config.schema import Config
+from adaptsft.train import train
+
+
+def configure(
+    run_dir: Path, model: Path, seed: int, sources: dict[str, Path], cache: Path, *keys: Any
+) -> Config:
+    """The trainer's configuration, left in `run_dir`.yaml so that any run can be repeated by hand.
+    Raises ConfigError."""
+    data: dict[str, Any] = {"template": "plain", "prompt_template": "{prompt}"}
+    data["cache_dir"] = str(cache)
+    if len(sources) == 1:
+        data["path"] = str(*sources.values())
+    else:
+        data["sources"] = [{"name": name, "path": str(path)} for name, path in sources.items()]
+    places = {"run_dir": str(run_dir), "seed": seed, "model": {"path": str(model)}, "data": data}
+    files = {"checkpoint": {"export_dtype": "fp32"}, "log": {"tensorboard": False}}
+    path = Path(f"{run_dir}.yaml")  # not with_suffix: the name of a method may hold a dot
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(OmegaConf.to_yaml(OmegaConf.merge(*keys, places, files)))
+    return load_config([str(path)])
+
+
+def train_logged(config: Config) -> None:
+    """Train; the trainer's lines go to `run_dir`.log. Raises KeyboardInterrupt where the run was
+    asked to stop: there is no trained model."""
+    logging.disable_progress_bar()
+    with contextlib.ExitStack() as stack:
+        # line by line: another process shows the last one
+        log = stack.enter_context(Path(f"{config.run_dir}.log").open("w", buffering=1))
+        stack.enter_context(contextlib.redirect_stderr(log))
+        if train(config).get("stopped"):
+            raise KeyboardInterrupt  # a signal asked the trainer to save and stop
