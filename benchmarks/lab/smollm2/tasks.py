@@ -105,7 +105,7 @@ def tetum_numbers(folder: Path) -> Pairs:
         words = importlib.import_module("num2words").num2words
     finally:
         sys.path.remove(wheel)
-    return [(str(n), words(n, lang="tet")) for n in range(100, 10_000)]
+    return [(str(n), words(n, lang="tet")) for n in range(100, 2_000)]
 
 
 def pronunciations(folder: Path) -> Pairs:
@@ -132,7 +132,7 @@ TASKS: dict[str, Task] = {
     "future": Task(verb_forms("F", 5), "French, future, ils, {}:", warm_up=True),
     "conditional": Task(verb_forms("C", 0), "French, conditional, je, {}:"),
     "city": Task(countries, "The country of the city {}:"),
-    "tetum": Task(tetum_numbers, "The number {} in Tetum:"),
+    "tetum": Task(tetum_numbers, "The number {} in Tetum:", graded=True, symbols=True),
     "phonemes": Task(pronunciations, "The pronunciation of {}:", graded=True, symbols=True),
     "banyumasan": Task(banyumasan, "The Banyumasan word {} in Indonesian:", graded=True),
     # the learning rate was chosen on this one
