@@ -1,7 +1,6 @@
 """A diagnosis as text, from the content of base_stats.json."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from adaptsft.analysis.continuum import PLACES, REFERENCES, borders, cautions, place_of
@@ -21,7 +20,7 @@ FIGURES = (
 )
 
 
-def markdown(content: dict[str, Any], out: Path) -> str:
+def markdown(content: dict[str, Any]) -> str:
     """The report. `out` is the folder that holds base_stats.json."""
     sources: dict[str, Source] = content["sources"]
     model, sample = content["model"], content["sample"]
@@ -40,7 +39,7 @@ def markdown(content: dict[str, Any], out: Path) -> str:
         _figures(sources),
         *_precision(sources),
         "## Recommended",
-        _recommended(sources, out),
+        _recommended(sources),
         *(
             f"**{name}.** {caution}"
             for name, source in sources.items()
@@ -104,7 +103,7 @@ def _precision(sources: dict[str, Source]) -> list[str]:
     return [f"For ± 0.01 on mean p of every source: `sample={max(wanted)}`."] if wanted else []
 
 
-def _recommended(sources: dict[str, Source], out: Path) -> str:
+def _recommended(sources: dict[str, Source]) -> str:
     lines = [
         "```",
         "controller.name=auto",
