@@ -8,8 +8,6 @@ import torch
 from adaptsft.controllers.base import Controller, Progress, State, full, register
 from adaptsft.statistics.step import SourceStatistics
 
-FIRST = Progress(step=0, steps=2, lr=1.0, warming=True)
-
 
 @register("auto")
 class Auto(Controller):
@@ -56,7 +54,7 @@ class Auto(Controller):
     def initial_state(
         self, size: int, device: torch.device, base: SourceStatistics | None
     ) -> State:
-        return {name: full(size, v, device) for name, v in self.values(FIRST.share).items()}
+        return {name: full(size, v, device) for name, v in self.values(0.0).items()}
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         values = self.values(progress.share)
@@ -65,8 +63,8 @@ class Auto(Controller):
 
 @register("auto_rl")
 class AutoForRL(Auto):
-    """As auto, for what reinforcement learning goes on with: alpha stays at 1 and the floor at a
-    tenth, so that the entropy of the answers, and what is found in several samples, are kept."""
+    """As auto, for what reinforcement learning goes on with: alpha stays at 1 and the floor ends at
+    a tenth, which is meant to leave entropy, and has not been measured."""
 
     last: float = 0.1
     end: float = 1.0

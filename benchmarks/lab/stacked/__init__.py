@@ -2,11 +2,11 @@
 a leading dimension of runs.
 
     model      the decoder, with the runs as the batch of every matrix product
-    training   the steps of adaptsft.train for all of them, with its samplers, objectives,
-               controllers and statistics; equal to it within rounding (tests/lab/test_stacked.py)
-    scoring    exact match, greedily and expected at temperature 1, from one forward
+    examples   the tokens of the runs' data, and those of a step of all of them
+    tokens     what objectives read of the targets, and the gradient of the logits
+    training   the steps of adaptsft.train for all runs, with its samplers, objectives, controllers
+               and statistics; equal to it within rounding (tests/benchmarks/lab/test_stacked.py)
+    execution  which runs can be trained together, and their results; scored as all others
 
-A run of the lab's size takes a tenth of the time: most of adaptsft.train's, at 0.13 M parameters,
-is spent between the operations. It is for searching; results that are published are checked
-against runs of adaptsft.train.
+A run takes about half of adaptsft.train's time (docs/results.md).
 """

@@ -12,7 +12,7 @@ from torch import Tensor
 from adaptsft.config.schema import Config, TrainConfig
 from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.sampler import BatchSampler
-from adaptsft.errors import require
+from adaptsft.errors import NonFiniteError, require
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import build_objective, with_exempt
 from adaptsft.objectives.state import ObjectiveState, initial_state, per_token, with_exempt_tokens
@@ -78,8 +78,8 @@ def train_stacked(
     model: StackedLlama, runs: Sequence[StackedRun]
 ) -> list[tuple[dict[str, Tensor], list[dict[str, Any]]]]:
     """Train all runs; returns of each the weights, and the lines of its metrics. All must have the
-    same `train` group. Raises FloatingPointError where a loss is not finite: adaptsft.train would
-    skip that step."""
+    same `train` group. Raises NonFiniteError where a loss is not finite: adaptsft.train would skip
+    that step."""
     # those of one objective stand together, so that it is evaluated once for all of them
     order = sorted(range(len(runs)), key=lambda i: repr(runs[i].config.objective))
     running: list[Running] = []
@@ -134,7 +134,10 @@ def gradient_of_logits(
     table.reset()
     table.add(outputs, kept[valid], tokens)  # type: ignore[arg-type]
     if not bool(table.table.isfinite().all()):
-        raise FloatingPointError("a loss of the fast mode is not finite")
+        raise NonFiniteError(
+            "a run of the stack had a loss that is not finite, which adaptsft.train skips and the "
+            "lab's fast mode does not; run these without --fast"
+        )
     scale = torch.empty(runs)
     for place, run in enumerate(running):
         run.statistics.table.copy_(table.table[run.first : run.first + run.sources])
