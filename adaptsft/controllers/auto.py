@@ -1,9 +1,10 @@
-"""The default: a schedule. Learn with a floor under the weights, let the floor fall, then sharpen;
-one setting for every regime."""
+"""The default: every source is trusted as far as the model gives its targets their probability."""
 
+import math
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from adaptsft.controllers.base import Controller, Progress, State, full, register
 from adaptsft.statistics.step import SourceStatistics
@@ -11,60 +12,73 @@ from adaptsft.statistics.step import SourceStatistics
 
 @register("auto")
 class Auto(Controller):
-    """weight = floor + (1 - floor) p^(alpha c): the floor falls geometrically from `first` to
-    `last` between the shares `learn` and `hold` of the run; alpha is 1 until `hold` and goes to
-    `end` from there.
+    """weight = floor + (1 - floor) p^(alpha sqrt(c)). Per source, with m the running mean of p:
+    floor = `first` (1 - m)^2, alpha = `low` + (1 - `low`) m^3. From `sharpen` on alpha goes to
+    `end`, and from `fall` to `fallen` the floor falls to the share `last` of that.
 
-    c = sum_i p_i^2 is what adapts, token by token: where the model is unsure the weight is near 1,
-    as NLL's, and where it is sure it is near p. What a model is sure of and the targets contradict
-    would then never be learned (DEFT fails there): the floor keeps the weight of such a token at
-    30 % of that of any other while the model learns. It is taken away slowly, since the least
-    likely targets of a model that has learned are mostly errors; the token's objective has one
-    optimum, p in proportion to q^(1/(1-c)) for targets of frequencies q, until alpha passes 1, when
-    whatever leads wins for good. Everything follows from the share of the run that is over: runs of
-    100 and 10,000 steps have the same shape. No statistic of the model moves it.
+    m places a source on the continuum from weak to strong (Eq. 5 of arXiv:2510.00526) and moves
+    along it as the source is learned: EMA over the share `horizon` of the run, from the first
+    step's value, or the base model's where that was measured. Where m is near 1 the model knows
+    better than the targets that contradict it, and the objective is near -p from the first step on:
+    nothing is unlearned. Where m is near 0 the contradicted token keeps a third of NLL's pull, and
+    alpha is low. Both powers were found by search; they keep a half-known source (m = .5) near the
+    weak end.
+
+    c = sum_i p_i^2 acts within a source: a token about which the model is undecided has nearly
+    NLL's weight. That leaves temperature 1 undecided too; hence the end, where alpha passes 1 and
+    whatever leads wins for good. It follows from the share of the run alone, so that runs of 60 and
+    10,000 steps have the same shape. The least likely targets are learned late, if they can be
+    learned: hence the late fall of the floor.
     """
 
     objective = "concentration"
     moves = ("alpha", "floor")
-    by_clock = True
     bounds: ClassVar = {
-        **dict.fromkeys(("learn", "hold"), (0.0, 1.0)),
-        **dict.fromkeys(("first", "last"), (1e-6, 1.0)),
+        **dict.fromkeys(("first", "last", "low", "sharpen", "fall", "fallen"), (0.0, 1.0)),
+        "horizon": (1e-6, 1.0),
         "end": (0.0, 1e6),
     }
     first: float = 0.3
-    last: float = 0.001
-    learn: float = 0.2
-    hold: float = 0.7
+    last: float = 0.003
+    low: float = 0.3
     end: float = 2.0
+    sharpen: float = 0.5
+    fall: float = 0.4
+    fallen: float = 0.9
+    horizon: float = 0.03
 
     def check(self) -> str | None:
-        right = self.learn < self.hold < 1 and self.last <= self.first
-        return None if right else "learn < hold < 1 and last <= first must hold"
-
-    def values(self, share: float) -> dict[str, float]:
-        fallen = min(max((share - self.learn) / (self.hold - self.learn), 0.0), 1.0)
-        sharp = max((share - self.hold) / (1.0 - self.hold), 0.0)
-        return {
-            "alpha": 1.0 + (self.end - 1.0) * sharp,
-            "floor": self.first ** (1.0 - fallen) * self.last**fallen,
-        }
+        if self.fall < self.fallen and self.sharpen < 1 and self.last > 0:
+            return None
+        return "fall < fallen, sharpen < 1 and last > 0 must hold"
 
     def initial_state(
         self, size: int, device: torch.device, base: SourceStatistics | None
     ) -> State:
-        return {name: full(size, v, device) for name, v in self.values(0.0).items()}
+        mean_p = full(size, math.nan, device) if base is None else base.mean_p.clone()
+        return self._at(mean_p, 0.0)
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
-        values = self.values(progress.share)
-        return {name: torch.full_like(old, values[name]) for name, old in state.items()}
+        decay = math.exp(-1.0 / max(self.horizon * progress.steps, 1.0))
+        old, new = state["mean_p"], statistics.mean_p
+        mean_p = torch.where(old.isnan(), new, decay * old + (1.0 - decay) * new)
+        return self._at(mean_p, progress.share)
+
+    def _at(self, mean_p: Tensor, share: float) -> State:
+        sharp = max((share - self.sharpen) / (1.0 - self.sharpen), 0.0)
+        fallen = min(max((share - self.fall) / (self.fallen - self.fall), 0.0), 1.0)
+        known = mean_p.nan_to_num(0.0)  # a source not seen yet is taken for a weak one
+        alpha = self.low + (1.0 - self.low) * known**3
+        return {
+            "mean_p": mean_p,
+            "alpha": alpha + (self.end - alpha) * sharp,
+            "floor": self.first * (1.0 - known) ** 2 * self.last**fallen,
+        }
 
 
 @register("auto_rl")
 class AutoForRL(Auto):
-    """As auto, for what reinforcement learning goes on with: alpha stays at 1 and the floor ends at
-    a tenth, which is meant to leave entropy, and has not been measured."""
+    """As auto, for what reinforcement learning goes on with: alpha ends at 1, which leaves more
+    entropy."""
 
-    last: float = 0.1
     end: float = 1.0

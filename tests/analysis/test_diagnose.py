@@ -110,7 +110,7 @@ def test_what_is_recommended_trains(folder):
 def test_feedback_starts_from_the_base_model(folder):
     """From mean p / mean c and the top-1 share of the file."""
     out = folder / "run" / "diagnosis"
-    settings = {"name": "when_learned", "base_stats": str(out / "base_stats.json")}
+    settings = {"name": "auto", "base_stats": str(out / "base_stats.json")}
     settings = {f"controller.{key}": value for key, value in settings.items()}
     config = config_of(folder, **settings)
     with process_group("cpu") as device:

@@ -15,7 +15,7 @@ from tests.controllers.steps import (
     trajectory,
 )
 
-CLOSED = ["when_learned", "remembering"]
+CLOSED = ["auto", "remembering"]
 EVERY = [*CLOSED, "auto", "linear"]
 pytestmark = pytest.mark.usefixtures("remembering")
 

@@ -96,10 +96,12 @@ CASES = [
     ),
     Case({"name": "dft"}, lambda p: p, weighted=True),
     Case({"name": "deft"}, lambda p: p ** mp.mpf(C), weighted=True),
-    Case({"name": "concentration"}, lambda p: p ** (3 * mp.mpf(C)), weighted=True, alpha=3.0),
     Case(
-        {"name": "concentration", "floor": 0.1},
-        lambda p: mp.mpf(0.1) + (1 - mp.mpf(0.1)) * p ** (3 * mp.mpf(C)),
+        {"name": "concentration"}, lambda p: p ** (3 * mp.sqrt(C)), weighted=True, alpha=3.0
+    ),
+    Case(
+        {"name": "concentration", "params": {"power": 2.0}, "floor": 0.1},
+        lambda p: mp.mpf(0.1) + (1 - mp.mpf(0.1)) * p ** (3 * mp.mpf(C) ** 2),
         weighted=True,
         alpha=3.0,
     ),
@@ -235,7 +237,7 @@ def test_floor_and_mixture_lie_between_nll_and_what_they_bound() -> None:
             REGISTRY[name](tokens, state_of(len(P), alpha=3.0, floor=floor))
             for floor in (0.0, 0.01, 1.0)
         )
-        exponent = 3 * tokens.collision if name == "concentration" else 3
+        exponent = 3 * tokens.collision**0.5 if name == "concentration" else 3
         assert torch.equal(plain[1], (exponent * tokens.logp).exp())
         assert torch.equal(full[1], torch.ones_like(tokens.logp))
         torch.testing.assert_close(full[0], -tokens.logp, rtol=1e-15, atol=0)
@@ -257,7 +259,7 @@ def test_relations_between_objectives() -> None:
         weight["log1mp"] * tokens.one_minus_p, tokens.logp.exp(), rtol=1e-13, atol=0
     )
     torch.testing.assert_close(
-        REGISTRY["concentration"](tokens, state_of(len(P), alpha=1.0))[1],
+        REGISTRY["concentration"](tokens, state_of(len(P), alpha=1.0), power=1.0)[1],
         weight["deft"],
         rtol=1e-13,
         atol=0,

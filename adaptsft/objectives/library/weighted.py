@@ -29,17 +29,21 @@ def dft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     return weighted(tokens, tokens.logp.exp())
 
 
-@register("concentration", uses=("alpha", "floor"))
-def concentration(tokens: TokenStatistics, state: ObjectiveState) -> Result:
+@register("concentration", uses=("alpha", "floor"), bounds={"power": (0.0, 10.0)})
+def concentration(
+    tokens: TokenStatistics, state: ObjectiveState, *, power: float = 0.5
+) -> Result:
     """loss: -weight log p
-    weight: floor + (1-floor) p^(alpha c), c = sum_i p_i^2
+    weight: floor + (1-floor) p^(alpha c^power), c = sum_i p_i^2
     W: weight (1-p)
 
     NLL where the model is undecided (c near 0), towards f_alpha where it is concentrated on few
-    tokens. DEFT is alpha = 1 and floor = 0 (objective.floor).
+    tokens. At power = .5 the exponent is alpha times the Euclidean norm of the distribution; at
+    power = 1, alpha = 1 and floor = 0 this is DEFT, and at power = 0 f_alpha.
     """
-    power = torch.exp(state.alpha * tokens.collision * tokens.logp)
-    return weighted(tokens, state.floor + (1 - state.floor) * power)
+    exponent = state.alpha * tokens.collision**power
+    weight = state.floor + (1 - state.floor) * torch.exp(exponent * tokens.logp)
+    return weighted(tokens, weight)
 
 
 @register("soft_threshold", uses=("lower",), bounds={"width": (1e-3, 10.0)})

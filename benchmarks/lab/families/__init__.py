@@ -16,8 +16,8 @@ from benchmarks.lab import loading
 from benchmarks.lab.families.check import check
 from benchmarks.lab.tasks import Family
 
-TUNING = ("letters", "facts", "numbers")
-REPORTING = ("digits", "dates", "countries", "inflection", "pronunciation")
+TUNING = ("letters", "facts", "numbers", "digits", "countries")
+REPORTING = ("inflection", "dates", "pronunciation")
 NAMES = (*TUNING, *REPORTING)
 
 
