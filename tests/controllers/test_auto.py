@@ -36,13 +36,13 @@ def test_sources_go_their_own_ways():
     """A strong source is near -p at once; the one that is learned follows; the one that is not
     keeps alpha and floor until the clock takes them."""
     objective = adaptive(3, name="auto", shrinkage=0.0)
-    steps = [statistics(STRONG, [min(0.05 + 0.02 * step, 0.9)], WEAK) for step in range(99)]
+    steps = [statistics(STRONG, [min(0.1 + 0.02 * step, 0.9)], WEAK) for step in range(99)]
     alpha = trajectory(objective, steps)
-    assert alpha[40] == pytest.approx([0.81, 0.65, 0.3], abs=0.02)
+    assert alpha[40] == pytest.approx([0.81, 0.7, 0.3], abs=0.02)
     assert alpha[5] == pytest.approx([0.81, 0.3, 0.3], abs=0.02)
     assert alpha[-1] == pytest.approx([2.0, 2.0, 2.0])
     floors = trajectory(adaptive(3, name="auto", shrinkage=0.0), steps, "floor")
-    assert floors[30] == pytest.approx([floor_at(p) for p in (0.9, 0.59, 0.1)], rel=0.05)
+    assert floors[30] == pytest.approx([floor_at(p) for p in (0.9, 0.63, 0.1)], rel=0.05)
     assert all(a <= b <= c for a, b, c in floors[1:])
 
 

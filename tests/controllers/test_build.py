@@ -121,10 +121,10 @@ LINEAR = ["objective.name=alpha", "controller.name=linear"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["controller.name=auto", "controller.params.lern=1"], ["lern", "did you mean learn?"]),
-        (["controller.name=auto", "controller.params.learn=1.5"], ["learn=1.5", "[0, 1]"]),
-        (["controller.name=auto", "controller.params.learn=0.9"], ["learn < hold"]),
-        (["controller.name=when_learned", "controller.shrinkage=-1"], ["controller.shrinkage=-1"]),
+        (["controller.name=auto", "controller.params.fal=1"], ["fal", "did you mean fall?"]),
+        (["controller.name=auto", "controller.params.fall=1.5"], ["fall=1.5", "[0, 1]"]),
+        (["controller.name=auto", "controller.params.fall=0.9"], ["fall < fallen"]),
+        (["controller.name=auto", "controller.shrinkage=-1"], ["controller.shrinkage=-1"]),
         (["controller.name=auto", "objective.name=dft"], ["leave objective.name out"]),
         ([*LINEAR, "controller.params.rate=1"], ["rate is no parameter of linear", "none"]),
         ([*LINEAR, "controller.start=-1"], ["controller.start=-1", ">= 0"]),
@@ -173,16 +173,16 @@ def test_what_cannot_work_is_refused(arguments, words):
         (
             ["controller.params.low=1"],
             "controller.params={'low': 1.0}",
-            "auto, auto_rl, when_learned",
+            "auto, auto_rl",
         ),
-        (["controller.shrinkage=5"], "controller.shrinkage=5.0", "when_learned"),
+        (["controller.shrinkage=5"], "controller.shrinkage=5.0", "auto, auto_rl"),
         (
             ["controller.base_stats=b.json"],
             "controller.base_stats=b.json",
-            "when_learned",
+            "auto, auto_rl",
         ),
         ([*LINEAR, "controller.points=[[0, 1]]"], "controller.points=[[0.0, 1.0]]", "piecewise"),
-        ([*LINEAR, "controller.shrinkage=5"], "controller.shrinkage=5.0", "when_learned"),
+        ([*LINEAR, "controller.shrinkage=5"], "controller.shrinkage=5.0", "auto, auto_rl"),
         (
             ["objective.name=alpha", "controller.name=lr", "controller.begin=0.1"],
             "controller.begin=0.1",

@@ -96,9 +96,7 @@ CASES = [
     ),
     Case({"name": "dft"}, lambda p: p, weighted=True),
     Case({"name": "deft"}, lambda p: p ** mp.mpf(C), weighted=True),
-    Case(
-        {"name": "concentration"}, lambda p: p ** (3 * mp.sqrt(C)), weighted=True, alpha=3.0
-    ),
+    Case({"name": "concentration"}, lambda p: p ** (3 * mp.sqrt(C)), weighted=True, alpha=3.0),
     Case(
         {"name": "concentration", "params": {"power": 2.0}, "floor": 0.1},
         lambda p: mp.mpf(0.1) + (1 - mp.mpf(0.1)) * p ** (3 * mp.mpf(C) ** 2),
@@ -259,7 +257,9 @@ def test_relations_between_objectives() -> None:
         weight["log1mp"] * tokens.one_minus_p, tokens.logp.exp(), rtol=1e-13, atol=0
     )
     torch.testing.assert_close(
-        REGISTRY["concentration"](tokens, state_of(len(P), alpha=1.0), power=1.0)[1],
+        build_objective(ObjectiveConfig(name="concentration", params={"power": 1.0}))(
+            tokens, state_of(len(P), alpha=1.0)
+        )[1],
         weight["deft"],
         rtol=1e-13,
         atol=0,

@@ -30,9 +30,7 @@ def dft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
 
 
 @register("concentration", uses=("alpha", "floor"), bounds={"power": (0.0, 10.0)})
-def concentration(
-    tokens: TokenStatistics, state: ObjectiveState, *, power: float = 0.5
-) -> Result:
+def concentration(tokens: TokenStatistics, state: ObjectiveState, *, power: float = 0.5) -> Result:
     """loss: -weight log p
     weight: floor + (1-floor) p^(alpha c^power), c = sum_i p_i^2
     W: weight (1-p)
