@@ -76,14 +76,16 @@ def _places(method: str) -> Iterable[dict[str, Any]]:
 
 
 def moves(results: list[dict[str, Any]]) -> list[Curve]:
-    """alpha and the lower threshold over the share of the run: a panel per method and family, a
-    line per regime and source; the first base and seed."""
+    """What is moved, over the share of the run: a panel per method and family, a line per regime
+    and source; the first base and seed."""
     curves, first = [], min(map(_run, results))
     ran = [result for result in results if _run(result) == first and result["curves"]]
-    for quantity, result in itertools.product(("alpha", "lower"), ran):
+    for quantity, result in itertools.product(("alpha", "floor", "lower"), ran):
         of = result["curves"]
         share = [step / of["step"][-1] for step in of["step"]]
         for source, curve in of.get("sources", {"": of}).items():
+            if quantity not in curve:  # floor, in results of before it was kept
+                continue
             label = result["regime"] + (f": {source}" if source else "")
             curves.append(
                 Curve(

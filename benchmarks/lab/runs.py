@@ -212,15 +212,15 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def trajectories(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Thinned curves of a run, a list each: {step, nll, mean_p, alpha, lower}, and of several
-    sources `sources`: {source: {…}}. `steps` are the lines of metrics.jsonl."""
+    """Thinned curves of a run, a list each: {step, nll, mean_p, alpha, floor, lower}; several
+    sources are in `sources`: {source: {…}}. `steps` are the lines of metrics.jsonl."""
     every, last = max(1, len(steps) // POINTS), len(steps) - 1
     steps = [step for i, step in enumerate(steps) if i % every == 0 or i == last]
 
     def curve(values: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             key: [None if of[key] is None else round(of[key], 4) for of in values]
-            for key in ("nll", "mean_p", "alpha", "lower")
+            for key in ("nll", "mean_p", "alpha", "floor", "lower")
         }
 
     curves = {"step": [step["step"] for step in steps]} | curve(steps)

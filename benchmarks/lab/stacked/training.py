@@ -64,7 +64,8 @@ class Running:
 
         def of(sums: Any, source: slice) -> dict[str, float | None]:
             means = {"nll": sums[NLL], "mean_p": sums[P]}.items()
-            moved = {key: float(getattr(state, key)[source].mean()) for key in ("alpha", "lower")}
+            keys = ("alpha", "floor", "lower")
+            moved = {key: float(getattr(state, key)[source].mean()) for key in keys}
             return {key: float(v / sums[0]) if sums[0] else None for key, v in means} | moved
 
         known: dict[str, Any] = {"step": step} | of(table.sum(0), slice(None))

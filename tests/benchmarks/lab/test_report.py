@@ -30,14 +30,15 @@ def result(
     )
 
 
-def test_alpha_and_lower_are_drawn_of_the_first_seed():
-    curves = {"step": [1, 4], "alpha": [0.0, 0.5], "lower": [0.0, 0.1]}
+def test_what_is_moved_is_drawn_of_the_first_seed():
+    curves = {"step": [1, 4], "alpha": [0.0, 0.5], "floor": [0.3, 0.0], "lower": [0.0, 0.1]}
     found = plots.moves(
         [result("linear", seed, 1.0, 1.0, curves=curves) for seed in (1, 0)]
         + [result("base", 0, 1.0, 1.0)]
     )
     assert [(curve.panel, curve.line, curve.quantity, curve.y) for curve in found] == [
         ("linear, letters", "cw_noisy", "alpha", [0.0, 0.5]),
+        ("linear, letters", "cw_noisy", "floor", [0.3, 0.0]),
         ("linear, letters", "cw_noisy", "lower", [0.0, 0.1]),
     ]
     assert found[0].x == [0.25, 1.0]
