@@ -159,7 +159,7 @@ def diagnose(options: Options, config: Config) -> str:
             },
             "environment": environment(),
         }
-        report = markdown(content)
+        report = markdown(content, out)
         raise_on_all_ranks(
             lambda: _save(out, content, report, measured.reference) if rank() == 0 else None
         )

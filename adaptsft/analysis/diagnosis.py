@@ -1,6 +1,7 @@
 """A diagnosis as text, from the content of base_stats.json."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from adaptsft.analysis.continuum import PLACES, REFERENCES, borders, cautions, place_of
@@ -20,7 +21,7 @@ FIGURES = (
 )
 
 
-def markdown(content: dict[str, Any]) -> str:
+def markdown(content: dict[str, Any], out: Path) -> str:
     """The report. `out` is the folder that holds base_stats.json."""
     sources: dict[str, Source] = content["sources"]
     model, sample = content["model"], content["sample"]
@@ -39,7 +40,7 @@ def markdown(content: dict[str, Any]) -> str:
         _figures(sources),
         *_precision(sources),
         "## Recommended",
-        _recommended(sources),
+        _recommended(sources, out),
         *(
             f"**{name}.** {caution}"
             for name, source in sources.items()
@@ -103,10 +104,10 @@ def _precision(sources: dict[str, Source]) -> list[str]:
     return [f"For ± 0.01 on mean p of every source: `sample={max(wanted)}`."] if wanted else []
 
 
-def _recommended(sources: dict[str, Source]) -> str:
+def _recommended(sources: dict[str, Source], out: Path) -> str:
     lines = [
         "```",
-        "controller.name=auto",
+        f"controller.name=auto controller.base_stats={out / 'base_stats.json'}",
         "```",
         "",
         "for every source, wherever it stands: mean p says how strong the base model is, not "

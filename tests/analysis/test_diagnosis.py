@@ -10,8 +10,8 @@ def test_the_place_is_that_of_the_papers_models_and_open_where_the_interval_leav
     content = stats_of(folder / "run" / "diagnosis")
     source = content["sources"]["sums"]
     source |= {"mean_p": 0.70, "mean_p_interval": [0.66, 0.74], "place": place_of(0.70)}
-    assert "MI or MS" in markdown(content)
-    assert "objective.name=neg_p" in markdown(content)
+    assert "MI or MS" in markdown(content, folder)
+    assert "objective.name=neg_p" in markdown(content, folder)
 
 
 def test_cautions_speak_up_where_mean_p_is_blind():
