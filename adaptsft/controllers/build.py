@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
 from adaptsft.config.unread import unread
-from adaptsft.controllers import auto, schedules  # noqa: F401 (they fill the registry)
+from adaptsft.controllers import (  # noqa: F401 (they fill the registry)
+    auto,
+    schedules,
+)
 from adaptsft.controllers.base import REGISTRY, Controller, parameters
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.errors import require, require_known
