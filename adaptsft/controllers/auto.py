@@ -19,10 +19,9 @@ class Auto(Controller):
     m places a source on the continuum from weak to strong (Eq. 5 of arXiv:2510.00526) and moves
     along it as the source is learned: EMA over the share `horizon` of the run, from the first
     step's value, or the base model's where that was measured. Where m is near 1 the model knows
-    better than the targets that contradict it, and the objective is near -p from the first step on:
-    nothing is unlearned. Where m is near 0 the contradicted token keeps a third of NLL's pull, and
-    alpha is low. Both powers were found by search; they keep a half-known source (m = .5) near the
-    weak end.
+    better than the targets that contradict it, and the objective is near -p from the first step on.
+    Where m is near 0 the contradicted token keeps a third of NLL's pull, and alpha is low. Both
+    powers were found by search; they keep a half-known source (m = .5) near the weak end.
 
     c = sum_i p_i^2 acts within a source: a token about which the model is undecided has nearly
     NLL's weight. That leaves temperature 1 undecided too; hence the end, where alpha passes 1 and
