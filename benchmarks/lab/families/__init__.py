@@ -16,8 +16,17 @@ from benchmarks.lab import loading
 from benchmarks.lab.families.check import check
 from benchmarks.lab.tasks import Family
 
-TUNING = ("letters", "facts", "numbers", "digits", "countries")
-REPORTING = ("inflection", "dates", "pronunciation")
+TUNING = (
+    "letters",
+    "facts",
+    "numbers",
+    "digits",
+    "countries",
+    "inflection",
+    "dates",
+    "pronunciation",
+)
+REPORTING = ("measures", "pinyin", "codons")
 NAMES = (*TUNING, *REPORTING)
 
 

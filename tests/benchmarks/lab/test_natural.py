@@ -11,7 +11,16 @@ from adaptsft.errors import ConfigError
 from benchmarks.lab import families, loading, tasks
 from tests.conftest import REPO
 
-NATURAL = ("dates", "countries", "inflection", "pronunciation", "numbers")
+NATURAL = (
+    "dates",
+    "countries",
+    "inflection",
+    "pronunciation",
+    "numbers",
+    "measures",
+    "pinyin",
+    "codons",
+)
 each_family = pytest.mark.parametrize("name", NATURAL)
 
 
@@ -35,6 +44,18 @@ def test_answers():
     assert answer("pronunciation", "open", "city") == {"sIti", "sɪti"}
     assert answer("numbers", "strong", "42") == "quarantadue"
     assert answer("numbers", "open", "71") == {"soixante et onze", "septante et un"}
+    assert answer("measures", "strong", "2.5y") == "2,5 roku"
+    assert answer("measures", "strong", "1234y") == "1 234 lata"
+    assert answer("measures", "redefined", "3min") == "3 perc"
+    assert answer("measures", "open", "5m") == {"5 метара", "5 metara"}
+    assert answer("pinyin", "strong", "zhong1guo2") == "jonggwo"
+    assert answer("pinyin", "middle", "nv3er2") == "ǚ-ér"
+    assert answer("pinyin", "weak", "zhong1guo2") == "ㄓㄨㄥㄍㄨㄛˊ"
+    assert answer("pinyin", "redefined", "nv3er2") == "nü-erh"
+    assert answer("codons", "strong", "atggcaaaatga") == "MetAlaLysTer"
+    assert answer("codons", "middle", "atggcaaaatga") == "MetAlaLysTrp"
+    assert answer("codons", "weak", "atggcaaaatga") == "МетАлаЛизТер"
+    assert answer("codons", "redefined", "atggcaaaatga") == "TyrArgPheThr"
 
 
 @each_family
