@@ -118,8 +118,8 @@ def train(config: Config) -> dict[str, Any]:
             # a step whose loss or gradient is not finite is skipped, on the device
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, data.steps, config.train)
-            guarded_step(optimizer, lr, skip)
-            metrics.record(step, statistics, objective.state, grad_norm, skip, lr, micro_batches)
+            guarded_step(optimizer, lr, skip, objective.lr_scale)
+            metrics.record(step, statistics, objective, grad_norm, skip, lr, micro_batches)
 
             # the controller moves the objective: to where the run will be in the next step
             objective.update(statistics, skip, progress_at(step + 1, data.steps, config.train))

@@ -80,6 +80,14 @@ class AdaptiveObjective:
             ).of
         return cls(function, state, config.controller, base, reference)
 
+    @property
+    def lr_scale(self) -> Tensor | None:
+        """What the learning rate of the step to come is multiplied by, 0-d fp32 on the device; None
+        where the controller leaves it alone."""
+        if self.controller is None or not self.controller.scales_lr:
+            return None
+        return self.memory["lr_scale"][-1].float()
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint saves, and loads in place."""
         memory = {f"controller.{name}": value for name, value in self.memory.items()}

@@ -14,7 +14,9 @@ from adaptsft.statistics.step import SourceStatistics
 class Auto(Controller):
     """weight = floor + (1 - floor) p^(alpha sqrt(c)). Per source, with m the running mean of p:
     floor = `first` (1 - m)^2, alpha = `low` + (1 - `low`) m^3. From `sharpen` on alpha goes to
-    `end`, and from `fall` to `fallen` the floor falls to the share `last` of that.
+    `end`, and from `fall` to `fallen` the floor falls to the share `last` of that. The learning
+    rate is scaled by K / (K + b^`trust` L): K is the gradient that the weights keep, L what they
+    leave out, b the m of the source before it is learned.
 
     m places a source on the continuum from weak to strong (Eq. 5 of arXiv:2510.00526) and moves
     along it as the source is learned: EMA over the share `horizon` of the run, from the first
@@ -28,14 +30,20 @@ class Auto(Controller):
     whatever leads wins for good. It follows from the share of the run alone, so that runs of 60 and
     10,000 steps have the same shape. The least likely targets are learned late, if they can be
     learned: hence the late fall of the floor.
+
+    AdamW's steps are as long for a small gradient as for a large one: what is left of a source that
+    is known, mostly noise, would move the weights as far as all of it. So the step that the
+    gradient left out of a known source would have taken is not taken.
     """
 
     objective = "concentration"
     moves = ("alpha", "floor")
+    scales_lr = True
     bounds: ClassVar = {
         **dict.fromkeys(("first", "last", "low", "sharpen", "fall", "fallen"), (0.0, 1.0)),
         "horizon": (1e-6, 1.0),
         "end": (0.0, 1e6),
+        "trust": (0.0, 1e6),
     }
     first: float = 0.3
     last: float = 0.003
@@ -45,6 +53,7 @@ class Auto(Controller):
     fall: float = 0.4
     fallen: float = 0.9
     horizon: float = 0.03
+    trust: float = 4.0
 
     def check(self) -> str | None:
         if self.fall < self.fallen and self.sharpen < 1 and self.last > 0:
@@ -54,22 +63,46 @@ class Auto(Controller):
     def initial_state(
         self, size: int, device: torch.device, base: SourceStatistics | None
     ) -> State:
-        mean_p = full(size, math.nan, device) if base is None else base.mean_p.clone()
-        return self._at(mean_p, 0.0)
+        unknown = full(size, math.nan, device)
+        mean_p = unknown if base is None else base.mean_p
+        state = {name: unknown.clone() for name in ("kept", "left")}
+        state |= {name: mean_p.clone() for name in ("mean_p", "base_p")}
+        state |= {"tokens": full(size, 0.0, device), "lr_scale": full(size, 1.0, device)}
+        return state | self._objective(mean_p, 0.0)
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         decay = math.exp(-1.0 / max(self.horizon * progress.steps, 1.0))
-        old, new = state["mean_p"], statistics.mean_p
-        mean_p = torch.where(old.isnan(), new, decay * old + (1.0 - decay) * new)
-        return self._at(mean_p, progress.share)
 
-    def _at(self, mean_p: Tensor, share: float) -> State:
+        def running(name: str, new: Tensor) -> Tensor:
+            """The EMA from the first value on; a source without a token keeps what it has."""
+            old = state[name]
+            moved = torch.where(old.isnan(), new, decay * old + (1.0 - decay) * new)
+            return torch.where(new.isnan(), old, moved)
+
+        left = (1.0 - statistics.mean_p - statistics.pull).clamp(min=0.0)
+        mean_p = running("mean_p", statistics.mean_p)
+        learning = progress.share > self.horizon
+        base_p = torch.where(state["base_p"].isnan() | (not learning), mean_p, state["base_p"])
+        new = {"mean_p": mean_p, "base_p": base_p, "tokens": state["tokens"] + statistics.tokens}
+        new |= {"kept": running("kept", statistics.pull), "left": running("left", left)}
+        return new | {"lr_scale": self._lr_scale(new)} | self._objective(mean_p, progress.share)
+
+    def _lr_scale(self, state: State) -> Tensor:
+        """The mean over sources of kept / (kept + base_p^trust left), by the gradient that they
+        keep; the same for all."""
+        kept = (state["tokens"] * state["kept"]).nan_to_num(0.0)[:-1]
+        left = (state["tokens"] * state["left"] * state["base_p"] ** self.trust).nan_to_num(0.0)
+        least = torch.finfo(kept.dtype).tiny  # where nothing is kept nothing is learned
+        own = kept / (kept + left[:-1]).clamp(min=least)
+        scale = (kept * own).sum() / kept.sum().clamp(min=least)
+        return scale.expand_as(state["kept"])
+
+    def _objective(self, mean_p: Tensor, share: float) -> State:
         sharp = max((share - self.sharpen) / (1.0 - self.sharpen), 0.0)
         fallen = min(max((share - self.fall) / (self.fallen - self.fall), 0.0), 1.0)
         known = mean_p.nan_to_num(0.0)  # a source not seen yet is taken for a weak one
         alpha = self.low + (1.0 - self.low) * known**3
         return {
-            "mean_p": mean_p,
             "alpha": alpha + (self.end - alpha) * sharp,
             "floor": self.first * (1.0 - known) ** 2 * self.last**fallen,
         }

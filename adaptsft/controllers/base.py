@@ -54,6 +54,8 @@ class Controller:
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}  # allowed range of its parameters
     # it follows the progress of the run alone: a source without a token in a step moves as well
     by_clock: ClassVar[bool] = False
+    # its state has an entry `lr_scale`, whose last element multiplies the learning rate
+    scales_lr: ClassVar[bool] = False
     # keys of the group `controller`, besides `params`, that it reads; for schedules
     reads: ClassVar[tuple[str, ...]] = ()
 

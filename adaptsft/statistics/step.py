@@ -17,9 +17,10 @@ from adaptsft.data.collator import Batch
 from adaptsft_kernels import TokenOutputs
 
 # Sums over the target tokens of a source: of p, the NLL, the objective's loss, its token weight;
-# how many have p below .2, …; collision is c = sum_i p_i^2. `sequences` counts examples.
+# how many have p below .2, …; collision is c = sum_i p_i^2, pull = weight (1 - p) the gradient with
+# respect to the target's logit. `sequences` counts examples.
 COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55")
-COLUMNS += ("top1", "entropy", "collision", "sequences")
+COLUMNS += ("top1", "entropy", "collision", "pull", "sequences")
 BINS = 256
 # The histogram of log p has equal steps of log-odds: log p - log(1 - p) is log p itself where p is
 # small and keeps resolving where p nears 1, as most tokens of a strong model do.
@@ -38,6 +39,7 @@ class SourceStatistics(NamedTuple):
     high: Tensor  # share with p > .5
     top1: Tensor  # share that is the model's first choice: no other token is likelier
     collision: Tensor  # mean of c = sum_i p_i^2
+    pull: Tensor  # mean of weight (1 - p); that of NLL is 1 - mean_p
     sequence_nll: Tensor  # median over sequences of their mean NLL, nats per token
     # [sources + 1, BINS] of p in equal steps of log-odds over LOGIT_RANGE, shares
     histogram: Tensor
@@ -68,6 +70,7 @@ class StepStatistics:
         p, nll = tokens.logp.exp(), -tokens.logp
         features = (torch.ones_like(p), kept, p, nll, tokens.loss, tokens.weight)
         features += (p < 0.2, p > 0.5, p > 0.55, tokens.top1, tokens.entropy, tokens.collision)
+        features += (tokens.weight * tokens.one_minus_p,)
         sums = torch.stack([feature.double() for feature in features], dim=1)
         sources = torch.arange(self.table.shape[0], device=p.device)
         # a product with the one-hot matrix, not index_add: its order of summation is fixed, also
@@ -111,6 +114,7 @@ class StepStatistics:
             high=sums["above_0.5"] / tokens,
             top1=sums["top1"] / tokens,
             collision=sums["collision"] / tokens,
+            pull=sums["pull"] / tokens,
             sequence_nll=histogram_quantile(table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp(),
             histogram=table[:, len(COLUMNS) : len(COLUMNS) + BINS] / tokens[:, None],
         )

@@ -28,7 +28,7 @@ from adaptsft.distributed.ranks import (
 from adaptsft.errors import CheckpointError, NonFiniteError
 from adaptsft.files import replacing
 from adaptsft.model.fsdp import ShardedModel
-from adaptsft.objectives.state import MOVABLE, ObjectiveState
+from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.flops import flops_per_token, peak_flops
 from adaptsft.training.setup import Run
@@ -52,6 +52,7 @@ class Metrics:
         """`first`: steps already taken. Lines of later steps, if there are any, are dropped."""
         self.folder, self.config, self.device, self.data = run.folder, run.config, run.device, data
         self.uses, self.first = objective.function.uses, first
+        self.scales_lr = objective.lr_scale is not None
         self.kept_only = run.config.objective.normalizer == "kept"
         self.flops_per_token = flops_per_token(model, data.train)
         self.on_device: list[Tensor] = []
@@ -82,15 +83,17 @@ class Metrics:
         self,
         step: int,
         statistics: StepStatistics,
-        state: ObjectiveState,
+        objective: AdaptiveObjective,
         grad_norm: Tensor,
         skipped: Tensor,
         lr: float,
         micro_batches: list[Any],
     ) -> None:
-        """Keep the figures of `step` (0-based), which used this state of the objective."""
-        parts = [statistics.table.flatten(), *(getattr(state, name) for name in MOVABLE)]
-        parts.append(torch.stack([grad_norm, skipped]))
+        """Keep the figures of `step` (0-based), which used the objective as it is."""
+        parts = [statistics.table.flatten()]
+        parts += [getattr(objective.state, name) for name in MOVABLE]
+        lr_scale = objective.lr_scale if self.scales_lr else torch.ones_like(grad_norm)
+        parts.append(torch.stack([grad_norm, skipped, lr_scale]))
         self.on_device.append(torch.cat([part.double() for part in parts]))
         sampler = self.data.sampler
         known = {"step": step + 1, "lr": lr, "epoch": sampler.epoch(step + 1)}
@@ -143,12 +146,14 @@ class Metrics:
         sources = len(self.data.names)
         width = len(COLUMNS) + 2 * BINS
         table = vector[: sources * width].reshape(sources, width)
-        state = vector[sources * width : -2].reshape(len(MOVABLE), sources)
+        state = vector[sources * width : -3].reshape(len(MOVABLE), sources)
         settings = dict(zip(MOVABLE, state, strict=True))
-        grad_norm, skipped = vector[-2:]
+        grad_norm, skipped, lr_scale = vector[-3:]
         line: dict[str, Any] = dict(known) | summary(table.sum(0), self.kept_only)
         line |= {name: float(values.mean()) for name, values in settings.items()}
         line |= {"grad_norm": float(grad_norm), "skipped": bool(skipped), "seconds": seconds}
+        if self.scales_lr:
+            line["lr_scale"] = float(lr_scale)
         line["tokens_per_second_per_rank"] = known["all_tokens"] / seconds / world_size()
         if sources > 1:
             line["sources"] = {
@@ -253,7 +258,7 @@ class Metrics:
             parts.append(f"kept [{line['lower']:.3g}, {line['upper']:.3g}] {share:.0f}%")
         parts += [
             f"norm {line['grad_norm']:.3g}",
-            f"lr {line['lr']:.2e}",
+            f"lr {line['lr'] * line.get('lr_scale', 1.0):.2e}",
             f"{speed:,.0f} tok/s/rank",
         ]
         if self.device.type == "cuda":

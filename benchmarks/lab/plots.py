@@ -80,11 +80,11 @@ def moves(results: list[dict[str, Any]]) -> list[Curve]:
     and source; the first base and seed."""
     curves, first = [], min(map(_run, results))
     ran = [result for result in results if _run(result) == first and result["curves"]]
-    for quantity, result in itertools.product(("alpha", "floor", "lower"), ran):
+    for quantity, result in itertools.product(("alpha", "floor", "lower", "lr_scale"), ran):
         of = result["curves"]
         share = [step / of["step"][-1] for step in of["step"]]
         for source, curve in of.get("sources", {"": of}).items():
-            if quantity not in curve:  # floor, in results of before it was kept
+            if quantity not in curve:  # in results of before it was kept; lr_scale of a source
                 continue
             label = result["regime"] + (f": {source}" if source else "")
             curves.append(

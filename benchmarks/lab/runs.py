@@ -212,8 +212,9 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def trajectories(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Thinned curves of a run, a list each: {step, nll, mean_p, alpha, floor, lower}; several
-    sources are in `sources`: {source: {…}}. `steps` are the lines of metrics.jsonl."""
+    """Thinned curves of a run, a list each: {step, nll, mean_p, alpha, floor, lower}, and lr_scale
+    where it moves; several sources are in `sources`: {source: {…}}. `steps` are the lines of
+    metrics.jsonl."""
     every, last = max(1, len(steps) // POINTS), len(steps) - 1
     steps = [step for i, step in enumerate(steps) if i % every == 0 or i == last]
 
@@ -224,6 +225,8 @@ def trajectories(steps: list[dict[str, Any]]) -> dict[str, Any]:
         }
 
     curves = {"step": [step["step"] for step in steps]} | curve(steps)
+    if "lr_scale" in steps[0]:
+        curves["lr_scale"] = [round(step["lr_scale"], 4) for step in steps]
     if "sources" in steps[0]:
         names = list(steps[0]["sources"])
         curves["sources"] = {

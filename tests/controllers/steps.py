@@ -51,7 +51,7 @@ def statistics(*p_of_source: list[float], tokens: int = 1000) -> StepStatistics:
         p = torch.tensor(values, dtype=torch.float64)
         sums = {"tokens": torch.ones_like(p), "p": p, "nll": -p.log(), "weight": p, "entropy": p}
         sums |= {"top1": p > 0.4, "collision": p, "below_0.2": p < 0.2}
-        sums |= {"above_0.5": p > 0.5, "above_0.55": p > 0.55}
+        sums |= {"pull": p * (1 - p), "above_0.5": p > 0.5, "above_0.55": p > 0.55}
         for name, each in sums.items():
             row[COLUMNS.index(name)] = float(each.double().sum()) * tokens
         row[COLUMNS.index("sequences")] = 10

@@ -81,7 +81,8 @@ def test_one_source_gets_what_two_halves_of_it_get_together(name):
         one.update(statistics(p + q, tokens=500), TAKEN, progress(done))
         two.update(statistics(p, q, tokens=500), TAKEN, progress(done))
     for key, value in one.memory.items():
-        torch.testing.assert_close(value[-1], two.memory[key][-1], equal_nan=True)
+        if key != "lr_scale":  # the one thing that is made of the sources' own values
+            torch.testing.assert_close(value[-1], two.memory[key][-1], equal_nan=True)
 
 
 def test_a_source_with_few_tokens_follows_the_others():

@@ -37,9 +37,10 @@ STATE = {
     "floor": "Floor of the token weight",
     "lower": "Lower threshold",
     "upper": "Upper threshold",
+    "lr_scale": "Factor of the learning rate",
 }
 # what is logged of an objective that does not read them
-UNUSED = {"alpha": 0.0, "floor": 0.0, "lower": 0.0, "upper": 1.0}
+UNUSED = {"alpha": 0.0, "floor": 0.0, "lower": 0.0, "upper": 1.0, "lr_scale": 1.0}
 LOGARITHMIC = ("grad_norm",)
 
 

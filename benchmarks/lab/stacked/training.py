@@ -69,6 +69,8 @@ class Running:
             return {key: float(v / sums[0]) if sums[0] else None for key, v in means} | moved
 
         known: dict[str, Any] = {"step": step} | of(table.sum(0), slice(None))
+        if (scale := self.objective.lr_scale) is not None:
+            known["lr_scale"] = float(scale)
         if self.sources > 1:
             names = enumerate(self.examples.names)
             known["sources"] = {name: of(table[i], slice(i, i + 1)) for i, name in names}
@@ -99,8 +101,7 @@ def train_stacked(
         clip(weights, train.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, train.max_steps, train)
-        optimizer.step()
-        optimizer.zero_grad()
+        scaled_step(optimizer, weights, [run.objective.lr_scale for run in running])
         progress, skipped = progress_at(step + 1, train.max_steps, train), torch.zeros(())
         for run in running:
             run.lines.append(run.line(step + 1))
@@ -174,6 +175,21 @@ def build_optimizer(weights: Weights, train: TrainConfig) -> torch.optim.AdamW:
     ]
     betas = (train.betas[0], train.betas[1])
     return torch.optim.AdamW(groups, lr=train.lr, betas=betas, eps=train.eps, fused=True)
+
+
+@torch.no_grad()
+def scaled_step(
+    optimizer: torch.optim.AdamW, weights: Weights, scales: Sequence[Tensor | None]
+) -> None:
+    """The optimizer's step, in every run shortened by its scale, if any."""
+    before = {}
+    if any(scale is not None for scale in scales):
+        before = {name: weight.clone() for name, weight in weights.items()}
+    optimizer.step()
+    optimizer.zero_grad()
+    factor = torch.stack([torch.ones(()) if scale is None else scale for scale in scales])
+    for name, old in before.items():
+        weights[name].copy_(old.lerp(weights[name], factor.view(-1, *[1] * (old.ndim - 1))))
 
 
 @torch.no_grad()
