@@ -79,3 +79,41 @@ def test_the_state_after_the_last_step_is_that_of_the_last():
 def test_auto_rl_ends_where_entropy_is_left():
     objective = adaptive(name="auto_rl")
     assert alone(trajectory(objective, [statistics(HALF)] * 99))[-1] == pytest.approx(1.0)
+
+
+KNOWN = [0.99] * 9 + [0.001]  # as a model has it that knows the source, with a tenth wrong labels
+NEW = [0.001] * 9 + [0.99]
+
+
+def lr_scales(*of_source: list[float], steps: int = 30) -> list[float]:
+    objective, scales = adaptive(len(of_source), name="auto"), []
+    for done in range(1, steps):
+        objective.update(statistics(*of_source), TAKEN, progress(done))
+        scales.append(float(objective.lr_scale))
+    return scales
+
+
+def test_a_known_source_is_trained_in_short_steps():
+    """The weights of these statistics are p: K = E[p (1 - p)] is kept, L = E[(1 - p)^2] left."""
+    kept, left = (9 * 0.99 * 0.01 + 0.001 * 0.999) / 10, (9 * 0.01**2 + 0.999**2) / 10
+    mean_p = (9 * 0.99 + 0.001) / 10
+    assert lr_scales(KNOWN)[-1] == pytest.approx(kept / (kept + mean_p**8 * left), rel=1e-6)
+    assert lr_scales(NEW)[-1] > 0.95
+
+
+def test_a_source_that_was_new_is_trained_in_full_steps_when_it_is_known():
+    objective = adaptive(name="auto")
+    for done in range(1, 90):
+        objective.update(statistics(NEW if done < 10 else KNOWN), TAKEN, progress(done))
+    assert float(objective.state.alpha) > 1 and float(objective.lr_scale) > 0.98
+
+
+def test_the_step_of_a_mixture_is_that_of_the_source_that_is_learned():
+    mixed = [0.01, 0.3, 0.6] * 3  # keeps 15 times the gradient of the known source
+    assert lr_scales(KNOWN, mixed)[-1] > 0.9
+    assert lr_scales(KNOWN, KNOWN)[-1] == pytest.approx(lr_scales(KNOWN)[-1])
+
+
+def test_without_gradient_the_scale_is_a_number():
+    assert lr_scales([1.0])[-1] == 0.0
+    assert adaptive(name="linear").lr_scale is None

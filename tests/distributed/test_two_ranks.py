@@ -46,8 +46,18 @@ CASES = {
         "train__activation_checkpointing": "full",
     },
     # the second rank has nothing to learn
-    "idle": {"arch": "llama", "tied": False, "train__global_batch_size": 1},
-    "replicated": {"arch": "llama", "tied": False, "train__replicas": 2},
+    "idle": {
+        "arch": "llama",
+        "tied": False,
+        "train__global_batch_size": 1,
+        "controller__name": "auto",
+    },
+    "replicated": {
+        "arch": "llama",
+        "tied": False,
+        "train__replicas": 2,
+        "controller__name": "auto",
+    },
 }
 
 
