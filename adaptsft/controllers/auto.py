@@ -53,7 +53,7 @@ class Auto(Controller):
     fall: float = 0.4
     fallen: float = 0.9
     horizon: float = 0.03
-    trust: float = 8.0
+    trust: float = 4.0
 
     def check(self) -> str | None:
         if self.fall < self.fallen and self.sharpen < 1 and self.last > 0:
