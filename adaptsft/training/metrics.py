@@ -92,8 +92,9 @@ class Metrics:
         """Keep the figures of `step` (0-based), which used the objective as it is."""
         parts = [statistics.table.flatten()]
         parts += [getattr(objective.state, name) for name in MOVABLE]
-        lr_scale = objective.lr_scale if self.scales_lr else torch.ones_like(grad_norm)
-        parts.append(torch.stack([grad_norm, skipped, lr_scale]))
+        scale = objective.lr_scale
+        scale = torch.ones_like(grad_norm) if scale is None else scale
+        parts.append(torch.stack([grad_norm, skipped, scale]))
         self.on_device.append(torch.cat([part.double() for part in parts]))
         sampler = self.data.sampler
         known = {"step": step + 1, "lr": lr, "epoch": sampler.epoch(step + 1)}
