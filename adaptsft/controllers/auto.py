@@ -16,7 +16,7 @@ class Auto(Controller):
     floor = `first` (1 - m)^2, alpha = `low` + (1 - `low`) m^3. From `sharpen` on alpha goes to
     `end`, and from `fall` to `fallen` the floor falls to the share `last` of that. The learning
     rate is scaled by K / (K + b^`trust` L): K is the gradient that the weights keep, L what they
-    leave out, b the m of the source before it is learned.
+    leave out, b the m of the source over the first `horizon` of the run.
 
     m places a source on the continuum from weak to strong (Eq. 5 of arXiv:2510.00526) and moves
     along it as the source is learned: EMA over the share `horizon` of the run, from the first
