@@ -12,18 +12,21 @@ from adaptsft.statistics.step import SourceStatistics
 
 @register("auto")
 class Auto(Controller):
-    """weight = floor + (1 - floor) p^(alpha sqrt(c)). Per source, with m the running mean of p:
-    floor = `first` (1 - m)^2, alpha = `low` + (1 - `low`) m^3. From `sharpen` on alpha goes to
+    """weight = floor + (1 - floor) p^(alpha sqrt(c)). Per source, with m the running mean of p and
+    b the m of the first `horizon` of the run: floor = `first` (1 - m)^2, alpha = `low` +
+    (1 - `low`) min(m, max(b, t))^3 at the share t of the run. From `sharpen` on alpha goes to
     `end`, and from `fall` to `fallen` the floor falls to the share `last` of that. The learning
     rate is scaled by K / (K + b^`trust` L): K is the gradient that the weights keep, L what they
-    leave out, b the m of the source over the first `horizon` of the run.
+    leave out.
 
     m places a source on the continuum from weak to strong (Eq. 5 of arXiv:2510.00526) and moves
     along it as the source is learned: EMA over the share `horizon` of the run, from the first
     step's value, or the base model's where that was measured. Where m is near 1 the model knows
     better than the targets that contradict it, and the objective is near -p from the first step on.
     Where m is near 0 the contradicted token keeps a third of NLL's pull, and alpha is low. Both
-    powers were found by search; they keep a half-known source (m = .5) near the weak end.
+    powers were found by search; they keep a half-known source (m = .5) near the weak end. What has
+    just been learned is not leaned on as what the model brought along: alpha follows m no faster
+    than the share of the run, so that the rest of a new source is learned too.
 
     c = sum_i p_i^2 acts within a source: a token about which the model is undecided has nearly
     NLL's weight. That leaves temperature 1 undecided too; hence the end, where alpha passes 1 and
@@ -53,7 +56,7 @@ class Auto(Controller):
     fall: float = 0.4
     fallen: float = 0.9
     horizon: float = 0.03
-    trust: float = 4.0
+    trust: float = 6.0
 
     def check(self) -> str | None:
         if self.fall < self.fallen and self.sharpen < 1 and self.last > 0:
@@ -68,7 +71,7 @@ class Auto(Controller):
         state = {name: unknown.clone() for name in ("kept", "left")}
         state |= {name: mean_p.clone() for name in ("mean_p", "base_p")}
         state |= {"tokens": full(size, 0.0, device), "lr_scale": full(size, 1.0, device)}
-        return state | self._objective(mean_p, 0.0)
+        return state | self._objective(mean_p, mean_p, 0.0)
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         decay = math.exp(-1.0 / max(self.horizon * progress.steps, 1.0))
@@ -85,7 +88,8 @@ class Auto(Controller):
         base_p = torch.where(state["base_p"].isnan() | (not learning), mean_p, state["base_p"])
         new = {"mean_p": mean_p, "base_p": base_p, "tokens": state["tokens"] + statistics.tokens}
         new |= {"kept": running("kept", statistics.pull), "left": running("left", left)}
-        return new | {"lr_scale": self._lr_scale(new)} | self._objective(mean_p, progress.share)
+        new["lr_scale"] = self._lr_scale(new)
+        return new | self._objective(mean_p, base_p, progress.share)
 
     def _lr_scale(self, state: State) -> Tensor:
         """The mean over sources of kept / (kept + base_p^trust left), by the gradient that they
@@ -97,11 +101,12 @@ class Auto(Controller):
         scale = (kept * own).sum() / kept.sum().clamp(min=least)
         return scale.expand_as(state["kept"])
 
-    def _objective(self, mean_p: Tensor, share: float) -> State:
+    def _objective(self, mean_p: Tensor, base_p: Tensor, share: float) -> State:
         sharp = max((share - self.sharpen) / (1.0 - self.sharpen), 0.0)
         fallen = min(max((share - self.fall) / (self.fallen - self.fall), 0.0), 1.0)
         known = mean_p.nan_to_num(0.0)  # a source not seen yet is taken for a weak one
-        alpha = self.low + (1.0 - self.low) * known**3
+        leaned_on = known.minimum(base_p.nan_to_num(0.0).clamp(min=share))
+        alpha = self.low + (1.0 - self.low) * leaned_on**3
         return {
             "alpha": alpha + (self.end - alpha) * sharp,
             "floor": self.first * (1.0 - known) ** 2 * self.last**fallen,

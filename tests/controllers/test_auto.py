@@ -33,13 +33,13 @@ def test_the_shape_is_the_same_in_any_run(steps):
 
 
 def test_sources_go_their_own_ways():
-    """A strong source is near -p at once; the one that is learned follows; the one that is not
-    keeps alpha and floor until the clock takes them."""
+    """A strong source is near -p at once; the one that is learned follows, no faster than the run;
+    the one that is not keeps alpha and floor until the clock takes them."""
     objective = adaptive(3, name="auto", shrinkage=0.0)
     steps = [statistics(STRONG, [min(0.1 + 0.02 * step, 0.9)], WEAK) for step in range(99)]
     alpha = trajectory(objective, steps)
-    assert alpha[40] == pytest.approx([0.81, 0.7, 0.3], abs=0.02)
     assert alpha[5] == pytest.approx([0.81, 0.3, 0.3], abs=0.02)
+    assert alpha[45] == pytest.approx([0.81, 0.3 + 0.7 * 0.45**3, 0.3], abs=0.01)
     assert alpha[-1] == pytest.approx([2.0, 2.0, 2.0])
     floors = trajectory(adaptive(3, name="auto", shrinkage=0.0), steps, "floor")
     assert floors[30] == pytest.approx([floor_at(p) for p in (0.9, 0.63, 0.1)], rel=0.05)
@@ -50,6 +50,12 @@ def test_a_source_without_tokens_is_taken_for_a_weak_one():
     objective = adaptive(2, name="auto", shrinkage=0.0)
     values = trajectory(objective, [statistics(STRONG, [])] * 9)
     assert [value[1] for value in values] == pytest.approx([0.3] * 10)
+
+
+def test_alpha_follows_what_is_learned_slowly_no_faster_than_m():
+    slow = [statistics([min(0.1 + 0.004 * step, 0.9)]) for step in range(99)]
+    alpha = alone(trajectory(adaptive(name="auto"), slow))
+    assert alpha[45] == pytest.approx(0.3 + 0.7 * 0.27**3, abs=0.002)
 
 
 def test_an_odd_step_hardly_moves_a_long_run():
@@ -97,7 +103,7 @@ def test_a_known_source_is_trained_in_short_steps():
     """The weights of these statistics are p: K = E[p (1 - p)] is kept, L = E[(1 - p)^2] left."""
     kept, left = (9 * 0.99 * 0.01 + 0.001 * 0.999) / 10, (9 * 0.01**2 + 0.999**2) / 10
     mean_p = (9 * 0.99 + 0.001) / 10
-    assert lr_scales(KNOWN)[-1] == pytest.approx(kept / (kept + mean_p**4 * left), rel=1e-6)
+    assert lr_scales(KNOWN)[-1] == pytest.approx(kept / (kept + mean_p**6 * left), rel=1e-6)
     assert lr_scales(NEW)[-1] > 0.95
 
 
