@@ -14,7 +14,8 @@ def describe_controllers() -> str:
     # the schedules last, whatever was imported first
     for name, cls in sorted(REGISTRY.items(), key=lambda entry: issubclass(entry[1], Schedule)):
         rule = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-        moves, through = ", ".join(cls.moves), cls.objective
+        moves = ", ".join([*cls.moves, *(["learning rate"] if cls.scales_lr else [])])
+        through = cls.objective if cls.moves else f"any; {cls.objective} if none is set"
         if issubclass(cls, Schedule):
             moves, through = "`parameter`", "any that reads it"
         settings = [key for key in cls.reads if key != "parameter"]

@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 
 from adaptsft.controllers.base import Controller, Progress, State, full, register
+from adaptsft.controllers.step_scale import (
+    ema_decay,
+    running_gradient,
+    running_mean,
+    step_scale,
+)
 from adaptsft.statistics.step import SourceStatistics
 
 
@@ -74,32 +80,14 @@ class Auto(Controller):
         return state | self._objective(mean_p, mean_p, 0.0)
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
-        decay = math.exp(-1.0 / max(self.horizon * progress.steps, 1.0))
-
-        def running(name: str, new: Tensor) -> Tensor:
-            """The EMA from the first value on; a source without a token keeps what it has."""
-            old = state[name]
-            moved = torch.where(old.isnan(), new, decay * old + (1.0 - decay) * new)
-            return torch.where(new.isnan(), old, moved)
-
-        left = (1.0 - statistics.mean_p - statistics.pull).clamp(min=0.0)
-        mean_p = running("mean_p", statistics.mean_p)
+        decay = ema_decay(self.horizon, progress.steps)
+        mean_p = running_mean(state["mean_p"], statistics.mean_p, decay)
         learning = progress.share > self.horizon
         base_p = torch.where(state["base_p"].isnan() | (not learning), mean_p, state["base_p"])
-        new = {"mean_p": mean_p, "base_p": base_p, "tokens": state["tokens"] + statistics.tokens}
-        new |= {"kept": running("kept", statistics.pull), "left": running("left", left)}
-        new["lr_scale"] = self._lr_scale(new)
+        new = {"mean_p": mean_p, "base_p": base_p}
+        new |= running_gradient(state, statistics, decay)
+        new["lr_scale"] = step_scale(new, base_p**self.trust)
         return new | self._objective(mean_p, base_p, progress.share)
-
-    def _lr_scale(self, state: State) -> Tensor:
-        """The mean over sources of kept / (kept + base_p^trust left), by the gradient that they
-        keep; the same for all."""
-        kept = (state["tokens"] * state["kept"]).nan_to_num(0.0)[:-1]
-        left = (state["tokens"] * state["left"] * state["base_p"] ** self.trust).nan_to_num(0.0)
-        least = torch.finfo(kept.dtype).tiny  # where nothing is kept nothing is learned
-        own = kept / (kept + left[:-1]).clamp(min=least)
-        scale = (kept * own).sum() / kept.sum().clamp(min=least)
-        return scale.expand_as(state["kept"])
 
     def _objective(self, mean_p: Tensor, base_p: Tensor, share: float) -> State:
         sharp = max((share - self.sharpen) / (1.0 - self.sharpen), 0.0)

@@ -9,6 +9,7 @@ from adaptsft.config.unread import unread
 from adaptsft.controllers import (  # noqa: F401 (they fill the registry)
     auto,
     schedules,
+    short_steps,
 )
 from adaptsft.controllers.base import REGISTRY, Controller, parameters
 from adaptsft.controllers.schedules import Schedule
@@ -69,7 +70,7 @@ def unread_by_controller(config: ControllerConfig, objective: ObjectiveConfig) -
     closed = [other for other, known in REGISTRY.items() if not issubclass(known, Schedule)]
     if cls is None:
         warnings += unread("controller", config, ["params"], name, closed)
-    measuring = [other for other in closed if not REGISTRY[other].by_clock]
+    measuring = [other for other in closed if REGISTRY[other].moves]
     if config.name not in measuring:
         warnings += unread("controller", config, ["shrinkage"], name, measuring)
         if objective.lower_quantile is None and objective.upper_quantile is None:

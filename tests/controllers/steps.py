@@ -24,6 +24,8 @@ from adaptsft.statistics.step import (
 from adaptsft.training.optim import progress_at
 
 STEPS = 100
+KNOWN = [0.99] * 9 + [0.001]  # as a model has it that knows the source, with a tenth wrong labels
+NEW = [0.001] * 9 + [0.99]
 CPU = torch.device("cpu")
 TAKEN, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -71,6 +73,16 @@ def trajectory(
         objective.update(seen, TAKEN, progress(done))
         values.append(getattr(objective.state, field).tolist())
     return values
+
+
+def lr_scales(name: str, each: StepStatistics, steps: int = 30) -> list[float]:
+    """What the learning rate of every step but the first is multiplied by."""
+    objective, scales = adaptive(len(each.table), name=name), []
+    for done in range(1, steps):
+        objective.update(each, TAKEN, progress(done))
+        assert objective.lr_scale is not None
+        scales.append(float(objective.lr_scale))
+    return scales
 
 
 def alone(values: list[list[float]]) -> list[float]:

@@ -3,9 +3,12 @@
 import pytest
 
 from tests.controllers.steps import (
+    KNOWN,
+    NEW,
     TAKEN,
     adaptive,
     alone,
+    lr_scales,
     progress,
     statistics,
     trajectory,
@@ -87,24 +90,16 @@ def test_auto_rl_ends_where_entropy_is_left():
     assert alone(trajectory(objective, [statistics(HALF)] * 99))[-1] == pytest.approx(1.0)
 
 
-KNOWN = [0.99] * 9 + [0.001]  # as a model has it that knows the source, with a tenth wrong labels
-NEW = [0.001] * 9 + [0.99]
-
-
-def lr_scales(*of_source: list[float], steps: int = 30) -> list[float]:
-    objective, scales = adaptive(len(of_source), name="auto"), []
-    for done in range(1, steps):
-        objective.update(statistics(*of_source), TAKEN, progress(done))
-        scales.append(float(objective.lr_scale))
-    return scales
+def scale(*of_source: list[float]) -> float:
+    return lr_scales("auto", statistics(*of_source))[-1]
 
 
 def test_a_known_source_is_trained_in_short_steps():
     """The weights of these statistics are p: K = E[p (1 - p)] is kept, L = E[(1 - p)^2] left."""
     kept, left = (9 * 0.99 * 0.01 + 0.001 * 0.999) / 10, (9 * 0.01**2 + 0.999**2) / 10
     mean_p = (9 * 0.99 + 0.001) / 10
-    assert lr_scales(KNOWN)[-1] == pytest.approx(kept / (kept + mean_p**6 * left), rel=1e-6)
-    assert lr_scales(NEW)[-1] > 0.95
+    assert scale(KNOWN) == pytest.approx(kept / (kept + mean_p**6 * left), rel=1e-6)
+    assert scale(NEW) > 0.95
 
 
 def test_a_source_that_was_new_is_trained_in_full_steps_when_it_is_known():
@@ -116,10 +111,10 @@ def test_a_source_that_was_new_is_trained_in_full_steps_when_it_is_known():
 
 def test_the_step_of_a_mixture_is_that_of_the_source_that_is_learned():
     mixed = [0.01, 0.3, 0.6] * 3  # keeps 15 times the gradient of the known source
-    assert lr_scales(KNOWN, mixed)[-1] > 0.9
-    assert lr_scales(KNOWN, KNOWN)[-1] == pytest.approx(lr_scales(KNOWN)[-1])
+    assert scale(KNOWN, mixed) > 0.9
+    assert scale(KNOWN, KNOWN) == pytest.approx(scale(KNOWN))
 
 
 def test_without_gradient_the_scale_is_a_number():
-    assert lr_scales([1.0])[-1] == 0.0
+    assert scale([1.0]) == 0.0
     assert adaptive(name="linear").lr_scale is None

@@ -173,7 +173,7 @@ def test_what_cannot_work_is_refused(arguments, words):
         (
             ["controller.params.low=1"],
             "controller.params={'low': 1.0}",
-            "auto, auto_rl",
+            "auto, auto_rl, short_steps",
         ),
         (["controller.shrinkage=5"], "controller.shrinkage=5.0", "auto, auto_rl"),
         (
@@ -187,6 +187,11 @@ def test_what_cannot_work_is_refused(arguments, words):
             ["objective.name=alpha", "controller.name=lr", "controller.begin=0.1"],
             "controller.begin=0.1",
             "linear, cosine",
+        ),
+        (
+            ["controller.name=short_steps", "controller.shrinkage=5"],
+            "controller.shrinkage=5.0",
+            "auto, auto_rl",
         ),
         (["controller.name=auto", "controller.start=1"], "controller.start=1.0", "linear"),
         (
