@@ -13,7 +13,7 @@ from typing import Any
 from adaptsft.errors import UserError
 from benchmarks.lab import families
 from benchmarks.lab.bases import Base, pretrain, pretraining_log
-from benchmarks.lab.runs import UNTOUCHED, Run, execute
+from benchmarks.lab.runs import UNTOUCHED, Run, execute, reads_base
 from benchmarks.lab.settings import Lab
 from benchmarks.lab.stacked.execution import execute_stack, stacks
 
@@ -87,7 +87,7 @@ def asked(
             bases[family, base],
             keep,
             lr,
-            lab.fast,
+            lab.fast and not reads_base(methods[method]),
         )
         for seed, base, family, regime, method in grid
         for lr in ((lab.lrs or [None]) if method != UNTOUCHED else [None])

@@ -23,9 +23,10 @@ from benchmarks.lab import bases, families, scoring, tasks
 from benchmarks.lab.bases import Base
 from benchmarks.lab.fingerprint import CODE, FAST_CODE, commit, digest
 from benchmarks.lab.regimes import Part, Regime, find, name_of
-from benchmarks.lab.training import configure, train_logged
+from benchmarks.lab.training import configure, measure_base, train_logged
 
 UNTOUCHED = "base"  # the method that does not train
+MEASURED = "measured"  # as objective.base_tokens of a method: the lab's own, of the run's data
 POINTS = 50  # of a trajectory in the result
 METRICS = ("greedy", "sampled", "pass_at_8", "entropy")  # of scoring
 
@@ -122,6 +123,11 @@ class Run:
         return result if result["fingerprint"] == self.fingerprint() else None
 
 
+def reads_base(keys: dict[str, Any]) -> bool:
+    """A method for which the pretrained model is measured on the run's data first."""
+    return keys.get("objective", {}).get("base_tokens") == MEASURED
+
+
 def execute(run: Run) -> dict[str, Any]:
     """Train, score, write the result and, unless it is to be kept, remove the trained model.
     Raises UserError."""
@@ -132,9 +138,13 @@ def execute(run: Run) -> dict[str, Any]:
     model, curves = run.pretrained, {}
     if run.method != UNTOUCHED:
         shutil.rmtree(run.run_dir, ignore_errors=True)
-        cache = run.folder / "cache"
         log = {"log": {"every": run.steps}}  # the metrics are read once, at the end
-        train_logged(configure(run.run_dir, model, run.seed, sources, cache, run.trainer_keys, log))
+        keys = [run.trainer_keys, log]
+        places = (run.run_dir, model, run.seed, sources, run.folder / "cache")
+        if reads_base(run.keys):
+            plain = run.trainer_keys | {"objective": {}}
+            keys += [{"objective": {"base_tokens": measure_base(configure(*places, plain))}}]
+        train_logged(configure(*places, *keys))
         model, curves = run.run_dir / "final", trajectories(metrics_of(run.run_dir))
     trained, tokenizer = scoring.load(model, run.keys["train"].get("device", "auto"))
     result = result_of(run, trained, tokenizer, curves)
@@ -145,6 +155,7 @@ def execute(run: Run) -> dict[str, Any]:
         shutil.rmtree(run.run_dir, ignore_errors=True)
         for suffix in (".yaml", ".log"):
             Path(f"{run.run_dir}{suffix}").unlink(missing_ok=True)
+        shutil.rmtree(f"{run.run_dir}.diagnosis", ignore_errors=True)
     return result
 
 

@@ -1,6 +1,8 @@
-"""What the lab asks of adaptsft.train: configurations, and a log per run."""
+"""What the lab asks of adaptsft: configurations, what the pretrained model makes of the data, and
+training with a log per run."""
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from transformers.utils import logging
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
+from adaptsft.diagnose import Options, diagnose
 from adaptsft.train import train
 
 
@@ -29,6 +32,16 @@ def configure(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(OmegaConf.to_yaml(OmegaConf.merge(*keys, places, files)))
     return load_config([str(path)])
+
+
+def measure_base(config: Config) -> str:
+    """The path of what objective.base_tokens reads, of the model and the data of a run: left beside
+    it, in `run_dir`.diagnosis. Raises UserError."""
+    logging.disable_progress_bar()
+    out = f"{config.run_dir}.diagnosis"
+    with contextlib.redirect_stderr(io.StringIO()):
+        diagnose(Options(sample=None, out=out, per_token=True), config)
+    return f"{out}/base_tokens.safetensors"
 
 
 def train_logged(config: Config) -> None:

@@ -113,6 +113,14 @@ def test_the_lab_end_to_end_then_one_method_changed(tmp_path, capsys):
             for metric in ("sampled", "pass_at_8", "entropy", "train_mean_p"):
                 assert one[metric] == pytest.approx(json.loads(path.read_text())[metric], rel=1e-4)
 
+    assert main([*fast, "--methods", "prift_prob", "--regimes", "mix_strong_weak"]) == 0
+    found = tmp_path / "fast" / "results" / "facts" / "mix_strong_weak" / "base0"
+    prift = json.loads((found / "prift_prob-0.json").read_text())
+    assert not prift["fast"], "the pretrained model was measured first, and the run stood alone"
+    assert not any((tmp_path / "fast" / "runs").rglob("*.diagnosis")), (
+        "what was measured is removed"
+    )
+
 
 @pytest.mark.slow
 def test_a_real_model_by_commands(tmp_path, capsys):
