@@ -54,7 +54,12 @@ class AdaptiveObjective:
         if self.controller is not None:
             measured = None if base is None else base.per_source()
             self.memory = self.controller.initial_state(size, device, measured)
-            self.memory["seen_tokens"] = torch.zeros(size, dtype=torch.float64, device=device)
+            if self.controller.scales_lr and "lr_scale" not in self.memory:
+                raise ValueError(
+                    f"controller {config.name}: scales_lr, without lr_scale in its state"
+                )
+            none = torch.zeros(size, dtype=torch.float64, device=device)
+            self.memory["seen_tokens"] = none if measured is None else measured.tokens.clone()
         self.state = self._moved(state)
 
     @classmethod

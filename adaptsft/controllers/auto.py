@@ -19,16 +19,16 @@ from adaptsft.statistics.step import SourceStatistics
 @register("auto")
 class Auto(Controller):
     """weight = floor + (1 - floor) p^(alpha sqrt(c)). Per source, with m the running mean of p and
-    b the m of the first `horizon` of the run: floor = `first` (1 - m)^2, alpha = `low` +
-    (1 - `low`) min(m, max(b, t))^3 at the share t of the run. From `sharpen` on alpha goes to
-    `end`, and from `fall` to `fallen` the floor falls to the share `last` of that. The learning
+    b the base model's, or m over the first `horizon` of the run: floor = `first` (1 - m)^2, alpha =
+    `low` + (1 - `low`) min(m, max(b, t))^3 at the share t of the run. From `sharpen` on alpha goes
+    to `end`, and from `fall` to `fallen` the floor falls to the share `last` of that. The learning
     rate is scaled by K / (K + b^`trust` L): K is the gradient that the weights keep, L what they
     leave out.
 
     m places a source on the continuum from weak to strong (Eq. 5 of arXiv:2510.00526) and moves
     along it as the source is learned: EMA over the share `horizon` of the run, from the first
     step's value, or the base model's where that was measured. Where m is near 1 the model knows
-    better than the targets that contradict it, and the objective is near -p from the first step on.
+    better than the targets that contradict it, and the objective is near -p as soon as m is known.
     Where m is near 0 the contradicted token keeps a third of NLL's pull, and alpha is low. Both
     powers were found by search; they keep a half-known source (m = .5) near the weak end. What has
     just been learned is not leaned on as what the model brought along: alpha follows m no faster
@@ -77,14 +77,15 @@ class Auto(Controller):
         state = {name: unknown.clone() for name in ("kept", "left")}
         state |= {name: mean_p.clone() for name in ("mean_p", "base_p")}
         state |= {"tokens": full(size, 0.0, device), "lr_scale": full(size, 1.0, device)}
+        state["measured"] = full(size, float(base is not None), device)
         return state | self._objective(mean_p, mean_p, 0.0)
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         decay = ema_decay(self.horizon, progress.steps)
         mean_p = running_mean(state["mean_p"], statistics.mean_p, decay)
-        learning = progress.share > self.horizon
-        base_p = torch.where(state["base_p"].isnan() | (not learning), mean_p, state["base_p"])
-        new = {"mean_p": mean_p, "base_p": base_p}
+        beginning = (progress.share <= self.horizon) & (state["measured"] == 0)
+        base_p = torch.where(state["base_p"].isnan() | beginning, mean_p, state["base_p"])
+        new = {"mean_p": mean_p, "base_p": base_p, "measured": state["measured"]}
         new |= running_gradient(state, statistics, decay)
         new["lr_scale"] = step_scale(new, base_p**self.trust)
         return new | self._objective(mean_p, base_p, progress.share)

@@ -1,7 +1,8 @@
 """What the learning rate is scaled by where the token weights leave most of the gradient out.
 
 K = E[weight (1 - p)] is the gradient that they keep, L = E[(1 - weight)(1 - p)] what they leave out
-of NLL's, both per token of a source.
+of NLL's, both per token of a source, and 0 where they would be negative. Weights are compared with
+NLL's, 1: half of them everywhere is half of the gradient left out, though AdamW would not see it.
 """
 
 import math
@@ -25,8 +26,9 @@ def running_mean(old: Tensor, new: Tensor, decay: float) -> Tensor:
 
 
 def running_gradient(state: State, statistics: SourceStatistics, decay: float) -> State:
-    """`kept` and `left`, K and L per token of each source, and its `tokens` so far."""
-    left = (1.0 - statistics.mean_p - statistics.pull).clamp(min=0.0)
+    """`kept` and `left`, running means of K and L of each source, and its `tokens` of the run so
+    far."""
+    left = 1.0 - statistics.mean_p - statistics.pull
     return {
         "kept": running_mean(state["kept"], statistics.pull, decay),
         "left": running_mean(state["left"], left, decay),
@@ -34,11 +36,12 @@ def running_gradient(state: State, statistics: SourceStatistics, decay: float) -
     }
 
 
-def step_scale(state: State, counts: Tensor | float) -> Tensor:
-    """The mean over sources of K / (K + `counts` L), by the gradient that each keeps; one number,
-    repeated for all of them."""
-    kept = (state["tokens"] * state["kept"]).nan_to_num(0.0)[:-1]
-    left = (state["tokens"] * state["left"] * counts).nan_to_num(0.0)[:-1]
+def step_scale(state: State, share: Tensor | float) -> Tensor:
+    """The mean over sources of K / (K + `share` L), by the gradient that each has kept so far; one
+    number, repeated for all of them."""
+    tokens = state["tokens"]
+    kept = (tokens * state["kept"].clamp(min=0.0)).nan_to_num(0.0)[:-1]
+    left = (tokens * state["left"].clamp(min=0.0) * share).nan_to_num(0.0)[:-1]
     least = torch.finfo(kept.dtype).tiny  # where nothing is kept nothing is learned
     own = kept / (kept + left).clamp(min=least)
     scale = (kept * own).sum() / kept.sum().clamp(min=least)

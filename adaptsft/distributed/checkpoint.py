@@ -232,7 +232,9 @@ def load(
     try:
         dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
     except (dcp.api.CheckpointException, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint}: does not fit this model: {error}") from None
+        raise CheckpointError(
+            f"{checkpoint}: does not fit this model or its controller: {error}"
+        ) from None
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )

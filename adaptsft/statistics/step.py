@@ -18,7 +18,7 @@ from adaptsft_kernels import TokenOutputs
 
 # Sums over the target tokens of a source: of p, the NLL, the objective's loss, its token weight;
 # how many have p below .2, …; collision is c = sum_i p_i^2, pull = weight (1 - p) the gradient with
-# respect to the target's logit. `sequences` counts examples.
+# respect to the target's logit, without the weights of turns. `sequences` counts examples.
 COLUMNS = ("tokens", "kept", "p", "nll", "loss", "weight", "below_0.2", "above_0.5", "above_0.55")
 COLUMNS += ("top1", "entropy", "collision", "pull", "sequences")
 BINS = 256
@@ -70,7 +70,8 @@ class StepStatistics:
         p, nll = tokens.logp.exp(), -tokens.logp
         features = (torch.ones_like(p), kept, p, nll, tokens.loss, tokens.weight)
         features += (p < 0.2, p > 0.5, p > 0.55, tokens.top1, tokens.entropy, tokens.collision)
-        features += (tokens.weight * tokens.one_minus_p,)
+        pull = tokens.weight * tokens.one_minus_p
+        features += (pull if batch.token_weight is None else pull / batch.token_weight,)
         sums = torch.stack([feature.double() for feature in features], dim=1)
         sources = torch.arange(self.table.shape[0], device=p.device)
         # a product with the one-hot matrix, not index_add: its order of summation is fixed, also

@@ -54,6 +54,10 @@ CODE = sources_fingerprint(
         Path(__file__).parent: LAB,
     }
 )
+# of what `base_tokens: measured` of a method adds
+MEASURING_CODE = sources_fingerprint(
+    {Path(adaptsft.__file__).parent: ("diagnose.py", "analysis/measure.py")}
+)
 FAST_CODE = sources_fingerprint({Path(__file__).parent: ("stacked/*.py",)})
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from adaptsft.errors import UserError
 from benchmarks.lab import families
 from benchmarks.lab.bases import Base, pretrain, pretraining_log
-from benchmarks.lab.runs import UNTOUCHED, Run, execute, reads_base
-from benchmarks.lab.settings import Lab
+from benchmarks.lab.runs import UNTOUCHED, Run, execute
+from benchmarks.lab.settings import Lab, reads_base
 from benchmarks.lab.stacked.execution import execute_stack, stacks
 
 Show = Callable[[str], None]  # receives what the trainer is doing now

@@ -21,12 +21,12 @@ import torch
 
 from benchmarks.lab import bases, families, scoring, tasks
 from benchmarks.lab.bases import Base
-from benchmarks.lab.fingerprint import CODE, FAST_CODE, commit, digest
+from benchmarks.lab.fingerprint import CODE, FAST_CODE, MEASURING_CODE, commit, digest
 from benchmarks.lab.regimes import Part, Regime, find, name_of
+from benchmarks.lab.settings import reads_base
 from benchmarks.lab.training import configure, measure_base, train_logged
 
 UNTOUCHED = "base"  # the method that does not train
-MEASURED = "measured"  # as objective.base_tokens of a method: the lab's own, of the run's data
 POINTS = 50  # of a trajectory in the result
 METRICS = ("greedy", "sampled", "pass_at_8", "entropy")  # of scoring
 
@@ -111,8 +111,8 @@ class Run:
     def fingerprint(self) -> str:
         trained = None if self.method == UNTOUCHED else self.trainer_keys
         data = self.data_fingerprint()
-        fast = [FAST_CODE] if self.fast else []
-        return digest([self.model, data, self.items, trained, CODE, *fast])
+        code = [FAST_CODE] * self.fast + [MEASURING_CODE] * reads_base(self.keys)
+        return digest([self.model, data, self.items, trained, CODE, *code])
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if there is one of this very run."""
@@ -121,11 +121,6 @@ class Run:
         except (OSError, ValueError):
             return None
         return result if result["fingerprint"] == self.fingerprint() else None
-
-
-def reads_base(keys: dict[str, Any]) -> bool:
-    """A method for which the pretrained model is measured on the run's data first."""
-    return keys.get("objective", {}).get("base_tokens") == MEASURED
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -142,7 +137,7 @@ def execute(run: Run) -> dict[str, Any]:
         keys = [run.trainer_keys, log]
         places = (run.run_dir, model, run.seed, sources, run.folder / "cache")
         if reads_base(run.keys):
-            plain = run.trainer_keys | {"objective": {}}
+            plain = run.trainer_keys | {"objective": {}, "controller": {}}
             keys += [{"objective": {"base_tokens": measure_base(configure(*places, plain))}}]
         train_logged(configure(*places, *keys))
         model, curves = run.run_dir / "final", trajectories(metrics_of(run.run_dir))

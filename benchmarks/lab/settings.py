@@ -16,6 +16,7 @@ from benchmarks.lab import families, regimes
 from benchmarks.lab.bases import Base
 
 Settings = TypeVar("Settings")
+MEASURED = "measured"  # as objective.base_tokens of a method, see reads_base
 
 
 @dataclass
@@ -96,6 +97,11 @@ def require_steps(name: str, keys: dict[str, Any]) -> None:
         )
 
 
+def reads_base(keys: dict[str, Any]) -> bool:
+    """A method, by its keys, for which the lab measures the pretrained model on the run's data."""
+    return keys.get("objective", {}).get("base_tokens") == MEASURED
+
+
 def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
     """The trainer's keys of every method of the lab, `oracle` in its list standing for all of
     those. Raises ConfigError."""
@@ -124,10 +130,17 @@ def check(lab: Lab, methods: Methods) -> dict[str, dict[str, Any]]:
             re.fullmatch(r"[\w.+]+", name) is not None,
             f"methods: {name!r} becomes a file name: use letters, digits, _, + and . only",
         )
-    return {
+    keys = {
         name: trainer_keys(f"finetune, or method {name}", lab.finetune, methods.methods[name] or {})
         for name in chosen
     }
+    for name in () if generated else keys:
+        require(
+            not reads_base(keys[name]),
+            f"methods: {name} has the base model measured, which the lab does on its generated "
+            "families alone: leave it out",
+        )
+    return keys
 
 
 def check_generated(lab: Lab) -> None:

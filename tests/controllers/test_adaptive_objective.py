@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adaptsft.controllers.base import Controller, Progress
+from adaptsft.controllers.base import REGISTRY, Controller, Progress, register
 from tests.controllers.steps import (
     SKIPPED,
     STEPS,
@@ -15,8 +15,8 @@ from tests.controllers.steps import (
     trajectory,
 )
 
-CLOSED = ["auto", "remembering"]
-EVERY = [*CLOSED, "auto", "linear"]
+CLOSED = ["auto", "short_steps", "remembering"]
+EVERY = [*CLOSED, "linear"]
 pytestmark = pytest.mark.usefixtures("remembering")
 
 
@@ -66,9 +66,7 @@ def test_a_step_that_was_skipped_or_held_no_token_of_a_source_moves_nothing(name
         assert all(same(value[1], memory[key][1]) for key, value in objective.memory.items())
     else:  # a function of the step moves on
         objective.update(broken, SKIPPED, progress(20))
-        moved = {"linear": ("alpha", 20 / 99), "auto": ("floor", 0.3 * 300 ** -(2 / 990 / 0.5))}
-        field, value = moved[name]
-        assert getattr(objective.state, field).tolist() == pytest.approx([value] * 2)
+        assert objective.state.alpha.tolist() == pytest.approx([20 / 99] * 2)
     assert objective.state.alpha.isfinite().all()
 
 
@@ -97,8 +95,20 @@ def test_a_source_with_few_tokens_follows_the_others():
 
 
 def test_base_statistics_are_what_a_controller_starts_from():
-    objective = adaptive(1, name="remembering", base=statistics([0.9, 0.9, 0.9, 0.1]))
-    assert objective.state.alpha.tolist() == [0.25]
+    """Their tokens are seen: a source is drawn towards the others by few of them alone."""
+    base = statistics([0.9, 0.9, 0.9, 0.1], [0.9])
+    objective = adaptive(2, name="remembering", shrinkage=1_000, base=base)
+    assert objective.state.alpha.tolist() == pytest.approx([0.8 * 0.25 + 0.2 * 0.2, 0.5 * 0.2])
+
+
+def test_a_controller_that_scales_the_learning_rate_must_have_a_scale():
+    @register("forgetful")
+    class Forgetful(Controller):
+        scales_lr = True
+
+    with pytest.raises(ValueError, match=r"forgetful.*lr_scale"):
+        adaptive(name="forgetful")
+    del REGISTRY["forgetful"]
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -102,6 +102,28 @@ def test_a_known_source_is_trained_in_short_steps():
     assert scale(NEW) > 0.95
 
 
+def test_the_scale_reads_the_source_as_it_was_in_the_first_steps():
+    """b is m over 3 % of the run, 9 steps of 300, and does not move with what is learned later."""
+    objective, scales = adaptive(name="auto"), []
+    for done in range(1, 299):
+        p = 0.5 if done < 9 else 0.9
+        objective.update(statistics([p, 1e-3]), TAKEN, progress(done, steps=300))
+        scales.append(float(objective.lr_scale))
+    mean_p, p, low = (0.5 + 1e-3) / 2, 0.9, 1e-3
+    kept, left = (p * (1 - p) + low * (1 - low)) / 2, ((1 - p) ** 2 + (1 - low) ** 2) / 2
+    assert scales[-1] == pytest.approx(kept / (kept + mean_p**6 * left), rel=0.01)
+    assert scales[9] > scales[100], "K and L are running means"
+
+
+@pytest.mark.parametrize("steps", [20, 1_000])
+def test_a_measured_base_model_is_trusted_as_measured(steps):
+    base = [0.9, 1e-3]
+    objective = adaptive(name="auto", base=statistics(base))
+    for done in range(1, steps):
+        objective.update(statistics(WEAK), TAKEN, progress(done, steps))
+    assert float(objective.memory["base_p"][0]) == pytest.approx(sum(base) / 2)
+
+
 def test_a_source_that_was_new_is_trained_in_full_steps_when_it_is_known():
     objective = adaptive(name="auto")
     for done in range(1, 90):

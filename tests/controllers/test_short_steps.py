@@ -17,11 +17,31 @@ def test_the_scale_is_the_share_of_the_gradient_that_the_weights_keep(p):
     assert lr_scales("short_steps", statistics(p)) == pytest.approx([kept] * 29, rel=1e-6)
 
 
-def test_nll_keeps_all_and_takes_full_steps():
+def test_k_and_l_are_running_means():
+    """Over 3 steps of 100: after the model has learned, the scale follows."""
+    objective = adaptive(name="short_steps")
+    scales = []
+    for done in range(1, 30):
+        objective.update(statistics(NEW if done < 10 else KNOWN), TAKEN, progress(done))
+        scales.append(float(objective.lr_scale))
+    assert 1.1 * scales[8] < scales[9] < scales[11] < 0.99 * scales[-1]
+
+
+def test_sources_count_by_the_gradient_that_they_keep():
+    """p is .5 and .9, K .25 and .09 per token, of which the second has four times as many."""
+    seen = statistics([0.5], [0.9])
+    seen.table[1] *= 4
+    kept = {0.5: 0.25, 0.9: 4 * 0.09}
+    mean = sum(p * k for p, k in kept.items()) / sum(kept.values())  # K / (K + L) is p
+    assert lr_scales("short_steps", seen)[-1] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, 1.0), (3.0, 1.0), (-1.0, 0.0)])
+def test_nll_and_weights_beyond_0_and_1_give_a_scale_within_them(factor, scale):
     seen = statistics(KNOWN)
-    columns = {name: seen.table[:, COLUMNS.index(name)] for name in ("tokens", "p", "pull")}
-    columns["pull"].copy_(columns["tokens"] - columns["p"])
-    assert lr_scales("short_steps", seen) == pytest.approx([1.0] * 29)
+    error = seen.table[:, COLUMNS.index("tokens")] - seen.table[:, COLUMNS.index("p")]
+    seen.table[:, COLUMNS.index("pull")] = factor * error
+    assert lr_scales("short_steps", seen) == [scale] * 29
 
 
 def test_the_objective_is_the_one_configured_or_neg_p():

@@ -1,5 +1,7 @@
 """Statistics are what a direct computation over the tokens gives, for any split of the tokens."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,17 @@ def part(tokens: TokenOutputs, batch: Batch, begin: int, end: int) -> tuple[Toke
     )
 
 
+def test_the_weights_of_turns_do_not_enter_the_pull():
+    tokens, batch = draw([5, 300], [0, 1])
+    turns = torch.arange(1, 306, dtype=torch.float32) / 100
+    plain, weighted = StepStatistics(2, CPU), StepStatistics(2, CPU)
+    kept = torch.ones_like(tokens.top1)
+    plain.add(tokens, kept, batch)
+    found = tokens._replace(weight=tokens.weight * turns)  # as linear_objective returns it
+    weighted.add(found, kept, dataclasses.replace(batch, token_weight=turns))
+    torch.testing.assert_close(weighted.column("pull"), plain.column("pull"))
+
+
 def test_columns_equal_a_direct_computation_per_source():
     tokens, batch = draw([5, 300, 17, 1, 250], [0, 1, 1, 0, 2])
     statistics = StepStatistics(3, CPU)
@@ -96,6 +109,8 @@ def test_columns_equal_a_direct_computation_per_source():
             float(tokens.entropy[mine].double().mean()), rel=1e-6
         )
         assert values["sequences"] == int((batch.sequence_source == source).sum())
+        pull = float((tokens.weight.double() * (1 - p))[mine].mean())
+        assert float(seen.pull[source]) == pytest.approx(pull, rel=1e-5)
     histogram = statistics.table[:, len(COLUMNS) : len(COLUMNS) + BINS]
     expected, _ = np.histogram(p.numpy(), bins=np.array([0, *p_of_bin_edges()[1:-1], 1 + 1e-9]))
     assert np.abs(histogram.sum(0).numpy() - expected).sum() <= 2, (

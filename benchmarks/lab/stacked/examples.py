@@ -44,7 +44,7 @@ class Examples:
 class Step:
     """The tokens of a step of R runs of G examples. n is the largest number of targets of a run;
     shorter ones are filled up with tokens that count nothing. It has what StepStatistics.add reads
-    of a batch: targets, source, sequence_source and sequence_lengths.
+    of a batch: targets, source, sequence_source, sequence_lengths and token_weight.
 
     inputs      int64 [R, G, L - 1]
     index       int64 [R, n], the place of each target's hidden state among those of the run
@@ -52,6 +52,8 @@ class Step:
     count       int64 [R], targets of each run
     own_source, all_targets   int64 [R, n]; sources are numbered over all runs
     """
+
+    token_weight = None
 
     def __init__(self, runs: Sequence[Any], step: int):
         drawn = [(run, torch.from_numpy(run.sampler.examples(step))) for run in runs]
