@@ -108,8 +108,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="only tabulate and plot the results in this folder, or in a results.json (then into "
-        "--out): of all families, regimes and "
-        "seeds, or of those given; beside the oracle the methods given, or all",
+        "--out): of all families, regimes and seeds, or of those given; beside the oracle the "
+        "methods given, or all, and where the first of them is behind another",
     )
     parser.add_argument(
         "key=value", nargs="*", help="a key of the preset, such as finetune.train.lr=1e-3"

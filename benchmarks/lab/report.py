@@ -84,8 +84,9 @@ def write(
     tune_on: Sequence[str] = (),
 ) -> None:
     """Leave results.json, results.csv, results.md and the plots in the folder, and print where.
-    `fixed` are the methods of the oracle; the tables show the methods `shown`, or all of them. Of
-    several learning rates they show the one that scores.tuned chooses for each method."""
+    `fixed` are the methods of the oracle; the tables show the methods `shown`, or all of them, and
+    where the first of `shown` is behind the others. Of several learning rates they show the one
+    that scores.tuned chooses for each method."""
     folder.mkdir(parents=True, exist_ok=True)
     _json(folder / "results.json", results)
     results, rates = tuned(results, [*tune_on])
@@ -98,6 +99,8 @@ def write(
     lines = [*_head(results), *tables.rates(rates, [*tune_on])]
     for group in groups:
         lines += tables.summary(group, of_metric, fixed, shown)
+    if shown is not None:
+        lines += tables.behind(results, shown[0], shown[1:])
     lines += tables.bases(results)
     for family in families:
         lines += tables.inversion(family, of_metric)

@@ -67,14 +67,41 @@ def by_source(result: dict[str, Any]) -> bool:
 def scores(results: Results, metric: str) -> Scores:
     """`metric` is one of METRICS, MORE, `diversity` or `train_mean_p`; cells without it are left
     out."""
-    values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    return {
+        cell: {method: score([*found.values()]) for method, found in of.items()}
+        for cell, of in _by_run(results, metric).items()
+    }
+
+
+def _by_run(results: Results, metric: str) -> dict[Cell, dict[str, dict[tuple[str, int], float]]]:
+    """cell -> method -> (base, seed) -> score."""
+    values: dict[Cell, dict[str, dict[tuple[str, int], float]]]
+    values = defaultdict(lambda: defaultdict(dict))
     for result in results:
         for source, found in _found(result, metric):
             cell = Cell(result["family"], result["regime"], source, result.get("strength"))
-            values[cell][result["method"]].append(found)
-    return {
-        cell: {method: score(found) for method, found in of.items()} for cell, of in values.items()
-    }
+            values[cell][result["method"]][base_of(result), result["seed"]] = found
+    return values
+
+
+def behind(results: Results, metric: str, method: str, others: list[str]) -> dict[Cell, list[str]]:
+    """Where `method` is behind others by more than 2 points beyond the standard error of the
+    difference, over the runs that start from the same base with the same seed: cell ->
+    ["linear 7 ± 4", …], in points, the largest first."""
+    found: dict[Cell, list[str]] = {}
+    for cell, of in _by_run(results, metric).items():
+        ahead = []
+        for other in others:
+            shared = of.get(method, {}).keys() & of.get(other, {}).keys()
+            if not shared or other == method:
+                continue
+            lead = score([100 * (of[other][run] - of[method][run]) for run in sorted(shared)])
+            if lead.mean - (lead.error or 0.0) > 2.0:
+                error = f" ± {lead.error:.0f}" if lead.error is not None else ""
+                ahead.append((lead.mean, f"{other} {lead.mean:.0f}{error}"))
+        if ahead:
+            found[cell] = [text for _, text in sorted(ahead, reverse=True)]
+    return found
 
 
 def _found(result: dict[str, Any], metric: str) -> Iterable[tuple[str, float]]:

@@ -3,6 +3,7 @@
 import statistics
 from collections import defaultdict
 
+from benchmarks.lab import scores
 from benchmarks.lab.runs import UNTOUCHED
 from benchmarks.lab.scores import METRICS, Results, Scores, base_of, gaps, oracle
 
@@ -44,6 +45,19 @@ def summary(
     ]
     rows = [[*header, "within 2", "within 5", "of cells"], *(row for _, row in sorted(rows))]
     return ["", f"## Gaps to the oracle: {', '.join(families)}", "", *table(rows)]
+
+
+def behind(results: Results, method: str, others: list[str]) -> list[str]:
+    """The rows in which a method is behind one of the others, see scores.behind."""
+    by_metric = {metric: scores.behind(results, metric, method, others) for metric in METRICS}
+    cells = list(dict.fromkeys(cell for of in by_metric.values() for cell in of))
+    rows = [["", *METRICS.values()]]
+    rows += [
+        [str(cell), *(", ".join(of.get(cell, [])) for of in by_metric.values())] for cell in cells
+    ]
+    title = f"Where {method} is behind {', '.join(name for name in others if name != method)}"
+    line = "By more than 2 points beyond the standard error of the difference; in points."
+    return ["", f"## {title}", "", line, "", *(table(rows) if cells else ["Nowhere."])]
 
 
 # Tables 2 to 4 and 11 of arXiv:2510.00526: its name of an objective, ours

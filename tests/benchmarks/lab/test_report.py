@@ -114,3 +114,19 @@ def test_report_gaps_and_standard_errors(tmp_path):
         report.selected(one_file, family=["digits"])
     with pytest.raises(ConfigError, match="no results"):
         report.read(tmp_path / "nothing")
+
+
+def test_what_is_behind_by_more_than_its_standard_error(tmp_path):
+    """Pairs from the same base and seed: 10, 6 and 8 points are 8 +- 1.2; 20 and -14 are noise."""
+    leads = {"a": (0.1, 0.06, 0.08), "b": (0.2, -0.14), "c": (0.01,)}
+    results = [result("auto", seed, 0.5 + seed / 10, 0.5) for seed in range(3)]
+    for method, of in leads.items():
+        results += [
+            result(method, seed, 0.5 + seed / 10 + lead, 0.5) for seed, lead in enumerate(of)
+        ]
+    cell = scores.Cell("letters", "cw_noisy", "")
+    assert scores.behind(results, "greedy", "auto", [*leads, "auto"]) == {cell: ["a 8 ± 1"]}
+    assert scores.behind(results, "sampled", "auto", [*leads]) == {}
+    assert scores.behind(results, "greedy", "c", ["a"]) == {cell: ["a 9"]}
+    report.write(tmp_path, results, ["a"], ["auto", "a"])
+    assert "| letters cw_noisy | a 8 ± 1 |" in (tmp_path / "results.md").read_text()
