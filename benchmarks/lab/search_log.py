@@ -6,6 +6,10 @@ takes the runs of 200 steps, and of them the regimes that were run for 4 pairs o
 and seed. Every line is a variant that was run on all of these: its mean and its worst gap to the
 best fixed alpha of a row, greedily and at temperature 1, in points; where that is; and its mean gap
 to the best variant of the row, which sees who is ahead where no fixed alpha is good.
+
+    python -m benchmarks.lab.search_log LOG.json 200 2 auto_old cap_trust6
+
+compares these variants alone, on the rows that all of them were run on.
 """
 
 import json
@@ -37,6 +41,18 @@ def means(runs: list[dict[str, Any]], pairs: int) -> dict[Cell, dict[str, float]
     return {cell: each for cell, each in enough.items() if each}
 
 
+def shared(
+    cells: dict[Cell, dict[str, float]], variants: list[str]
+) -> dict[Cell, dict[str, float]]:
+    """The rows of a fixed alpha and all these variants, with no other variant."""
+    chosen = {}
+    for cell, each in cells.items():
+        of = {name: v for name, v in each.items() if name in variants or name.startswith("alpha_")}
+        if set(variants) <= of.keys() and len(of) > len(variants):
+            chosen[cell] = of
+    return chosen
+
+
 def lines(cells: dict[Cell, dict[str, float]]) -> list[list[str]]:
     """A line per variant that has a score in every cell, the smallest mean gap first."""
     names = set.intersection(*(set(each) for each in cells.values()))
@@ -63,5 +79,7 @@ if __name__ == "__main__":
     log = json.loads(path.read_text())
     chosen = [run for run in log["runs"] if run["steps"] == steps]
     cells = means(chosen, pairs)
+    if sys.argv[4:]:
+        cells = shared(cells, sys.argv[4:])
     print(f"{len(chosen)} runs of {steps} steps; {len(cells)} rows\n")
     print("\n".join(table([HEADER, *lines(cells)])))

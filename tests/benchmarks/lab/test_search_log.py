@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from benchmarks.lab.search_log import lines, means
+from benchmarks.lab.search_log import lines, means, shared
 from tests.conftest import REPO
 
-LOG = REPO / "benchmarks" / "results" / "lab_search_feedback.json"
+RESULTS = REPO / "benchmarks" / "results"
+LOG = RESULTS / "lab_search_feedback.json"
+SCALE = RESULTS / "lab_search_scale.json"
+COMPARED = ["auto_old", "auto_trust4", "cap_trust4", "cap_trust6", "cap_trust8"]
 
 
 @pytest.mark.parametrize(
@@ -26,4 +29,22 @@ def test_the_figures_of_the_page_are_those_of_the_log(steps, pairs, said):
     _, mean, worst, *_ = found[name]
     assert mean in said
     assert worst in said
+    assert said in (REPO / "docs" / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variants", "name", "said"),
+    [
+        (COMPARED, "auto_old", "mean gap 1.54 and worst 11.5 of the auto before"),
+        (COMPARED, "cap_trust6", "1.69 and 15.4 of the one that ships"),
+        (COMPARED, "cap_trust8", "1.85 and 18.1 with N = 8"),
+        (COMPARED, "cap_trust4", "2.46 and 39.7 with N = 4"),
+    ],
+)
+def test_the_figures_of_chosen_variants_are_those_of_the_log(variants, name, said):
+    runs = [run for run in json.loads(SCALE.read_text())["runs"] if run["steps"] == 200]
+    cells = shared(means(runs, 2), variants)
+    assert len(cells) == 42
+    _, mean, worst, *_ = {line[0]: line for line in lines(cells)}[name]
+    assert mean in said and worst in said
     assert said in (REPO / "docs" / "results.md").read_text()
