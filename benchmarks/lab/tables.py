@@ -56,7 +56,7 @@ def behind(results: Results, method: str, others: list[str]) -> list[str]:
         [str(cell), *(", ".join(of.get(cell, [])) for of in by_metric.values())] for cell in cells
     ]
     title = f"Where {method} is behind {', '.join(name for name in others if name != method)}"
-    line = "By more than 2 points beyond the standard error of the difference; in points."
+    line = "By more than 2 points beyond the standard error of the difference (one run has none)."
     return ["", f"## {title}", "", line, "", *(table(rows) if cells else ["Nowhere."])]
 
 
