@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from adaptsft.errors import ConfigError
 
 METRICS = {"greedy": "greedy", "sampled": "temperature 1"}  # those of which gaps are counted
+OTHERS = "best elsewhere"  # of_other_bases, beside the methods
 MORE = {"pass_at_8": "any of 8 samples", "entropy": "entropy in nats per token"}
 
 Results = list[dict[str, Any]]
@@ -82,6 +83,27 @@ def _by_run(results: Results, metric: str) -> dict[Cell, dict[str, dict[tuple[st
             cell = Cell(result["family"], result["regime"], source, result.get("strength"))
             values[cell][result["method"]][base_of(result), result["seed"]] = found
     return values
+
+
+def of_other_bases(results: Results, metric: str, fixed: list[str]) -> dict[Cell, Score]:
+    """What one gets who takes, for each base, the fixed method that is best from the other bases:
+    the oracle without its luck, which picks the best of several after the fact. Only cells with
+    several bases have it."""
+    found = {}
+    for cell, of in _by_run(results, metric).items():
+        of = {method: runs for method, runs in of.items() if method in fixed}
+        bases = {base for runs in of.values() for base, _ in runs}
+        values = []
+        for own in sorted(bases) if len(bases) > 1 else ():
+            elsewhere = {
+                method: [value for (base, _), value in runs.items() if base != own]
+                for method, runs in of.items()
+            }
+            best = max(elsewhere, key=lambda method: statistics.mean(elsewhere[method] or [0.0]))
+            values += [value for (base, _), value in of[best].items() if base == own]
+        if values:
+            found[cell] = score(values)
+    return found
 
 
 def behind(results: Results, metric: str, method: str, others: list[str]) -> dict[Cell, list[str]]:

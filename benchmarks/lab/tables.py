@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from benchmarks.lab import scores
 from benchmarks.lab.runs import UNTOUCHED
-from benchmarks.lab.scores import METRICS, Results, Scores, base_of, gaps, oracle
+from benchmarks.lab.scores import METRICS, OTHERS, Results, Scores, base_of, gaps, oracle
 
 
 def summary(
@@ -20,7 +20,7 @@ def summary(
     }
     rows = []
     for method in by_metric["greedy"]:
-        if shown is not None and method not in (*shown, *fixed):
+        if shown is not None and method not in (*shown, *fixed, OTHERS):
             continue
         row, worst_of_all, cells = [method], 0.0, by_metric["greedy"][method]
         for metric in METRICS:

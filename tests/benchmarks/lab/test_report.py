@@ -130,3 +130,23 @@ def test_what_is_behind_by_more_than_its_standard_error(tmp_path):
     assert scores.behind(results, "greedy", "c", ["a"]) == {cell: ["a 9"]}
     report.write(tmp_path, results, ["a"], ["auto", "a"])
     assert "| letters cw_noisy | a 8 ± 1 |" in (tmp_path / "results.md").read_text()
+
+
+def test_the_oracle_without_its_luck():
+    """Alpha 0 is right from base 0, alpha 1 from base 1 and a little more on average: with two
+    bases each takes what failed; a third like the first makes alpha 0 the choice for two."""
+    greedy = {"alpha_0": (1.0, 0.0, 0.9), "alpha_1": (0.0, 1.0, 0.3)}
+
+    def found(bases: int) -> dict:
+        results = [
+            result(method, 0, values[base], 0.5, base=base)
+            for method, values in greedy.items()
+            for base in range(bases)
+        ]
+        return scores.of_other_bases(results, "greedy", [*greedy])
+
+    cell = scores.Cell("letters", "cw_noisy", "")
+    assert found(1) == {}
+    assert found(2)[cell].mean == 0.0
+    # base 0: alpha_1 is better from 1 and 2; base 1: alpha_0 from 0 and 2; base 2: equal, the first
+    assert found(3)[cell].mean == pytest.approx((0.0 + 0.0 + 0.9) / 3)
