@@ -59,6 +59,13 @@ def test_bad_presets_are_refused_before_anything_runs(override, message, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_real_model_is_not_measured_for_methods_that_read_it(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["--preset", "smollm2", "--methods", "prift_prob", "--out", str(out)]) == 2
+    assert "prift_prob has the base model measured" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_the_lab_end_to_end_then_one_method_changed(tmp_path, capsys):
     small = tmp_path / "small.yaml"

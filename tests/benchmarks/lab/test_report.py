@@ -133,8 +133,8 @@ def test_what_is_behind_by_more_than_its_standard_error(tmp_path):
 
 
 def test_the_oracle_without_its_luck():
-    """Alpha 0 is right from base 0, alpha 1 from base 1 and a little more on average: with two
-    bases each takes what failed; a third like the first makes alpha 0 the choice for two."""
+    """Alpha 0 is right from base 0, alpha 1 from base 1: of two bases each gets what was right from
+    the other. With a third, which no choice of its own tells apart, the first method is taken."""
     greedy = {"alpha_0": (1.0, 0.0, 0.9), "alpha_1": (0.0, 1.0, 0.3)}
 
     def found(bases: int) -> dict:
