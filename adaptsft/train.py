@@ -25,7 +25,6 @@ import torch
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
-from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
@@ -38,12 +37,12 @@ from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.model.supported import check_verified
-from adaptsft.statistics.step import StepStatistics
 from adaptsft.training.cadence import due_after
 from adaptsft.training.evaluation import Evaluator, prepare_tasks
 from adaptsft.training.header import log_run_header
 from adaptsft.training.metrics import Metrics
 from adaptsft.training.normalizer import LossNormalizer
+from adaptsft.training.objective import base_statistics, base_tokens, configured_objective
 from adaptsft.training.optim import (
     build_optimizer,
     guarded_step,
@@ -72,21 +71,20 @@ def train(config: Config) -> dict[str, Any]:
         tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
         optimizer = build_optimizer(model, config.train)
-        objective = AdaptiveObjective.build(config, pretrained, data.train, run.device)
+        base = base_statistics(config, pretrained, data.train, run.device)
+        objective = configured_objective(config, pretrained, data, optimizer, base)
+        reference = base_tokens(objective.function, config, pretrained, data.train)
         in_buckets = model.attention_backend == "sdpa"
-        loader = BatchLoader(
-            data, config, pretrained.pad_id, in_buckets, run.device, objective.reference
-        )
+        loader = BatchLoader(data, config, pretrained.pad_id, in_buckets, run.device, reference)
         run.enter(loader)
         check_first_batch(model, loader.first_batch(), config.data.packing)
 
-        first = resume_or_prepare(run, model, optimizer, objective, data, loader)
+        first = resume_or_prepare(run, model, optimizer, objective, data, loader, base)
         log_run_header(run, model, data, end)
         metrics = run.enter(Metrics(run, model, objective, data, first))
         checkpointer = run.enter(Checkpointer(run.folder / "checkpoints", config.checkpoint))
         evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
         normalizer = LossNormalizer(config)
-        statistics = StepStatistics(len(data.names), run.device)
         run.enter(run.stopper)  # from here on, a request to stop saves first,
         run.enter(run.watchdog)  # and a rank that hangs ends
         if first == 0 and config.eval.every > 0:
@@ -99,7 +97,6 @@ def train(config: Config) -> dict[str, Any]:
             data.advance(step, run.watchdog)  # of a stream, to the shard that holds the step
             micro_batches = loader.step(step)
             normalizer.start_step(step, data)
-            statistics.reset()
             for batch in micro_batches:
                 model.set_requires_gradient_sync(
                     batch is micro_batches[-1] or config.train.reduce_every_micro_batch
@@ -108,21 +105,22 @@ def train(config: Config) -> dict[str, Any]:
                     batch, objective.function, objective.state, normalizer.scale
                 )
                 normalizer.micro_batch_loss(loss, kept).backward()
-                statistics.add(tokens, kept, batch)
+                objective.count(tokens, kept, batch)
 
+            statistics = objective.statistics
             run.stopper.write_request(statistics.stop)
-            statistics.all_reduce()
+            objective.all_reduce()
             grad_norm = scale_and_clip(
                 model, normalizer.correction(statistics, objective.state), config.train.clip_norm
             )
             # a step whose loss or gradient is not finite is skipped, on the device
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, data.steps, config.train)
-            guarded_step(optimizer, lr, skip, objective.lr_scale)
-            metrics.record(step, statistics, objective, grad_norm, skip, lr, micro_batches)
+            guarded_step(optimizer, lr, skip)
+            metrics.record(step, objective, grad_norm, skip, lr, micro_batches)
 
             # the controller moves the objective: to where the run will be in the next step
-            objective.update(statistics, skip, progress_at(step + 1, data.steps, config.train))
+            objective.step(skipped=skip, progress=progress_at(step + 1, data.steps, config.train))
 
             due = due_after(step, data, config, run.stopper.poll(statistics.stop))
             if due.log:

@@ -1,4 +1,4 @@
-"""What adapting costs per step: the time of `AdaptiveObjective.update` under controller.name=auto,
+"""What adapting costs per step: the time of `MovedObjective.update` under controller.name=auto,
 beside that under a fixed objective.
 
     python benchmarks/adapting_cost.py            # writes benchmarks/results/adapting_cost.json
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig, TrainConfig
-from adaptsft.controllers.adaptive_objective import AdaptiveObjective
+from adaptsft.controllers.moved_objective import MovedObjective
 from adaptsft.objectives.base import REGISTRY
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.step import StepStatistics
@@ -31,7 +31,7 @@ STEPS, ROUNDS, SOURCES = 200, 21, 4
 def milliseconds(name: str, device: torch.device) -> float:
     """Mean over STEPS of one call, the device's work included."""
     state = initial_state(ObjectiveConfig(), SOURCES, device)
-    objective = AdaptiveObjective(REGISTRY["concentration"], state, ControllerConfig(name=name))
+    objective = MovedObjective(REGISTRY["concentration"], state, ControllerConfig(name=name))
     found, skip = StepStatistics(SOURCES, device), torch.zeros((), device=device)
     found.buffer.fill_(1.0)
     began = time.perf_counter()

@@ -8,9 +8,11 @@ which go together, adaptsft.config.resolve checks.
 
 import functools
 import json
+import math
 import os
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adaptsft.config.schema import Config, all_keys, get, type_name
-from adaptsft.errors import ConfigError, did_you_mean, warn
+from adaptsft.errors import ConfigError, did_you_mean, require, warn
 
 
 def parse_arguments(arguments: list[str]) -> Config:
@@ -42,6 +44,33 @@ def parse_arguments(arguments: list[str]) -> Config:
     except OmegaConfBaseException as error:  # an interpolation ${…} that leads nowhere
         raise ConfigError(_explain(error)) from None
     return config
+
+
+def group_of(name: str, values: Mapping[str, Any]) -> Any:
+    """The group `name` of the configuration with these values. Raises ConfigError."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), {name: dict(values)})
+        config = typing.cast(Config, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ConfigError(_explain(error)) from None
+    check_choices(config)
+    return getattr(config, name)
+
+
+def check_choices(config: Config) -> None:
+    """Raise ConfigError for a number that is not finite, and for a value that is none of the
+    choices of its key."""
+    for name, declared, _ in all_keys():
+        choices, value = declared.metadata["choices"], get(config, name)
+        require(
+            not isinstance(value, float) or math.isfinite(value),
+            f"{name}={value}: must be a finite number",
+        )
+        require(
+            not choices or value in choices,
+            f"{name}={value}: must be one of {', '.join(choices)}"
+            + did_you_mean(str(value), choices),
+        )
 
 
 def _parse(argument: str) -> list[tuple[str, Any]]:

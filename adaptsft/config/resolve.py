@@ -2,19 +2,18 @@
 is loaded."""
 
 import datetime
-import math
 import re
 from pathlib import Path
 
-from adaptsft.config.load import parse_arguments
-from adaptsft.config.schema import LOSS_ON, Config, TrainConfig, all_keys, get
+from adaptsft.config.load import check_choices, parse_arguments
+from adaptsft.config.schema import LOSS_ON, Config, TrainConfig, get
 from adaptsft.config.unread import unread
 from adaptsft.controllers.build import (
     acts_through,
     unread_by_controller,
     validate_controller,
 )
-from adaptsft.errors import ConfigError, did_you_mean, require, require_known, warn
+from adaptsft.errors import ConfigError, require, require_known, warn
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import build_objective, unread_by_objective
 
@@ -68,7 +67,7 @@ def resolve_and_validate(config: Config) -> None:
     """
     if config.objective.name == "auto":
         config.objective.name = acts_through(config.controller)
-    _choices(config)
+    check_choices(config)
     require(
         config.run_dir != "",
         "run_dir is not set: add run_dir=runs/NAME, the folder that receives checkpoints and the "
@@ -90,20 +89,6 @@ def resolve_and_validate(config: Config) -> None:
     warnings += unread_by_controller(config.controller, config.objective)
     for warning in warnings + _unread_by_lr_schedule(config.train):
         warn(warning)
-
-
-def _choices(config: Config) -> None:
-    for name, declared, _ in all_keys():
-        choices, value = declared.metadata["choices"], get(config, name)
-        require(
-            not isinstance(value, float) or math.isfinite(value),
-            f"{name}={value}: must be a finite number",
-        )
-        require(
-            not choices or value in choices,
-            f"{name}={value}: must be one of {', '.join(choices)}"
-            + did_you_mean(str(value), choices),
-        )
 
 
 def _data(config: Config) -> None:

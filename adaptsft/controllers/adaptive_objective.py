@@ -1,155 +1,383 @@
-"""The configured objective together with what moves it during training."""
+"""The objective for a training loop: its loss, its statistics over all ranks, and its steps.
 
-from collections.abc import Callable
-from pathlib import Path
+adaptsft.train holds one; so can any other loop (docs/api.md).
+"""
 
-import numpy as np
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from adaptsft.config.schema import Config, ControllerConfig
-from adaptsft.controllers.base import Progress, State
-from adaptsft.controllers.build import build_controller
-from adaptsft.data.stop import turn_end
-from adaptsft.data.template import Template
-from adaptsft.data.tokenized import TokenizedData
-from adaptsft.distributed.ranks import raise_on_all_ranks
-from adaptsft.model.pretrained import Pretrained
-from adaptsft.objectives.base import Objective
-from adaptsft.objectives.build import build_objective, with_exempt
-from adaptsft.objectives.state import ObjectiveState, initial_state
-from adaptsft.statistics.base_model import BaseStatistics, BaseTokens
-from adaptsft.statistics.step import (
-    BINS,
-    LOG_NLL_RANGE,
-    StepStatistics,
-    histogram_quantile,
-)
+from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
+from adaptsft.controllers.base import Progress
+from adaptsft.controllers.moved_objective import MovedObjective
+from adaptsft.controllers.schedules import LearningRate
+from adaptsft.controllers.settings import settings_of
+from adaptsft.errors import CheckpointError, ConfigError, require, warn
+from adaptsft.objectives.loss import loss_of_hidden, loss_of_logps
+from adaptsft.objectives.state import initial_state
+from adaptsft.statistics.origins import TokenOrigins, origins_of
+from adaptsft.statistics.step import COLUMNS, Origins, SourceStatistics, StepStatistics
+from adaptsft_kernels import TokenOutputs
 
-MEAN_WEIGHT_EMA = 0.9  # decay of the running mean of the token weights
+# columns of the statistics that are shown as means over the target tokens, and what they are called
+SHOWN = {"loss": "loss", "nll": "nll", "p": "mean_p", "weight": "weight"}
 
 
-class AdaptiveObjective:
-    """`function` is the objective and `state` what it reads, per source, in the step to come.
+class AdaptiveObjective(MovedObjective):
+    """An objective that follows what the model already knows, in a training loop of your own:
 
-    `memory` is the controller's own state: tensors with an entry per source and a last one for all
-    of them. With `state` it is all that a checkpoint holds of an objective. `base` are the
-    statistics of the base model (controller.base_stats), where they were given; `reference` maps an
-    example to what the base model makes of its target tokens, where the objective needs it.
+        objective = AdaptiveObjective("auto", total_steps=len(batches), optimizer=optimizer)
+        for x, y in batches:
+            loss, tokens = objective.loss(model(x), head.weight, y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.step()
+
+    `loss` may be called several times in a step. What it counts of the target tokens is summed over
+    ranks by one all-reduce in `step`, and moves the objective to the next step, the same on every
+    rank. The host waits for the device only where `loss` looks for the targets.
     """
 
     def __init__(
         self,
-        function: Objective,
-        state: ObjectiveState,
-        config: ControllerConfig,
-        base: BaseStatistics | None = None,
-        reference: Callable[[int], np.ndarray] | None = None,
+        objective: str | Callable[..., Any] | Mapping[str, Any] | ObjectiveConfig = "auto",
+        *,
+        controller: str | Mapping[str, Any] | ControllerConfig | None = None,
+        total_steps: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        sources: int | Sequence[str] = 1,
+        exempt: Sequence[int] = (),
+        device: torch.device | str | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        measured: SourceStatistics | None = None,
     ):
-        self.function, self.config, self.base = function, config, base
-        self.reference = reference
-        self.controller = build_controller(config)
-        self.memory: State = {}
-        size, device = len(state.alpha) + 1, state.alpha.device
-        if self.controller is not None:
-            measured = None if base is None else base.per_source()
-            self.memory = self.controller.initial_state(size, device, measured)
-            if self.controller.scales_lr and "lr_scale" not in self.memory:
-                raise ValueError(
-                    f"controller {config.name}: scales_lr, without lr_scale in its state"
-                )
-            none = torch.zeros(size, dtype=torch.float64, device=device)
-            self.memory["seen_tokens"] = none if measured is None else measured.tokens.clone()
-        self.state = self._moved(state)
+        """objective: a name of docs/objectives.md or docs/controllers.md; the keys of the group
+        `objective` of the configuration, such as {"name": "alpha", "alpha": 0.3}; or a function of
+        log p [n] that returns the loss [n]. controller: a name, or the keys of its group, such as
+        {"name": "linear", "end": 2.0}.
 
-    @classmethod
-    def build(
-        cls, config: Config, pretrained: Pretrained, data: TokenizedData, device: torch.device
-    ) -> "AdaptiveObjective":
-        """That of a run's first step. Raises ConfigError on all ranks."""
-        function = build_objective(config.objective)
-        tokenizer = pretrained.tokenizer
-        ends = turn_end(Template(tokenizer, config.data)).stop_ids(tokenizer.eos_token_id)
-        function = with_exempt(function, config.objective, tokenizer, ends, device)
-        base = raise_on_all_ranks(
-            lambda: BaseStatistics.configured(
-                config.controller, model=pretrained.folder, data=data, device=device
-            )
-        )
-        state = initial_state(config.objective, len(data.names), device)
-        reference = None
-        if "reference" in function.needs:
-            path = Path(config.objective.base_tokens)
-            reference = raise_on_all_ranks(
-                lambda: BaseTokens.open(path, model=pretrained.folder, data=data)
-            ).of
-        return cls(function, state, config.controller, base, reference)
+        total_steps: optimizer steps of the run, which every controller needs. optimizer: see
+        `attach`. sources: how many parts of the data a controller tells apart, or their names.
+        exempt: ids of tokens that keep NLL, such as those that end a turn. device: of the model;
+        default: the optimizer's, else the accelerator's. process_group: the ranks that see
+        different data; default: all. measured: what the base model makes of the data, if known.
 
-    @property
-    def lr_scale(self) -> Tensor | None:
-        """What the learning rate of the step to come is multiplied by, 0-d fp32 on the device; None
-        where the controller leaves it alone."""
-        if self.controller is None or not self.controller.scales_lr:
-            return None
-        return self.memory["lr_scale"][-1].float()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint saves, and loads in place."""
-        memory = {f"controller.{name}": value for name, value in self.memory.items()}
-        return self.state._asdict() | memory
-
-    def update(self, statistics: StepStatistics, skipped: Tensor, progress: Progress) -> None:
-        """Move `state` to the step at `progress`, from the all-reduced statistics of the step
-        before it. If that was skipped (0-d, 1.), it stays as it was: statistics that are not finite
-        must not move it.
+        Raises ConfigError for a name, key, value or combination that cannot be.
         """
-        new, keep = with_step_statistics(self.state, statistics), skipped > 0
-        old_and_new = zip(self.state, new, strict=True)
-        new = ObjectiveState(*(torch.where(keep, old, moved) for old, moved in old_and_new))
-        if self.controller is not None:
-            self._update_memory(statistics, keep, progress)
-        self.state = self._moved(new)
+        self.settings, config, function = settings_of(objective, controller)
+        if isinstance(sources, int):
+            sources = [f"source {number}" for number in range(sources)]
+        self.names = list(sources)
+        require(len(self.names) > 0, f"sources={sources}: at least one is needed")
+        require(
+            config.name == "fixed" or (total_steps or 0) > 0,
+            f"controller.name={config.name} with total_steps={total_steps}: it moves the objective "
+            "over the run; give the number of optimizer steps",
+        )
+        self.total_steps, self.group = total_steps, process_group
+        self.device = _device_of(device, optimizer)
+        if len(exempt):
+            ids = torch.tensor(exempt, device=self.device)
+            function = dataclasses.replace(function, exempt=ids)
+        first = initial_state(self.settings, len(self.names), self.device)
+        super().__init__(function, first, config, measured)
+        self.statistics = StepStatistics(len(self.names), self.device)
+        self.steps_done = 0
+        self.used: dict[str, Tensor] = {}  # what the step before used
+        self._counted = self._reduced = False
+        self._unknown: set[str] = set()  # statistics that some loss of the step did not give
+        self._lrs: list[Any] = []  # of the optimizer's groups, in its step
+        self._stepped = False  # the optimizer, since the last `step`
+        self._attached = False
+        if optimizer is not None:
+            self.attach(optimizer)
 
-    def _update_memory(
-        self, statistics: StepStatistics, skipped: Tensor, progress: Progress
-    ) -> None:
-        assert self.controller is not None
-        seen = statistics.per_source()
-        memory = {name: value for name, value in self.memory.items() if name != "seen_tokens"}
-        memory = self.controller.update(memory, seen, progress)
-        memory["seen_tokens"] = self.memory["seen_tokens"] + seen.tokens
-        # a source without a token in the step keeps its memory; a schedule needs no tokens to move
-        counted = (seen.tokens > 0) & ~skipped
-        moved = counted | self.controller.by_clock
-        for name, value in self.memory.items():  # in place: checkpoints load into these tensors
-            taken = counted if name == "seen_tokens" else moved
-            value.copy_(torch.where(taken.view(-1, *[1] * (value.ndim - 1)), memory[name], value))
+    def loss(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        *,
+        num_tokens: float | Tensor | None = None,
+        source: Tensor | None = None,
+        sequence: Tensor | None = None,
+        token_weight: Tensor | None = None,
+        reference: Any = None,
+        ignore_index: int = -100,
+        **settings: Any,
+    ) -> tuple[Tensor, TokenOutputs]:
+        """The loss of a linear head, which never holds the logits, and the statistics of its target
+        tokens; differentiable with respect to hidden, weight and bias.
 
-    def _moved(self, state: ObjectiveState) -> ObjectiveState:
-        """The state with what the controller moves, each source drawn towards the common value as
-        long as it has few tokens: (N own + kappa common) / (N + kappa), N its tokens so far,
-        kappa = controller.shrinkage."""
-        if self.controller is None:
-            return state
-        moved = {}
-        for name in self.controller.moved_fields():
-            own, common = self.memory[name][:-1], self.memory[name][-1:]
-            tokens, kappa = self.memory["seen_tokens"][:-1], self.config.shrinkage
-            share = tokens / (tokens + kappa) if kappa > 0 else torch.ones_like(tokens)
-            moved[name] = (share * own + (1 - share) * common).float()
-        return state._replace(**moved)
+        hidden [..., D] and weight [V, D]; targets int64 [...]: the token that each hidden state
+        predicts (`next_tokens` shifts labels), or ignore_index where there is none. The sum over
+        targets is divided by num_tokens, by default their number in this call. For a loss that no
+        split into ranks and micro-batches changes, give the number of the whole step, divided by
+        the number of ranks where gradients are averaged over them, as DDP and FSDP2 do.
+
+        source: int64, of each target or of each row of targets [B, L]. sequence: int64, ascending,
+        of each target; by default each row of targets [B, L] is a sequence. token_weight (fp32) and
+        reference (a Reference, for objectives that read the base model) are of each target.
+        `settings` are those of `adaptsft_kernels.linear_objective`: bias, softcap, logit_scale,
+        implementation, logits_dtype, chunk_size.
+
+        Tokens are counted where gradients are on; a loss that is computed again (activation
+        checkpointing around it) counts them twice. Under FSDP2 call it in the forward of a module
+        that has gathered its weights: a sharded one (DTensor) is refused.
+        """
+        chosen = (targets.flatten() != ignore_index).nonzero().squeeze(1)
+        origins = self._origins(targets, chosen, source, sequence, token_weight, reference)
+        loss, tokens, kept = loss_of_hidden(
+            hidden.flatten(0, -2),
+            weight,
+            targets.flatten()[chosen],
+            self.function,
+            self.state,
+            source=origins.source,
+            sequence=origins.sequence,
+            token_weight=origins.token_weight,
+            reference=origins.reference,
+            target_idx=chosen,
+            scale=_share(num_tokens, chosen),
+            **settings,
+        )
+        if torch.is_grad_enabled():
+            self.count(tokens, kept, origins)
+        return loss, tokens
+
+    def loss_from_logps(
+        self,
+        logps: Tensor,
+        *,
+        mask: Tensor | None = None,
+        entropy: Tensor | None = None,
+        collision: Tensor | None = None,
+        top1: Tensor | None = None,
+        targets: Tensor | None = None,
+        num_tokens: float | Tensor | None = None,
+        source: Tensor | None = None,
+        sequence: Tensor | None = None,
+        token_weight: Tensor | None = None,
+        reference: Any = None,
+    ) -> tuple[Tensor, TokenOutputs]:
+        """As `loss`, from log p of the targets, [...], that other code has computed: the gradient
+        goes through `logps`.
+
+        mask bool [...]: which of them are targets (default: all). entropy H (nats), collision sum_i
+        p_i^2 and top1 (no other token is likelier than the target), [...], are for objectives and
+        controllers that read them; one that reads what is not given raises ValueError. The
+        objective of auto reads collision. targets, their ids, are needed where some are exempt.
+        """
+        every = torch.ones_like(logps, dtype=torch.bool) if mask is None else mask.bool()
+        chosen = every.flatten().nonzero().squeeze(1)
+        origins = self._origins(every, chosen, source, sequence, token_weight, reference)
+        dtypes = {"entropy": torch.float32, "collision": torch.float32, "top1": torch.bool}
+        given = {"entropy": entropy, "collision": collision, "top1": top1}
+        known = {
+            name: value.detach().flatten()[chosen].to(dtypes[name])
+            for name, value in given.items()
+            if value is not None
+        }
+        loss, tokens, kept = loss_of_logps(
+            logps.flatten()[chosen],
+            self.function,
+            self.state,
+            source=origins.source,
+            targets=None if targets is None else targets.flatten()[chosen],
+            token_weight=origins.token_weight,
+            sequence=origins.sequence,
+            reference=origins.reference,
+            **known,
+        )
+        if torch.is_grad_enabled():
+            self.count(tokens, kept, origins)
+            self._unknown |= given.keys() - known.keys()
+        return loss * _share(num_tokens, chosen), tokens
+
+    def _origins(
+        self,
+        places: Tensor,
+        chosen: Tensor,
+        source: Tensor | None,
+        sequence: Tensor | None,
+        token_weight: Tensor | None,
+        reference: Any,
+    ) -> TokenOrigins:
+        found = origins_of(
+            places,
+            chosen,
+            source=source,
+            sequence=sequence,
+            token_weight=token_weight,
+            reference=reference,
+        )
+        name = self.settings.name
+        if found.sequence is None and "sequence_nll" in self.function.uses:
+            raise ValueError(
+                f"objective {name} reads the NLL of sequences: give sequence=, or targets [B, L]"
+            )
+        if reference is None and "reference" in self.function.needs:
+            raise ValueError(f"objective {name} reads the base model: give reference=")
+        return found
+
+    def count(self, tokens: TokenOutputs, kept: Tensor, origins: Origins) -> None:
+        """Add target tokens to the statistics of the step; `kept` bool [n]: those that the
+        objective keeps. `loss` has done it."""
+        if not self._counted:  # until then the statistics are those of the step before, to be read
+            self.statistics.reset()
+            self._unknown.clear()
+        self.statistics.add(tokens, kept, origins)
+        self._counted = True
+
+    def all_reduce(self) -> None:
+        """Sum the statistics of the step over ranks. `step` does it, where it was not done."""
+        self.statistics.all_reduce(self.group)
+        self._reduced = True
+
+    def step(self, *, skipped: Tensor | None = None, progress: Progress | None = None) -> None:
+        """The optimizer has stepped: move the objective to the next step. A collective call.
+
+        skipped: 0-d, 1. if the weights stayed as they were, and the objective must too; by default,
+        if the loss was not finite. progress: where the run is in the next step, for a controller
+        that follows the learning rate; by default the number of the step alone.
+        """
+        if not self._counted:
+            raise RuntimeError(
+                "objective.step() without a loss since the last one: it needs objective.loss(…) "
+                "with gradients on"
+            )
+        if self.controller is not None and self.controller.scales_lr and not self._attached:
+            raise RuntimeError(
+                f"controller {self.config.name} scales the learning rate: give optimizer=, or call "
+                "objective.attach(optimizer)"
+            )
+        if not self._reduced:
+            self.all_reduce()
+        if skipped is None:
+            skipped = 1.0 - self.statistics.column("loss").sum().isfinite().float()
+        progress = progress or self._next()
+        self.used = self.moved()
+        self.update(self.statistics, skipped, progress, self._unknown)
+        self.steps_done = progress.step
+        self._counted = self._reduced = self._stepped = False
+
+    def _next(self) -> Progress:
+        done, steps = self.steps_done + 1, self.total_steps or 1
+        if isinstance(self.controller, LearningRate):
+            raise ConfigError(
+                "controller.name=lr follows the learning rate: give step(progress=Progress(step, "
+                "steps, lr, warming)), lr that of the next step as a share of its peak"
+            )
+        if self.controller is not None and done > steps:
+            warn(f"step {done} of total_steps={steps}: the objective stays as it is at the end")
+        return Progress(done, steps, lr=1.0, warming=False)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on every step of this optimizer is taken at its learning rate times `lr_scale`,
+        where the controller scales it; and two steps with no `step` of the objective between them
+        are an error.
+
+        After the step the learning rate is a number again, for schedulers and checkpoints. With
+        fused=True it is scaled on the device; other optimizers make the host wait for it.
+        """
+        self._attached = True
+        optimizer.register_step_pre_hook(self._before_optimizer)
+        optimizer.register_step_post_hook(self._after_optimizer)
+
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        if self._stepped:
+            raise RuntimeError(
+                "the optimizer has stepped twice without objective.step(): call it after every step"
+            )
+        self._stepped = self._counted  # torch itself steps to make an optimizer's state, at lr 0
+        self._lrs = [group["lr"] for group in optimizer.param_groups]
+        if (scale := self.lr_scale) is None:
+            return
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * (scale if group.get("fused") else float(scale))
+
+    def _after_optimizer(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        for group, lr in zip(optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last step, over all ranks: means over the target tokens, whatever num_tokens was
+        (`loss`, `nll` in nats, `mean_p`, `weight`), their number `tokens`, and what was moved, as
+        the step used it (`alpha`, `lr_scale`, …). Of each source too, as `NAME/alpha`, where there
+        are several. Waits for the device."""
+        table = self.statistics.table
+        rows = {"": table.sum(0)}
+        if len(self.names) > 1:
+            rows |= {f"{name}/": row for name, row in zip(self.names, table, strict=True)}
+        found: dict[str, float] = {}
+        for place, (prefix, row) in enumerate(rows.items()):
+            sums = dict(zip(COLUMNS, row.tolist(), strict=False))
+            tokens = sums["tokens"]
+            found[f"{prefix}tokens"] = tokens
+            if tokens:
+                found |= {f"{prefix}{name}": sums[key] / tokens for key, name in SHOWN.items()}
+            for name, value in self.used.items():
+                if value.ndim == 0 or not prefix:
+                    found |= {name: float(value.mean())}
+                else:
+                    found[f"{prefix}{name}"] = float(value[place - 1])
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings: what `load_state_dict` continues from, to the bit. The same
+        on every rank, after `step`."""
+        tensors = {name: value.clone() for name, value in self.tensors().items()}
+        return {"steps_done": self.steps_done, "made_of": self._made_of(), "tensors": tensors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`. Raises CheckpointError where it is of another objective,
+        controller or number of sources."""
+        for name, value in self._made_of().items():
+            if (saved := state["made_of"].get(name)) != value:
+                raise CheckpointError(
+                    f"the objective was saved with {name}={saved}, and has {name}={value} here: "
+                    "make it as it was"
+                )
+        self.load_tensors(state["tensors"])
+        self.steps_done = state["steps_done"]
+
+    def _made_of(self) -> dict[str, str]:
+        """What must be as it was for a saved state to mean the same."""
+        return {
+            "objective": repr(self.settings),
+            "controller": repr(self.config),
+            "sources": ", ".join(self.names),
+            "total_steps": str(self.total_steps),
+        }
 
 
-def with_step_statistics(state: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
-    """The state with `mean_p`, `sequence_nll` and the running mean of the token weights, `mass`,
-    after this step; sources without a token in it keep their last value."""
-    tokens = statistics.column("tokens")
-    mean_p = statistics.column("p") / tokens
-    sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
-    seen = tokens > 0
-    mean_weight = (statistics.column("weight").sum() / tokens.sum()).float()
-    return state._replace(
-        mean_p=torch.where(seen, mean_p.float(), state.mean_p),
-        sequence_nll=torch.where(seen, sequence_nll.float(), state.sequence_nll),
-        mass=state.mass + (1 - MEAN_WEIGHT_EMA) * (mean_weight - state.mass),
-    )
+def next_tokens(labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """The targets of the hidden states of a causal language model, [..., L], from its labels, [...,
+    L], as transformers has them: each position's token is what the position before it predicts."""
+    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+
+
+def _share(num_tokens: float | Tensor | None, chosen: Tensor) -> float | Tensor:
+    """What a sum over targets is multiplied by."""
+    if num_tokens is None:
+        num_tokens = max(len(chosen), 1)
+    if isinstance(num_tokens, Tensor):
+        return 1.0 / num_tokens.to(chosen.device, torch.float32)
+    return 1.0 / num_tokens
+
+
+def _device_of(
+    device: torch.device | str | None, optimizer: torch.optim.Optimizer | None
+) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if optimizer is not None:
+        return optimizer.param_groups[0]["params"][0].device
+    if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
+        return found
+    return torch.device("cpu")

@@ -15,8 +15,9 @@ from adaptsft.data.collator import Batch
 from adaptsft.errors import ConfigError
 from adaptsft.model.modules import head_of
 from adaptsft.objectives.base import Objective
-from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_tokens
-from adaptsft_kernels import TokenOutputs, choose_implementation, linear_objective
+from adaptsft.objectives.loss import loss_of_hidden
+from adaptsft.objectives.state import ObjectiveState
+from adaptsft_kernels import TokenOutputs, choose_implementation
 
 # the names of the soft cap of the logits in Gemma, RecurrentGemma and xLSTM
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -60,17 +61,14 @@ def token_loss(
     # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
     # open (torch < 2.13)
     head(hidden[:, :0])
-    source = batch.source
-    if state is not None:
-        state, source = with_exempt_tokens(state, source, batch.targets, objective.exempt)
     settings = self.config.get_text_config()
-    loss, tokens = linear_objective(
+    return loss_of_hidden(
         hidden.flatten(0, 1),
         head.weight,
         batch.targets,
         objective,
         state,
-        source=source,
+        source=batch.source,
         sequence=batch.sequence,
         token_weight=batch.token_weight,
         reference=batch.reference,
@@ -81,8 +79,6 @@ def token_loss(
         scale=scale,
         **cast(dict[str, Any], self.loss_settings),
     )
-    of_tokens = None if state is None else per_token(state, source)
-    return loss, tokens, objective.keep(tokens, of_tokens, batch.reference)
 
 
 def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Objective:
         """Which tokens count for `objective.normalizer=kept`: bool [n], all True for an objective
         without a mask. `reference` is that of the tokens, for an objective that needs it."""
         if self.mask is None:
-            return torch.ones_like(tokens.top1)
+            return torch.ones_like(tokens.logp, dtype=torch.bool)
         kept = self.mask(TokenStatistics(*tokens[:6], reference=reference), state)
         if self.exempt is None:
             return kept
@@ -140,6 +140,13 @@ def register(
         return function
 
     return add
+
+
+def of_function(name: str, function: Callable[..., Any]) -> Objective:
+    """The objective that a function is which nobody has registered: (logp) -> loss, or (tokens,
+    state) -> (loss, weight)."""
+    of_logp = _positional(function) == 1
+    return Objective(name, weight_by_autograd(function) if of_logp else function)
 
 
 def weight_by_autograd(function: Callable[..., Tensor]) -> Callable[..., Result]:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
-
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.config.unread import unread
 from adaptsft.errors import require, require_known
@@ -85,21 +83,15 @@ def unread_by_objective(config: ObjectiveConfig, objective: Objective) -> list[s
     return warnings
 
 
-def with_exempt(
-    objective: Objective,
-    config: ObjectiveConfig,
-    tokenizer: Any,
-    ends: list[int],
-    device: torch.device,
-) -> Objective:
-    """The objective with objective.exempt's tokens of this tokenizer left to NLL; `ends` are those
-    that end a turn or a text."""
+def exempt_ids(config: ObjectiveConfig, tokenizer: Any, ends: list[int]) -> list[int]:
+    """The ids of this tokenizer's tokens that objective.exempt leaves to NLL; `ends` are those that
+    end a turn or a text. Raises ConfigError where it has no such token."""
     if config.exempt == "none":
-        return objective
+        return []
     special = tokenizer.all_special_ids if config.exempt == "special" else []
     ids = list(dict.fromkeys([*ends, *special]))
     require(ids != [], f"objective.exempt={config.exempt}: the tokenizer has no such token")
-    return dataclasses.replace(objective, exempt=torch.tensor(ids, device=device))
+    return ids
 
 
 def _with_parameters(name: str, given: Mapping[str, float]) -> Objective:

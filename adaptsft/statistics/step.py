@@ -7,13 +7,12 @@ micro-batches beyond the rounding of p itself.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaptsft.data.collator import Batch
 from adaptsft_kernels import TokenOutputs
 
 # Sums over the target tokens of a source: of p, the NLL, the objective's loss, its token weight;
@@ -45,6 +44,19 @@ class SourceStatistics(NamedTuple):
     histogram: Tensor
 
 
+class Origins(Protocol):
+    """Where n target tokens in m sequences come from, as a Batch says it."""
+
+    @property
+    def source(self) -> Tensor: ...  # int64 [n]
+    @property
+    def sequence_lengths(self) -> Tensor: ...  # int64 [m], none of them 0
+    @property
+    def sequence_source(self) -> Tensor: ...  # int64 [m]
+    @property
+    def token_weight(self) -> Tensor | None: ...  # fp32 [n]
+
+
 class StepStatistics:
     """Sums and histograms of one step. `buffer` is the vector that is all-reduced; `table` is its
     view [sources, columns].
@@ -63,9 +75,9 @@ class StepStatistics:
         """Before the first micro-batch of a step."""
         self.buffer.zero_()
 
-    def add(self, tokens: TokenOutputs, kept: Tensor, batch: Batch) -> None:
+    def add(self, tokens: TokenOutputs, kept: Tensor, batch: Origins) -> None:
         """Count the target tokens of a micro-batch; `kept` bool [n]: those the objective keeps."""
-        if batch.targets.numel() == 0:
+        if tokens.logp.numel() == 0:
             return
         p, nll = tokens.logp.exp(), -tokens.logp
         features = (torch.ones_like(p), kept, p, nll, tokens.loss, tokens.weight)
@@ -93,11 +105,11 @@ class StepStatistics:
         cell = source * self.width + column + bin_index(values, limits, BINS)
         self.buffer.index_add_(0, cell, torch.ones_like(cell, dtype=torch.float64))
 
-    def all_reduce(self) -> None:
-        """Sum over all ranks: the only collective that statistics, counts and the stop flag need in
-        a step. A single rank has the sum already."""
-        if dist.get_world_size() > 1:
-            dist.all_reduce(self.buffer)
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Sum over all ranks (of the group): the only collective that statistics, counts and the
+        stop flag need in a step. A single rank has the sum already."""
+        if dist.is_initialized() and dist.get_world_size(group) > 1:
+            dist.all_reduce(self.buffer, group=group)
 
     def column(self, name: str) -> Tensor:
         """Sums of a column, fp64 [sources]."""

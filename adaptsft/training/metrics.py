@@ -82,7 +82,6 @@ class Metrics:
     def record(
         self,
         step: int,
-        statistics: StepStatistics,
         objective: AdaptiveObjective,
         grad_norm: Tensor,
         skipped: Tensor,
@@ -90,7 +89,7 @@ class Metrics:
         micro_batches: list[Any],
     ) -> None:
         """Keep the figures of `step` (0-based), which used the objective as it is."""
-        parts = [statistics.table.flatten()]
+        parts = [objective.statistics.table.flatten()]
         parts += [getattr(objective.state, name) for name in MOVABLE]
         scale = objective.lr_scale
         scale = torch.ones_like(grad_norm) if scale is None else scale

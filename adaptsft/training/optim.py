@@ -72,19 +72,15 @@ def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
     return norm
 
 
-def guarded_step(
-    optimizer: torch.optim.AdamW, lr: float, skip: Tensor, lr_scale: Tensor | None = None
-) -> None:
-    """Take the optimizer step, at lr times `lr_scale` (0-d), unless `skip` is 1. (0-d, 0. or 1.,
-    the same on all ranks): then weights and moments stay bitwise as they were.
+def guarded_step(optimizer: torch.optim.AdamW, lr: float, skip: Tensor) -> None:
+    """Take the optimizer step at `lr`, unless `skip` is 1. (0-d, 0. or 1., the same on all ranks):
+    then weights and moments stay bitwise as they were.
 
-    The fused kernel reads both on the device; the flag from the attribute that torch.amp.GradScaler
-    sets for the same purpose.
+    The fused kernel reads the flag on the device, from the attribute that torch.amp.GradScaler sets
+    for the same purpose.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr if lr_scale is None else lr * lr_scale
+        group["lr"] = lr
     optimizer.found_inf = skip  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
-    for group in optimizer.param_groups:
-        group["lr"] = lr  # a number again: what checkpoints hold

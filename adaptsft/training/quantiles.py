@@ -15,7 +15,7 @@ from adaptsft.data.tokenized import TokenizedData
 from adaptsft.distributed.ranks import print0
 from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.objectives.build import NLL
-from adaptsft.statistics.base_model import FineHistogram
+from adaptsft.statistics.base_model import BaseStatistics, FineHistogram
 
 
 def base_pass(
@@ -46,20 +46,22 @@ def set_quantile_thresholds(
     objective: AdaptiveObjective,
     data: TokenizedData,
     loader: BatchLoader,
+    base: BaseStatistics | None,
 ) -> None:
     """Set lower and upper of the objective, per source, to the quantiles that it asks for, if any.
 
-    They are those of controller.base_stats, if given; else all of `data` runs through the model.
+    They are those of `base` (controller.base_stats), if given; else all of `data` runs through the
+    model.
     """
     asked = {"lower": config.lower_quantile, "upper": config.upper_quantile}
     asked = {name: q for name, q in asked.items() if name in objective.function.uses}
     if all(q is None for q in asked.values()):
         return
-    if objective.base is not None:
-        histogram = objective.base.fine
+    if base is not None:
+        histogram = base.fine
         print0(
             "quantiles of p under the base model: from controller.base_stats (examples of each "
-            f"source: {objective.base.sampled})"
+            f"source: {base.sampled})"
         )
     else:
         histogram = FineHistogram(len(data.names), objective.state.alpha.device)

@@ -29,6 +29,7 @@ from adaptsft.distributed.ranks import (
 from adaptsft.errors import CheckpointError
 from adaptsft.files import lock
 from adaptsft.model.fsdp import ShardedModel
+from adaptsft.statistics.base_model import BaseStatistics
 from adaptsft.training.quantiles import set_quantile_thresholds
 from adaptsft.training.run_folder import train_on, write_what_is_run
 from adaptsft.training.setup import Run
@@ -41,13 +42,14 @@ def resume_or_prepare(
     objective: AdaptiveObjective,
     data: TrainingData,
     loader: BatchLoader,
+    base: BaseStatistics | None,
 ) -> int:
     """Load the run's checkpoint into model, optimizer and objective, or compute the quantile
     thresholds of a new run; then lock the run folder and write the configuration into it. Returns
     the steps taken."""
     first = 0
     if run.checkpoint is None:
-        set_quantile_thresholds(model, run.config.objective, objective, data.train, loader)
+        set_quantile_thresholds(model, run.config.objective, objective, data.train, loader, base)
     else:
         found = run.checkpoint
         first = rank0_first(lambda: check_position(found, data))

@@ -25,10 +25,10 @@ from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model.build import build_model
 from adaptsft.model.pretrained import load_pretrained
-from adaptsft.objectives.build import NLL, build_objective
-from adaptsft.objectives.state import initial_state
+from adaptsft.objectives.build import NLL
 from adaptsft.statistics.base_model import BaseStatistics, BaseTokens
 from adaptsft.train import train
+from adaptsft.training.objective import base_statistics
 from adaptsft.training.quantiles import set_quantile_thresholds
 from tests.analysis.diagnosed import ALL, CPU, config_of, data_of, stats_of
 from tests.runs import PROCESSES, small_config
@@ -88,10 +88,9 @@ def test_training_reads_what_was_measured(folder):
         )
         lower = {}
         for origin, known in (("measured", None), ("read", base)):
-            state = initial_state(config.objective, 2, device)
-            threshold = build_objective(config.objective)
-            objective = AdaptiveObjective(threshold, state, ControllerConfig(), known)
-            set_quantile_thresholds(model, config.objective, objective, data, loader)
+            fixed = ControllerConfig()
+            objective = AdaptiveObjective(config.objective, controller=fixed, sources=2)
+            set_quantile_thresholds(model, config.objective, objective, data, loader, known)
             lower[origin] = objective.state.lower
         loader.pool.shutdown()
     torch.testing.assert_close(lower["read"], lower["measured"], rtol=5e-3, atol=0)
@@ -113,7 +112,14 @@ def test_what_is_recommended_trains(folder):
     train(config)
     with process_group("cpu") as device:
         pretrained, (data, _) = load_pretrained(config.model), data_of(config)
-        started = AdaptiveObjective.build(config, pretrained, data, device)
+        base = base_statistics(config, pretrained, data, device)
+        started = AdaptiveObjective(
+            config.objective,
+            controller=config.controller,
+            total_steps=2,
+            sources=data.names,
+            measured=base.per_source(),
+        )
     means = [source["mean_p"] for source in stats_of(out)["sources"].values()]
     assert started.memory["mean_p"][:-1].tolist() == pytest.approx(means)
 

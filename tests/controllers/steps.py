@@ -7,11 +7,10 @@ from contextlib import contextmanager
 import torch
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig, TrainConfig
-from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.controllers.base import REGISTRY, Controller, Progress, State, register
+from adaptsft.controllers.moved_objective import MovedObjective
 from adaptsft.objectives.build import build_objective
 from adaptsft.objectives.state import initial_state
-from adaptsft.statistics.base_model import BaseStatistics, FineHistogram
 from adaptsft.statistics.step import (
     BINS,
     COLUMNS,
@@ -37,13 +36,13 @@ def progress(step: int, steps: int = STEPS) -> Progress:
 
 def adaptive(
     sources: int = 1, base: StepStatistics | None = None, **settings: object
-) -> AdaptiveObjective:
+) -> MovedObjective:
     """An objective that reads all that moves, under the controller of these settings."""
     objective = ObjectiveConfig(name="threshold", base="alpha")
-    measured = None if base is None else BaseStatistics(base, FineHistogram(sources, CPU), "all")
+    measured = None if base is None else base.per_source()
     state = initial_state(objective, sources, CPU)
     config = ControllerConfig(**settings)
-    return AdaptiveObjective(build_objective(objective), state, config, measured)
+    return MovedObjective(build_objective(objective), state, config, measured)
 
 
 def statistics(*p_of_source: list[float], tokens: int = 1000) -> StepStatistics:
@@ -65,7 +64,7 @@ def statistics(*p_of_source: list[float], tokens: int = 1000) -> StepStatistics:
 
 
 def trajectory(
-    objective: AdaptiveObjective, each: list[StepStatistics], field: str = "alpha"
+    objective: MovedObjective, each: list[StepStatistics], field: str = "alpha"
 ) -> list[list[float]]:
     """The value of every step, [step][source], where step t leaves each[t]."""
     values = [getattr(objective.state, field).tolist()]

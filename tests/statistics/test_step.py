@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptsft.config.schema import ObjectiveConfig
-from adaptsft.controllers.adaptive_objective import with_step_statistics
+from adaptsft.controllers.moved_objective import with_step_statistics
 from adaptsft.data.collator import Batch
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.step import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptsft.config.schema import TrainConfig
-from adaptsft.training.optim import build_optimizer, guarded_step, learning_rate
+from adaptsft.training.optim import build_optimizer, learning_rate
 
 STEPS = 100
 
@@ -54,17 +54,3 @@ def test_weight_decay_spares_vectors_and_frozen_parameters_are_left_out():
     assert decay == {
         id(p): 0.5 if p.ndim == 2 else 0.0 for p in model.parameters() if p.requires_grad
     }
-
-
-def test_a_scaled_step_is_that_of_a_lower_learning_rate_and_leaves_a_number_behind():
-    after = []
-    for lr, scale in ((0.25, None), (0.5, torch.tensor(0.5))):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(3, 4)
-        optimizer = build_optimizer(model, TrainConfig(weight_decay=0.5))
-        for _ in range(3):
-            model(torch.ones(2, 3)).square().sum().backward()
-            guarded_step(optimizer, lr, torch.zeros(()), scale)
-        assert [group["lr"] for group in optimizer.param_groups] == [lr, lr]
-        after.append(model.weight.detach())
-    assert torch.equal(*after)

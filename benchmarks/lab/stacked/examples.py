@@ -44,7 +44,7 @@ class Examples:
 class Step:
     """The tokens of a step of R runs of G examples. n is the largest number of targets of a run;
     shorter ones are filled up with tokens that count nothing. It has what StepStatistics.add reads
-    of a batch: targets, source, sequence_source, sequence_lengths and token_weight.
+    of a batch: source, sequence_source, sequence_lengths and token_weight.
 
     inputs      int64 [R, G, L - 1]
     index       int64 [R, n], the place of each target's hidden state among those of the run
@@ -82,6 +82,6 @@ class Step:
         self.own_source = source.gather(1, sequence)
         first = torch.arange(len(runs))[:, None] * source.shape[1]
         self.sequence = (sequence + first).flatten()
-        self.targets, self.source = self.all_targets[self.valid], self.own_source[self.valid]
+        self.source = self.own_source[self.valid]
         self.sequence_source = source.flatten()
         self.sequence_lengths = is_target.sum(-1).flatten()

@@ -1,8 +1,8 @@
 """Many runs of adaptsft.train at once: the same samplers, objectives, controllers, statistics and
 optimizer, on a stacked model."""
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from adaptsft.config.schema import Config, TrainConfig
-from adaptsft.controllers.adaptive_objective import AdaptiveObjective
+from adaptsft.controllers.moved_objective import MovedObjective
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.errors import NonFiniteError, require
 from adaptsft.objectives.base import Objective
-from adaptsft.objectives.build import build_objective, with_exempt
+from adaptsft.objectives.build import build_objective, exempt_ids
 from adaptsft.objectives.state import ObjectiveState, initial_state, per_token, with_exempt_tokens
 from adaptsft.statistics.step import COLUMNS, StepStatistics
 from adaptsft.training.normalizer import LossNormalizer
@@ -28,7 +28,7 @@ NLL, P = COLUMNS.index("nll"), COLUMNS.index("p")
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class StackedRun:
     """One of the runs: its configuration, its data, and the weights that it starts from."""
 
@@ -46,14 +46,16 @@ class Running:
         self.sources = len(run.examples.names)
         self.sampler = BatchSampler(run.examples, run.config, 1)  # type: ignore[arg-type]
         objective, ends = run.config.objective, [run.tokenizer.eos_token_id]
-        function = with_exempt(build_objective(objective), objective, run.tokenizer, ends, CPU)
+        function = build_objective(objective)
+        if ids := exempt_ids(objective, run.tokenizer, ends):
+            function = dataclasses.replace(function, exempt=torch.tensor(ids))
         require(
             "reference" not in function.needs,
             f"objective.name={objective.name} reads the base model, which the lab's fast mode does "
             "not measure; run it without --fast",
         )
         state = initial_state(objective, self.sources, CPU)
-        self.objective = AdaptiveObjective(function, state, run.config.controller)
+        self.objective = MovedObjective(function, state, run.config.controller)
         self.statistics = StepStatistics(self.sources, CPU)
         self.normalizer = LossNormalizer(run.config)
         self.lines: list[dict[str, Any]] = []
@@ -134,7 +136,7 @@ def gradient_of_logits(
     valid = tokens.valid.flatten()
     outputs = TokenOutputs(*(field[valid] for field in (*statistics[:6], loss, weight)))
     table.reset()
-    table.add(outputs, kept[valid], tokens)  # type: ignore[arg-type]
+    table.add(outputs, kept[valid], tokens)
     if not bool(table.table.isfinite().all()):
         raise NonFiniteError(
             "a run of the stack had a loss that is not finite, which adaptsft.train skips and the "

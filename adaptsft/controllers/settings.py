@@ -1,0 +1,77 @@
+"""From what a user of AdaptiveObjective names to the groups `objective` and `controller` of the
+configuration, checked as those of adaptsft.train are."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adaptsft.config.load import group_of
+from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
+from adaptsft.controllers.base import REGISTRY
+from adaptsft.controllers.build import acts_through, unread_by_controller, validate_controller
+from adaptsft.controllers.schedules import Schedule
+from adaptsft.errors import require, warn
+from adaptsft.objectives import base as objectives
+from adaptsft.objectives.base import Objective
+from adaptsft.objectives.build import build_objective, unread_by_objective
+
+Settings = tuple[ObjectiveConfig, ControllerConfig, Objective]
+# keys that need what adaptsft.train has: the data, the base model, the gradients of a step
+OF_THE_TRAINER = {
+    "objective": {
+        "lower_quantile": "measure the quantile yourself and set objective.lower",
+        "upper_quantile": "measure the quantile yourself and set objective.upper",
+        "normalizer": "divide by the tokens that you mean: loss(…, num_tokens=…)",
+        "reference": "use an objective that reads the base model, and loss(…, reference=…)",
+        "base_tokens": "use loss(…, reference=…)",
+        "exempt": "give the ids of these tokens, exempt=[…]",
+        "unit_mass": "leave it out",
+    },
+    "controller": {"base_stats": "leave it out: the controller measures the first steps"},
+}
+
+
+def settings_of(
+    objective: str | Callable[..., Any] | Mapping[str, Any] | ObjectiveConfig,
+    controller: str | Mapping[str, Any] | ControllerConfig | None,
+) -> Settings:
+    """The two groups, and the objective that they name. A name that is a controller's stands for
+    that controller with the objective that it acts through (schedules: alpha). Raises ConfigError.
+
+    Groups that are given as such are those of a configuration that is resolved already.
+    """
+    if isinstance(objective, ObjectiveConfig) and isinstance(controller, ControllerConfig):
+        return objective, controller, build_objective(objective)
+    if isinstance(objective, str) and controller is None and objective in REGISTRY:
+        controller = objective
+        objective = "alpha" if issubclass(REGISTRY[objective], Schedule) else "auto"
+    own = objective if callable(objective) else None
+    if own is not None:
+        objective = getattr(own, "__name__", "own")
+    config = _group(ObjectiveConfig, "objective", objective)
+    moving = _group(ControllerConfig, "controller", controller or "fixed")
+    if own is not None:
+        function = objectives.of_function(config.name, own)
+    else:
+        if config.name == "auto":
+            config.name = acts_through(moving)
+        function = build_objective(config)
+    validate_controller(moving, config, function)
+    warnings = unread_by_objective(config, function) + unread_by_controller(moving, config)
+    for warning in warnings:
+        warn(warning)
+    return config, moving, function
+
+
+def _group(cls: type, name: str, given: Any) -> Any:
+    if isinstance(given, cls):
+        return given
+    values = {"name": given} if isinstance(given, str) else given
+    group, default = group_of(name, values), cls()
+    for key, instead in OF_THE_TRAINER[name].items():
+        value = getattr(group, key)
+        require(
+            value == getattr(default, key),
+            f"{name}.{key}={value} is a setting of adaptsft.train, which has data and model at "
+            f"hand: {instead}",
+        )
+    return group

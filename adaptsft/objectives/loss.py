@@ -1,0 +1,100 @@
+"""The loss of target tokens under an objective and its state: from hidden states, or from log
+probabilities that another program has computed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptsft.objectives.base import Objective
+from adaptsft.objectives.state import ObjectiveState, per_token, with_exempt_tokens
+from adaptsft_kernels import TokenOutputs, TokenStatistics, linear_objective
+
+
+def loss_of_hidden(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    state: ObjectiveState | None,
+    *,
+    source: Tensor,
+    reference: Any = None,
+    **settings: Any,
+) -> tuple[Tensor, TokenOutputs, Tensor]:
+    """What `linear_objective` returns, and which tokens the objective keeps, bool [n].
+
+    targets and source int64 [n]; hidden, weight, reference and `settings` are those of
+    `linear_objective`, `target_idx` among them. Tokens of objective.exempt are left to NLL.
+    """
+    if state is not None:
+        state, source = with_exempt_tokens(state, source, targets, objective.exempt)
+    loss, tokens = linear_objective(
+        hidden, weight, targets, objective, state, source=source, reference=reference, **settings
+    )
+    of_tokens = None if state is None else per_token(state, source)
+    return loss, tokens, objective.keep(tokens, of_tokens, reference)
+
+
+def loss_of_logps(
+    logps: Tensor,
+    objective: Objective,
+    state: ObjectiveState,
+    *,
+    source: Tensor,
+    targets: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    **known: Any,
+) -> tuple[Tensor, TokenOutputs, Tensor]:
+    """As `loss_of_hidden`, from logps [n], log p of the targets, through which the gradient goes:
+    d loss / d log p = -weight.
+
+    `known` are other fields of TokenStatistics; those that are not given are NaN in the result, and
+    an objective that reads one raises ValueError. 1 - p is as accurate as log p. `targets` int64
+    [n] are needed where tokens are exempt.
+    """
+    if objective.exempt is not None:
+        if targets is None:
+            raise ValueError("objective.exempt needs the targets: give targets=")
+        state, source = with_exempt_tokens(state, source, targets, objective.exempt)
+    logp, of_tokens = logps.detach().float(), per_token(state, source)
+    fields = {"logp": logp, "one_minus_p": -torch.expm1(logp)} | known
+    tokens = TokenStatistics(
+        **{name: _or_unknown(fields.get(name), name) for name in TokenStatistics._fields}
+    )
+    loss, weight = (result.detach().to(logp.dtype) for result in objective(tokens, of_tokens))
+    kept = objective.keep(tokens, of_tokens, tokens.reference)
+    if token_weight is not None:
+        loss, weight = loss * token_weight, weight * token_weight
+    unknown = torch.full_like(logp, torch.nan)
+    shown = [unknown if isinstance(field, Unknown) else field for field in tokens[:6]]
+    # the value of the objective, with the gradient of the likelihood that its weights weigh
+    likelihood = -(weight * logps.to(logp.dtype)).sum()
+    value = likelihood + (loss.sum() - likelihood).detach()
+    return value, TokenOutputs(*shown, loss, weight), kept
+
+
+class Unknown:
+    """Stands for a statistic that was not given: whatever reads it raises ValueError."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def _refuse(self, *arguments: Any) -> Any:
+        raise ValueError(f"{self._name} is read, and was not given to the loss: give {self._name}=")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any, kwargs: Any) -> Any:
+        found = [each for each in (*arguments, *(kwargs or {}).values()) if isinstance(each, cls)]
+        return found[0]._refuse()
+
+    def __getattr__(self, name: str) -> Any:
+        return self._refuse()
+
+    __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __neg__ = __lt__ = __gt__ = _refuse
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __le__ = __ge__ = _refuse
+
+
+def _or_unknown(value: Any, name: str) -> Any:
+    # `sequence` and `reference` have errors of their own where they are missing
+    return Unknown(name) if value is None and name not in ("sequence", "reference") else value
