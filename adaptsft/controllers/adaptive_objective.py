@@ -93,7 +93,7 @@ class AdaptiveObjective(MovedObjective):
         self._unknown: set[str] = set()  # statistics that some loss of the step did not give
         self._lrs: list[Any] = []  # of the optimizer's groups, in its step
         self._stepped = False  # the optimizer, since the last `step`
-        self._attached = False
+        self._hooks: list[Any] = []  # in the optimizer
         if optimizer is not None:
             self.attach(optimizer)
 
@@ -164,15 +164,19 @@ class AdaptiveObjective(MovedObjective):
         sequence: Tensor | None = None,
         token_weight: Tensor | None = None,
         reference: Any = None,
+        reduction: str = "mean",
     ) -> tuple[Tensor, TokenOutputs]:
         """As `loss`, from log p of the targets, [...], that other code has computed: the gradient
-        goes through `logps`.
+        goes through `logps`. With reduction="none" the loss is that of each target, [...], 0 where
+        there is none, and num_tokens means nothing.
 
         mask bool [...]: which of them are targets (default: all). entropy H (nats), collision sum_i
         p_i^2 and top1 (no other token is likelier than the target), [...], are for objectives and
         controllers that read them; one that reads what is not given raises ValueError. The
         objective of auto reads collision. targets, their ids, are needed where some are exempt.
         """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction={reduction!r}: choose mean or none")
         every = torch.ones_like(logps, dtype=torch.bool) if mask is None else mask.bool()
         chosen = every.flatten().nonzero().squeeze(1)
         origins = self._origins(every, chosen, source, sequence, token_weight, reference)
@@ -197,7 +201,10 @@ class AdaptiveObjective(MovedObjective):
         if torch.is_grad_enabled():
             self.count(tokens, kept, origins)
             self._unknown |= given.keys() - known.keys()
-        return loss * _share(num_tokens, chosen), tokens
+        if reduction == "none":
+            each = torch.zeros(every.shape, dtype=loss.dtype, device=loss.device)
+            return each.view(-1).index_put((chosen,), loss).view(every.shape), tokens
+        return loss.sum() * _share(num_tokens, chosen), tokens
 
     def _origins(
         self,
@@ -251,7 +258,7 @@ class AdaptiveObjective(MovedObjective):
                 "objective.step() without a loss since the last one: it needs objective.loss(…) "
                 "with gradients on"
             )
-        if self.controller is not None and self.controller.scales_lr and not self._attached:
+        if self.controller is not None and self.controller.scales_lr and not self._hooks:
             raise RuntimeError(
                 f"controller {self.config.name} scales the learning rate: give optimizer=, or call "
                 "objective.attach(optimizer)"
@@ -285,9 +292,17 @@ class AdaptiveObjective(MovedObjective):
         After the step the learning rate is a number again, for schedulers and checkpoints. With
         fused=True it is scaled on the device; other optimizers make the host wait for it.
         """
-        self._attached = True
-        optimizer.register_step_pre_hook(self._before_optimizer)
-        optimizer.register_step_post_hook(self._after_optimizer)
+        self.detach()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_optimizer),
+            optimizer.register_step_post_hook(self._after_optimizer),
+        ]
+
+    def detach(self) -> None:
+        """Leave the optimizer alone again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
         if self._stepped:

@@ -47,7 +47,7 @@ def loss_of_logps(
     **known: Any,
 ) -> tuple[Tensor, TokenOutputs, Tensor]:
     """As `loss_of_hidden`, from logps [n], log p of the targets, through which the gradient goes:
-    d loss / d log p = -weight.
+    d loss / d log p = -weight. Here the loss is that of each target, [n].
 
     `known` are other fields of TokenStatistics; those that are not given are NaN in the result, and
     an objective that reads one raises ValueError. 1 - p is as accurate as log p. `targets` int64
@@ -69,8 +69,8 @@ def loss_of_logps(
     unknown = torch.full_like(logp, torch.nan)
     shown = [unknown if isinstance(field, Unknown) else field for field in tokens[:6]]
     # the value of the objective, with the gradient of the likelihood that its weights weigh
-    likelihood = -(weight * logps.to(logp.dtype)).sum()
-    value = likelihood + (loss.sum() - likelihood).detach()
+    likelihood = -weight * logps.to(logp.dtype)
+    value = likelihood + (loss - likelihood).detach()
     return value, TokenOutputs(*shown, loss, weight), kept
 
 

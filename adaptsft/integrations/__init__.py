@@ -1,0 +1,1 @@
+"""The adaptive objective in other programs' trainers."""
