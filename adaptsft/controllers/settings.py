@@ -9,7 +9,7 @@ from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
 from adaptsft.controllers.base import REGISTRY
 from adaptsft.controllers.build import acts_through, unread_by_controller, validate_controller
 from adaptsft.controllers.schedules import Schedule
-from adaptsft.errors import require, warn
+from adaptsft.errors import require, require_known, warn
 from adaptsft.objectives import base as objectives
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import build_objective, unread_by_objective
@@ -41,9 +41,12 @@ def settings_of(
     """
     if isinstance(objective, ObjectiveConfig) and isinstance(controller, ControllerConfig):
         return objective, controller, build_objective(objective)
-    if isinstance(objective, str) and controller is None and objective in REGISTRY:
-        controller = objective
-        objective = "alpha" if issubclass(REGISTRY[objective], Schedule) else "auto"
+    if isinstance(objective, str) and controller is None:
+        names = ["auto", *REGISTRY, *objectives.REGISTRY, "threshold"]
+        require_known(f"objective {objective} is unknown", objective, dict.fromkeys(names))
+        if objective in REGISTRY:
+            controller = objective
+            objective = "alpha" if issubclass(REGISTRY[objective], Schedule) else "auto"
     own = objective if callable(objective) else None
     if own is not None:
         objective = getattr(own, "__name__", "own")
