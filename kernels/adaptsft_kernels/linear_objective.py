@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from adaptsft_kernels.chunks import rows_held
 from adaptsft_kernels.gradients import GradientSums, LossWithGradients, unrounded_reductions
@@ -88,7 +89,8 @@ def linear_objective(
     the device once per chunk, for the number of those that do; None therefore means: on CPU, or
     where the objective has `sparse = True`.
 
-    Raises ValueError for shapes, dtypes and choices that do not fit each other.
+    Raises ValueError for shapes, dtypes and choices that do not fit each other, and for a weight
+    that is a DTensor.
     """
     of_rows = {"targets": targets, "source": source, "sequence": sequence}
     of_rows["token_weight"] = token_weight
@@ -267,6 +269,12 @@ def _check(
     target_idx: Tensor | None,
     bias: Tensor | None,
 ) -> None:
+    if isinstance(weight, DTensor):
+        raise ValueError(
+            "weight is a DTensor, sharded or replicated over ranks: whole, its gradient would be "
+            "that of this rank alone; call this in the forward of a module whose weights FSDP2 has "
+            "gathered, where it is a plain tensor"
+        )
     shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden must be [N,D] and weight [V,D]; found {shapes}")

@@ -112,7 +112,6 @@ def train_on_ranks(how: str, model: str, data: str, out: str) -> int:
     assert isinstance(trainer.model_wrapped, FSDPModule if how == "FSDP2" else DDP)
     if dist.get_rank() == 0:
         (Path(out) / "log.json").write_text(json.dumps(trainer.state.log_history))
-    dist.destroy_process_group()
     return 0
 
 

@@ -1,0 +1,323 @@
+"""AdaptiveObjective in other loops: its loss however it is split, its state, its refusals."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective, next_tokens
+from adaptsft.controllers.base import REGISTRY as CONTROLLERS, Controller, register
+from adaptsft.errors import CheckpointError, ConfigError
+from adaptsft.objectives.base import REGISTRY as OBJECTIVES
+from adaptsft.objectives.reference import Reference
+from tests.kernels.reference import logits_of, random_head, relative
+
+STEPS = 8
+
+
+class Loop:
+    """A linear "language model" that fits random next tokens, [4, 12] of them in a step."""
+
+    def __init__(self, objective: object = "auto", fused: bool = True, **named: object):
+        torch.manual_seed(0)
+        self.body, self.head = nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
+        parameters = [*self.body.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=fused)
+        named = {"total_steps": STEPS, "optimizer": self.optimizer} | named
+        self.objective = AdaptiveObjective(objective, **named)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, 50, (4, 12), generator=generator)
+        labels = ids.clone()
+        labels[torch.rand(4, 12, generator=generator) < 0.3] = -100
+        return ids, next_tokens(labels)
+
+    def step(self, step: int, split: int = 1) -> dict[str, float]:
+        ids, targets = self.batch(step)
+        count = int((targets != -100).sum())
+        for x, y in zip(ids.chunk(split), targets.chunk(split), strict=True):
+            loss, _ = self.objective.loss(self.body(x), self.head.weight, y, num_tokens=count)
+            loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.objective.step()
+        return self.objective.metrics()
+
+    def run(self, first: int = 0, split: int = 1) -> list[dict[str, float]]:
+        return [self.step(step, split) for step in range(first, STEPS)]
+
+
+@pytest.mark.parametrize("name", ["auto", "neg_p", "linear", "talr", "cayley"])
+def test_a_split_into_calls_changes_nothing(name):
+    whole, parts = Loop(name).run(), Loop(name).run(split=2)
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_its_figures_are_those_of_the_tokens_by_hand():
+    loop = Loop("alpha", total_steps=None)
+    ids, targets = loop.batch(0)
+    with torch.no_grad():
+        logp = (loop.body(ids) @ loop.head.weight.T).log_softmax(-1)
+    logp = logp.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)[targets != -100]
+    found = loop.step(0)
+    assert found["tokens"] == len(logp)
+    assert found["nll"] == pytest.approx(float(-logp.mean()), rel=1e-6)
+    assert found["mean_p"] == pytest.approx(float(logp.exp().mean()), rel=1e-6)
+    assert found["alpha"] == 0 and found["loss"] == found["nll"]  # alpha's default is NLL
+
+
+def needed_by(name: str, hidden: Tensor, head: Tensor, targets: Tensor) -> Reference | None:
+    if "reference" not in OBJECTIVES[name].needs:
+        return None
+    logp = (hidden @ head.T).log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])
+    each = (logp.squeeze(-1) - 0.1).detach().float()
+    return Reference(*(each if field == "logp" else each.exp() for field in Reference._fields))
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("eaft", "idft")])
+def test_the_loss_from_log_probabilities_is_that_of_the_head(name):
+    """In value, statistics and gradient, for every objective that does not ask for more of the
+    logits than a loss from log probabilities is given."""
+    hidden, head, _, targets = random_head(n=24, dtype=torch.float64)
+    hidden, targets = hidden.detach().view(4, 6, -1), targets.view(4, 6)
+    reference = needed_by(name, hidden, head, targets)
+    results = []
+    for from_logps in (False, True):
+        x, w = hidden.clone().requires_grad_(), head.detach().clone().requires_grad_()
+        objective = AdaptiveObjective(name, device="cpu")
+        if from_logps:
+            log_p = (x @ w.T).log_softmax(-1)
+            p = log_p.detach().exp()
+            logps = log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+            loss, tokens = objective.loss_from_logps(
+                logps,
+                mask=targets != -100,
+                entropy=-(p * p.log()).sum(-1),
+                collision=p.square().sum(-1),
+                top1=logps >= log_p.amax(-1),
+                reference=reference,
+            )
+        else:
+            loss, tokens = objective.loss(x, w, targets, reference=reference)
+        loss.backward()
+        objective.step()
+        figures = torch.tensor(list(objective.metrics().values()))
+        results.append((loss.detach(), figures, x.grad, w.grad, tokens.entropy, tokens.weight))
+    for one, other in zip(*results, strict=True):
+        assert relative(other.double(), one.double()) < 1e-5 or torch.allclose(
+            other.double(), one.double(), atol=1e-7
+        )
+
+
+def test_reduction_none_is_the_loss_of_each_target():
+    hidden, head, _, targets = random_head(n=24)
+    logps = (hidden @ head.T).log_softmax(-1).gather(-1, targets.clamp(min=0)[:, None]).squeeze(-1)
+    each, tokens = AdaptiveObjective("neg_p", device="cpu").loss_from_logps(
+        logps, mask=targets != -100, reduction="none"
+    )
+    assert torch.equal(each == 0, targets == -100)
+    torch.testing.assert_close(each[targets != -100], -tokens.logp.exp())
+
+
+def test_a_function_of_log_p_is_an_objective():
+    own = Loop(lambda logp: (1 - (0.5 * logp).exp()) / 0.5, total_steps=None)
+    named = Loop({"name": "alpha", "alpha": 0.5}, total_steps=None)
+    for one, other in zip(own.run(), named.run(), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_sources_have_their_own_alpha_and_figures():
+    objective = AdaptiveObjective("auto", total_steps=50, sources=["known", "new"], device="cpu")
+    objective.attach(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+    logps = torch.tensor([[0.97] * 500, [0.01] * 500]).log().requires_grad_()
+    for _ in range(40):
+        objective.loss_from_logps(
+            logps, collision=torch.full_like(logps, 0.9), source=torch.tensor([0, 1])
+        )
+        objective.step()
+    found = objective.metrics()
+    assert found["known/mean_p"] == pytest.approx(0.97) and found["new/tokens"] == 500
+    assert found["known/alpha"] > found["new/alpha"] + 0.1
+    assert found["new/floor"] > found["known/floor"]
+
+
+@pytest.mark.parametrize("name", ["auto", "short_steps", "linear", "neg_p"])
+def test_a_saved_state_continues_to_the_bit(name, tmp_path):
+    whole, first = Loop(name), Loop(name)
+    lines = whole.run()
+    for step in range(3):
+        first.step(step)
+    state = {"objective": first.objective.state_dict(), "optimizer": first.optimizer.state_dict()}
+    torch.save(state, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt")  # weights_only: tensors, numbers and strings
+    resumed = Loop(name)
+    for part, saved in ((resumed.body, first.body), (resumed.head, first.head)):
+        part.load_state_dict(saved.state_dict())
+    resumed.optimizer.load_state_dict(loaded["optimizer"])
+    resumed.objective.load_state_dict(loaded["objective"])
+    assert resumed.run(first=3) == lines[3:]
+
+
+def test_a_state_of_another_objective_is_refused():
+    state = Loop("auto").objective.state_dict()
+    for other, said in (
+        (Loop("linear"), "objective="),
+        (Loop("auto", sources=2), "sources=source 0"),
+        (Loop("auto", total_steps=9), "total_steps=8"),
+        (Loop("auto_rl"), "controller="),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            other.objective.load_state_dict(state)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_learning_rate_is_scaled_in_the_step_alone(fused):
+    loop = Loop("short_steps", fused=fused)
+    loop.step(0)
+    scale, before = float(loop.objective.lr_scale), loop.head.weight.detach().clone()
+    assert scale < 0.2
+    state = copy.deepcopy(loop.optimizer.state_dict())
+    ids, targets = loop.batch(1)
+    loss, _ = loop.objective.loss(loop.body(ids), loop.head.weight, targets)
+    loss.backward()
+    gradients = [parameter.grad.clone() for parameter in (loop.body.weight, loop.head.weight)]
+    loop.optimizer.step()
+    assert [group["lr"] for group in loop.optimizer.param_groups] == [0.1]
+
+    by_hand = [nn.Parameter(loop.body.weight.detach().clone()), nn.Parameter(before)]
+    optimizer = torch.optim.AdamW(by_hand, fused=fused)
+    optimizer.load_state_dict(state)
+    optimizer.param_groups[0]["lr"] = 0.1 * scale
+    for parameter, gradient in zip(by_hand, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(loop.head.weight, by_hand[1], rtol=1e-6, atol=1e-7)
+
+    loop.objective.step()
+    loop.objective.detach()
+    loop.objective.loss(loop.body(ids), loop.head.weight, targets)
+    with pytest.raises(RuntimeError, match="attach"):
+        loop.objective.step()
+
+
+def test_evaluation_is_not_counted_and_a_loss_that_is_not_finite_moves_nothing():
+    loop, other = Loop(), Loop()
+    for step in range(3):
+        with torch.no_grad():
+            ids, targets = loop.batch(99)
+            loop.objective.loss(loop.body(ids), loop.head.weight, targets)
+        assert loop.step(step) == other.step(step)
+    state = loop.objective.state_dict()["tensors"]
+    ids, targets = loop.batch(3)
+    loop.objective.loss(loop.body(ids) * float("nan"), loop.head.weight, targets)
+    loop.objective.step()
+    for name, value in loop.objective.tensors().items():
+        assert torch.equal(value.nan_to_num(7.0), state[name].nan_to_num(7.0)), name
+    assert loop.objective.steps_done == 4
+
+
+def test_steps_that_were_forgotten_are_errors():
+    loop = Loop()
+    with pytest.raises(RuntimeError, match="without a loss"):
+        loop.objective.step()
+    ids, targets = loop.batch(0)
+    for _ in range(2):
+        loss, _ = loop.objective.loss(loop.body(ids), loop.head.weight, targets)
+        loss.backward()
+        if loop.optimizer.state:
+            with pytest.raises(RuntimeError, match=r"without objective\.step"):
+                loop.optimizer.step()
+        else:
+            loop.optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"objective": "autoo"}, "objective autoo is unknown; did you mean auto"),
+        ({"objective": "auto", "total_steps": None}, "give the number of optimizer steps"),
+        (
+            {"objective": {"name": "alpha", "alhpa": 1}},
+            r"unknown key objective\.alhpa; did you mean",
+        ),
+        ({"objective": {"name": "alpha", "alpha": -1}}, "must lie in"),
+        ({"objective": {"name": "neg_p", "exempt": "eos"}}, r"ids of these tokens, exempt="),
+        ({"objective": {"name": "neg_p", "normalizer": "kept"}}, "num_tokens="),
+        ({"controller": {"name": "auto", "base_stats": "x"}}, "leave it out"),
+        ({"controller": {"name": "auto", "params": {"ent": 1}}}, "did you mean end"),
+        ({"objective": "nll", "controller": "linear"}, "does not read"),
+        ({"sources": 0}, "at least one"),
+    ],
+)
+def test_what_cannot_be_is_refused(named, said):
+    with pytest.raises(ConfigError, match=said):
+        AdaptiveObjective(**{"total_steps": 5, "device": "cpu"} | named)
+
+
+def test_a_statistic_that_was_not_given_is_missed_where_it_is_read():
+    logps = torch.rand(4, 5).log().requires_grad_()
+    with pytest.raises(ValueError, match="give collision="):
+        AdaptiveObjective("deft", device="cpu").loss_from_logps(logps)
+    with pytest.raises(ValueError, match="give sequence="):
+        AdaptiveObjective("talr", device="cpu").loss_from_logps(logps.flatten())
+    with pytest.raises(ValueError, match="give reference="):
+        AdaptiveObjective("prift_prob", device="cpu").loss_from_logps(logps)
+    with pytest.raises(ValueError, match="give targets="):
+        AdaptiveObjective("neg_p", exempt=[3], device="cpu").loss_from_logps(logps)
+
+    @register("of_collision")
+    class OfCollision(Controller):
+        def update(self, state, statistics, progress):
+            return {"alpha": 1 - statistics.collision}
+
+    try:
+        objective = AdaptiveObjective("of_collision", total_steps=5, device="cpu")
+        objective.loss_from_logps(logps, collision=torch.full_like(logps, 0.25))
+        objective.step()
+        assert objective.state.alpha.tolist() == [0.75]
+        objective.loss_from_logps(logps)
+        with pytest.raises(ValueError, match="give collision="):
+            objective.step()
+    finally:
+        del CONTROLLERS["of_collision"]
+
+
+def test_exempt_tokens_keep_nll():
+    hidden, head, _, targets = random_head(n=40)
+    ids = targets[targets != -100][:3].tolist()
+    objective = AdaptiveObjective("neg_p", exempt=ids, device="cpu")
+    _, tokens = objective.loss(hidden, head, targets)
+    exempt = torch.isin(targets[targets != -100], torch.tensor(ids))
+    assert (tokens.weight[exempt] == 1).all() and (tokens.weight[~exempt] < 1).all()
+
+
+def test_a_sharded_weight_is_refused(tmp_path):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        layer = nn.Linear(16, 101, bias=False)
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+        hidden, _, _, targets = random_head()
+        with pytest.raises(ValueError, match="in the forward of a module"):
+            AdaptiveObjective("nll", device="cpu").loss(hidden, layer.weight, targets)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_targets_are_the_labels_shifted():
+    labels = torch.tensor([[1, -100, 3], [4, 5, 6]])
+    assert next_tokens(labels).tolist() == [[-100, 3, -100], [5, 6, -100]]
+
+
+def test_the_loss_is_the_mean_over_the_targets_of_the_call():
+    hidden, head, _, targets = random_head(dtype=torch.float64)
+    loss, _ = AdaptiveObjective("nll", device="cpu").loss(hidden, head, targets)
+    expected = nn.functional.cross_entropy(logits_of(hidden, head), targets)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
