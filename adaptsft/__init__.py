@@ -5,7 +5,8 @@
 
     train(load_config(["configs/sft.yaml", "model.path=…", "data.path=…", "run_dir=runs/first"]))
 
-Importing the package is quick; torch is imported when something of it is first used.
+In another training loop: AdaptiveObjective (docs/api.md). Importing the package is quick; torch is
+imported when something of it is first used.
 """
 
 import importlib
@@ -13,12 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptsft.config.resolve import load_config
+    from adaptsft.controllers.adaptive_objective import AdaptiveObjective, next_tokens
+    from adaptsft.controllers.base import Progress
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_config"]
+__all__ = ["AdaptiveObjective", "Progress", "__version__", "load_config", "next_tokens"]
+
+MODULES = {
+    "AdaptiveObjective": "adaptsft.controllers.adaptive_objective",
+    "Progress": "adaptsft.controllers.base",
+    "load_config": "adaptsft.config.resolve",
+    "next_tokens": "adaptsft.controllers.adaptive_objective",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_config":
-        return importlib.import_module("adaptsft.config.resolve").load_config
+    if name in MODULES:
+        return getattr(importlib.import_module(MODULES[name]), name)
     raise AttributeError(f"module 'adaptsft' has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """An objective together with what moves it during training."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,8 @@ class MovedObjective:
         if self.controller is not None:
             seen = statistics.per_source()
             names = set(unknown) & set(SourceStatistics._fields)
-            seen = seen._replace(**{name: Unknown(name) for name in names})
+            missing: dict[str, Any] = {name: Unknown(name) for name in names}
+            seen = seen._replace(**missing)
             self._update_memory(seen, keep, progress)
         self.state = self._moved(new)
 

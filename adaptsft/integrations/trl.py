@@ -34,12 +34,14 @@ class AdaptiveSFTTrainer(AdaptiveTrainerMixin, SFTTrainer):
             "objective=",
         )
         super().__init__(*arguments, **named)
+        args: Any = self.args
         require(
-            self.args.loss_type == "nll",
-            f"loss_type={self.args.loss_type} is an objective of TRL's own: leave it out; "
+            args.loss_type == "nll",
+            f"loss_type={args.loss_type} is an objective of TRL's own: leave it out; "
             'objective="dft" is the same one here',
         )
-        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
         add_fused_lm_head(base, outputs=OUTPUTS)
         head = base.get_output_embeddings()
         base.base_model.register_forward_hook(lambda *_: refuse_sharded(head))
@@ -49,7 +51,7 @@ class AdaptiveSFTTrainer(AdaptiveTrainerMixin, SFTTrainer):
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         def adapted(**given: Any) -> Any:
             outputs = model(**given)
@@ -57,7 +59,8 @@ class AdaptiveSFTTrainer(AdaptiveTrainerMixin, SFTTrainer):
                 outputs.log_probs = -self._losses(outputs, inputs)  # of which TRL takes the sum
             return outputs
 
-        used = adapted if self.model.training else model
+        own: Any = self.model
+        used: Any = adapted if own.training else model
         return super().compute_loss(used, inputs, return_outputs, num_items_in_batch)
 
     def _losses(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:

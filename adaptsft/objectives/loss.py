@@ -71,7 +71,7 @@ def loss_of_logps(
     # the value of the objective, with the gradient of the likelihood that its weights weigh
     likelihood = -weight * logps.to(logp.dtype)
     value = likelihood + (loss - likelihood).detach()
-    return value, TokenOutputs(*shown, loss, weight), kept
+    return value, TokenOutputs._make([*shown, loss, weight]), kept
 
 
 class Unknown:
