@@ -32,7 +32,8 @@ def loss_of_hidden(
     loss, tokens = linear_objective(
         hidden, weight, targets, objective, state, source=source, reference=reference, **settings
     )
-    of_tokens = None if state is None else per_token(state, source)
+    masking = state is not None and objective.mask is not None
+    of_tokens = per_token(state, source) if masking else None
     return loss, tokens, objective.keep(tokens, of_tokens, reference)
 
 

@@ -118,7 +118,7 @@ class StepStatistics:
     def per_source(self) -> SourceStatistics:
         """What controllers see."""
         table = torch.cat([self.table, self.table.sum(0, keepdim=True)])
-        sums = dict(zip(COLUMNS, table.unbind(1), strict=False))
+        sums = dict(zip(COLUMNS, table[:, : len(COLUMNS)].unbind(1), strict=True))
         tokens = sums["tokens"]
         return SourceStatistics(
             tokens=tokens,
