@@ -135,6 +135,7 @@ REDUCTION, DTYPE = {True: "micro_batch", False: "step"}, {True: "bf16", False: "
 RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
     "strict_reproduction.summed_micro_batches": ("train.loss_reduction", REDUCTION),
     "strict_reproduction.bf16_masters": ("model.param_dtype", DTYPE),
+    "log.tensorboard": ("log.trackers", {True: ["tensorboard"], False: []}),
 }
 
 
@@ -155,7 +156,8 @@ def rename_keys(values: Any) -> list[tuple[str, str]]:
                 f"{old} and {new}, its new name, contradict each other: leave {old} out"
             )
         OmegaConf.update(values, new, meaning[value])
-        renamed.append((f"{old}={str(value).lower()}", f"{new}={meaning[value]}"))
+        now = str(meaning[value]).replace("'", "")
+        renamed.append((f"{old}={str(value).lower()}", f"{new}={now}"))
     for old, unset in REMOVED.items():
         if (value := _pop(values, old)) not in (None, unset):
             raise ConfigError(f"{old}={value}: this key is gone, with the controller that read it")

@@ -40,6 +40,7 @@ NOT_NEGATIVE = (
     "train.weight_decay",
     "train.clip_norm",
     "train.loss_chunk",
+    "train.gc_every",
     "checkpoint.every",
     "eval.every",
 )
@@ -84,6 +85,7 @@ def resolve_and_validate(config: Config) -> None:
         _stream(config)
     _numbers(config)
     _train(config)
+    _log(config)
     objective = _objective(config)
     _loss_reduction(config)
     warnings = unread_by_objective(config.objective, objective)
@@ -99,11 +101,12 @@ def _choices(config: Config) -> None:
             not isinstance(value, float) or math.isfinite(value),
             f"{name}={value}: must be a finite number",
         )
-        require(
-            not choices or value in choices,
-            f"{name}={value}: must be one of {', '.join(choices)}"
-            + did_you_mean(str(value), choices),
-        )
+        for chosen in value if isinstance(value, list) else [value]:
+            require(
+                not choices or chosen in choices,
+                f"{name}={chosen}: must be one of {', '.join(choices)}"
+                + did_you_mean(str(chosen), choices),
+            )
 
 
 def _data(config: Config) -> None:
@@ -229,6 +232,19 @@ def _train(config: Config) -> None:
     require(
         config.model.attention != "eager" or not config.data.packing,
         "model.attention=eager knows no documents: add data.packing=false",
+    )
+
+
+def _log(config: Config) -> None:
+    log = config.log
+    require(
+        len(set(log.trackers)) == len(log.trackers),
+        f"log.trackers={log.trackers}: names a tracker twice",
+    )
+    require(
+        log.profile == [] or (len(log.profile) == 2 and 0 <= log.profile[0] < log.profile[1]),
+        f"log.profile={log.profile}: must be [start, stop] with 0 <= start < stop, such as "
+        "[10, 13] for steps 11, 12 and 13",
     )
 
 

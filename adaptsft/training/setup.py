@@ -14,11 +14,14 @@ from adaptsft.distributed.ranks import (
     check_same_config,
     device_mesh,
     process_group,
+    raise_on_all_ranks,
+    rank,
     rank0_first,
 )
 from adaptsft.distributed.signals import Stopper
 from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.training.run_folder import check_same_checkpoint, find_checkpoint
+from adaptsft.training.trackers.build import check_installed
 
 T = TypeVar("T")
 
@@ -47,6 +50,7 @@ def open_run(config: Config) -> Iterator[Run]:
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
         check_same_config(config)
+        raise_on_all_ranks(lambda: check_installed(config) if rank() == 0 else None)
         checkpoint = rank0_first(lambda: find_checkpoint(config))
         check_same_checkpoint(checkpoint)
         mesh = device_mesh(device, config.train.replicas)
