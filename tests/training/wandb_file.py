@@ -29,7 +29,9 @@ def read(run: Path) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     sessions = []
-    for path in sorted(run.glob("wandb/*/*.wandb"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(
+        run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
+    ):
         run_id, config, rows = "", {}, []
         for chunk in _chunks(path.read_bytes()):
             record = Record()
@@ -37,7 +39,9 @@ def read(run: Path) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 run_id = record.run.run_id
-                config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                config |= {
+                    item.key: json.loads(item.value_json) for item in record.run.config.update
+                }
             if kind == "history":
                 row = {
                     item.key or "/".join(item.nested_key): json.loads(item.value_json)
