@@ -5,6 +5,8 @@ name, the right to write. The upload comes last, when the ranks have parted: non
 """
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +38,26 @@ def check_push(config: Config) -> None:
         raise ConfigError(f"{start}: must be USER/NAME or ORGANISATION/NAME")
     if constants.is_offline_mode():
         raise ConfigError(f"{start}: HF_HUB_OFFLINE is set; unset it, or leave hub.push out")
-    try:
+    with _answers(start, api.endpoint):
         account = api.whoami()
-        _check_account(start, name.split("/")[0], account)
+    _check_account(start, name.split("/")[0], account)
+    with _answers(start, api.endpoint), suppress(RepositoryNotFoundError):  # it will be made
         api.auth_check(name, write=True)
-    except RepositoryNotFoundError:
-        pass  # it will be made
+
+
+@contextmanager
+def _answers(start: str, endpoint: str) -> Iterator[None]:
+    """Raises ConfigError where the hub says no, or nothing."""
+    try:
+        yield
     except LocalTokenNotFoundError:
         raise ConfigError(
             f"{start}: no token of the hub: run `hf auth login`, or set HF_TOKEN"
         ) from None
     except HfHubHTTPError as error:
         raise ConfigError(f"{start}: the hub refuses: {_reason(error)}") from None
-    except OSError as error:
-        raise ConfigError(f"{start}: {api.endpoint} does not answer: {_reason(error)}") from None
+    except Exception as error:  # of httpx or httpx2, as huggingface_hub has it
+        raise ConfigError(f"{start}: {endpoint} does not answer: {_reason(error)}") from None
 
 
 def _check_account(start: str, namespace: str, account: dict[str, Any]) -> None:
