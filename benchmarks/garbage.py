@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -112,7 +111,6 @@ def main() -> None:
                 print(f"gc_every={every}:", found[f"gc_every={every}"][-1], flush=True)
     if options.out:
         content = {"steps": STEPS - WARM_UP, "ranks": RANKS, "runs": found}
-        content["command"] = shlex.join(["python", *sys.argv])
         options.out.write_text(json.dumps(content | {"environment": environment()}, indent=1))
 
 
