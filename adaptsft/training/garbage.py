@@ -1,4 +1,4 @@
-"""train.gc_every: when Python collects its garbage. torchtitan and nanochat do the same."""
+"""train.gc_every: when Python collects its garbage. torchtitan and nanochat do likewise."""
 
 import gc
 

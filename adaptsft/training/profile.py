@@ -18,7 +18,8 @@ class Profile:
     def __init__(self, settings: list[int], run_dir: Path, first: int, steps: int):
         """`first`: steps already taken, of `steps`. Raises ConfigError where the run is shorter."""
         self.start, self.stop = settings or (-1, -1)
-        self.folder, self.profiler = run_dir / "profile", None
+        self.folder = run_dir / "profile"
+        self.profiler: profile | None = None
         if self.stop > steps:
             raise ConfigError(f"log.profile={settings}: this run has {steps} steps")
         if 0 <= self.start < first:

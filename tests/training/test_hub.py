@@ -58,7 +58,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_final_arrives_and_a_push_that_fails_is_tried_again(tmp_path, tiny_model, hub):
     model = tiny_model("llama", tied=False)
-    config = small_config(tmp_path, model, train__max_steps=2, hub__push="lab/sums")
+    config = small_config(
+        tmp_path,
+        model,
+        train__max_steps=2,
+        hub__push="lab/sums",
+        log__trackers=["tensorboard"],
+        log__profile=[0, 1],
+    )
     hub.refuses_commits = True
     done = run(config, hub, ranks=2)
     assert done.returncode == 1 and "exitcode  : 8" in done.stderr, done.stderr[-3000:]
@@ -66,6 +73,10 @@ def test_final_arrives_and_a_push_that_fails_is_tried_again(tmp_path, tiny_model
     assert done.stderr.count("adaptsft.train: HubError: hub.push=lab/sums: not uploaded") == 1
     assert f"hf upload lab/sums {final} . --private" in done.stderr
     assert hub.repositories["lab/sums"]["visibility"] == "private" and hub.commits == []
+    # rank 0 alone talks to trackers, and every rank leaves its trace
+    assert len(list((final.parent / "tensorboard").iterdir())) == 1
+    traces = {path.name[-14:] for path in (final.parent / "profile").iterdir()}
+    assert traces == {"rank_0.json.gz", "rank_1.json.gz"}
 
     hub.refuses_commits = False
     done = run(config, hub)
