@@ -149,6 +149,7 @@ def train(config: Config) -> dict[str, Any]:
                 print0(f"asked to stop: saved after step {step + 1}; resume=auto continues there")
                 return run.result | {"stopped": True}
 
+        profile.before(data.steps)
         checkpointer.wait()
         run.watchdog.stop()
         if first == data.steps and (run.folder / "final").is_dir():

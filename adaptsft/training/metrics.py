@@ -32,9 +32,9 @@ from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.flops import flops_per_token, peak_flops
 from adaptsft.training.setup import Run
+from adaptsft.training.trackers.base import BARS
 from adaptsft.training.trackers.build import Trackers
 
-BARS = 64  # of the histograms of p in metrics.jsonl and eval.jsonl
 MEANS = ("nll", "p", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy")
 
 

@@ -33,7 +33,7 @@ class Profile:
         self._write()
 
     def before(self, step: int) -> None:
-        """Call it before each step, 0-based."""
+        """Call it before each step, 0-based, and after the last one."""
         if step == self.start:
             activities = [ProfilerActivity.CPU]
             activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []

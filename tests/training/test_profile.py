@@ -36,7 +36,8 @@ def test_a_run_that_ends_in_between_leaves_what_it_has(tmp_path, tiny_model, cap
     model = tiny_model("llama", tied=False)
     config = small_config(tmp_path, model, log__profile=[4, 6])
     train(config)
-    assert optimizer_steps(trace(config, "steps_5_to_6_rank_0.json.gz")) == 2, "up to its end"
+    events = trace(config, "steps_5_to_6_rank_0.json.gz")
+    assert optimizer_steps(events) == 2, "up to its end"
     again = small_config(
         tmp_path, model, log__profile=[1, 3], resume=f"{config.run_dir}/checkpoints/step_00000002"
     )

@@ -286,6 +286,16 @@ def test_a_package_that_is_missing(fresh, tmp_path, monkeypatch):
     check_installed(fresh)
 
 
+def test_a_missing_package_ends_the_run_before_anything_is_written(
+    tmp_path, tiny_model, monkeypatch
+):
+    config = small_config(tmp_path, tiny_model("llama", tied=False), log__trackers=["mlflow"])
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
+    with pytest.raises(ConfigError, match="mlflow is not installed"):
+        train(config)
+    assert not Path(config.run_dir).exists()
+
+
 def test_names_are_checked(tmp_path):
     with pytest.raises(ConfigError, match=r"must be one of tensorboard, .*did you mean wandb"):
         small_config(tmp_path, tmp_path, log__trackers=["tensorboard", "wandbb"])

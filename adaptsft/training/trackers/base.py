@@ -11,7 +11,7 @@ import numpy as np
 from adaptsft.config.schema import Config
 from adaptsft.statistics.step import BINS, p_of_bin_edges
 
-BARS = 64  # of a histogram, where all BINS would be too many
+BARS = 64  # of a histogram, where all BINS would be too many; metrics.jsonl has as many
 
 
 @dataclass(frozen=True)
