@@ -46,6 +46,12 @@ class DisagreementError(UserError):
     exit_code = 6
 
 
+class HubError(UserError):
+    """The run is done and its model is in final/, and the upload to the hub has failed."""
+
+    exit_code = 8
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with this message unless the condition holds."""
     if not condition:

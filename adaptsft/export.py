@@ -40,6 +40,7 @@ from adaptsft.errors import CheckpointError, UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import load_pretrained
+from adaptsft.training.model_card import model_card
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +62,8 @@ def main(arguments: list[str]) -> int:
             model = build_model(config.model, config.train, pretrained, mesh, device)
             checkpoint.load_model(found, model)
             end = turn_end(Template(pretrained.tokenizer, config.data))
-            export(model, pretrained, options.out, options.dtype, end)
+            card = model_card(config, int(found.name.removeprefix("step_")), {})
+            export(model, pretrained, options.out, options.dtype, end, card)
             print0(f"{options.out}: {found.name} as a Hugging Face model in {options.dtype}")
     except UserError as error:
         return print_error("adaptsft.export", error)

@@ -39,8 +39,11 @@ from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.model.supported import check_verified
 from adaptsft.training.cadence import due_after
 from adaptsft.training.evaluation import Evaluator, prepare_tasks
+from adaptsft.training.garbage import GarbageCollection
 from adaptsft.training.header import log_run_header
+from adaptsft.training.hub import push
 from adaptsft.training.metrics import Metrics
+from adaptsft.training.model_card import model_card
 from adaptsft.training.normalizer import LossNormalizer
 from adaptsft.training.objective import base_statistics, base_tokens, configured_objective
 from adaptsft.training.optim import (
@@ -50,6 +53,7 @@ from adaptsft.training.optim import (
     progress_at,
     scale_and_clip,
 )
+from adaptsft.training.profile import Profile
 from adaptsft.training.resume import resume_or_prepare
 from adaptsft.training.run_folder import train_on
 from adaptsft.training.setup import open_run
@@ -81,6 +85,8 @@ def train(config: Config) -> dict[str, Any]:
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader, base)
         log_run_header(run, model, data, end)
+        profile = run.enter(Profile(config.log.profile, run.folder, first, data.steps))
+        garbage = run.enter(GarbageCollection(config.train.gc_every))
         metrics = run.enter(Metrics(run, model, objective, data, first))
         checkpointer = run.enter(Checkpointer(run.folder / "checkpoints", config.checkpoint))
         evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
@@ -92,6 +98,8 @@ def train(config: Config) -> dict[str, Any]:
 
         for step in range(first, data.steps):
             run.watchdog.beat(step + 1)
+            profile.before(step)
+            garbage.before(step)
             # dropout is a function of where we are: a checkpoint holds no random state
             torch.manual_seed(hash((config.seed, step, rank())))
             data.advance(step, run.watchdog)  # of a stream, to the shard that holds the step
@@ -139,17 +147,22 @@ def train(config: Config) -> dict[str, Any]:
                 print0(f"asked to stop: saved after step {step + 1}; resume=auto continues there")
                 return run.result | {"stopped": True}
 
+        profile.before(data.steps)
         checkpointer.wait()
         run.watchdog.stop()
         if first == data.steps and (run.folder / "final").is_dir():
             print0(f"{run.folder} is finished already{train_on(run.folder)}")
-            return run.result
-        export(model, pretrained, run.folder / "final", config.checkpoint.export_dtype, end)
-        print0(
-            f"{run.folder / 'final'} is a Hugging Face model; talk to it: "
-            f"python -m adaptsft.chat {run.folder}"
-        )
-        return run.result
+        else:
+            card = model_card(config, data.steps, run.result)
+            dtype = config.checkpoint.export_dtype
+            export(model, pretrained, run.folder / "final", dtype, end, card)
+            print0(
+                f"{run.folder / 'final'} is a Hugging Face model; talk to it: "
+                f"python -m adaptsft.chat {run.folder}"
+            )
+    if rank() == 0:  # the ranks have parted: an upload may take longer than they would wait
+        push(config)
+    return run.result
 
 
 def main(arguments: list[str]) -> int:

@@ -63,7 +63,7 @@ def settings(args: argparse.Namespace, folder: Path, objective: str) -> Config:
             "train.lr_schedule=constant",
             "train.warmup_ratio=0",
             "train.device=cpu",
-            "log.tensorboard=false",
+            "log.trackers=[]",
         ]
     )
 

@@ -88,7 +88,7 @@ def settings(folder: Path, run: str = "run") -> Config:
             "train.micro_batch_size=2",
             f"train.max_steps={STEPS}",
             "train.device=cpu",
-            "log.tensorboard=false",
+            "log.trackers=[]",
             "log.every=1",
         ]
     )

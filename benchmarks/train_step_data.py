@@ -78,7 +78,7 @@ def overrides(setting: Setting, changes: list[str]) -> list[str]:
         "train.lr_schedule=constant",
         "train.warmup_ratio=0",
         "checkpoint.every=0",
-        "log.tensorboard=false",
+        "log.trackers=[]",
         *changes,
         *setting.changes,
     ]

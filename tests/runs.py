@@ -70,7 +70,7 @@ def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any)
         "checkpoint.keep_last": 100,
         "checkpoint.export_dtype": "fp32",
         "log.every": 2,
-        "log.tensorboard": False,
+        "log.trackers": [],
     }
     settings |= {key.replace("__", "."): value for key, value in overrides.items()}
     return load_config(

@@ -41,7 +41,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path, model):
         checkpoint__every=0,
         data__validation_examples=4,
         eval__every=10,
-        log__tensorboard=True,
+        log__trackers=["tensorboard"],
         log__every=7,
     )
     result = train(config)
@@ -68,7 +68,7 @@ def test_tensorboard_holds_the_scalars_and_the_histogram_of_p(tmp_path, model):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = small_config(
-        tmp_path, model, log__tensorboard=True, data__validation_examples=4, eval__every=3
+        tmp_path, model, log__trackers=["tensorboard"], data__validation_examples=4, eval__every=3
     )
     train(config)
     events = EventAccumulator(

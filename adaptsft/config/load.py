@@ -66,11 +66,12 @@ def check_choices(config: Config) -> None:
             not isinstance(value, float) or math.isfinite(value),
             f"{name}={value}: must be a finite number",
         )
-        require(
-            not choices or value in choices,
-            f"{name}={value}: must be one of {', '.join(choices)}"
-            + did_you_mean(str(value), choices),
-        )
+        for chosen in value if isinstance(value, list) else [value]:
+            require(
+                not choices or chosen in choices,
+                f"{name}={chosen}: must be one of {', '.join(choices)}"
+                + did_you_mean(str(chosen), choices),
+            )
 
 
 def _parse(argument: str) -> list[tuple[str, Any]]:
@@ -164,6 +165,7 @@ REDUCTION, DTYPE = {True: "micro_batch", False: "step"}, {True: "bf16", False: "
 RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
     "strict_reproduction.summed_micro_batches": ("train.loss_reduction", REDUCTION),
     "strict_reproduction.bf16_masters": ("model.param_dtype", DTYPE),
+    "log.tensorboard": ("log.trackers", {True: ["tensorboard"], False: []}),
 }
 
 
@@ -184,7 +186,8 @@ def rename_keys(values: Any) -> list[tuple[str, str]]:
                 f"{old} and {new}, its new name, contradict each other: leave {old} out"
             )
         OmegaConf.update(values, new, meaning[value])
-        renamed.append((f"{old}={str(value).lower()}", f"{new}={meaning[value]}"))
+        now = str(meaning[value]).replace("'", "")
+        renamed.append((f"{old}={str(value).lower()}", f"{new}={now}"))
     for old, unset in REMOVED.items():
         if (value := _pop(values, old)) not in (None, unset):
             raise ConfigError(f"{old}={value}: this key is gone, with the controller that read it")

@@ -17,7 +17,7 @@ def _entries() -> list[tuple[str, str, str, str]]:
 USAGE = """\
 usage: torchrun --standalone --nproc-per-node GPUS -m adaptsft.train [CONFIG.yaml] [key=value …]
 
-Later arguments win. On one GPU or CPU, `python -m adaptsft.train …` will do. Example:
+Later arguments win. On one GPU or CPU, `adaptsft train …` will do. Example:
   torchrun --standalone --nproc-per-node 8 -m adaptsft.train configs/sft.yaml \\
     model.path=Qwen/Qwen2.5-1.5B data.path=train.jsonl controller.name=auto run_dir=runs/first
 

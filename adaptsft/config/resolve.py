@@ -39,6 +39,7 @@ NOT_NEGATIVE = (
     "train.weight_decay",
     "train.clip_norm",
     "train.loss_chunk",
+    "train.gc_every",
     "checkpoint.every",
     "eval.every",
 )
@@ -83,6 +84,7 @@ def resolve_and_validate(config: Config) -> None:
         _stream(config)
     _numbers(config)
     _train(config)
+    _log(config)
     objective = _objective(config)
     _loss_reduction(config)
     warnings = unread_by_objective(config.objective, objective)
@@ -214,6 +216,19 @@ def _train(config: Config) -> None:
     require(
         config.model.attention != "eager" or not config.data.packing,
         "model.attention=eager knows no documents: add data.packing=false",
+    )
+
+
+def _log(config: Config) -> None:
+    log = config.log
+    require(
+        len(set(log.trackers)) == len(log.trackers),
+        f"log.trackers={log.trackers}: names a tracker twice",
+    )
+    require(
+        log.profile == [] or (len(log.profile) == 2 and 0 <= log.profile[0] < log.profile[1]),
+        f"log.profile={log.profile}: must be [start, stop] with 0 <= start < stop, such as "
+        "[10, 13] for steps 11, 12 and 13",
     )
 
 

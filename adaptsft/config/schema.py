@@ -20,6 +20,7 @@ def key(default: Any, help: str, choices: tuple[str, ...] = (), changeable: bool
 
 
 LOSS_ON = ("assistant", "last_turn", "each_turn", "all")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 @dataclass
@@ -354,6 +355,12 @@ class TrainConfig:
         "seconds without progress after which every rank prints where it stands and the run ends",
         changeable=True,
     )
+    gc_every: int = key(
+        50,
+        "steps between Python's garbage collections, in the same step on every rank (0: whenever "
+        "Python likes, on each rank at another time)",
+        changeable=True,
+    )
     deterministic: bool = key(
         False, "deterministic CUDA kernels: bitwise repeatable, slower", changeable=True
     )
@@ -406,7 +413,43 @@ class LogConfig:
         "device",
         changeable=True,
     )
-    tensorboard: bool = key(True, "write TensorBoard files to run_dir/tensorboard", changeable=True)
+    trackers: list[str] = key(
+        ["tensorboard"],
+        "where the curves go beside run_dir/metrics.jsonl; all but tensorboard need an extra, as "
+        "in pip install 'adaptsft[wandb]'; see docs/guide.md",
+        TRACKERS,
+        changeable=True,
+    )
+    project: str | None = key(
+        None,
+        "project of wandb and trackio, experiment of mlflow; default: WANDB_PROJECT, "
+        "TRACKIO_PROJECT or MLFLOW_EXPERIMENT_NAME, else adaptsft",
+        changeable=True,
+    )
+    profile: list[int] = key(
+        [],
+        "[start, stop]: after step `start`, until step `stop`, torch.profiler records every rank; "
+        "Chrome traces in run_dir/profile",
+        changeable=True,
+    )
+
+
+@dataclass
+class HubConfig:
+    push: str | None = key(
+        None,
+        "USER/NAME: upload final/ to this model repository of the hub when the run is done; the "
+        "account is that of `hf auth login` or HF_TOKEN",
+        changeable=True,
+    )
+    private: bool = key(
+        True,
+        "a repository that the run creates is private; one that exists stays as it is",
+        changeable=True,
+    )
+    revision: str | None = key(
+        None, "branch of the repository, made where there is none (default: main)", changeable=True
+    )
 
 
 @dataclass
@@ -429,6 +472,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
 
 def all_keys(cls: type = Config, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:

@@ -24,11 +24,16 @@ FILE_BYTES = 5 * 1024**3
 
 
 def export(
-    model: PreTrainedModel, pretrained: Pretrained, folder: Path, dtype_name: str, end: TurnEnd
+    model: PreTrainedModel,
+    pretrained: Pretrained,
+    folder: Path,
+    dtype_name: str,
+    end: TurnEnd,
+    card: str = "",
 ) -> None:
     """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB, under the
     names of the files that the model was read from. The folder appears complete or not at all.
-    `end` is what ends a learned turn. Raises CheckpointError on all ranks."""
+    `end` is what ends a learned turn, `card` its README.md. Raises CheckpointError on all ranks."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype_name]
     writer, state, stored = _Writer(folder), model.state_dict(), cast(Any, model).stored
     for name, written in stored.names.exported.items():
@@ -38,7 +43,7 @@ def export(
     writer.copy(stored)
     if multimodal_class(pretrained.config) is None:  # not that of a checkpoint without its head
         pretrained.config.architectures = [type(model).__name__.removeprefix("FSDP")]
-    writer.finish(pretrained, dtype, end)
+    writer.finish(pretrained, dtype, end, card)
     sync_errors(writer.error)
 
 
@@ -78,12 +83,14 @@ class _Writer:
                 return
             self.add(name, tensor, tensor.dtype)
 
-    def finish(self, pretrained: Pretrained, dtype: torch.dtype, end: TurnEnd) -> None:
+    def finish(self, pretrained: Pretrained, dtype: torch.dtype, end: TurnEnd, card: str) -> None:
         self._flush()
         if rank() == 0 and self.error is None:
             try:
                 self._name_files()
                 _write_surroundings(self.temporary, pretrained, dtype, end)
+                if card:
+                    (self.temporary / "README.md").write_text(card)
                 self._commit()
             except OSError as error:
                 self.error = self._failed(error)

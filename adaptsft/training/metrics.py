@@ -1,4 +1,4 @@
-"""Metrics of every step: metrics.jsonl, a progress line, TensorBoard.
+"""Metrics of every step: metrics.jsonl, a progress line, and the trackers (TensorBoard and others).
 
 The figures of a step stay on the device: its statistics, the objective's state and a few scalars.
 Nothing waits for the device until `flush` copies those of all steps since the last one to the host.
@@ -32,9 +32,9 @@ from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.flops import flops_per_token, peak_flops
 from adaptsft.training.setup import Run
-from adaptsft.training.tensorboard import Board
+from adaptsft.training.trackers.base import BARS
+from adaptsft.training.trackers.build import Trackers
 
-BARS = 64  # of the histograms of p in metrics.jsonl and eval.jsonl; TensorBoard gets all BINS
 MEANS = ("nll", "p", "weight", "below_0.2", "above_0.5", "above_0.55", "top1", "entropy")
 
 
@@ -49,7 +49,8 @@ class Metrics:
         data: TrainingData,
         first: int,
     ):
-        """`first`: steps already taken. Lines of later steps, if there are any, are dropped."""
+        """`first`: steps already taken. Lines of later steps, if there are any, are dropped. Raises
+        ConfigError on all ranks where a tracker cannot start."""
         self.folder, self.config, self.device, self.data = run.folder, run.config, run.device, data
         self.uses, self.first = objective.function.uses, first
         self.scales_lr = objective.lr_scale is not None
@@ -57,17 +58,18 @@ class Metrics:
         self.flops_per_token = flops_per_token(model, data.train)
         self.on_device: list[Tensor] = []
         self.on_host: list[dict[str, float]] = []
-        self.clock = self.started = time.perf_counter()
         self.skipped_in_a_row = self.longest_skip = self.empty_in_a_row = 0
-        self.file = self.board = None
+        self.file = None
         if rank() == 0:
             drop_lines_after(self.folder / "metrics.jsonl", first)
             drop_lines_after(self.folder / "nonfinite.jsonl", first)
             # a new run evaluates step 0 itself
             drop_lines_after(self.folder / "eval.jsonl", first or -1)
             self.file = (self.folder / "metrics.jsonl").open("a")
-            if self.config.log.tensorboard:
-                self.board = Board(self.folder / "tensorboard", first)
+        self.trackers = raise_on_all_ranks(
+            lambda: Trackers(self.config, first) if rank() == 0 else None
+        )
+        self.clock = self.started = time.perf_counter()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -76,8 +78,8 @@ class Metrics:
         with suppress(OSError):  # a full disk has been reported where the line was written
             if self.file is not None:
                 self.file.close()
-            if self.board is not None:
-                self.board.close()
+        if self.trackers is not None:
+            self.trackers.close(failed=exception[0] is not None)
 
     def record(
         self,
@@ -172,23 +174,26 @@ class Metrics:
             for line in (line for line in lines if line["skipped"]):
                 examples = self.data.sampler.where(line["step"] - 1)
                 self._append("nonfinite.jsonl", {"step": line["step"], "examples": examples})
-            if self.board is not None:
-                self._write_board(self.board, lines, last)
+            if self.trackers is not None:
+                self._track(self.trackers, lines, last)
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder / 'metrics.jsonl'}: could not be written: {error}. The checkpoints "
                 "are intact"
             ) from None
 
-    def _write_board(self, board: Board, lines: list[dict[str, Any]], last: np.ndarray) -> None:
+    def _track(self, trackers: Trackers, lines: list[dict[str, Any]], last: np.ndarray) -> None:
+        """Histograms are those of the last step alone, `last`."""
+        names = self.data.names
+        table = last[: len(names) * (len(COLUMNS) + 2 * BINS)]
+        sums = zip(names, np.split(table, len(names)), strict=True)
+        histograms = {f"p/{name}": _histogram(part) for name, part in sums}
         for line in lines:
-            board.scalars("train", line, line["step"])
+            scalars = _floats("train", line)
             for name, values in line.get("sources", {}).items():
-                board.scalars(name, values, line["step"])
-        table = last[: len(self.data.names) * (len(COLUMNS) + 2 * BINS)]
-        for name, sums in zip(self.data.names, np.split(table, len(self.data.names)), strict=True):
-            board.histogram_of_p(f"p/{name}", _histogram(sums), lines[-1]["step"])
-        board.flush()
+                scalars |= _floats(name, values)
+            trackers.log("train", line["step"], scalars, histograms if line is lines[-1] else {})
+        trackers.flush()
 
     def evaluation(self, step: int, names: list[str], statistics: StepStatistics) -> dict[str, Any]:
         """Write and return the held-out figures after `step` steps."""
@@ -197,7 +202,8 @@ class Metrics:
         if len(names) > 1:
             sources = zip(names, table, strict=True)
             line["sources"] = {name: summary(sums, self.kept_only) for name, sums in sources}
-        raise_on_all_ranks(lambda: self._write_evaluation(line, line, table.sum(0)))
+        histograms = {"eval/p": _histogram(table.sum(0))}
+        raise_on_all_ranks(lambda: self._write_evaluation(line, line, histograms))
         print0(
             f"  held out at step {step}: nll {line['nll']:.4f}  mean p {line['mean_p']:.4f}  "
             f"loss {line['loss']:.4f}  top-1 {line['top1']:.3f}"
@@ -214,20 +220,21 @@ class Metrics:
             if isinstance(value, float)
         }
         line = {"step": step, "tasks": found}
-        raise_on_all_ranks(lambda: self._write_evaluation(line, scores, None))
+        raise_on_all_ranks(lambda: self._write_evaluation(line, scores, {}))
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         print0(f"  tasks at step {step}: {shown}")
         return found
 
-    def _write_evaluation(self, line: dict[str, Any], scalars: dict[str, Any], sums: Any) -> None:
+    def _write_evaluation(
+        self, line: dict[str, Any], values: dict[str, Any], histograms: dict[str, np.ndarray]
+    ) -> None:
         if self.file is None:
             return
         try:
             self._append("eval.jsonl", line)
-            if self.board is not None:
-                self.board.scalars("eval", scalars, line["step"])
-                if sums is not None:
-                    self.board.histogram_of_p("eval/p", _histogram(sums), line["step"])
+            if self.trackers is not None:
+                self.trackers.log("eval", line["step"], _floats("eval", values), histograms)
+                self.trackers.flush()
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder}: eval.jsonl could not be written: {error}. The checkpoints are "
@@ -288,6 +295,11 @@ def summary(sums: np.ndarray, kept_only: bool) -> dict[str, Any]:
         "sequences": values["sequences"],
         "p_histogram": [round(count) for count in bars],
     }
+
+
+def _floats(group: str, values: dict[str, Any]) -> dict[str, float]:
+    """The floats among the values, as group/name: what a tracker gets."""
+    return {f"{group}/{name}": v for name, v in values.items() if isinstance(v, float)}
 
 
 def _histogram(sums: np.ndarray) -> np.ndarray:

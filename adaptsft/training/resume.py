@@ -4,7 +4,7 @@
 2. `resume_or_prepare`, once model and data are there: does it belong to them? Load it; or compute
    the quantile thresholds of a new run.
 3. Lock the run folder, and delete what lies after the step from which the run continues.
-4. `Metrics` and TensorBoard then drop the lines of later steps.
+4. `Metrics` then drops the lines of later steps, and so do trackers, or they pass them over.
 
 The order of the data and dropout are functions of the step: there is nothing else to restore.
 """

@@ -14,11 +14,15 @@ from adaptsft.distributed.ranks import (
     check_same_config,
     device_mesh,
     process_group,
+    raise_on_all_ranks,
+    rank,
     rank0_first,
 )
 from adaptsft.distributed.signals import Stopper
 from adaptsft.distributed.watchdog import Watchdog
+from adaptsft.training.hub import check_push
 from adaptsft.training.run_folder import check_same_checkpoint, find_checkpoint
+from adaptsft.training.trackers.build import check_installed
 
 T = TypeVar("T")
 
@@ -41,12 +45,19 @@ class Run:
         return self.stack.enter_context(manager)
 
 
+def check_services(config: Config) -> None:
+    """Raises ConfigError where what the run talks to, trackers and the hub, would not answer."""
+    check_installed(config)
+    check_push(config)
+
+
 @contextmanager
 def open_run(config: Config) -> Iterator[Run]:
     """Join the process group, and find out whether there is a run to continue. Writes nothing."""
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
         check_same_config(config)
+        raise_on_all_ranks(lambda: check_services(config) if rank() == 0 else None)
         checkpoint = rank0_first(lambda: find_checkpoint(config))
         check_same_checkpoint(checkpoint)
         mesh = device_mesh(device, config.train.replicas)

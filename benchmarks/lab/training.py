@@ -27,7 +27,7 @@ def configure(
     else:
         data["sources"] = [{"name": name, "path": str(path)} for name, path in sources.items()]
     places = {"run_dir": str(run_dir), "seed": seed, "model": {"path": str(model)}, "data": data}
-    files = {"checkpoint": {"export_dtype": "fp32"}, "log": {"tensorboard": False}}
+    files = {"checkpoint": {"export_dtype": "fp32"}, "log": {"trackers": []}}
     path = Path(f"{run_dir}.yaml")  # not with_suffix: the name of a method may hold a dot
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(OmegaConf.to_yaml(OmegaConf.merge(*keys, places, files)))

@@ -61,7 +61,7 @@ def run(
         "train.micro_batch_size": 2,
         "train.device": "cpu",
         "checkpoint.export_dtype": "fp32",
-        "log.tensorboard": "false",
+        "log.trackers": "[]",
     }
     return train(load_config([f"{key}={value}" for key, value in (common | settings).items()]))
 

@@ -127,6 +127,8 @@ OLD = [
     ("strict_reproduction.summed_micro_batches", "false", "train.loss_reduction=step"),
     ("strict_reproduction.bf16_masters", "true", "model.param_dtype=bf16"),
     ("strict_reproduction.bf16_masters", "false", "model.param_dtype=fp32"),
+    ("log.tensorboard", "true", "log.trackers=[tensorboard]"),
+    ("log.tensorboard", "false", "log.trackers=[]"),
 ]
 
 

@@ -41,7 +41,7 @@ SHARED = {
     "checkpoint.every": 3,
     "checkpoint.export_dtype": "fp32",
     "log.every": 2,
-    "log.tensorboard": "false",
+    "log.trackers": "[]",
 }
 KEPT = {
     "objective.name": "threshold",

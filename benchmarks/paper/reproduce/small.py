@@ -37,7 +37,7 @@ STEPS = [
     "train.global_batch_size=8",
     "train.micro_batch_size=1",
     "train.device=cpu",
-    "log.tensorboard=false",
+    "log.trackers=[]",
 ]
 ITEMS, SAMPLES, POINTS = 4, 2, 2  # of a task, of an item, of a sweep
 CONVERSATIONS = ("figfont", "magpie", "evol")  # data sets whose records hold messages

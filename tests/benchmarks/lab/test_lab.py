@@ -153,7 +153,7 @@ def test_a_real_model_by_commands(tmp_path, capsys):
     content = {
         "methods": ["base", "alpha_1"],
         "seeds": [0],
-        "finetune": {"train": train, "log": {"tensorboard": False}},
+        "finetune": {"train": train, "log": {"trackers": []}},
         "real": {"model": str(base), "regimes": {"words": regime}},
     }
     preset.write_text(yaml.safe_dump(content))

@@ -155,7 +155,7 @@ def record(recipe: Path, run: Path, *overrides: str) -> list[dict[str, Any]] | s
     """What a run of a recipe records, but for the clock; or the error that it is refused with."""
     try:
         config = load_config(
-            [str(recipe), f"run_dir={run}", "log.tensorboard=false", "train.device=cpu", *overrides]
+            [str(recipe), f"run_dir={run}", "log.trackers=[]", "train.device=cpu", *overrides]
         )
         trainer.train(config)
     except UserError as error:
