@@ -70,7 +70,9 @@ def train(config: Config) -> dict[str, Any]:
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         check_fits_model(config, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
-        model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
+        model = build_model(
+            config.model, config.train, pretrained, run.mesh, run.device, config.seed
+        )
         optimizer = build_optimizer(model, config.train)
         objective = AdaptiveObjective.build(config, pretrained, data.train, run.device)
         in_buckets = model.attention_backend == "sdpa"

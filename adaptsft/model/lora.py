@@ -1,0 +1,209 @@
+"""LoRA: low-rank adapters beside the linear layers of a frozen model (arXiv:2106.09685), in PEFT's
+layers and under PEFT's names.
+
+PEFT decides what an adapter is, computes with it and merges it. Here is what a sharded model needs
+besides: which weights are whose, a start that no number of ranks changes, and the tensors of an
+adapter folder.
+"""
+
+import copy
+import importlib.util
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from adaptsft.config.schema import ModelConfig
+from adaptsft.errors import ConfigError, did_you_mean
+from adaptsft.model.load import Stored
+from adaptsft.model.modules import embedding_of, head_of
+
+ADAPTER = "default"  # PEFT's name for an adapter that needs none
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def require_peft(what: str) -> None:
+    """Raise ConfigError where PEFT is not installed; `what` needs it."""
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"{what} needs PEFT, which is not installed: pip install 'adaptsft[lora]'")
+
+
+def add_adapters(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Freeze the model and put adapters beside the linear layers that model.lora.target_modules
+    names, on the current device and without their initial values. Raises ConfigError."""
+    require_peft(f"model.lora.rank={config.lora.rank}")
+    import peft
+
+    lora, targets = config.lora, config.lora.target_modules
+    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    linear.remove(_name_of(model, head_of(model)))
+    local = Path(config.path).is_dir()
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(Path(config.path).resolve()) if local else config.path,
+        revision=config.revision,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+    try:
+        with warnings.catch_warnings():  # of tied weights: the head and embedding are refused below
+            warnings.simplefilter("ignore")
+            peft.inject_adapter_in_model(settings, model, ADAPTER)
+    except ValueError as error:  # nothing matches, or what matches is not a layer that PEFT adapts
+        raise ConfigError(
+            f"model.lora.target_modules={targets}: {str(error).splitlines()[0]} There are "
+            f"{', '.join(_last_parts(linear))}"
+        ) from None
+    _check_targets(model, targets, linear)
+
+
+def _check_targets(model: PreTrainedModel, targets: str | list[str], linear: list[str]) -> None:
+    """Every name has found something, and nothing but linear layers below the head. PEFT passes
+    over a name that finds nothing as long as another does."""
+    from peft.tuners.lora import Linear, LoraLayer
+
+    key = f"model.lora.target_modules={targets}"
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for wanted in targets if isinstance(targets, list) else []:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in found):
+            raise ConfigError(
+                f"{key}: {wanted!r} is no linear layer{did_you_mean(wanted, _last_parts(linear))}; "
+                f"there are {', '.join(_last_parts(linear))}"
+            )
+    for what, module in (("head", head_of(model)), ("embedding", embedding_of(model))):
+        if isinstance(module, LoraLayer):
+            raise ConfigError(
+                f"{key}: {_name_of(model, module)} is the model's {what}, which cannot carry an "
+                f"adapter: the fused loss reads the head's own weight. Choose among "
+                f"{', '.join(_last_parts(linear))}"
+            )
+    for name, module in found.items():
+        if not isinstance(module, Linear):
+            kind = type(module.get_base_layer()).__name__
+            raise ConfigError(f"{key}: {name} is {kind}; only linear layers carry adapters here")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _name_of(model: nn.Module, module: nn.Module) -> str:
+    return next(name for name, other in model.named_modules() if other is module)
+
+
+def _last_parts(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, PEFT's layer) of each layer with an adapter."""
+    if has_adapters(model):
+        from peft.tuners.lora import LoraLayer
+
+        yield from ((n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer))
+
+
+def with_base_names(stored: Stored, model: nn.Module) -> Stored:
+    """`stored` of a model, under the names that its tensors have beside adapters: those of an
+    adapted layer are its base layer's."""
+    layers = {name for name, _ in adapted_layers(model)}
+
+    def renamed(names: dict[str, str]) -> dict[str, str]:
+        parts = {name: name.rpartition(".") for name in names}
+        return {
+            (f"{layer}.base_layer.{last}" if layer in layers else name): names[name]
+            for name, (layer, _, last) in parts.items()
+        }
+
+    names = stored.names
+    names = names._replace(stored=renamed(names.stored), exported=renamed(names.exported))
+    return Stored(stored.files, names)
+
+
+@torch.no_grad()
+def initialize_adapters(model: nn.Module, seed: int) -> None:
+    """PEFT's default start, the same on any number of ranks: A uniform within 1 / sqrt(its width)
+    (Kaiming, a = sqrt 5), B zero, and DoRA's magnitudes the norms of the loaded weights."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, layer in adapted_layers(model):
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        whole = torch.empty(a.shape)
+        nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
+        _fill(a, whole)
+        b.zero_()
+        if ADAPTER in layer.lora_magnitude_vector:
+            weight = full(layer.get_base_layer().weight).float()
+            weight = weight.T if layer.fan_in_fan_out else weight  # [out, in]
+            _fill(layer.lora_magnitude_vector[ADAPTER].weight, torch.linalg.norm(weight, dim=1))
+
+
+def _fill(target: Tensor, whole: Tensor) -> None:
+    """Copy a tensor that every rank has into the shards of `target`."""
+    whole = whole.to(target.device, target.dtype)
+    if isinstance(target, DTensor):
+        mesh, placements = target.device_mesh, target.placements
+        whole = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+    target.copy_(whole)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor; all ranks call it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32) of the weight of each adapted layer as PEFT merges it, one whole layer at a
+    time. All ranks call it together."""
+    for name, layer in adapted_layers(model):
+        whole = {f"layer.{part}": full(p).float() for part, p in layer.named_parameters()}
+        merged = torch.func.functional_call(_Merged(layer), whole, ())
+        yield f"{name}.base_layer.weight", merged
+
+
+class _Merged(nn.Module):
+    """What PEFT would make of a layer's weight, without changing the layer."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self) -> Tensor:
+        weight = self.layer.get_base_layer().weight
+        if variant := self.layer.lora_variant.get(ADAPTER):  # DoRA
+            return variant.merge_safe(self.layer, ADAPTER, weight)
+        return weight + self.layer.get_delta_weight(ADAPTER)
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' tensors, sharded, under the names that PEFT gives them in files."""
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(
+        model, model.state_dict(), adapter_name=ADAPTER, save_embedding_layers=False
+    )
+    # as PeftModel, which is the model one level further down, would name them
+    return {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def write_adapter_config(folder: Path, model: nn.Module) -> None:
+    settings = copy.deepcopy(cast(Any, model).peft_config[ADAPTER])
+    settings.inference_mode = True
+    if not isinstance(settings.target_modules, str):  # a set, in another order each time
+        settings.target_modules = sorted(settings.target_modules)
+    settings.save_pretrained(folder)
