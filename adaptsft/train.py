@@ -148,11 +148,9 @@ def train(config: Config) -> dict[str, Any]:
         if first == data.steps and (run.folder / "final").is_dir():
             print0(f"{run.folder} is finished already{train_on(run.folder)}")
             return run.result
-        export(model, pretrained, run.folder / "final", config.checkpoint.export_dtype, end)
-        print0(
-            f"{run.folder / 'final'} is a Hugging Face model; talk to it: "
-            f"python -m adaptsft.chat {run.folder}"
-        )
+        final = run.folder / "final"
+        kind = export(model, pretrained, final, config.checkpoint.export_dtype, end)
+        print0(f"{final} is {kind}; talk to it: python -m adaptsft.chat {run.folder}")
         return run.result
 
 

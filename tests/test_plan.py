@@ -170,6 +170,8 @@ CASES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
         64,
         {"model__param_dtype": "bf16", "model__compute_dtype": "bf16"},
     ),
+    "adapters": ("llama", 4, 2, 128, {"model__lora__rank": 8, "model__compute_dtype": "bf16"}),
+    "dora": ("qwen2", 1, 1, 128, {"model__lora__rank": 8, "model__lora__use_dora": True}),
 }
 MODES = [(name, mode) for name in list(CASES)[:2] for mode in ("none", "full", "per_op")]
 

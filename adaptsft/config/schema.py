@@ -29,15 +29,13 @@ class LoraConfig:
         "r of PEFT's LoraConfig: rank of the adapters that are trained in place of the model's "
         "weights (0: all weights are trained)",
     )
-    alpha: int = key(
-        32, "lora_alpha of PEFT: what an adapter adds is multiplied by alpha / rank"
-    )
+    alpha: int = key(32, "lora_alpha of PEFT: what an adapter adds is multiplied by alpha / rank")
     dropout: float = key(0.0, "lora_dropout of PEFT: of what the adapters read")
     target_modules: Any = key(
         "all-linear",
-        "as PEFT's: the layers with adapters, as a list of the ends of their names such as [q_proj, "
-        "v_proj], a regular expression of whole names, or all-linear: every linear layer but the "
-        "head",
+        "as PEFT's, the layers that get adapters: a list of how their names end, such as "
+        "[q_proj, v_proj], a regular expression of whole names, or all-linear: every linear layer "
+        "but the head",
     )
     use_rslora: bool = key(
         False, "as PEFT's: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732)"

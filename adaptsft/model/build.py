@@ -68,8 +68,7 @@ def build_model(
     model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
     if config.lora.rank:
-        with torch.device("meta"):
-            raise_on_all_ranks(lambda: lora.add_adapters(model, config))
+        raise_on_all_ranks(lambda: lora.add_adapters(model, config))
         stored = lora.with_base_names(stored, model)
     set_dtypes(model, config, dtype)
     freeze(model, config.freeze)

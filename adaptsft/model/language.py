@@ -19,7 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-from adaptsft.errors import ConfigError, reason_of
+from adaptsft.errors import ConfigError, reason_of, require_installed
 from adaptsft.model.attention import EAGER
 
 # Language parts for which transformers has no causal language model of their own: a linear head
@@ -78,9 +78,17 @@ def causal_lm(
         ) from None
 
 
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds an adapter in PEFT's layout, not a model."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
 def load_whole(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """A model of a folder or of the hub that answers texts, not sharded: of a multimodal one the
-    whole, where transformers has no other class. Raises what `from_pretrained` raises."""
+    whole, where transformers has no other class, and of an adapter's folder its base with it.
+    Raises what `from_pretrained` raises."""
+    if is_adapter(path):
+        require_installed("peft", "lora", f"{path} (an adapter)")
     try:
         # False is said: without it transformers asks on the terminal
         return AutoModelForCausalLM.from_pretrained(

@@ -7,7 +7,6 @@ adapter folder.
 """
 
 import copy
-import importlib.util
 import math
 import warnings
 from collections.abc import Iterator
@@ -20,24 +19,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from adaptsft.config.schema import ModelConfig
-from adaptsft.errors import ConfigError, did_you_mean
+from adaptsft.errors import ConfigError, did_you_mean, require_installed
 from adaptsft.model.load import Stored
 from adaptsft.model.modules import embedding_of, head_of
 
 ADAPTER = "default"  # PEFT's name for an adapter that needs none
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-
-
-def require_peft(what: str) -> None:
-    """Raise ConfigError where PEFT is not installed; `what` needs it."""
-    if importlib.util.find_spec("peft") is None:
-        raise ConfigError(f"{what} needs PEFT, which is not installed: pip install 'adaptsft[lora]'")
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def add_adapters(model: PreTrainedModel, config: ModelConfig) -> None:
     """Freeze the model and put adapters beside the linear layers that model.lora.target_modules
-    names, on the current device and without their initial values. Raises ConfigError."""
-    require_peft(f"model.lora.rank={config.lora.rank}")
+    names, on meta. Raises ConfigError."""
+    require_installed("peft", "lora", f"model.lora.rank={config.lora.rank}")
     import peft
 
     lora, targets = config.lora, config.lora.target_modules
@@ -58,7 +51,7 @@ def add_adapters(model: PreTrainedModel, config: ModelConfig) -> None:
     try:
         with warnings.catch_warnings():  # of tied weights: the head and embedding are refused below
             warnings.simplefilter("ignore")
-            peft.inject_adapter_in_model(settings, model, ADAPTER)
+            peft.inject_adapter_in_model(settings, model, ADAPTER, low_cpu_mem_usage=True)
     except ValueError as error:  # nothing matches, or what matches is not a layer that PEFT adapts
         raise ConfigError(
             f"model.lora.target_modules={targets}: {str(error).splitlines()[0]} There are "
@@ -73,7 +66,9 @@ def _check_targets(model: PreTrainedModel, targets: str | list[str], linear: lis
     from peft.tuners.lora import Linear, LoraLayer
 
     key = f"model.lora.target_modules={targets}"
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    found = {
+        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
     for wanted in targets if isinstance(targets, list) else []:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in found):
             raise ConfigError(
@@ -167,13 +162,12 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, fp32) of the weight of each adapted layer as PEFT merges it, one whole layer at a
-    time. All ranks call it together."""
-    for name, layer in adapted_layers(model):
-        whole = {f"layer.{part}": full(p).float() for part, p in layer.named_parameters()}
-        merged = torch.func.functional_call(_Merged(layer), whole, ())
-        yield f"{name}.base_layer.weight", merged
+@torch.no_grad()
+def merged_weight(layer: Any) -> Tensor:
+    """fp32: the weight of an adapted layer and its adapter, as PEFT merges them. All ranks call it
+    together."""
+    whole = {f"layer.{name}": full(p).float() for name, p in layer.named_parameters()}
+    return torch.func.functional_call(_Merged(layer), whole, ())
 
 
 class _Merged(nn.Module):
@@ -199,6 +193,10 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     )
     # as PeftModel, which is the model one level further down, would name them
     return {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def base_name(model: nn.Module) -> str:
+    return cast(Any, model).peft_config[ADAPTER].base_model_name_or_path
 
 
 def write_adapter_config(folder: Path, model: nn.Module) -> None:
