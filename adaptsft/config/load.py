@@ -187,6 +187,13 @@ ALIASES = {
 }
 
 
+# and what it does not say here in other words
+UNSUPPORTED = {
+    "modules_to_save": "adapters are trained alone, and no other weights are trained beside them: "
+    "leave it out",
+}
+
+
 def _explain(error: Exception) -> str:
     """One line for OmegaConf's error: the full key, what is wrong with it, and the nearest key that
     exists."""
@@ -194,6 +201,8 @@ def _explain(error: Exception) -> str:
     last = full_key.split(".")[-1]
     if alias := ALIASES.get(last):
         return f"unknown key {full_key}; did you mean {alias}?"
+    if reason := UNSUPPORTED.get(last):
+        return f"unknown key {full_key}: {reason}"
     if "not in" in str(error):
         names = [name for name, _, _ in all_keys()]
         same_end = [name for name in names if name.split(".")[-1] == last]

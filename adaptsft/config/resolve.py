@@ -6,14 +6,13 @@ import datetime
 import math
 import re
 from pathlib import Path
-from typing import Any
 
+from adaptsft.config.adapters import check_adapters
 from adaptsft.config.load import parse_arguments
 from adaptsft.config.schema import (
     LOSS_ON,
     Config,
     LoraConfig,
-    ModelConfig,
     TrainConfig,
     all_keys,
     get,
@@ -28,7 +27,6 @@ from adaptsft.errors import (
     ConfigError,
     did_you_mean,
     require,
-    require_installed,
     require_known,
     warn,
 )
@@ -102,7 +100,7 @@ def resolve_and_validate(config: Config) -> None:
         _stream(config)
     _numbers(config)
     _train(config)
-    _lora(config.model)
+    check_adapters(config.model)
     objective = _objective(config)
     _loss_reduction(config)
     warnings = unread_by_objective(config.objective, objective)
@@ -252,48 +250,6 @@ def _train(config: Config) -> None:
     require(
         config.model.attention != "eager" or not config.data.packing,
         "model.attention=eager knows no documents: add data.packing=false",
-    )
-
-
-def _lora(model: ModelConfig) -> None:
-    """Which modules there are, the model says (adaptsft.model.lora)."""
-    lora = model.lora
-    require(lora.alpha > 0, f"model.lora.alpha={lora.alpha}: must be above 0")
-    require(
-        0 <= lora.dropout < 1,
-        f"model.lora.dropout={lora.dropout}: must lie in [0, 1)",
-    )
-    targets: Any = lora.target_modules
-    names = [targets] if isinstance(targets, str) else targets
-    require(
-        isinstance(names, list) and names != [] and all(isinstance(n, str) and n for n in names),
-        f"model.lora.target_modules={targets}: must be all-linear, a list of names such as "
-        "[q_proj, v_proj], or a regular expression",
-    )
-    require(
-        names == [targets] or "all-linear" not in names,
-        f"model.lora.target_modules={targets}: write all-linear alone, not in a list",
-    )
-    try:
-        re.compile(targets if isinstance(targets, str) else "")
-    except re.error as error:
-        raise ConfigError(
-            f"model.lora.target_modules={targets} is not a regular expression: {error}"
-        ) from None
-    if lora.rank == 0:
-        return
-    start = f"model.lora.rank={lora.rank}"
-    require_installed("peft", "lora", start)
-    require(
-        model.freeze == [],
-        f"model.freeze={model.freeze} with {start}: all of the model is frozen already; leave it "
-        "out, and choose the layers with adapters by model.lora.target_modules",
-    )
-    require(
-        model.add_tokens == [],
-        f"model.add_tokens={model.add_tokens} with {start}: embeddings are frozen, and final/ has "
-        "none, so new tokens would never be learned; leave them out, or train all weights "
-        "(model.lora.rank=0)",
     )
 
 

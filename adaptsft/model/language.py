@@ -83,22 +83,45 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def load_whole(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+def load_whole(
+    path: str | Path,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Any:
     """A model of a folder or of the hub that answers texts, not sharded: of a multimodal one the
     whole, where transformers has no other class, and of an adapter's folder its base with it.
-    Raises what `from_pretrained` raises."""
+    Raises what `from_pretrained` raises, and ConfigError for an adapter without its base."""
     if is_adapter(path):
-        require_installed("peft", "lora", f"{path} (an adapter)")
+        return _load_adapted(path, dtype, trust_remote_code)
+    options: dict[str, Any] = {"revision": revision}
     try:
         # False is said: without it transformers asks on the terminal
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code
+            path, dtype=dtype, trust_remote_code=trust_remote_code, **options
         )
     except ValueError:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or multimodal_class(config) is None:
             raise
-        return AutoModelForMultimodalLM.from_pretrained(path, dtype=dtype)
+        return AutoModelForMultimodalLM.from_pretrained(path, dtype=dtype, **options)
+
+
+def _load_adapted(path: str | Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """By PEFT itself: transformers 5.24 leaves DoRA's magnitudes as they were before training."""
+    require_installed("peft", "lora", f"{path} holds an adapter, which")
+    from peft import PeftConfig, PeftModel
+
+    settings = PeftConfig.from_pretrained(str(path))
+    base = str(settings.base_model_name_or_path)
+    try:
+        model = load_whole(base, dtype, trust_remote_code, settings.revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} holds an adapter of {base} (base_model_name_or_path in adapter_config.json), "
+            f"which cannot be loaded: {reason_of(error).splitlines()[0]}"
+        ) from None
+    return PeftModel.from_pretrained(model, str(path)).get_base_model()
 
 
 def _check_scales(config: Any, whole: type[PreTrainedModel]) -> None:
