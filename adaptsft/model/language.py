@@ -83,28 +83,22 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def load_whole(
-    path: str | Path,
-    dtype: torch.dtype,
-    trust_remote_code: bool = False,
-    revision: str | None = None,
-) -> Any:
+def load_whole(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """A model of a folder or of the hub that answers texts, not sharded: of a multimodal one the
     whole, where transformers has no other class, and of an adapter's folder its base with it.
     Raises what `from_pretrained` raises, and ConfigError for an adapter without its base."""
     if is_adapter(path):
         return _load_adapted(path, dtype, trust_remote_code)
-    options: dict[str, Any] = {"revision": revision}
     try:
         # False is said: without it transformers asks on the terminal
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, **options
+            path, dtype=dtype, trust_remote_code=trust_remote_code
         )
     except ValueError:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or multimodal_class(config) is None:
             raise
-        return AutoModelForMultimodalLM.from_pretrained(path, dtype=dtype, **options)
+        return AutoModelForMultimodalLM.from_pretrained(path, dtype=dtype)
 
 
 def _load_adapted(path: str | Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -114,8 +108,13 @@ def _load_adapted(path: str | Path, dtype: torch.dtype, trust_remote_code: bool)
 
     settings = PeftConfig.from_pretrained(str(path))
     base = str(settings.base_model_name_or_path)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options["revision"] = settings.revision
     try:
-        model = load_whole(base, dtype, trust_remote_code, settings.revision)
+        config = AutoConfig.from_pretrained(base, **options)
+        # adapters have the names of the whole, also where its language part has a class of its own
+        loader = AutoModelForMultimodalLM if multimodal_class(config) else AutoModelForCausalLM
+        model = loader.from_pretrained(base, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} holds an adapter of {base} (base_model_name_or_path in adapter_config.json), "

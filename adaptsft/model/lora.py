@@ -191,8 +191,23 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors = get_peft_model_state_dict(
         model, model.state_dict(), adapter_name=ADAPTER, save_embedding_layers=False
     )
-    # as PeftModel, which is the model one level further down, would name them
-    return {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    layers = _names_in_files(model)
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.partition(".lora_")
+        # as PeftModel names them, which has the model two levels further down
+        renamed[f"base_model.model.{layers[layer]}.lora_{part}"] = tensor
+    return renamed
+
+
+def _names_in_files(model: nn.Module) -> dict[str, str]:
+    """Name of each adapted layer -> its name in the model that an adapter is loaded beside: of a
+    language model that is part of a multimodal one, in the whole."""
+    whole = cast(Any, model).stored.names.whole
+    names = {name: whole.get(f"{name}.weight") for name, _ in adapted_layers(model)}
+    return {
+        name: (other or f"{name}.weight").removesuffix(".weight") for name, other in names.items()
+    }
 
 
 def base_name(model: nn.Module) -> str:
@@ -202,6 +217,8 @@ def base_name(model: nn.Module) -> str:
 def write_adapter_config(folder: Path, model: nn.Module) -> None:
     settings = copy.deepcopy(cast(Any, model).peft_config[ADAPTER])
     settings.inference_mode = True
-    if not isinstance(settings.target_modules, str):  # a set, in another order each time
+    if cast(Any, model).stored.names.whole:  # short names may match its other parts as well
+        settings.target_modules = sorted(_names_in_files(model).values())
+    elif not isinstance(settings.target_modules, str):  # a set, in another order each time
         settings.target_modules = sorted(settings.target_modules)
     settings.save_pretrained(folder)

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
+    "one": {"rank": 1},  # of A, the second rank holds nothing
     "some": {"target_modules": ["q_proj", "down_proj"]},
 }
 # dropout would show a lost seed, several micro-batches and packs a lost gradient
