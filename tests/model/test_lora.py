@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import LoraConfig, ModelConfig, TrainConfig
+from adaptsft.data.stop import TurnEnd
 from adaptsft.distributed.ranks import device_mesh
 from adaptsft.errors import ConfigError
 from adaptsft.model.build import build_model
+from adaptsft.model.export import export
+from adaptsft.model.language import load_whole
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.training.flops import flops_per_token
 from tests.model.batches import LENGTHS, Operators, built, packed_batch
+from tests.model.checkpoints import assert_same, names_in, saved
 from tests.runs import small_config
 from tests.test_plan import ranks
 from tests.training.test_normalizer import tokenised
@@ -184,3 +189,34 @@ def test_a_quantised_base_is_refused_with_adapters_too(tiny_model, tmp_path):
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match=r"bitsandbytes.*nor do adapters"):
         load_pretrained(ModelConfig(path=str(folder), lora=lora()))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "phi3", "gemma2"])
+@pytest.mark.parametrize("method", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_peft_and_transformers_load_what_is_exported(tmp_path, device, model_type, method):
+    """Transposed weights, fused ones, files with other names than the model, a tied head."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 128, "vocab_size": 400, "bos_token_id": None}
+    sizes |= {"eos_token_id": 2, "pad_token_id": 0}
+    source = saved(tmp_path / "saved", model_type, AutoModelForCausalLM, **sizes)
+    model, pretrained = built(source, device, lora=lora(**method))
+    start = model.state_dict()
+    magnitudes = [name for name in start if "magnitude" in name]
+    assert bool(magnitudes) == bool(method)
+    batch = packed_batch([[16]], pretrained.config.get_text_config().vocab_size)
+    base = load_whole(source, torch.float32)
+    assert_same(model.eval(), batch, base)  # B is 0: new adapters change nothing
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.03 * (1 + number % 3))
+    export(model, pretrained, tmp_path / "adapter", "fp32", TurnEnd())
+    adapted = load_whole(tmp_path / "adapter", torch.float32)
+    assert_same(model, batch, adapted)
+    export(model, pretrained, tmp_path / "merged", "fp32", TurnEnd(), merge=True)
+    assert names_in(tmp_path / "merged") == names_in(source)
+    ids = batch.ids[:, :12]
+    merged = load_whole(tmp_path / "merged", torch.float32)
+    with torch.no_grad():
+        plain, expected, found = (m.eval()(ids).logits for m in (base, adapted, merged))
+    assert (expected - plain).abs().max() > 0.01
+    assert (found - expected).abs().max() < 1e-4

@@ -219,12 +219,29 @@ def test_resumed_with_dropout_is_bitwise_the_run_that_was_not_stopped(tmp_path, 
     assert dtypes == {torch.float32}
 
 
-def test_recomputation_changes_nothing(tmp_path, model):
-    plain = train(small_config(tmp_path, model, "plain", **LORA, model__lora__dropout=0.2))
-    for mode in ("full", "per_op"):
-        other = {"train__activation_checkpointing": mode, "model__lora__dropout": 0.2}
-        again = train(small_config(tmp_path, model, mode, **LORA, **other))
-        assert again["loss"] == pytest.approx(plain["loss"], rel=1e-6), mode
+@pytest.mark.parametrize(
+    ("settings", "others"),
+    [
+        (
+            {"model__lora__dropout": 0.2},
+            [
+                {"train__activation_checkpointing": "full"},
+                {"train__activation_checkpointing": "per_op"},
+                {"train__reduce_every_micro_batch": True},
+            ],
+        ),
+        # one shape, so that little is compiled
+        ({"data__packing": False, "data__pad_multiple": 128}, [{"train__compile": True}]),
+    ],
+    ids=["recomputed", "compiled"],
+)
+def test_what_changes_speed_and_memory_changes_nothing(tmp_path, model, settings, others):
+    settings = settings | LORA | {"model__lora__use_dora": True, "train__max_steps": 3}
+    plain = train(small_config(tmp_path, model, "plain", **settings))
+    for number, other in enumerate(others):
+        again = train(small_config(tmp_path, model, str(number), **settings, **other))
+        assert again["loss"] == pytest.approx(plain["loss"], rel=1e-6), other
+        assert again["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4), other
 
 
 def test_a_base_that_has_changed_is_not_trained_on(tmp_path, model):
