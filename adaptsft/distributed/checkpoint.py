@@ -156,7 +156,7 @@ def _without_frozen(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 
 def _base_of(model: nn.Module) -> dict[str, str]:
     """What identifies the weights that a checkpoint leaves out."""
-    fingerprint = getattr(model, "frozen_fingerprint", None)
+    fingerprint: Any = getattr(model, "frozen_fingerprint", None)
     return {"base": fingerprint} if fingerprint else {}
 
 

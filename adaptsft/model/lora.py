@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError, did_you_mean, require_installed
 from adaptsft.model.load import Stored
-from adaptsft.model.modules import embedding_of, head_of
+from adaptsft.model.modules import head_of
 
 ADAPTER = "default"  # PEFT's name for an adapter that needs none
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -34,12 +35,10 @@ def add_adapters(model: PreTrainedModel, config: ModelConfig) -> None:
     import peft
 
     lora, targets = config.lora, config.lora.target_modules
-    linear = [name for name, module in model.named_modules() if _is_linear(module)]
-    linear.remove(_name_of(model, head_of(model)))
     local = Path(config.path).is_dir()
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=str(Path(config.path).resolve()) if local else config.path,
+        base_model_name_or_path=str(Path(config.path).absolute()) if local else config.path,
         revision=config.revision,
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -48,58 +47,52 @@ def add_adapters(model: PreTrainedModel, config: ModelConfig) -> None:
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
+    there = _linear_layers(model)
     try:
-        with warnings.catch_warnings():  # of tied weights: the head and embedding are refused below
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a tied head, which is refused below
             peft.inject_adapter_in_model(settings, model, ADAPTER, low_cpu_mem_usage=True)
     except ValueError as error:  # nothing matches, or what matches is not a layer that PEFT adapts
         raise ConfigError(
             f"model.lora.target_modules={targets}: {str(error).splitlines()[0]} There are "
-            f"{', '.join(_last_parts(linear))}"
+            f"{', '.join(there)}"
         ) from None
-    _check_targets(model, targets, linear)
+    _check_targets(model, targets, there)
 
 
-def _check_targets(model: PreTrainedModel, targets: str | list[str], linear: list[str]) -> None:
+def _check_targets(model: PreTrainedModel, targets: str | list[str], there: list[str]) -> None:
     """Every name has found something, and nothing but linear layers below the head. PEFT passes
     over a name that finds nothing as long as another does."""
-    from peft.tuners.lora import Linear, LoraLayer
+    from peft.tuners.lora import Linear
 
-    key = f"model.lora.target_modules={targets}"
-    found = {
-        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
-    }
+    key, choose = f"model.lora.target_modules={targets}", f"choose among {', '.join(there)}"
+    found = dict(adapted_layers(model))
     for wanted in targets if isinstance(targets, list) else []:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in found):
             raise ConfigError(
-                f"{key}: {wanted!r} is no linear layer{did_you_mean(wanted, _last_parts(linear))}; "
-                f"there are {', '.join(_last_parts(linear))}"
+                f"{key}: {wanted!r} is no linear layer{did_you_mean(wanted, there)}; {choose}"
             )
-    for what, module in (("head", head_of(model)), ("embedding", embedding_of(model))):
-        if isinstance(module, LoraLayer):
+    for name, layer in found.items():
+        if layer is head_of(model):
             raise ConfigError(
-                f"{key}: {_name_of(model, module)} is the model's {what}, which cannot carry an "
-                f"adapter: the fused loss reads the head's own weight. Choose among "
-                f"{', '.join(_last_parts(linear))}"
+                f"{key}: {name} is the model's head, which cannot carry an adapter, as the fused "
+                f"loss reads its own weight; {choose}"
             )
-    for name, module in found.items():
-        if not isinstance(module, Linear):
-            kind = type(module.get_base_layer()).__name__
-            raise ConfigError(f"{key}: {name} is {kind}; only linear layers carry adapters here")
+        if not isinstance(layer, Linear):
+            kind = type(layer.get_base_layer()).__name__
+            raise ConfigError(
+                f"{key}: {name} ({kind}) cannot carry an adapter, only linear layers can; {choose}"
+            )
 
 
-def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | Conv1D)
-
-
-def _name_of(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, other in model.named_modules() if other is module)
-
-
-def _last_parts(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """The last parts of their names, each once, without the head's."""
+    layers = (
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head_of(model)
+    )
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adaptsft.data.tokenized import TokenizedData
@@ -44,7 +44,7 @@ def flops_per_token(model: PreTrainedModel, data: TokenizedData) -> float:
     return products + attention * float((lengths**2).sum()) / tokens
 
 
-def _products(weight: nn.Parameter) -> float:
+def _products(weight: Tensor) -> float:
     return (6.0 if weight.requires_grad else 4.0) * weight.numel()
 
 

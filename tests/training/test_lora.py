@@ -18,11 +18,13 @@ from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends.hf import HuggingFace
+from adaptsft.evals.backends.vllm import VLLM
 from adaptsft.train import train
 from adaptsft.training.optim import learning_rate
 from tests.distributed.two_ranks import on_two_ranks
-from tests.runs import metrics_of, saved_state, small_config
+from tests.runs import metrics_of, run_in_process, saved_state, small_config
 from tests.training.test_normalizer import tokenised
+from tests.training.test_resume import KILLED, micro_batches
 
 LORA: dict[str, Any] = {"model__lora__rank": 4, "model__lora__alpha": 8, "train__lr": 2e-3}
 METHODS: dict[str, dict[str, Any]] = {
@@ -196,11 +198,10 @@ def test_a_checkpoint_holds_the_adapters_alone_and_resumes_bitwise_on_two_ranks(
 @pytest.mark.parametrize(
     "more",
     [
-        {},
         {"train__activation_checkpointing": "full", "train__micro_batch_size": 2},
         {"model__compute_dtype": "bf16", "data__packing": False},
     ],
-    ids=["packed", "recomputed", "bf16 padded"],
+    ids=["recomputed", "bf16 padded"],
 )
 def test_resumed_with_dropout_is_bitwise_the_run_that_was_not_stopped(tmp_path, model, more):
     whole = small_config(tmp_path, model, "whole", **RESUMED, **more)
@@ -219,24 +220,47 @@ def test_resumed_with_dropout_is_bitwise_the_run_that_was_not_stopped(tmp_path, 
     assert dtypes == {torch.float32}
 
 
+def test_killed_and_started_again_it_is_bitwise_the_run_that_was_not(tmp_path, model):
+    whole, killed = (
+        small_config(tmp_path, model, name, **RESUMED, objective__name="nll_then_killed")
+        for name in ("whole", "killed")
+    )
+    assert run_in_process(whole) == 0
+    calls = sum(micro_batches(whole)[:4])
+    assert run_in_process(killed, kill_after_calls=calls) == KILLED
+    assert not (Path(killed.run_dir) / "final").exists()
+    assert run_in_process(killed) == 0
+    assert metrics_of(killed) == metrics_of(whole)
+    ours, theirs = (
+        load_file(Path(config.run_dir) / "final" / "adapter_model.safetensors")
+        for config in (killed, whole)
+    )
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 @pytest.mark.parametrize(
     ("settings", "others"),
     [
         (
-            {"model__lora__dropout": 0.2},
+            {"model__lora__dropout": 0.2, "model__lora__use_dora": True},
             [
                 {"train__activation_checkpointing": "full"},
                 {"train__activation_checkpointing": "per_op"},
                 {"train__reduce_every_micro_batch": True},
             ],
         ),
-        # one shape, so that little is compiled
-        ({"data__packing": False, "data__pad_multiple": 128}, [{"train__compile": True}]),
+        pytest.param(
+            # one shape, so that little is compiled
+            {"data__packing": False, "data__pad_multiple": 128, "train__max_steps": 1},
+            [{"train__compile": True}],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["recomputed", "compiled"],
 )
-def test_what_changes_speed_and_memory_changes_nothing(tmp_path, model, settings, others):
-    settings = settings | LORA | {"model__lora__use_dora": True, "train__max_steps": 3}
+def test_what_changes_speed_and_memory_changes_nothing(tmp_path, tiny_model, settings, others):
+    model = tiny_model("qwen2", tied=True, layers=1)
+    settings = {"train__max_steps": 3} | settings | LORA
     plain = train(small_config(tmp_path, model, "plain", **settings))
     for number, other in enumerate(others):
         again = train(small_config(tmp_path, model, str(number), **settings, **other))
@@ -290,7 +314,7 @@ def test_the_export_of_a_step_is_an_adapter_and_merge_needs_one(runs, tmp_path, 
     assert "has no adapters" in capsys.readouterr().err
 
 
-def test_chat_and_evaluation_load_the_base_with_the_adapter(runs, tmp_path):
+def test_chat_and_evaluation_load_the_base_with_the_adapter(runs, tmp_path, capsys):
     run = runs / "dora"
     model, tokenizer, template = chat.load(str(run))
     assert any("lora_" in name for name, _ in model.named_parameters())
@@ -305,6 +329,14 @@ def test_chat_and_evaluation_load_the_base_with_the_adapter(runs, tmp_path):
     assert ours.logprob == pytest.approx(theirs.logprob, rel=1e-5)
     other = HuggingFace(str(runs / "lora"), device="cpu")
     assert other.identity["revision"] != backend.identity["revision"]
+    with pytest.raises(ConfigError, match=r"holds an adapter.*export RUN OUT --merge"):
+        VLLM(str(run), "auto", "auto", 1)
+    lost = shutil.copytree(run / "final", tmp_path / "lost")
+    adapter = json.loads((lost / "adapter_config.json").read_text())
+    adapter["base_model_name_or_path"] = str(tmp_path / "gone")
+    (lost / "adapter_config.json").write_text(json.dumps(adapter))
+    assert chat.main([str(lost), "--prompt", "a"]) == ConfigError.exit_code
+    assert f"an adapter of {tmp_path / 'gone'}" in capsys.readouterr().err
 
 
 def test_training_on_from_an_adapter_names_the_way(runs, tmp_path):
