@@ -9,27 +9,14 @@ from pathlib import Path
 
 from adaptsft.config.adapters import check_adapters
 from adaptsft.config.load import parse_arguments
-from adaptsft.config.schema import (
-    LOSS_ON,
-    Config,
-    LoraConfig,
-    TrainConfig,
-    all_keys,
-    get,
-)
+from adaptsft.config.schema import LOSS_ON, Config, LoraConfig, TrainConfig, all_keys, get
 from adaptsft.config.unread import unread
 from adaptsft.controllers.build import (
     acts_through,
     unread_by_controller,
     validate_controller,
 )
-from adaptsft.errors import (
-    ConfigError,
-    did_you_mean,
-    require,
-    require_known,
-    warn,
-)
+from adaptsft.errors import ConfigError, did_you_mean, require, require_known, warn
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import build_objective, unread_by_objective
 
@@ -108,7 +95,8 @@ def resolve_and_validate(config: Config) -> None:
     warnings += _unread_by_lr_schedule(config.train)
     if config.model.lora.rank == 0:
         keys = [declared.name for declared in dataclasses.fields(LoraConfig)]
-        warnings += unread("model.lora", config.model.lora, keys, "rank=0", ["rank=16 or so"])
+        beside, readers = "model.lora.rank=0", ["any other rank"]
+        warnings += unread("model.lora", config.model.lora, keys, beside, readers)
     for warning in warnings:
         warn(warning)
 

@@ -105,10 +105,12 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 def set_dtypes(model: nn.Module, config: ModelConfig, compute: torch.dtype) -> None:
     """model.param_dtype for all parameters, except that those which adapters leave frozen are never
-    updated: they are held as they are computed with. Buffers, such as rotary frequencies, stay."""
-    trained = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.param_dtype]
+    updated: they are held as they are computed with. FSDP2 wants one dtype only among the trained
+    parameters of a group. Buffers, such as rotary frequencies, stay as they are."""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.param_dtype]
+    base = compute if config.lora.rank else dtype
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(trained if parameter.requires_grad else compute)
+        parameter.data = parameter.data.to(dtype if parameter.requires_grad else base)
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:

@@ -16,6 +16,10 @@ from adaptsft.config.schema import LoraConfig, ModelConfig, TrainConfig
 from adaptsft.data.stop import TurnEnd
 from adaptsft.distributed.ranks import device_mesh
 from adaptsft.errors import ConfigError
+from adaptsft.evals.backends.decode import decode
+from adaptsft.evals.backends.hf import HuggingFace
+from adaptsft.evals.in_training import generating
+from adaptsft.evals.protocol import Sampling
 from adaptsft.model.build import build_model
 from adaptsft.model.export import export
 from adaptsft.model.language import load_whole
@@ -174,7 +178,7 @@ def test_what_does_not_go_with_adapters(arguments, parts):
 def test_settings_without_a_rank_have_no_effect(capsys):
     load_config([*BASE, "model.lora.rank=0", "model.lora.use_dora=true", "model.lora.alpha=7"])
     printed = capsys.readouterr().err
-    assert "model.lora.use_dora=true has no effect with rank=0" in printed
+    assert "model.lora.use_dora=true has no effect with model.lora.rank=0" in printed
     assert "model.lora.alpha=7" in printed and "model.lora.rank=0 has" not in printed
 
 
@@ -223,3 +227,17 @@ def test_peft_and_transformers_load_what_is_exported(tmp_path, device, model_typ
         plain, expected, found = (m.eval()(ids).logits for m in (base, adapted, merged))
     assert (expected - plain).abs().max() > 0.01
     assert (found - expected).abs().max() < 1e-4
+
+
+def test_tasks_in_training_decode_as_peft_does(tmp_path, tiny_model, device):
+    model, pretrained = built(tiny_model("llama", tied=False), device, lora=lora(use_dora=True))
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * (1 + number % 3))
+    export(model, pretrained, tmp_path / "adapter", "fp32", TurnEnd())
+    prompts = [[20, 21, 22], [30, 31, 32, 33, 34]]
+    asked: Any = (pretrained.tokenizer, prompts, [0, 0], Sampling(0.0, 1.0, 6), set())
+    with generating(model):
+        ours = decode(model, *asked, context=512, lockstep=True)
+    theirs = decode(HuggingFace(str(tmp_path / "adapter")).model, *asked, context=512)
+    assert [output.text for output in ours] == [output.text for output in theirs]
