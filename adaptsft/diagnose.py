@@ -84,7 +84,7 @@ from adaptsft.analysis.diagnosis import markdown
 from adaptsft.analysis.diagnosis_plot import plot
 from adaptsft.analysis.measure import describe, draw_sample, measure
 from adaptsft.config.resolve import load_config
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, LoraConfig
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
@@ -121,7 +121,8 @@ def diagnose(options: Options, config: Config) -> str:
         activation_checkpointing="none",
         max_steps=config.train.max_steps or 1,
     )
-    config = dataclasses.replace(config, train=train)
+    model_config = dataclasses.replace(config.model, lora=LoraConfig())  # the base alone
+    config = dataclasses.replace(config, train=train, model=model_config)
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
         check_same_config((options, config))

@@ -3,6 +3,7 @@ traceback, and end the run on every rank; and warnings."""
 
 import difflib
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable
@@ -56,6 +57,14 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_installed(package: str, extra: str, what: str) -> None:
+    """Raise ConfigError where an optional package is not there that `what` needs."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"{what} needs {package}, which is not installed: pip install 'adaptsft[{extra}]'"
+        )
 
 
 def reason_of(error: Exception) -> str:

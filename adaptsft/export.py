@@ -1,5 +1,5 @@
-"""python -m adaptsft.export RUN OUT [--step N] [--dtype bf16|fp32]: a checkpoint of a run as a
-Hugging Face folder.
+"""python -m adaptsft.export RUN OUT [--step N] [--dtype bf16|fp32] [--merge]: a checkpoint of a run
+as a Hugging Face folder.
 
 A finished run has its export in RUN/final already; this is for another step, another dtype, or a
 run that was stopped.
@@ -24,6 +24,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default="bf16",
         help="dtype of the weights (default: bf16)",
     )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a run with model.lora: the whole model with its adapters added, not these alone",
+    )
     return parser.parse_args(arguments)
 
 
@@ -36,7 +41,7 @@ from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
 from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import device_mesh, print0, process_group
-from adaptsft.errors import CheckpointError, UserError
+from adaptsft.errors import CheckpointError, ConfigError, UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.export import export
 from adaptsft.model.pretrained import load_pretrained
@@ -53,7 +58,14 @@ def main(arguments: list[str]) -> int:
             checkpoint.verify(found)
             config = read_config(options.run / "config.yaml")
             pretrained = load_pretrained(config.model)
+            if options.merge and not config.model.lora.rank:
+                raise ConfigError(
+                    f"--merge: {options.run} has no adapters (model.lora.rank=0), its export is "
+                    "the whole model: leave it out"
+                )
             config.train.compile = False
+            # the weights as they are stored: adapters may have been trained beside rounded ones
+            config.model.compute_dtype = "fp32"
             if config.model.attention != "eager":
                 config.model.attention = "sdpa"
             # what the run's GPUs did; no loss is computed here
@@ -62,9 +74,10 @@ def main(arguments: list[str]) -> int:
             model = build_model(config.model, config.train, pretrained, mesh, device)
             checkpoint.load_model(found, model)
             end = turn_end(Template(pretrained.tokenizer, config.data))
-            card = model_card(config, int(found.name.removeprefix("step_")), {})
-            export(model, pretrained, options.out, options.dtype, end, card)
-            print0(f"{options.out}: {found.name} as a Hugging Face model in {options.dtype}")
+            merge, steps = options.merge, int(found.name.removeprefix("step_"))
+            card = model_card(config, steps, {}, merged=merge)
+            kind = export(model, pretrained, options.out, options.dtype, end, card, merge)
+            print0(f"{options.out}: {found.name} as {kind} in {options.dtype}")
     except UserError as error:
         return print_error("adaptsft.export", error)
     return 0

@@ -65,13 +65,15 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     lines, count = micro_batches(config, gpus, tokenizer)
     memory, parameters, trained = trace(config, model_config, gpu, gpus, count)
     train, masters = config.train, config.model.param_dtype
+    apart = memory.frozen_parameters if config.model.lora.rank else 0
     shape = (
         f"{train.micro_batch_size} x {config.data.max_length:,} tokens, "
         f"checkpointing {train.activation_checkpointing}"
     )
     accumulated = f"gradients, {'sharded' if memory.reduces else 'whole'}"
     table = [
-        (f"parameters, {masters}", memory.parameters, "exact"),
+        (f"parameters, {masters}", memory.parameters - apart, "exact"),
+        (f"parameters, frozen, {'bf16' if memory.frozen == 2 else 'fp32'}", apart, "exact"),
         (f"AdamW moments, {masters}", memory.moments, "exact"),
         (f"gradients, {masters}", memory.gradients, "exact; sharded, in the optimizer step"),
         (accumulated, memory.accumulated, f"formula; while {count} micro-batches accumulate"),

@@ -73,7 +73,9 @@ def train(config: Config) -> dict[str, Any]:
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         check_fits_model(config, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
-        model = build_model(config.model, config.train, pretrained, run.mesh, run.device)
+        model = build_model(
+            config.model, config.train, pretrained, run.mesh, run.device, config.seed
+        )
         optimizer = build_optimizer(model, config.train)
         base = base_statistics(config, pretrained, data.train, run.device)
         objective = configured_objective(config, pretrained, data, optimizer, base)
@@ -153,13 +155,9 @@ def train(config: Config) -> dict[str, Any]:
         if first == data.steps and (run.folder / "final").is_dir():
             print0(f"{run.folder} is finished already{train_on(run.folder)}")
         else:
-            card = model_card(config, data.steps, run.result)
-            dtype = config.checkpoint.export_dtype
-            export(model, pretrained, run.folder / "final", dtype, end, card)
-            print0(
-                f"{run.folder / 'final'} is a Hugging Face model; talk to it: "
-                f"python -m adaptsft.chat {run.folder}"
-            )
+            card, final = model_card(config, data.steps, run.result), run.folder / "final"
+            kind = export(model, pretrained, final, config.checkpoint.export_dtype, end, card)
+            print0(f"{final} is {kind}; talk to it: python -m adaptsft.chat {run.folder}")
     if rank() == 0:  # the ranks have parted: an upload may take longer than they would wait
         push(config)
     return run.result

@@ -176,7 +176,7 @@ def runnable() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/lora.md"])
 def test_the_pages_jobs_run_in_small(name, tmp_path, tiny_model, monkeypatch, capsys):
     """In the page's order, with a generated file for train.jsonl and a tiny model for any other."""
     for folder in ("configs", "tools", "benchmarks"):

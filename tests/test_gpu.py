@@ -72,11 +72,16 @@ def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model
     assert metrics_of(config)[-1]["nll"] < metrics_of(config)[0]["nll"]
 
 
-def test_resumed_on_a_gpu_is_bitwise_the_same(tmp_path, tiny_model):
+ADAPTERS = {"model__lora__rank": 4, "model__lora__use_dora": True, "model__lora__dropout": 0.1}
+
+
+@pytest.mark.parametrize("settings", [{}, ADAPTERS], ids=["all weights", "adapters"])
+def test_resumed_on_a_gpu_is_bitwise_the_same(tmp_path, tiny_model, settings):
     model = tiny_model("llama", tied=False)
-    whole = small_config(tmp_path, model, "whole", train__deterministic=True)
+    settings = settings | {"train__deterministic": True}
+    whole = small_config(tmp_path, model, "whole", **settings)
     train(whole)
-    again = small_config(tmp_path, model, "again", train__deterministic=True)
+    again = small_config(tmp_path, model, "again", **settings)
     again.resume = str(Path(whole.run_dir) / "checkpoints" / "step_00000003")
     train(again)
     assert metrics_of(again) == metrics_of(whole)[3:]

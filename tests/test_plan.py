@@ -170,6 +170,8 @@ CASES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
         64,
         {"model__param_dtype": "bf16", "model__compute_dtype": "bf16"},
     ),
+    "adapters": ("llama", 4, 2, 128, {"model__lora__rank": 8, "model__compute_dtype": "bf16"}),
+    "dora": ("qwen2", 1, 1, 128, {"model__lora__rank": 8, "model__lora__use_dora": True}),
 }
 MODES = [(name, mode) for name in list(CASES)[:2] for mode in ("none", "full", "per_op")]
 
@@ -283,6 +285,16 @@ def test_four_layers_of_a_7b_model_on_gpus_and_what_to_change_when_they_do_not_f
     )
     assert main([*command, "80", "train.global_batch_size=8"]) == 0
     assert "gradients, whole" not in capsys.readouterr().out, "one micro-batch accumulates nothing"
+
+
+def test_the_report_has_adapters_and_what_is_frozen_apart(tmp_path, tiny_model, capsys):
+    model = tiny_model("llama", tied=False)
+    bf16 = {"model.lora.rank": 8, "model.compute_dtype": "bf16"}
+    assert main(arguments(tmp_path, model, **bf16)) == 0
+    out = capsys.readouterr().out
+    assert "parameters, fp32" in out and "parameters, frozen, bf16" in out
+    found = re.search(r"model: llama, ([\d.]+) M parameters, ([\d.]+) M trained", out)
+    assert found is not None and 0 < float(found[2]) < 0.2 * float(found[1])
 
 
 def test_a_mistake_is_named_as_training_would(tmp_path, tiny_model, capsys):

@@ -1,8 +1,9 @@
 """Memory of a training step on one rank, from sizes alone. Three kinds of figures come together:
 
 - exact: bytes of the parameters, their gradients and AdamW's moments on a rank, 4, 4 and 8 per
-  trained parameter (half of each with model.param_dtype=bf16), each parameter split along its first
-  dimension into ceil(size / ranks) (torch.distributed.fsdp._fully_shard._fsdp_param);
+  trained parameter (half of each with model.param_dtype=bf16), 4 per frozen one (beside adapters
+  that of model.compute_dtype), each parameter split along its first dimension into
+  ceil(size / ranks) (torch.distributed.fsdp._fully_shard._fsdp_param);
 - traced: activations, see adaptsft.analysis.trace;
 - formula: what FSDP2 gathers and accumulates, and the loss's chunks of logits, see `Group`,
   `Memory` and `loss_bytes`.
@@ -49,7 +50,8 @@ class Memory:
     groups: list[Group]
     ranks: int  # that a copy of the model is sharded over
     element: int  # size of the compute dtype
-    master: int  # size of the dtype of the parameters
+    master: int  # size of the dtype of the trained parameters
+    frozen: int  # and of the others
     accumulates: bool  # several micro-batches
     reduces: bool  # the gradients of each of them at once
     kept: int  # activations at the end of the forward pass
@@ -58,7 +60,12 @@ class Memory:
 
     @property
     def parameters(self) -> int:
-        return self.master * sum(group.local for group in self.groups)
+        trained = self.master * sum(group.local_trained for group in self.groups)
+        return trained + self.frozen_parameters
+
+    @property
+    def frozen_parameters(self) -> int:
+        return self.frozen * sum(group.local - group.local_trained for group in self.groups)
 
     @property
     def gradients(self) -> int:

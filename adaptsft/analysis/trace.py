@@ -25,6 +25,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.build import compute_dtype, freeze, prepare_block
 from adaptsft.model.language import causal_lm
+from adaptsft.model.lora import add_adapters
 from adaptsft.model.modules import blocks, final_norm_of, head_of
 from adaptsft.model.supported import named_errors, refuse_unsupported
 
@@ -45,12 +46,17 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     settings = model_config.get_text_config()
     backend = _attention(config, settings, gpu, dtype)
     shape = (train.micro_batch_size, config.data.max_length)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
         own = backend in ("sdpa", "eager")
         name = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
         model = causal_lm(model_config, name, dtype, config.model.trust_remote_code)
         refuse_unsupported(model, name)
         model.config.use_cache = False
+    if adapted := config.model.lora.rank > 0:
+        add_adapters(model, config.model)
+    with fake:
+        _leave_meta(model, dtype)
         freeze(model, config.model.freeze)
         groups = [Group.of(members, ranks) for members in _groups(model)]
         loss = loss_bytes(shape[0] * shape[1], head_of(model), settings, train, dtype, gpu)
@@ -58,11 +64,13 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
             prepare_block(block, dataclasses.replace(train, compile=False))
         kept, highest = _activations(model, shape, backend)
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    master = 2 if config.model.param_dtype == "bf16" else 4
     memory = Memory(
         groups=groups,
         ranks=ranks,
         element=dtype.itemsize,
-        master=2 if config.model.param_dtype == "bf16" else 4,
+        master=master,
+        frozen=dtype.itemsize if adapted else master,
         accumulates=micro_batches > 1,
         reduces=train.reduce_every_micro_batch,
         kept=kept,
@@ -71,6 +79,16 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     )
     parameters = sum(numel for numel, _ in sizes)
     return Traced(memory, parameters, sum(numel for numel, trained in sizes if trained))
+
+
+def _leave_meta(model: nn.Module, dtype: torch.dtype) -> None:
+    """Adapters come on meta: give them the device of the rest, and the dtype that FSDP2 gathers
+    them in."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.device.type == "meta":
+                whole = torch.empty(parameter.shape, dtype=dtype)
+                module.register_parameter(name, nn.Parameter(whole))
 
 
 def _activations(model: Any, shape: tuple[int, int], backend: str) -> tuple[int, int]:

@@ -121,14 +121,14 @@ def _parse_value(argument: str) -> Any:
             return OmegaConf.from_dotlist([f"{name}={json.dumps(value)}"])
         except yaml.YAMLError:
             raise ConfigError(f"{argument}: the quotes do not close") from None
-    groups = {declared.split(".")[0] for declared, _, _ in all_keys() if "." in declared}
+    groups = {declared.rpartition(".")[0] for declared, _, _ in all_keys() if "." in declared}
     try:
         values = OmegaConf.from_dotlist([argument])
     except (yaml.YAMLError, OmegaConfBaseException):
         raise ConfigError(
             f"{argument}: the value is not valid YAML; put it in quotes: '{name}=\"{text}\"'"
         ) from None
-    if name in groups and not OmegaConf.is_dict(values[name]):
+    if name in groups and not OmegaConf.is_dict(OmegaConf.select(values, name)):
         first = next(declared for declared, _, _ in all_keys() if declared.startswith(f"{name}."))
         raise ConfigError(f"{argument}: {name} is a group of keys; did you mean {first}={text}?")
     value = OmegaConf.select(values, name)
@@ -211,6 +211,18 @@ ALIASES = {
     "batch_size": "train.global_batch_size",
     "num_epochs": "train.epochs",
     "output_dir": "run_dir",
+    "r": "model.lora.rank",
+    "lora_r": "model.lora.rank",
+    "lora_alpha": "model.lora.alpha",
+    "lora_dropout": "model.lora.dropout",
+    "lora_target_modules": "model.lora.target_modules",
+}
+
+
+# and what it does not say here in other words
+UNSUPPORTED = {
+    "modules_to_save": "adapters are trained alone, and no other weights are trained beside them: "
+    "leave it out",
 }
 
 
@@ -221,6 +233,8 @@ def _explain(error: Exception) -> str:
     last = full_key.split(".")[-1]
     if alias := ALIASES.get(last):
         return f"unknown key {full_key}; did you mean {alias}?"
+    if reason := UNSUPPORTED.get(last):
+        return f"unknown key {full_key}: {reason}"
     if "not in" in str(error):
         names = [name for name, _, _ in all_keys()]
         same_end = [name for name in names if name.split(".")[-1] == last]

@@ -1,12 +1,14 @@
 """What a configuration must be, beyond its types: every refusal names key, value and fix. Nothing
 is loaded."""
 
+import dataclasses
 import datetime
 import re
 from pathlib import Path
 
+from adaptsft.config.adapters import check_adapters
 from adaptsft.config.load import check_choices, parse_arguments
-from adaptsft.config.schema import LOSS_ON, Config, TrainConfig, get
+from adaptsft.config.schema import LOSS_ON, Config, LoraConfig, TrainConfig, get
 from adaptsft.config.unread import unread
 from adaptsft.controllers.build import (
     acts_through,
@@ -32,6 +34,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "seed",
+    "model.lora.rank",
     "data.stream",
     "data.validation_examples",
     "train.lr",
@@ -85,11 +88,17 @@ def resolve_and_validate(config: Config) -> None:
     _numbers(config)
     _train(config)
     _log(config)
+    check_adapters(config.model)
     objective = _objective(config)
     _loss_reduction(config)
     warnings = unread_by_objective(config.objective, objective)
     warnings += unread_by_controller(config.controller, config.objective)
-    for warning in warnings + _unread_by_lr_schedule(config.train):
+    warnings += _unread_by_lr_schedule(config.train)
+    if config.model.lora.rank == 0:
+        keys = [declared.name for declared in dataclasses.fields(LoraConfig)]
+        beside, readers = "model.lora.rank=0", ["any other rank"]
+        warnings += unread("model.lora", config.model.lora, keys, beside, readers)
+    for warning in warnings:
         warn(warning)
 
 

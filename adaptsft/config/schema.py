@@ -24,6 +24,31 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 @dataclass
+class LoraConfig:
+    rank: int = key(
+        0,
+        "r of PEFT's LoraConfig: rank of the adapters that are trained in place of the model's "
+        "weights (0: all weights are trained)",
+    )
+    alpha: int = key(32, "lora_alpha of PEFT: what an adapter adds is multiplied by alpha / rank")
+    dropout: float = key(0.0, "lora_dropout of PEFT: of what the adapters read")
+    target_modules: Any = key(
+        "all-linear",
+        "as PEFT's, the layers that get adapters: a list of how their names end, such as "
+        "[q_proj, v_proj], a regular expression of whole names, or all-linear: every linear layer "
+        "but the head",
+    )
+    use_rslora: bool = key(
+        False, "as PEFT's: multiply by alpha / sqrt(rank) instead (arXiv:2312.03732)"
+    )
+    use_dora: bool = key(
+        False,
+        "as PEFT's: train the norms of the weights' rows apart from their directions "
+        "(arXiv:2402.09353)",
+    )
+
+
+@dataclass
 class ModelConfig:
     path: str = key(
         "",
@@ -47,7 +72,8 @@ class ModelConfig:
     param_dtype: str = key(
         "fp32",
         "dtype of the weights that are trained, of their gradients and of AdamW's moments; in "
-        "bf16, as in the paper's code, small updates are lost to rounding",
+        "bf16, as in the paper's code, small updates are lost to rounding. What adapters leave "
+        "frozen is held in model.compute_dtype",
         ("fp32", "bf16"),
     )
     attention: str = key(
@@ -70,6 +96,7 @@ class ModelConfig:
     add_tokens: list[str] = key(
         [], "tokens added to the tokenizer; their embeddings start at the mean of the others"
     )
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass
@@ -463,7 +490,7 @@ class Config:
         "a run. Or the path of a checkpoint",
         changeable=True,
     )
-    seed: int = key(0, "seed of data order, held-out split and dropout")
+    seed: int = key(0, "seed of data order, held-out split, adapters and dropout")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -1,9 +1,10 @@
 """Checkpoints that are whole or absent: temporary folder -> fsync -> sha256 manifest -> rename ->
 prune.
 
-The sharded state (model, optimizer, the objective's tensors) goes through
+The sharded state (what is trained of the model, optimizer, the objective's tensors) goes through
 torch.distributed.checkpoint (DCP) and loads on any number of ranks; the rest of a run's state is a
-few numbers in state.json. Data order and random numbers are pure functions of (seed, step, rank)
+few numbers in state.json. Frozen parameters are read again from model.path, whose fingerprint is
+among these. Data order and random numbers are pure functions of (seed, step, rank)
 and need no state. DCP loads a bit-flipped file silently and unpickles its metadata, so nothing is
 read before its checksum has been verified.
 """
@@ -23,6 +24,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
@@ -77,7 +79,7 @@ class Checkpointer:
 
         def finish() -> None:
             if rank() == 0:
-                _write_json(temporary / "state.json", {"step": step} | numbers)
+                _write_json(temporary / "state.json", {"step": step} | numbers | _base_of(model))
                 commit(temporary, final)
                 self._prune()
 
@@ -141,7 +143,33 @@ def full_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    return {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
+    trained = _without_frozen(model_state, model)
+    return {"model": trained, "optimizer": optimizer_state, "tensors": tensors}
+
+
+def _without_frozen(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Not DCP's own ignore_frozen_params, which leaves the other name of a tied parameter."""
+    named = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
+
+
+def _base_of(model: nn.Module) -> dict[str, str]:
+    """What identifies the weights that a checkpoint leaves out."""
+    fingerprint: Any = getattr(model, "frozen_fingerprint", None)
+    return {"base": fingerprint} if fingerprint else {}
+
+
+def _check_base(checkpoint: Path, model: nn.Module) -> None:
+    """Raise CheckpointError where the frozen weights of the checkpoint's run were others. Those of
+    the release before hold all weights."""
+    saved = read_run_state(checkpoint).get("base")
+    if saved is not None and saved != _base_of(model).get("base"):
+        raise CheckpointError(
+            f"{checkpoint}: holds what was trained beside frozen weights, and those in model.path "
+            "have changed since: put the folder back as it was (of a model on the hub, set "
+            "model.revision to the commit that the run began with)"
+        )
 
 
 def commit(temporary: Path, final: Path) -> None:
@@ -228,6 +256,7 @@ def load(
 ) -> None:
     """Load a verified checkpoint into the model, the optimizer and `tensors`, in place, on any
     number of ranks."""
+    _check_base(checkpoint, model)
     state = full_state(model, optimizer, tensors)
     try:
         dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
@@ -236,15 +265,20 @@ def load(
             f"{checkpoint}: does not fit this model or its controller: {error}"
         ) from None
     set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=StateDictOptions(strict=False),  # frozen ones are not there
     )
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Only the weights, for export."""
-    state = {"model": get_model_state_dict(model)}
+    _check_base(checkpoint, model)
+    state = {"model": _without_frozen(get_model_state_dict(model), model)}
     dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
-    set_model_state_dict(model, state["model"])
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
-from adaptsft.model import attention
+from adaptsft.model import attention, lora
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
@@ -28,6 +28,7 @@ from adaptsft.model.loss import loss_settings, token_loss
 from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
 from adaptsft.model.supported import named_errors, refuse_unsupported
+from adaptsft.statistics.base_model import model_fingerprint
 
 # operators whose results train.activation_checkpointing=per_op keeps
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
@@ -39,9 +40,10 @@ def build_model(
     pretrained: Pretrained,
     mesh: DeviceMesh,
     device: torch.device,
+    seed: int = 0,
 ) -> ShardedModel:
     """The sharded model with its pretrained weights (in model.param_dtype, compute in
-    model.compute_dtype).
+    model.compute_dtype), and with new adapters by `seed` where model.lora asks for them.
 
     Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
@@ -65,9 +67,10 @@ def build_model(
 
     model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
-    if config.param_dtype == "bf16":
-        for parameter in model.parameters():  # not the buffers: rotary frequencies stay fp32
-            parameter.data = parameter.data.to(torch.bfloat16)
+    if config.lora.rank:
+        raise_on_all_ranks(lambda: lora.add_adapters(model, config))
+        stored = lora.with_base_names(stored, model)
+    set_dtypes(model, config, dtype)
     freeze(model, config.freeze)
     for block in blocks(model):
         prepare_block(block, train)
@@ -81,7 +84,10 @@ def build_model(
     with named_errors(model, "the initialisation of its buffers"):
         restore_buffers(model)
     raise_on_all_ranks(lambda: load_weights(model, stored, pretrained.new_tokens))
+    lora.initialize_adapters(model, seed)
     model.stored = stored
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        model.frozen_fingerprint = raise_on_all_ranks(lambda: model_fingerprint(pretrained.folder))
     if tied != (head_of(model).weight is embedding_of(model).weight):
         raise ConfigError(
             f"{class_name(model)} ties its head to its embeddings, and sharding would untie them; "
@@ -95,6 +101,16 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bf16" if device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def set_dtypes(model: nn.Module, config: ModelConfig, compute: torch.dtype) -> None:
+    """model.param_dtype for all parameters, except that those which adapters leave frozen are never
+    updated: they are held as they are computed with. FSDP2 wants one dtype only among the trained
+    parameters of a group. Buffers, such as rotary frequencies, stay as they are."""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.param_dtype]
+    base = compute if config.lora.rank else dtype
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype if parameter.requires_grad else base)
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:

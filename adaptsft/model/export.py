@@ -1,21 +1,24 @@
-"""Write a sharded model as a Hugging Face folder, which `from_pretrained` loads."""
+"""Write a sharded model as a Hugging Face folder, which `from_pretrained` loads; of a model with
+adapters these alone, as PEFT's folder."""
 
 import copy
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from adaptsft.data.stop import TurnEnd
 from adaptsft.distributed.ranks import rank, sync_errors
 from adaptsft.errors import CheckpointError, UserError
+from adaptsft.model import lora
 from adaptsft.model.language import multimodal_class
 from adaptsft.model.load import Stored, read_tensor
 from adaptsft.model.pretrained import Pretrained
@@ -30,32 +33,59 @@ def export(
     dtype_name: str,
     end: TurnEnd,
     card: str = "",
-) -> None:
+    merge: bool = False,
+) -> str:
     """Gather one tensor at a time on all ranks; rank 0 writes files of at most 5 GiB, under the
     names of the files that the model was read from. The folder appears complete or not at all.
-    `end` is what ends a learned turn, `card` its README.md. Raises CheckpointError on all ranks."""
+    `end` is what ends a learned turn, `card` its README.md. Returns what the folder is. Raises
+    CheckpointError on all ranks.
+
+    Of a model with adapters these are written alone, unless `merge` adds them to its weights.
+    """
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype_name]
+    if lora.has_adapters(model) and not merge:
+        return _export_adapter(model, pretrained, folder, dtype, card)
     writer, state, stored = _Writer(folder), model.state_dict(), cast(Any, model).stored
+    adapted = {f"{name}.base_layer.weight": layer for name, layer in lora.adapted_layers(model)}
     for name, written in stored.names.exported.items():
-        tensor = state[name]
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        writer.add(written, full, dtype if full.is_floating_point() else full.dtype)
+        layer = adapted.get(name)
+        tensor = lora.full(state[name]) if layer is None else lora.merged_weight(layer)
+        writer.add(written, tensor, dtype if tensor.is_floating_point() else tensor.dtype)
     writer.copy(stored)
     if multimodal_class(pretrained.config) is None:  # not that of a checkpoint without its head
         pretrained.config.architectures = [type(model).__name__.removeprefix("FSDP")]
-    writer.finish(pretrained, dtype, end, card)
+    writer.finish(partial(_write_surroundings, pretrained=pretrained, dtype=dtype, end=end), card)
     sync_errors(writer.error)
+    return "a Hugging Face model"
+
+
+def _export_adapter(
+    model: PreTrainedModel, pretrained: Pretrained, folder: Path, dtype: torch.dtype, card: str
+) -> str:
+    writer = _Writer(folder, only_file=lora.WEIGHTS_FILE)
+    for name, tensor in lora.adapter_tensors(model).items():
+        writer.add(name, lora.full(tensor), dtype)
+
+    def write_surroundings(temporary: Path) -> None:
+        lora.write_adapter_config(temporary, model)
+        pretrained.tokenizer.save_pretrained(temporary)
+
+    writer.finish(write_surroundings, card)
+    sync_errors(writer.error)
+    return f"an adapter of {lora.base_name(model)} for PEFT"
 
 
 class _Writer:
-    """Collects tensors and writes a file whenever the next one would make it too large.
+    """Collects tensors and writes a file whenever the next one would make it too large, or one file
+    of this name.
 
     Ranks other than 0 write nothing. After an error rank 0 writes nothing more either, but still
     takes part in gathering; `error` is raised in the end.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only_file: str = "") -> None:
         self.folder, self.temporary = folder, folder.with_name(folder.name + ".tmp")
+        self.only_file = only_file
         self.pending: dict[str, torch.Tensor] = {}
         self.size = self.total = 0  # bytes of the pending tensors, and of all
         self.files: dict[str, int] = {}  # tensor name: number of its file
@@ -64,7 +94,7 @@ class _Writer:
 
     def add(self, name: str, full: torch.Tensor, dtype: torch.dtype) -> None:
         size = full.numel() * dtype.itemsize
-        if self.pending and self.size + size > FILE_BYTES:
+        if self.pending and self.size + size > FILE_BYTES and not self.only_file:
             self._flush()
         self.files[name] = self.count
         if rank() == 0:
@@ -83,12 +113,12 @@ class _Writer:
                 return
             self.add(name, tensor, tensor.dtype)
 
-    def finish(self, pretrained: Pretrained, dtype: torch.dtype, end: TurnEnd, card: str) -> None:
+    def finish(self, write_surroundings: Callable[[Path], None], card: str) -> None:
         self._flush()
         if rank() == 0 and self.error is None:
             try:
                 self._name_files()
-                _write_surroundings(self.temporary, pretrained, dtype, end)
+                write_surroundings(self.temporary)
                 if card:
                     (self.temporary / "README.md").write_text(card)
                 self._commit()
@@ -114,7 +144,7 @@ class _Writer:
 
     def _name_files(self) -> None:
         """Hugging Face's names hold the number of files, which is known only now."""
-        names = ["model.safetensors"]
+        names = [self.only_file or "model.safetensors"]
         if self.count > 1:
             numbers = range(1, self.count + 1)
             names = [f"model-{i:05d}-of-{self.count:05d}.safetensors" for i in numbers]

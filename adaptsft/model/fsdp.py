@@ -27,7 +27,8 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) ->
     A divide factor of 1 alone would use PREMUL_SUM, which gloo lacks and NCCL gets wrong in bf16
     (pytorch#190745), hence the forced plain sum.
     """
-    cast_to = None if dtype == torch.float32 == next(model.parameters()).dtype else dtype
+    dtypes = {dtype, *(parameter.dtype for parameter in model.parameters())}
+    cast_to = None if dtypes == {torch.float32} else dtype
     policy = MixedPrecisionPolicy(param_dtype=cast_to, reduce_dtype=torch.float32)
     for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-from adaptsft.errors import ConfigError, reason_of
+from adaptsft.errors import ConfigError, reason_of, require_installed
 from adaptsft.model.attention import EAGER
 
 # Language parts for which transformers has no causal language model of their own: a linear head
@@ -78,9 +78,17 @@ def causal_lm(
         ) from None
 
 
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds an adapter in PEFT's layout, not a model."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
 def load_whole(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """A model of a folder or of the hub that answers texts, not sharded: of a multimodal one the
-    whole, where transformers has no other class. Raises what `from_pretrained` raises."""
+    whole, where transformers has no other class, and of an adapter's folder its base with it.
+    Raises what `from_pretrained` raises, and ConfigError for an adapter without its base."""
+    if is_adapter(path):
+        return _load_adapted(path, dtype, trust_remote_code)
     try:
         # False is said: without it transformers asks on the terminal
         return AutoModelForCausalLM.from_pretrained(
@@ -91,6 +99,28 @@ def load_whole(path: str | Path, dtype: torch.dtype, trust_remote_code: bool = F
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or multimodal_class(config) is None:
             raise
         return AutoModelForMultimodalLM.from_pretrained(path, dtype=dtype)
+
+
+def _load_adapted(path: str | Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """By PEFT itself: transformers 5.24 leaves DoRA's magnitudes as they were before training."""
+    require_installed("peft", "lora", f"{path} holds an adapter, which")
+    from peft import PeftConfig, PeftModel
+
+    settings = PeftConfig.from_pretrained(str(path))
+    base = str(settings.base_model_name_or_path)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options["revision"] = settings.revision
+    try:
+        config = AutoConfig.from_pretrained(base, **options)
+        # adapters have the names of the whole, also where its language part has a class of its own
+        loader = AutoModelForMultimodalLM if multimodal_class(config) else AutoModelForCausalLM
+        model = loader.from_pretrained(base, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} holds an adapter of {base} (base_model_name_or_path in adapter_config.json), "
+            f"which cannot be loaded: {reason_of(error).splitlines()[0]}"
+        ) from None
+    return PeftModel.from_pretrained(model, str(path)).get_base_model()
 
 
 def _check_scales(config: Any, whole: type[PreTrainedModel]) -> None:

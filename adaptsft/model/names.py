@@ -40,6 +40,7 @@ class Names(NamedTuple):
     exported: dict[str, str]  # name in the model -> name that an export writes
     copied: list[str]  # in the files: not in the model; an export repeats them as they are
     twins: tuple[str, str] | None  # in the files: embedding and head, where the model ties them
+    whole: dict[str, str]  # name in the model -> name in the whole model that it is a part of
 
 
 def names_of(model: PreTrainedModel, config: Any, folder: Path, files: Iterable[str]) -> Names:
@@ -67,10 +68,10 @@ def names_of(model: PreTrainedModel, config: Any, folder: Path, files: Iterable[
     unknown = [] if whole_class is not None else _not_ignored(model, unread)
     if missing or unknown:
         _refuse(model, folder, missing, unknown or sorted(set(unread) - {*matched.found.values()}))
-    if whole_class is not None:
-        return Names(read, read, unread, twins)
+    if translation is not None:
+        return Names(read, read, unread, twins, translation)
     exported = {name: name if name in matched.prefixed else old for name, old in read.items()}
-    return Names(read, exported, [], twins)
+    return Names(read, exported, [], twins, {})
 
 
 class _Matched(NamedTuple):

@@ -12,6 +12,7 @@ from adaptsft.config.paths import local_model_folder
 from adaptsft.config.schema import Config, ModelConfig
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError, reason_of
+from adaptsft.model.language import is_adapter
 
 
 @dataclass
@@ -89,23 +90,25 @@ def check_not_quantized(config: ModelConfig, model_config: Any) -> None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else "unknown"
         raise ConfigError(
             f"model.path={config.path}: its weights are quantised (quantization_config in "
-            f"config.json: {method}), and only plain ones can be trained: name the checkpoint that "
-            "it was made from, or save a dequantised one with transformers"
+            f"config.json: {method}), and only plain ones can be trained, nor do adapters "
+            "(model.lora) train beside quantised ones here: name the checkpoint that it was made "
+            "from, or save a dequantised one with transformers"
         )
 
 
 def _check_no_adapter(config: ModelConfig, folder: Path) -> None:
     """An adapter would be left out beside whole weights, and cannot be trained without them."""
-    path = folder / "adapter_config.json"
-    if path.is_file():
+    if is_adapter(folder):
         try:
-            base = json.loads(path.read_text()).get("base_model_name_or_path")
+            settings = json.loads((folder / "adapter_config.json").read_text())
+            base = settings.get("base_model_name_or_path")
         except (OSError, ValueError, AttributeError):
             base = None
         raise ConfigError(
             f"model.path={config.path} holds an adapter (adapter_config.json) of "
-            f"{base or 'another model'}: merge it (merge_and_unload and save_pretrained of PEFT) "
-            "and name the merged folder"
+            f"{base or 'another model'}: merge it (python -m adaptsft.export RUN OUT --merge, for "
+            "a run of adaptsft, or merge_and_unload and save_pretrained of PEFT) and name the "
+            "merged folder"
         )
 
 

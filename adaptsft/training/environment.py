@@ -11,7 +11,7 @@ import torch
 from adaptsft.distributed.ranks import world_size
 
 PACKAGES = ("adaptsft", "torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy")
-PACKAGES += ("flash-attn", "triton")
+PACKAGES += ("flash-attn", "triton", "peft")
 
 
 def environment() -> dict:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adaptsft.data.tokenized import TokenizedData
@@ -31,17 +31,21 @@ def flops_per_token(model: PreTrainedModel, data: TokenizedData) -> float:
     """Forward and backward of a token, on average over the data.
 
     As in PaLM (arXiv:2204.02311, appendix B), without what is not computed: 6 per parameter that
-    multiplies the token (an embedding only looks up, and the head sees target tokens only), and
-    attention to the tokens before it.
+    multiplies the token (an embedding only looks up, and the head sees target tokens only), 4 if it
+    is frozen, which has no gradient of its own, and attention to the tokens before it.
     """
     head = head_of(model).weight
-    multiplying = sum(parameter.numel() for parameter in model.parameters()) - head.numel()
-    looked_up = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} - {head}
-    multiplying -= sum(weight.numel() for weight in looked_up)
+    looked_up = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)} | {head}
+    others = [parameter for parameter in model.parameters() if parameter not in looked_up]
     tokens, lengths = float(data.lengths.sum()), data.lengths.astype(np.float64)
-    multiplying += head.numel() * float(data.target_tokens.sum()) / tokens
+    products = sum(_products(parameter) for parameter in others)
+    products += _products(head) * float(data.target_tokens.sum()) / tokens
     attention = _attention_flops(model.config.get_text_config())
-    return 6.0 * multiplying + attention * float((lengths**2).sum()) / tokens
+    return products + attention * float((lengths**2).sum()) / tokens
+
+
+def _products(weight: Tensor) -> float:
+    return (6.0 if weight.requires_grad else 4.0) * weight.numel()
 
 
 def _attention_flops(config: Any) -> float:

@@ -6,6 +6,7 @@ from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import print0, world_size
 from adaptsft.model.build import compute_dtype
 from adaptsft.model.fsdp import ShardedModel
+from adaptsft.model.lora import adapted_layers
 from adaptsft.training.setup import Run
 from adaptsft_kernels import describe_implementation
 
@@ -25,6 +26,13 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnE
         f"{frozen}, {str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
         f"attention by {model.attention_backend}"
     )
+    if (lora := config.model.lora).rank:
+        kind = "DoRA" if lora.use_dora else "LoRA"
+        layers = sum(1 for _ in adapted_layers(model))
+        print0(
+            f"adapters: {kind}, rank {lora.rank}, on {layers} layers; the rest is frozen in "
+            f"{str(dtype).removeprefix('torch.')}"
+        )
     objective = config.objective.name
     if config.objective.reference == "base":
         objective += ", token weights of the base model"

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, LoraConfig
 from adaptsft.data.files import files_of, is_remote, local_file, training_sources
 from adaptsft.errors import UserError
 from adaptsft.training.environment import environment
@@ -15,14 +15,17 @@ PATHS = ("base_tokens", "base_stats")  # keys whose values are files of this mac
 PACKAGES = ("adaptsft", "torch", "transformers")
 
 
-def model_card(config: Config, steps: int, result: dict[str, Any]) -> str:
-    """`result`: of the run, whose figures of held-out data and tasks the card tells."""
+def model_card(config: Config, steps: int, result: dict[str, Any], merged: bool = False) -> str:
+    """`result`: of the run, whose figures of held-out data and tasks the card tells. merged: its
+    adapters, if it trained any, have been added to the model."""
+    adapters = config.model.lora
+    alone = adapters.rank > 0 and not merged
     base, local = _base(config)
     datasets = _on_the_hub(config)
     facts = ModelCardData(
         base_model=None if local else base,
         datasets=datasets or None,
-        library_name="transformers",
+        library_name="peft" if alone else "transformers",
         pipeline_tag="text-generation",
         tags=["adaptsft", "sft"],
     )
@@ -30,6 +33,7 @@ def model_card(config: Config, steps: int, result: dict[str, Any]) -> str:
     train, sources = config.train, [source.name for source in training_sources(config.data)]
     rows = {
         "base model": f"{base} (a local folder)" if local else base,
+        **({"adapters": _adapters(adapters)} if adapters.rank else {}),
         "data": ", ".join(sources),
         "objective": _settings(config.objective),
         "controller": _settings(config.controller),
@@ -80,6 +84,12 @@ def _on_the_hub(config: Config) -> list[str]:
         except UserError:
             continue  # files that have gone since
     return names
+
+
+def _adapters(settings: LoraConfig) -> str:
+    kind = "DoRA" if settings.use_dora else "LoRA"
+    scaled = ", rank-stabilised" if settings.use_rslora else ""
+    return f"{kind}, rank {settings.rank}, alpha {settings.alpha:g}{scaled}"
 
 
 def _settings(group: Any) -> str:

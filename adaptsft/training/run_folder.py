@@ -12,6 +12,7 @@ from adaptsft.distributed import checkpoint
 from adaptsft.distributed.ranks import rank, world_size
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.files import lock, replacing
+from adaptsft.model.language import is_adapter
 from adaptsft.training.environment import environment
 
 
@@ -78,6 +79,11 @@ def train_on(run: Path) -> str:
     """The end of a message: how to go on from the model of a finished run."""
     if not (run / "final").is_dir():
         return ""
+    if is_adapter(run / "final"):
+        return (
+            ". To train its model on, with other data, steps or settings: python -m "
+            f"adaptsft.export {run} OUT --merge, then model.path=OUT and another run_dir"
+        )
     return (
         f". To train its model on, with other data, steps or settings: model.path={run / 'final'} "
         "and another run_dir"

@@ -11,17 +11,21 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from adaptsft import chat, diagnose, plan
-from adaptsft.config.schema import ModelConfig
+from adaptsft.config.schema import LoraConfig, ModelConfig
+from adaptsft.data.stop import TurnEnd
 from adaptsft.errors import ConfigError
 from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.backends.hf import HuggingFace, end_tokens
 from adaptsft.evals.in_training import generating
 from adaptsft.evals.protocol import Sampling
+from adaptsft.model.export import export
+from adaptsft.model.language import load_whole
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.train import train
 from tests.conftest import REPO
-from tests.model.batches import built
+from tests.model.batches import built, packed_batch
 from tests.model.checkpoints import (
+    assert_same,
     changed,
     names_in,
     renamed,
@@ -156,6 +160,23 @@ def test_the_loss_of_a_text_is_the_whole_models_and_the_whole_is_exported(
     towers = ("visual.", "vision_tower.", "vision_model.", "audio_tower.")
     kept = {name for name in before if any(tower in name for tower in towers)}
     assert kept and not language & kept
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_an_adapter_of_the_language_part_is_loaded_beside_the_whole(tmp_path, device, model_type):
+    source = multimodal(tmp_path / "saved", model_type)
+    lora = LoraConfig(rank=2, use_dora=True, target_modules=["q_proj", "down_proj"])
+    model, pretrained = built(source, device, lora=lora)
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * (1 + number % 3))
+    export(model, pretrained, tmp_path / "final", "fp32", TurnEnd())
+    loaded = load_whole(tmp_path / "final", torch.float32)
+    adapted = {name for name, _ in loaded.named_parameters() if "lora_A" in name}
+    towers = ("visual.", "vision_tower.", "vision_model.", "audio_tower.")
+    assert adapted and not any(tower in name for name in adapted for tower in towers)
+    batch = packed_batch([[16]], pretrained.config.get_text_config().vocab_size)
+    assert_same(model.eval(), batch, loaded)
 
 
 def test_the_guide_names_what_is_tested():

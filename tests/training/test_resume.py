@@ -15,7 +15,14 @@ from safetensors.torch import load_file
 from adaptsft.distributed import checkpoint
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.train import train
-from tests.runs import PROCESSES, _run, metrics_of, run_in_process, small_config
+from tests.runs import (
+    PROCESSES,
+    _run,
+    metrics_of,
+    run_in_process,
+    saved_state,
+    small_config,
+)
 
 KILLED = -signal.SIGKILL
 
@@ -109,8 +116,9 @@ def test_resumed_from_every_checkpoint_twice_in_a_row(settings, reference):
             "objective__normalizer": "kept",
             "train__activation_checkpointing": "per_op",
         },
+        {"objective__name": "neg_p", "model__freeze": ["embed_tokens"]},  # which is the head, too
     ],
-    ids=["steered by statistics", "scheduled, saved in the background", "quantile threshold"],
+    ids=["by statistics", "scheduled, in the background", "quantile threshold", "half frozen"],
 )
 def test_control_and_state_survive(settings, overrides):
     name = overrides["objective__name"]
@@ -122,6 +130,9 @@ def test_control_and_state_survive(settings, overrides):
     assert metrics_of(resumed) == metrics_of(whole)[3:]
     for tensor, other in zip(weights(resumed).values(), weights(whole).values(), strict=True):
         assert torch.equal(tensor, other)
+    held = saved_state(Path(resumed.resume))
+    frozen = {"model/model.embed_tokens.weight", "model/lm_head.weight"} & held.keys()
+    assert bool(frozen) == ("model__freeze" not in overrides), "they are read from model.path"
 
 
 def test_asked_to_stop_it_saves_and_the_same_command_goes_on(settings, reference):

@@ -84,6 +84,7 @@ def fingerprint(folder: Path) -> str:
         "merges.txt",
         "*.jinja",
         "*.model",
+        "adapter_config.json",  # names the base
     )
     for path in sorted({path for kind in kinds for path in folder.glob(kind)}):
         with path.open("rb") as file:

@@ -17,6 +17,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.evals.backends.hf import encode_pair, fingerprint, locate
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.renderer import Renderer
+from adaptsft.model.language import is_adapter
 
 
 class VLLM:
@@ -30,6 +31,12 @@ class VLLM:
 
     def __init__(self, name: str, template: str, dtype: str, tensor_parallel: int) -> None:
         """Raises ConfigError where vLLM is not installed, or cannot load the model."""
+        path, data, label = locate(name)
+        if is_adapter(path):
+            raise ConfigError(
+                f"--model {name}: {path} holds an adapter, which this backend does not load: merge "
+                f"it first (python -m adaptsft.export RUN OUT --merge), or use --backend hf"
+            )
         try:
             import vllm  # type: ignore[import-not-found]
         except ImportError:
@@ -38,7 +45,6 @@ class VLLM:
                 "--backend hf"
             ) from None
         self.vllm = vllm
-        path, data, label = locate(name)
         try:
             self.engine = vllm.LLM(
                 model=path,
