@@ -3,11 +3,9 @@
 import re
 import runpy
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import ObjectiveConfig
@@ -20,20 +18,17 @@ from tests.objectives.tokens import P, state_of, tokens_at
 
 
 def test_declared_needs_and_uses_are_what_is_read() -> None:
-    class Reads:
-        def __init__(self, values: NamedTuple) -> None:
-            self.values, self.names = values, set()
-
-        def __getattr__(self, name: str) -> Tensor:
-            self.names.add(name)
-            return getattr(self.values, name)
-
+    """Nothing changes where all else is not there."""
+    tokens, state = tokens_at(P), state_of(len(P), alpha=0.5)
     for name in [*REGISTRY, "threshold"]:
         objective = build_objective(ObjectiveConfig(name=name))
-        tokens, state = Reads(tokens_at(P)), Reads(state_of(len(P)))
-        objective.function(tokens, state)
-        assert state.names == objective.uses, name
-        assert tokens.names & {*ON_REQUEST} == objective.needs, name
+        absent = {field: None for field in ON_REQUEST if field not in objective.needs}
+        unknown = {field: x * torch.nan for field, x in state._asdict().items()}
+        read = {field: getattr(state, field) for field in objective.uses}
+        alone = tokens._replace(**absent), state._replace(**(unknown | read))
+        for ours, all_else in zip(objective(*alone), objective(tokens, state), strict=True):
+            torch.testing.assert_close(ours, all_else, rtol=0, atol=0, msg=name)
+            assert ours.isfinite().all(), name
 
 
 @pytest.mark.parametrize(
