@@ -6,8 +6,10 @@ Commands that read a run folder, and train nothing, do not import it.
 """
 
 import functools
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import sysconfig
 import traceback
@@ -50,6 +52,12 @@ def of_config(config: Config) -> dict[str, UserCode]:
     return {key: load(key, name) for key, name in names.items() if is_user_code(name)}
 
 
+def digest(config: Config) -> str:
+    """Of the sources of all that a configuration names."""
+    sources = [(key, sorted(code.files.items())) for key, code in of_config(config).items()]
+    return hashlib.sha256(repr(sources).encode()).hexdigest()
+
+
 @functools.cache
 def load(key: str, value: str) -> UserCode:
     """What `key`=`value` names. Raises ConfigError: a module or a name in it that is not there, and
@@ -65,11 +73,9 @@ def load(key: str, value: str) -> UserCode:
     else:
         module = _import_module(place, start)
     if not hasattr(module, name):
-        offered = [
-            other
-            for other, content in vars(module).items()
-            if getattr(content, "__module__", None) == module.__name__ and callable(content)
-        ]
+        own = {n: x for n, x in vars(module).items() if _module_of(x) == module.__name__}
+        kind = inspect.isclass if key == "controller.name" else inspect.isfunction
+        offered = [n for n, x in own.items() if kind(x)]
         require_known(f"{start}: {place} has no {name}", name, offered)
     require(
         getattr(module, "__file__", None) is not None,

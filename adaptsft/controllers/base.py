@@ -79,7 +79,7 @@ class Controller:
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         """The state of the step at `progress`, from state and statistics of the step before."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no update")
 
 
 REGISTRY: dict[str, type[Controller]] = {}

@@ -123,8 +123,7 @@ def _users(key: str, name: str, code: UserCode) -> Objective:
             return dataclasses.replace(known, name=name)
     require(
         callable(function) and not isinstance(function, type),
-        f"{start}: is {'a class' if isinstance(function, type) else repr(function)}, and must be a "
-        "function of what it reads, such as logp",
+        f"{start}: is no function; an objective is a function of what it reads, such as logp",
     )
     try:
         return as_objective(name, start, function)
