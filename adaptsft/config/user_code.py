@@ -69,7 +69,10 @@ def load(key: str, value: str) -> UserCode:
         f"{start}: write MODULE:NAME, such as my_module:my_function, or FILE.py:NAME",
     )
     if place.endswith(".py"):
-        module = import_file(Path(place).expanduser(), f"{start}: ")
+        path = Path(place).expanduser()
+        if str(path.parent.resolve()) not in sys.path:
+            sys.path.append(str(path.parent.resolve()))  # for what it imports from beside it
+        module = import_file(path, f"{start}: ")
     else:
         module = _import_module(place, start)
     if not hasattr(module, name):
@@ -113,16 +116,13 @@ def _import_module(name: str, start: str) -> ModuleType:
 
 
 def import_file(path: Path, start: str = "") -> ModuleType:
-    """The module of a file, run once in a process; modules beside it can be imported by it. Raises
-    ConfigError, which begins with `start`."""
+    """The module of a file, run once in a process. Raises ConfigError that begins with `start`."""
     if not path.is_file():
         names = [str(other) for other in path.parent.glob("*.py")]
         raise ConfigError(f"{start}{path}: no such file{did_you_mean(str(path), names)}")
     path = path.resolve()
     if (loaded := _loaded(str(path))) is not None:
         return loaded
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
     # its path as its name: there is no other of that name
     spec = importlib.util.spec_from_file_location(str(path), path)
     assert spec is not None and spec.loader is not None, "the name ends in .py"
