@@ -5,6 +5,7 @@ whatever started the command. It is imported once in a process, before any model
 Commands that read a run folder, and train nothing, do not import it.
 """
 
+import ast
 import functools
 import hashlib
 import importlib
@@ -81,7 +82,7 @@ def load(key: str, value: str) -> UserCode:
         offered = [n for n, x in own.items() if kind(x)]
         require_known(f"{start}: {place} has no {name}", name, offered)
     require(
-        getattr(module, "__file__", None) is not None,
+        _has_file(module),
         f"{start}: {place} has no source file, and the run could not be repeated: put it into one",
     )
     files = {name: path.read_bytes() for name, path in _sources(module).items()}
@@ -161,7 +162,7 @@ def errors_of(path: str | Path | None, start: str = "") -> Iterator[None]:
 
 def _sources(module: ModuleType) -> dict[str, Path]:
     """The files of a module and of what it imports from its folder (from its package, if it is in
-    one), and so on. What is imported within a function is not found."""
+    one), and so on. What a function imports when it is called is not there yet."""
     first = _file(module)
     root = scope = first.parent
     while (root / "__init__.py").is_file():
@@ -169,17 +170,32 @@ def _sources(module: ModuleType) -> dict[str, Path]:
     libraries = [folder for folder in LIBRARIES if folder not in scope.parents]
     found, waiting = {first}, [module]
     while waiting:
-        for content in list(vars(waiting.pop()).values()):
-            name = content.__name__ if isinstance(content, ModuleType) else _module_of(content)
-            other = sys.modules.get(name or "")
-            if other is None or getattr(other, "__file__", None) is None:
+        for name in _imported(waiting.pop()):
+            other = sys.modules.get(name)
+            if other is None or other.__name__.partition(".")[0] in OURS or not _has_file(other):
                 continue
             path = _file(other)
-            libraries_of = [folder for folder in libraries if folder in path.parents]
-            if scope in path.parents and not libraries_of and name.partition(".")[0] not in OURS:
-                waiting += [other] * (path not in found)
+            library = any(folder in path.parents for folder in libraries)
+            if scope in path.parents and not library and path not in found:
                 found.add(path)
+                waiting.append(other)
     return {path.relative_to(root).as_posix(): path for path in sorted(found)}
+
+
+def _imported(module: ModuleType) -> Iterator[str]:
+    """The names that a module's source imports, and those of the packages that these are in."""
+    path, package = _file(module), module.__package__ or ""
+    nodes = ast.walk(ast.parse(path.read_bytes())) if path.suffix == ".py" else ()
+    for node in nodes:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            name = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names = [f"{name}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _module_of(content: Any) -> str | None:
@@ -187,6 +203,9 @@ def _module_of(content: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def _has_file(module: ModuleType) -> bool:
+    return getattr(module, "__file__", None) is not None
+
+
 def _file(module: ModuleType) -> Path:
-    assert module.__file__ is not None
-    return Path(module.__file__).resolve()
+    return Path(module.__file__ or "").resolve()

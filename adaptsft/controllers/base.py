@@ -106,11 +106,12 @@ def completed(name: str, start: str, cls: type[Controller]) -> type[Controller]:
     Raises ValueError, which begins with `start`, for a misspelt `moves`, `reads` or `bounds`, and
     for a parameter without a number as default.
     """
-    if "__dataclass_fields__" not in vars(cls):
-        try:
-            cls = dataclasses.dataclass(frozen=True)(cls)
-        except (TypeError, ValueError) as error:  # no default, or one that can change
-            raise ValueError(f"{start}: {error}") from None
+    for part in reversed(cls.__mro__):  # a class of the user's own that this one is built on, too
+        if issubclass(part, Controller) and "__dataclass_fields__" not in vars(part):
+            try:
+                dataclasses.dataclass(frozen=True)(part)
+            except (TypeError, ValueError) as error:  # no default, or one that can change
+                raise ValueError(f"{start}: {error}") from None
     cls.name = name
     for field in cls.moves:
         require_known(f"{start}: moves={field}", field, MOVABLE, ValueError)
