@@ -83,6 +83,7 @@ from safetensors.torch import save_file
 from adaptsft.analysis.diagnosis import markdown
 from adaptsft.analysis.diagnosis_plot import plot
 from adaptsft.analysis.measure import describe, draw_sample, measure
+from adaptsft.config import user_code
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config, LoraConfig
 from adaptsft.data.loader import BatchLoader
@@ -125,7 +126,7 @@ def diagnose(options: Options, config: Config) -> str:
     config = dataclasses.replace(config, train=train, model=model_config)
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
-        check_same_config((options, config))
+        check_same_config((options, config, user_code.digest(config)))
         raise_on_all_ranks(lambda: _make_folder(out))
         mesh = device_mesh(device, config.train.replicas)
         pretrained = rank0_first(lambda: load_pretrained(config.model))

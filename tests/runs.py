@@ -97,13 +97,13 @@ calls_left = 0
 
 
 @register("nll_then_killed")
-def nll_then_killed(rows, control):
+def nll_then_killed(logp):
     """NLL that ends its process by SIGKILL after a number of calls: a crash within a step."""
     global calls_left
     calls_left -= 1
     if calls_left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return nll(rows, control)
+    return nll(logp)
 
 
 def _run(config: Config, kill_after_calls: int) -> None:

@@ -27,7 +27,16 @@ def test_every_walk_is_a_short_patch_that_applies_and_passes_its_test(tmp_path):
     assert len(PATCHES) == 5, "objective, controller, data layout, evaluation task, architecture"
     assert all(len(patch.splitlines()) <= LONGEST for patch in PATCHES)
     copy = tmp_path / "adaptsft"
-    for name in ("adaptsft", "kernels", "tests", "docs", "tools", "pyproject.toml"):
+    for name in (
+        "adaptsft",
+        "kernels",
+        "tests",
+        "docs",
+        "examples",
+        "tools",
+        "README.md",
+        "pyproject.toml",
+    ):
         source = REPO / name
         if source.is_dir():
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -20,11 +20,11 @@ calls = 0
 
 
 @register("nll_with_accidents")
-def nll_with_accidents(rows, control):
+def nll_with_accidents(logp):
     """NLL whose weight is NaN in the calls of `nan_at`, as an overflow somewhere would make it."""
     global calls
     calls += 1
-    loss, s = nll(rows, control)
+    loss, s = nll(logp)
     return (loss, s * float("nan")) if calls in nan_at else (loss, s)
 
 

@@ -24,8 +24,8 @@ Later arguments win. On one GPU or CPU, `adaptsft train …` will do. Example:
 A CONFIG.yaml may begin with `extends: [base.yaml, …]`: files, relative to it, that it builds on.
 
 Tables of what there is to choose from:
-  objective.name   python -m adaptsft.objectives
-  controller.name  python -m adaptsft.controllers
+  objective.name   python -m adaptsft.objectives, or your own, my_module:function
+  controller.name  python -m adaptsft.controllers, or your own, my_module:Class
 
 Keys:
 """

@@ -216,10 +216,11 @@ class DataConfig:
 class ObjectiveConfig:
     name: str = key(
         "auto",
-        "python -m adaptsft.objectives lists them; auto: nll, or with a closed-loop controller "
-        "the objective that it acts through",
+        "python -m adaptsft.objectives lists them; my_module:function or path/to/file.py:function: "
+        "your own, see docs/objectives.md; auto: nll, or with a closed-loop controller the "
+        "objective that it acts through",
     )
-    base: str = key("nll", "objective that `threshold` masks")
+    base: str = key("nll", "objective that `threshold` masks; also my_module:function")
     alpha: float = key(0.0, "alpha of f_alpha(p) = (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p")
     floor: float = key(
         0.0,
@@ -273,7 +274,8 @@ class ObjectiveConfig:
 class ControllerConfig:
     name: str = key(
         "fixed",
-        "what moves the objective during training; python -m adaptsft.controllers lists them",
+        "what moves the objective during training; python -m adaptsft.controllers lists them; "
+        "my_module:Class or path/to/file.py:Class: your own, see docs/controllers.md",
     )
     parameter: str = key("alpha", "schedules: what they move", ("alpha", "lower", "upper", "floor"))
     start: float = key(0.0, "schedules: value at the start of the run")

@@ -4,7 +4,8 @@ A controller is pure: `update(state, statistics, progress) -> state`. Its state 
 are device tensors with one entry per source and a last one for all sources together, so that no
 step waits for the host. It sees the all-reduced statistics of steps that are over: the same on
 every rank, whatever the split of the tokens. A new controller is one class with `@register("name")`
-above it; a schedule is one too, see adaptsft.controllers.schedules.
+above it, or named by its user as `controller.name=my_module:Class`; a schedule is one too, see
+adaptsft.controllers.schedules.
 """
 
 import dataclasses
@@ -78,7 +79,7 @@ class Controller:
 
     def update(self, state: State, statistics: SourceStatistics, progress: Progress) -> State:
         """The state of the step at `progress`, from state and statistics of the step before."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no update")
 
 
 REGISTRY: dict[str, type[Controller]] = {}
@@ -87,25 +88,41 @@ REGISTRY: dict[str, type[Controller]] = {}
 def register(name: str) -> Callable[[type[Controller]], type[Controller]]:
     """Make a Controller available as `controller.name=<name>`.
 
-    Raises ValueError if the name is taken, and for a misspelt `moves`, `reads` or `bounds`.
+    Raises ValueError if the name is taken, and what `completed` raises.
     """
 
     def add(cls: type[Controller]) -> type[Controller]:
         if name in REGISTRY or name == "fixed":
             raise ValueError(f"a controller called {name} is registered already")
-        cls = dataclasses.dataclass(frozen=True)(cls)
-        cls.name = name
-        start = f"controller {name}"
-        for field in cls.moves:
-            require_known(f"{start}: moves={field}", field, MOVABLE, ValueError)
-        for key in cls.reads:
-            require_known(f"{start}: reads={key}", key, KEYS, ValueError)
-        for key in cls.bounds:
-            require_known(f"{start}: bounds of {key}", key, parameters(cls), ValueError)
-        REGISTRY[name] = cls
+        REGISTRY[name] = cls = completed(name, f"controller {name}", cls)
         return cls
 
     return add
+
+
+def completed(name: str, start: str, cls: type[Controller]) -> type[Controller]:
+    """The class with its name, and its annotated fields as parameters.
+
+    Raises ValueError, which begins with `start`, for a misspelt `moves`, `reads` or `bounds`, and
+    for a parameter without a number as default.
+    """
+    for part in reversed(cls.__mro__):  # a class of the user's own that this one is built on, too
+        if issubclass(part, Controller) and "__dataclass_fields__" not in vars(part):
+            try:
+                dataclasses.dataclass(frozen=True)(part)
+            except (TypeError, ValueError) as error:  # no default, or one that can change
+                raise ValueError(f"{start}: {error}") from None
+    cls.name = name
+    for field in cls.moves:
+        require_known(f"{start}: moves={field}", field, MOVABLE, ValueError)
+    for key in cls.reads:
+        require_known(f"{start}: reads={key}", key, KEYS, ValueError)
+    for key, default in parameters(cls).items():
+        if not isinstance(default, int | float):
+            raise ValueError(f"{start}: its parameter {key} must have a number as default")
+    for key in cls.bounds:
+        require_known(f"{start}: bounds of {key}", key, parameters(cls), ValueError)
+    return cls
 
 
 def parameters(cls: type[Controller]) -> dict[str, Any]:

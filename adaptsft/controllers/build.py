@@ -6,30 +6,53 @@ from collections.abc import Iterable
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
 from adaptsft.config.unread import unread
+from adaptsft.config.user_code import is_user_code, load
 from adaptsft.controllers import (  # noqa: F401 (they fill the registry)
     auto,
     schedules,
     short_steps,
 )
-from adaptsft.controllers.base import REGISTRY, Controller, parameters
+from adaptsft.controllers.base import REGISTRY, Controller, completed, parameters
 from adaptsft.controllers.schedules import Schedule
-from adaptsft.errors import require, require_known
+from adaptsft.controllers.trial import try_out
+from adaptsft.errors import ConfigError, require, require_known
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.build import THRESHOLDS
+
+OWN = "MODULE:CLASS"  # how a user's own is named
+
+
+def controller_class(name: str) -> type[Controller] | None:
+    """That of controller.name; None for `fixed`. Raises ConfigError."""
+    if name == "fixed":
+        return None
+    start = f"controller.name={name}"
+    if not is_user_code(name):
+        require_known(f"{start} is unknown", name, ["fixed", *REGISTRY, OWN])
+        return REGISTRY[name]
+    cls = load("controller.name", name).value
+    require(
+        isinstance(cls, type) and issubclass(cls, Controller) and cls not in (Controller, Schedule),
+        f"{start}: is no subclass of adaptsft.controllers.base.Controller",
+    )
+    try:
+        return completed(name, start, cls)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def acts_through(config: ControllerConfig) -> str:
     """The objective of objective.name=auto."""
-    cls = REGISTRY.get(config.name)
+    cls = controller_class(config.name)
     return "nll" if cls is None or issubclass(cls, Schedule) else cls.objective
 
 
 def build_controller(config: ControllerConfig) -> Controller | None:
     """The configured controller with its parameters; None for controller.name=fixed.
     `validate_controller` has checked the names."""
-    if config.name == "fixed":
+    cls = controller_class(config.name)
+    if cls is None:
         return None
-    cls = REGISTRY[config.name]
     if issubclass(cls, Schedule):
         return cls(settings=config, **config.params)
     return cls(**config.params)
@@ -39,10 +62,9 @@ def validate_controller(
     config: ControllerConfig, objective_config: ObjectiveConfig, objective: Objective
 ) -> None:
     """Raises ConfigError naming key, value and fix."""
-    require_known(f"controller.name={config.name} is unknown", config.name, ["fixed", *REGISTRY])
-    if config.name == "fixed":
+    cls = controller_class(config.name)
+    if cls is None:
         return
-    cls = REGISTRY[config.name]
     _parameters(config, cls)
     require(config.shrinkage >= 0, f"controller.shrinkage={config.shrinkage}: must not be negative")
     if issubclass(cls, Schedule):
@@ -56,12 +78,16 @@ def validate_controller(
             f"controller.name={config.name} moves {field}, which objective.name="
             f"{objective_config.name} does not read: {_fix(cls, field, objective)}",
         )
-    _not_fixed_too(config, objective_config, moved)
+    _not_fixed_too(config, objective_config, cls, moved)
+    if is_user_code(config.name) and (controller := build_controller(config)):
+        try_out(
+            f"controller.name={config.name}", controller, load("controller.name", config.name).path
+        )
 
 
 def unread_by_controller(config: ControllerConfig, objective: ObjectiveConfig) -> list[str]:
     """Warnings about keys of the group `controller` that this controller does not read."""
-    cls, name = REGISTRY.get(config.name), f"controller.name={config.name}"
+    cls, name = controller_class(config.name), f"controller.name={config.name}"
     warnings = []
     for key in ("parameter", "start", "end", "begin", "finish", "points"):
         if cls is None or key not in cls.reads:
@@ -71,7 +97,7 @@ def unread_by_controller(config: ControllerConfig, objective: ObjectiveConfig) -
     if cls is None:
         warnings += unread("controller", config, ["params"], name, closed)
     measuring = [other for other in closed if REGISTRY[other].moves]
-    if config.name not in measuring:
+    if cls is None or issubclass(cls, Schedule) or not cls.moves:
         warnings += unread("controller", config, ["shrinkage"], name, measuring)
         if objective.lower_quantile is None and objective.upper_quantile is None:
             readers = [*measuring, "objective.lower_quantile", "objective.upper_quantile"]
@@ -117,6 +143,8 @@ def _schedule(config: ControllerConfig, cls: type[Schedule]) -> None:
 
 
 def _fix(cls: type[Controller], field: str, objective: Objective) -> str:
+    if is_user_code(objective.name):
+        return f"give {objective.name} a parameter of that name, which it then follows"
     if not issubclass(cls, Schedule):
         return f"leave objective.name out (it acts through {cls.objective})"
     fix = f"use objective.name={'threshold' if field in THRESHOLDS else 'alpha'}"
@@ -124,13 +152,16 @@ def _fix(cls: type[Controller], field: str, objective: Objective) -> str:
 
 
 def _not_fixed_too(
-    config: ControllerConfig, objective: ObjectiveConfig, moved: Iterable[str]
+    config: ControllerConfig,
+    objective: ObjectiveConfig,
+    cls: type[Controller],
+    moved: Iterable[str],
 ) -> None:
     default = ObjectiveConfig()
     for name in moved:
         value = getattr(objective, name)
         fix = f"leave objective.{name} out"
-        if "start" in REGISTRY[config.name].reads:
+        if "start" in cls.reads:
             fix = "set controller.start and controller.end instead"
         require(
             value == getattr(default, name),

@@ -37,7 +37,7 @@ class Schedule(Controller):
 
     def shape(self, progress: Progress) -> float:
         """Share of the way from start to end, in [0, 1]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no shape")
 
     def elapsed(self, progress: Progress) -> float:
         """Share of the time between begin and finish that is over."""

@@ -1,18 +1,22 @@
 """From what a user of AdaptiveObjective names to the groups `objective` and `controller` of the
 configuration, checked as those of adaptsft.train are."""
 
+import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from adaptsft.config.load import group_of
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
+from adaptsft.config.user_code import is_user_code
 from adaptsft.controllers.base import REGISTRY
 from adaptsft.controllers.build import acts_through, unread_by_controller, validate_controller
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.errors import require, require_known, warn
 from adaptsft.objectives import base as objectives
 from adaptsft.objectives.base import Objective
-from adaptsft.objectives.build import build_objective, unread_by_objective
+from adaptsft.objectives.build import build_objective, of_function, unread_by_objective
+from adaptsft.objectives.trial import try_out
 
 Settings = tuple[ObjectiveConfig, ControllerConfig, Objective]
 # keys that need what adaptsft.train has: the data, the base model, the gradients of a step
@@ -43,7 +47,8 @@ def settings_of(
         return objective, controller, build_objective(objective)
     if isinstance(objective, str) and controller is None:
         names = ["auto", *REGISTRY, *objectives.REGISTRY, "threshold"]
-        require_known(f"objective {objective} is unknown", objective, dict.fromkeys(names))
+        if not is_user_code(objective):
+            require_known(f"objective {objective} is unknown", objective, dict.fromkeys(names))
         if objective in REGISTRY:
             controller = objective
             objective = "alpha" if issubclass(REGISTRY[objective], Schedule) else "auto"
@@ -53,7 +58,8 @@ def settings_of(
     config = _group(ObjectiveConfig, "objective", objective)
     moving = _group(ControllerConfig, "controller", controller or "fixed")
     if own is not None:
-        function = objectives.of_function(config.name, own)
+        function = of_function(f"objective {config.name}", config.name, own)
+        try_out(f"objective {config.name}", function, Path(inspect.getsourcefile(own) or ""))
     else:
         if config.name == "auto":
             config.name = acts_through(moving)

@@ -146,8 +146,8 @@ def check_same_config(config: object) -> None:
     other = [number for number, theirs in enumerate(everyone) if theirs != everyone[0]]
     if other:
         raise DisagreementError(
-            f"ranks {other} were started with another configuration than rank 0: give every node "
-            "the same command"
+            f"ranks {other} were started with another configuration than rank 0, or with other "
+            "code of yours by the same name: give every node the same command and files"
         )
 
 

@@ -2,20 +2,21 @@
 
 An objective returns, per token, its loss and its weight -p f'(p), which is the factor of the logit
 gradient, dz_i = weight (p_i - delta_iy); the gradient at the target's logit has the size
-W = weight (1 - p). A new objective is one function with `@register("name")` above it. It takes
+W = weight (1 - p). A new objective is one function, whose parameters are named after what it reads,
+[n] each: fields of `TokenStatistics` (logp, one_minus_p, entropy, collision, …) and of
+`ObjectiveState`, gathered per token (alpha, floor, mean_p, …). It returns
 
-- log p [n] alone and returns the loss [n]; the weight is then computed by autograd; or
-- `TokenStatistics` (log p, 1 - p, entropy, sum p_i^2; each [n]) and `ObjectiveState` (its fields
-  gathered per token, [n]) and returns the loss and the weight, written by hand: for what depends on
-  more than log p, or where autograd loses accuracy near p = 0 or 1.
+- the loss [n]; the weight is then computed by autograd, with respect to log p alone; or
+- (loss, weight), written by hand: for weights under stop-gradient, or where autograd loses accuracy
+  near p = 0 or 1.
 
 Its keyword-only arguments are what `objective.params` may set. A weighted likelihood has the loss
--weight log p with the weight under stop-gradient. The lines `loss` and `weight` of a docstring are
-printed by `python -m adaptsft.objectives`.
+-weight log p with the weight under stop-gradient. `@register("name")` above the function makes it
+one of ours; a user names it as `objective.name=my_module:function`. The lines `loss` and `weight`
+of a docstring are printed by `python -m adaptsft.objectives`.
 """
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -24,13 +25,13 @@ import torch
 from torch import Tensor
 
 from adaptsft.errors import require_known
-from adaptsft.objectives.state import ObjectiveState
+from adaptsft.objectives.arguments import ALL, ON_REQUEST, Result, asked_for, by_name, with_weight
+from adaptsft.objectives.state import READABLE, ObjectiveState
 from adaptsft_kernels import TokenOutputs, TokenStatistics
 
-Result = tuple[Tensor, Tensor]  # loss [n], weight [n]
 Function = TypeVar("Function", bound=Callable)
-# token statistics that are there only for objectives that need them
-ON_REQUEST = ("top_entropy", "mass", "reference")
+# token statistics that a mask may read: those of TokenOutputs
+OF_MASKS = (*TokenStatistics._fields[:6], "reference", *READABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,76 +95,64 @@ class Objective:
 REGISTRY: dict[str, Objective] = {}
 
 
-def register(
+def register(name: str, **options: Any) -> Callable[[Function], Function]:
+    """Make a function available as `objective.name=<name>`. Options: those of `as_objective`, which
+    also says what it raises; ValueError too if the name is taken. An objective with a parameter
+    `batch` sees the whole micro-batch when that is 1."""
+
+    def add(function: Function) -> Function:
+        if name in REGISTRY or name == "threshold":
+            raise ValueError(f"an objective called {name} is registered already")
+        REGISTRY[name] = as_objective(name, f"objective {name}", function, **options)
+        return function
+
+    return add
+
+
+def as_objective(
     name: str,
+    start: str,
+    function: Callable,
     *,
     uses: Iterable[str] = (),
     needs: Iterable[str] = (),
     mask: Callable[..., Tensor] | None = None,
     whole_batch: bool = False,
     bounds: Mapping[str, tuple[float, float]] | None = None,
-) -> Callable[[Function], Function]:
-    """Make a function available as `objective.name=<name>`. It is
-    (logp, *, parameter=default...) -> loss, or
-    (tokens, state, *, parameter=default...) -> (loss, weight).
+) -> Objective:
+    """The objective that a function is. `mask` reads what it names likewise, has the same
+    keyword-only arguments, and returns bool [n]; `bounds` are the ranges of these.
 
-    `uses` are the fields of ObjectiveState that it reads, `needs` the token statistics of
-    ON_REQUEST, `bounds` the ranges of its parameters. `mask` takes the same arguments and returns
-    bool [n]. An objective with a parameter `batch` sees the whole micro-batch when that is 1.
-    Raises ValueError if the name is taken, and for a misspelt field, statistic or parameter.
+    A function of (tokens, state) gets all that there is; `uses`, the fields of the state that it
+    reads, and `needs`, its statistics of ON_REQUEST, must then be said. Raises ValueError, which
+    begins with `start`, for what is misspelt, there or among the names of parameters.
     """
-
-    def add(function: Function) -> Function:
-        if name in REGISTRY or name == "threshold":
-            raise ValueError(f"an objective called {name} is registered already")
-        of_logp = _positional(function) == 1
-        objective = Objective(
-            name,
-            weight_by_autograd(function) if of_logp else function,
-            mask,
-            frozenset(needs),
-            frozenset(uses),
-            whole_batch,
-            bounds or {},
+    names = asked_for(start, function)
+    used, needed = set(uses), set(needs)
+    if names != ALL and used | needed:
+        raise ValueError(
+            f"{start}: what it reads follows from the names of its parameters; leave "
+            "uses and needs out"
         )
-        start = f"objective {name}"
-        if of_logp and objective.uses | objective.needs:
-            raise ValueError(f"{start} takes log p alone, and can read nothing else")
-        for field in objective.uses:
-            require_known(f"{start}: uses={field}", field, ObjectiveState._fields, ValueError)
-        for statistic in objective.needs:
-            require_known(f"{start}: needs={statistic}", statistic, ON_REQUEST, ValueError)
-        for parameter in objective.bounds:
-            what = f"{start}: bounds of {parameter}"
-            require_known(what, parameter, objective.parameters, ValueError)
-        REGISTRY[name] = objective
-        return function
-
-    return add
-
-
-def of_function(name: str, function: Callable[..., Any]) -> Objective:
-    """The objective that a function is which nobody has registered: (logp) -> loss, or (tokens,
-    state) -> (loss, weight)."""
-    of_logp = _positional(function) == 1
-    return Objective(name, weight_by_autograd(function) if of_logp else function)
-
-
-def weight_by_autograd(function: Callable[..., Tensor]) -> Callable[..., Result]:
-    """(tokens, state) -> (loss, weight) of a function of log p: weight = -d loss / d log p."""
-
-    @functools.wraps(function)  # keeps the names of the parameters, and the docstring
-    def objective(tokens: TokenStatistics, state: ObjectiveState, **parameters: float) -> Result:
-        differentiable = tokens.logp.requires_grad  # never in training
-        with torch.enable_grad():
-            logp = tokens.logp if differentiable else tokens.logp.detach().requires_grad_()
-            loss = function(logp, **parameters)
-            (slope,) = torch.autograd.grad(loss.sum(), logp, retain_graph=differentiable)
-        return loss if differentiable else loss.detach(), -slope
-
+    for field in used:
+        require_known(f"{start}: uses={field}", field, READABLE, ValueError)
+    for statistic in needed:
+        require_known(f"{start}: needs={statistic}", statistic, ON_REQUEST, ValueError)
+    masks = () if mask is None else asked_for(f"{start}: its mask", mask, OF_MASKS)
+    read = {*names, *masks}
+    objective = Objective(
+        name,
+        with_weight(function, names),
+        mask and by_name(mask, masks),
+        needs=frozenset(needed | read.intersection(ON_REQUEST)),
+        uses=frozenset(used | read.intersection(READABLE)),
+        whole_batch=whole_batch,
+        bounds=bounds or {},
+    )
+    for parameter, default in objective.parameters.items():
+        if not isinstance(default, int | float):
+            raise ValueError(f"{start}: its parameter {parameter} must have a number as default")
+    for parameter in objective.bounds:
+        what = f"{start}: bounds of {parameter}"
+        require_known(what, parameter, objective.parameters, ValueError)
     return objective
-
-
-def _positional(function: Callable) -> int:
-    arguments = inspect.signature(function).parameters.values()
-    return sum(argument.kind is argument.POSITIONAL_OR_KEYWORD for argument in arguments)

@@ -8,31 +8,32 @@ from typing import Any
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.config.unread import unread
-from adaptsft.errors import require, require_known
+from adaptsft.config.user_code import is_user_code, load
+from adaptsft.errors import ConfigError, require, require_known
 from adaptsft.objectives import library  # noqa: F401 (it fills the registry)
-from adaptsft.objectives.base import REGISTRY, Objective
+from adaptsft.objectives.base import REGISTRY, Objective, as_objective
 from adaptsft.objectives.reference import under_reference
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.objectives.threshold import threshold
+from adaptsft.objectives.trial import try_out
 
 THRESHOLDS = ("lower", "upper")  # fields of ObjectiveState
 NLL = REGISTRY["nll"]
+OWN = "MODULE:FUNCTION"  # how a user's own is named
 LIMITS = {"alpha": 1e6, "lower": 1.0, "upper": 1.0, "floor": 1.0}  # each from 0
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The configured objective.
 
-    Raises ConfigError for an unknown name, base or parameter, a value out of range, and values that
-    contradict each other.
+    Raises ConfigError for an unknown name, base or parameter, a value out of range, values that
+    contradict each other, and an objective of the user's own that does not work.
     """
-    name = "nll" if config.name == "auto" else config.name
-    require_known(f"objective.name={name} is unknown", name, [*REGISTRY, "threshold"])
-    if name == "threshold":
-        require_known(f"objective.base={config.base} is unknown", config.base, REGISTRY)
-        objective = threshold(_with_parameters(config.base, config.params))
+    if config.name == "threshold":
+        objective = threshold(_configured("objective.base", config.base, config.params))
     else:
-        objective = _with_parameters(name, config.params)
+        name = "nll" if config.name == "auto" else config.name
+        objective = _configured("objective.name", name, config.params)
     if config.reference == "base":
         objective = under_reference(objective)
     for key in MOVABLE:
@@ -94,13 +95,40 @@ def exempt_ids(config: ObjectiveConfig, tokenizer: Any, ends: list[int]) -> list
     return ids
 
 
-def _with_parameters(name: str, given: Mapping[str, float]) -> Objective:
-    objective = REGISTRY[name]
+def _configured(key: str, name: str, given: Mapping[str, float]) -> Objective:
+    """The objective of this name with its parameters."""
+    if not is_user_code(name):
+        names = [*REGISTRY, *["threshold"] * (key == "objective.name"), OWN]
+        require_known(f"{key}={name} is unknown", name, names)
+        return _with_parameters(REGISTRY[name], given)
+    code = load(key, name)
+    objective = _with_parameters(of_function(f"{key}={name}", name, code.value), given)
+    try_out(f"{key}={name}", objective, code.path)
+    return objective
+
+
+def of_function(start: str, name: str, function: Any) -> Objective:
+    """That of a function of the user's, with the options that it was registered with, if it was.
+    Raises ConfigError, which begins with `start`."""
+    for known in REGISTRY.values():
+        if getattr(known.function, "__wrapped__", None) is function:
+            return dataclasses.replace(known, name=name)
+    require(
+        callable(function) and not isinstance(function, type),
+        f"{start}: is no function; an objective is a function of what it reads, such as logp",
+    )
+    try:
+        return as_objective(name, start, function)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _with_parameters(objective: Objective, given: Mapping[str, float]) -> Objective:
     for key, value in given.items():
-        what = f"objective.params.{key} is no parameter of {name}"
+        what = f"objective.params.{key} is no parameter of {objective.name}"
         require_known(what, key, objective.parameters)
         low, high = objective.bounds.get(key, (-math.inf, math.inf))
-        _in_range(f"objective.params.{key}", value, low, high, f" for {name}")
+        _in_range(f"objective.params.{key}", value, low, high, f" for {objective.name}")
     parameters = objective.parameters | dict(given)
     return dataclasses.replace(
         objective,

@@ -9,6 +9,8 @@ from adaptsft.config.schema import ObjectiveConfig
 
 # fields of ObjectiveState that a controller may move
 MOVABLE = ("alpha", "lower", "upper", "floor")
+# those that an objective may read
+READABLE = (*MOVABLE, "mean_p", "sequence_nll")
 
 
 class ObjectiveState(NamedTuple):

@@ -94,7 +94,7 @@ def _adapters(settings: LoraConfig) -> str:
 
 def _settings(group: Any) -> str:
     """The name, and what is not as it is by default."""
-    parts = [group.name]
+    parts = [group.name.rpartition("/")[2]]  # of a user's own file its name alone
     for declared in dataclasses.fields(group):
         value = getattr(group, declared.name)
         factory = declared.default_factory

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from adaptsft.config import user_code
 from adaptsft.config.schema import Config
 from adaptsft.distributed.ranks import (
     check_same_config,
@@ -56,7 +57,7 @@ def open_run(config: Config) -> Iterator[Run]:
     """Join the process group, and find out whether there is a run to continue. Writes nothing."""
     with process_group(config.train.device) as device, ExitStack() as stack:
         torch.use_deterministic_algorithms(config.train.deterministic)
-        check_same_config(config)
+        check_same_config((config, user_code.digest(config)))
         raise_on_all_ranks(lambda: check_services(config) if rank() == 0 else None)
         checkpoint = rank0_first(lambda: find_checkpoint(config))
         check_same_checkpoint(checkpoint)

@@ -4,6 +4,7 @@ best there?
     python -m benchmarks.lab --preset cpu
     python -m benchmarks.lab --preset full --families digits facts --methods oracle auto
     python -m benchmarks.lab --family mine.py --regime-file more.py --bases 0 1 0@60
+    python -m benchmarks.lab --method-file mine.yaml --methods mine auto
     python -m benchmarks.lab --report runs/lab_full --methods auto linear deft
 
 A small model is pretrained on a family of generated tasks; every method then fine-tunes it in every
@@ -74,6 +75,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         help="instead of the preset's; `oracle` stands for the grid of fixed alphas",
     )
+    parser.add_argument(
+        "--method-file",
+        action="append",
+        default=[],
+        metavar="PATH.yaml",
+        help="a file with more methods, as configs/lab/methods.yaml: --methods may name them; "
+        "without, all of them, instead of the preset's; repeatable",
+    )
     parser.add_argument("--seeds", nargs="+", help="instead of the preset's")
     parser.add_argument(
         "--bases",
@@ -127,7 +136,11 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     started = time.perf_counter()
     try:
-        methods = settings.read(Methods, CONFIGS / "methods.yaml", [])
+        files = [CONFIGS / "methods.yaml", *map(Path, options.method_file)]
+        methods = settings.read_methods(files)
+        if options.method_file and not options.methods:
+            ours = settings.read_methods(files[:1]).methods
+            options.methods = [name for name in methods.methods if name not in ours]
         if options.report:
             tabulate(options, methods)
             return 0

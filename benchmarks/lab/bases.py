@@ -16,7 +16,7 @@ from adaptsft import export
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.model.tiny import make_tiny_model
 from benchmarks.lab import families, scoring, tasks
-from benchmarks.lab.fingerprint import CODE, digest
+from benchmarks.lab.fingerprint import CODE, digest, users_code
 from benchmarks.lab.training import configure, train_logged
 
 ITEMS = 256  # held-out questions of each pretrained task that a base is scored on
@@ -74,7 +74,8 @@ def pretrain(
     seed = f"pretraining {base.number}" if base.number else "pretraining"
     data = tasks.write_examples(home / "examples.jsonl", of, parts, count, False, seed)
     content = hashlib.sha256(data.read_bytes()).hexdigest()
-    fingerprint = digest([model, keys, base, content, families.source(family), CODE])
+    code = [families.source(family), CODE, *users_code(keys)]
+    fingerprint = digest([model, keys, base, content, *code])
     stamp = home / "fingerprint"
     if not stamp.is_file() or stamp.read_text() != fingerprint:
         stamp.unlink(missing_ok=True)

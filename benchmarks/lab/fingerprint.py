@@ -12,6 +12,9 @@ from typing import Any
 
 import adaptsft
 import adaptsft_kernels
+from adaptsft.config import user_code
+from adaptsft.config.schema import Config
+from adaptsft.controllers.build import acts_through
 
 # Code that a trained model or its score depends on: all that adaptsft.train runs, and the scoring.
 TRAINER = (
@@ -59,6 +62,19 @@ MEASURING_CODE = sources_fingerprint(
     {Path(adaptsft.__file__).parent: ("diagnose.py", "analysis/measure.py")}
 )
 FAST_CODE = sources_fingerprint({Path(__file__).parent: ("stacked/*.py",)})
+
+
+def users_code(keys: dict[str, Any]) -> list[str]:
+    """Of the source of the user's own objective and controller that the trainer's keys name; empty
+    where they name none of them. Raises ConfigError."""
+    config = Config()
+    for group in ("objective", "controller"):
+        for key in ("name", "base"):
+            if key in (given := keys.get(group) or {}):
+                setattr(getattr(config, group), key, given[key])
+    if config.objective.name == "auto":
+        config.objective.name = acts_through(config.controller)
+    return [user_code.digest(config)] if user_code.of_config(config) else []
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from adaptsft.config.resolve import load_config
 from adaptsft.errors import ConfigError, UserError, require
-from benchmarks.lab.fingerprint import CODE, commit, digest
+from benchmarks.lab.fingerprint import CODE, commit, digest, users_code
 from benchmarks.lab.runs import UNTOUCHED, metrics_of, trajectories, write_result
 from benchmarks.lab.settings import Lab, RealRegime
 
@@ -50,7 +50,7 @@ class RealRun:
         """The untouched model depends on nothing that trains."""
         of, trained = self.settings, None
         if self.method != UNTOUCHED:
-            trained = [self.keys, of.data, self.seed, CODE]
+            trained = [self.keys, of.data, self.seed, CODE, *users_code(self.keys)]
         return digest([self.model, trained, of.evaluate, of.scores, of.metric])
 
     def finished(self) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@ scored; its result is one JSON file.
 
 A result is used again while its `fingerprint` is that of the run that is asked for: of the
 trainer's configuration, the first examples, the pretrained model, the number of questions, and the
-code.
+code, also that of an objective or controller of the user's own.
 """
 
 import itertools
@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.lab import bases, families, scoring, tasks
 from benchmarks.lab.bases import Base
-from benchmarks.lab.fingerprint import CODE, FAST_CODE, MEASURING_CODE, commit, digest
+from benchmarks.lab.fingerprint import CODE, FAST_CODE, MEASURING_CODE, commit, digest, users_code
 from benchmarks.lab.regimes import Part, Regime, find, name_of
 from benchmarks.lab.settings import reads_base
 from benchmarks.lab.training import configure, measure_base, train_logged
@@ -112,6 +112,7 @@ class Run:
         trained = None if self.method == UNTOUCHED else self.trainer_keys
         data = self.data_fingerprint()
         code = [FAST_CODE] * self.fast + [MEASURING_CODE] * reads_base(self.keys)
+        code += users_code(trained or {})
         return digest([self.model, data, self.items, trained, CODE, *code])
 
     def finished(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """What a preset of the lab says (configs/lab), and the methods that it compares."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -86,6 +87,18 @@ def read(kind: type[Settings], path: Path, overrides: list[str]) -> Settings:
         raise ConfigError(
             f"{' '.join([str(path), *overrides])}: {str(error).splitlines()[0]}"
         ) from None
+
+
+def read_methods(paths: Sequence[Path]) -> Methods:
+    """Those of the first file, with its oracle, and of the others. Raises ConfigError."""
+    methods = read(Methods, paths[0], [])
+    for path in paths[1:]:
+        more = read(Methods, path, [])
+        require(more.oracle == [], f"{path}: oracle: it is that of {paths[0]}; leave it out")
+        twice = sorted({*methods.methods} & {*more.methods})
+        require(not twice, f"{path}: methods: {', '.join(twice)} is taken: choose another name")
+        methods.methods |= more.methods
+    return methods
 
 
 def require_steps(name: str, keys: dict[str, Any]) -> None:

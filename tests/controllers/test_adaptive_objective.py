@@ -253,6 +253,9 @@ def test_steps_that_were_forgotten_are_errors():
         ({"controller": {"name": "auto", "params": {"ent": 1}}}, "did you mean end"),
         ({"objective": "nll", "controller": "linear"}, "does not read"),
         ({"sources": 0}, "at least one"),
+        ({"objective": lambda logp, entropie: logp}, "did you mean entropy"),
+        ({"objective": lambda logp: logp / 0.0}, "not finite"),
+        ({"objective": "no_such_module:fn"}, "no module no_such_module"),
     ],
 )
 def test_what_cannot_be_is_refused(named, said):

@@ -211,16 +211,21 @@ def test_a_setting_without_effect_is_warned_of(arguments, setting, readers, caps
     assert warning.startswith(start + readers)
 
 
-def test_documentation_is_current_and_its_examples_run():
+def test_documentation_is_current_and_its_examples_run(tmp_path):
     page = (REPO / "docs" / "controllers.md").read_text()
     assert describe_controllers() in page, "run: make docs"
-    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(example, {"__name__": "example"})
+    names = {}
+    for number, example in enumerate(re.findall(r"```python\n(.*?)```", page, re.DOTALL)):
+        file = tmp_path / f"controllers_{number}.py"
+        file.write_text(example)
+        names |= {name: f"{file}:{name}" for name in re.findall(r"^class (\w+)", example, re.M)}
     each = [statistics([0.5])] * 20
-    assert alone(trajectory(adaptive(name="running_p"), each))[-1] == pytest.approx(
+    assert alone(trajectory(adaptive(name=names["RunningP"]), each))[-1] == pytest.approx(
         0.5 * (1 - 0.9**20)
     )
-    assert alone(trajectory(adaptive(name="steps"), [each[0]] * 99))[50] == 0.5
+    assert alone(trajectory(adaptive(name=names["Steps"]), [each[0]] * 99))[50] == 0.5
+    for name in names.values():
+        load_config([*BASE, "objective.name=alpha", f"controller.name={name}"])
 
 
 def test_the_module_prints_the_table(capsys, monkeypatch):

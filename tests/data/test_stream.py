@@ -61,10 +61,10 @@ mapped_but_deleted: list[str] = []
 
 
 @register("nll_looking_at_memory_maps")
-def nll_looking_at_memory_maps(tokens, state):
+def nll_looking_at_memory_maps(logp):
     maps = Path("/proc/self/maps").read_text().splitlines()
     mapped_but_deleted.extend(line for line in maps if "tokens.arrow (deleted)" in line)
-    return nll(tokens, state)
+    return nll(logp)
 
 
 class Watch:

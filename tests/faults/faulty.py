@@ -106,13 +106,13 @@ def strike(at: str, **where: int) -> None:
         ACTIONS[fault["do"]](fault)
 
 
-@register("talr_with_faults", uses=("sequence_nll",))
-def talr_with_faults(rows, control):
+@register("talr_with_faults")
+def talr_with_faults(logp, sequence, sequence_nll):
     """talr, steered by the statistics of the step before: a lost signal would show in the loss."""
     State.call += 1
     where = {"step": State.step, "call": State.call}
     fault = fault_at(State.phase, **where)
-    loss, weight = talr(rows, control)
+    loss, weight = talr(logp, sequence, sequence_nll)
     if fault is None:
         return loss, weight
     if fault["do"] in ("nan", "inf"):

@@ -7,7 +7,8 @@ from torch import Tensor
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.errors import ConfigError
 from adaptsft.objectives.__main__ import describe_objectives
-from adaptsft.objectives.base import register, weight_by_autograd
+from adaptsft.objectives.arguments import with_weight
+from adaptsft.objectives.base import register
 from adaptsft.objectives.build import build_objective
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenStatistics, linear_objective
@@ -58,7 +59,7 @@ def test_a_function_of_log_p_has_the_weight_of_the_one_written_by_hand(name, par
     tokens = tokens_of(torch.nn.functional.logsigmoid(odds), torch.sigmoid(-odds))
     state = state_of(1000, alpha=0.5)
     expected = build_objective(ObjectiveConfig(name=name, params=parameters))(tokens, state)
-    loss, weight = weight_by_autograd(function)(tokens, state, **parameters)
+    loss, weight = with_weight(function, ("logp",))(tokens, state, **parameters)
     assert not loss.requires_grad and not weight.requires_grad
     torch.testing.assert_close(loss, expected[0], rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(weight, expected[1], rtol=1e-11, atol=1e-14)
@@ -114,6 +115,6 @@ def test_what_is_misspelt_is_refused_at_registration(options: dict, words: list[
         build_objective(ObjectiveConfig(name="misspelt"))
 
 
-def test_a_function_of_log_p_alone_can_read_nothing_else() -> None:
-    with pytest.raises(ValueError, match="takes log p alone"):
+def test_what_is_read_by_name_is_not_declared_as_well() -> None:
+    with pytest.raises(ValueError, match=r"follows from the names.*leave uses and needs out"):
         register("alone", uses=["alpha"])(lambda logp: -logp)

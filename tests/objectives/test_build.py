@@ -1,13 +1,12 @@
 """Objectives as a user configures them, and their documentation."""
 
+import math
 import re
 import runpy
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import ObjectiveConfig
@@ -16,24 +15,21 @@ from adaptsft.objectives.__main__ import describe_objectives
 from adaptsft.objectives.base import ON_REQUEST, REGISTRY
 from adaptsft.objectives.build import build_objective
 from tests.conftest import REPO
-from tests.objectives.tokens import P, state_of, tokens_at
+from tests.objectives.tokens import H, P, state_of, tokens_at
 
 
 def test_declared_needs_and_uses_are_what_is_read() -> None:
-    class Reads:
-        def __init__(self, values: NamedTuple) -> None:
-            self.values, self.names = values, set()
-
-        def __getattr__(self, name: str) -> Tensor:
-            self.names.add(name)
-            return getattr(self.values, name)
-
+    """Nothing changes where all else is not there."""
+    tokens, state = tokens_at(P), state_of(len(P), alpha=0.5)
     for name in [*REGISTRY, "threshold"]:
         objective = build_objective(ObjectiveConfig(name=name))
-        tokens, state = Reads(tokens_at(P)), Reads(state_of(len(P)))
-        objective.function(tokens, state)
-        assert state.names == objective.uses, name
-        assert tokens.names & {*ON_REQUEST} == objective.needs, name
+        absent = {field: None for field in ON_REQUEST if field not in objective.needs}
+        unknown = {field: x * torch.nan for field, x in state._asdict().items()}
+        read = {field: getattr(state, field) for field in objective.uses}
+        alone = tokens._replace(**absent), state._replace(**(unknown | read))
+        for ours, all_else in zip(objective(*alone), objective(tokens, state), strict=True):
+            torch.testing.assert_close(ours, all_else, rtol=0, atol=0, msg=name)
+            assert ours.isfinite().all(), name
 
 
 @pytest.mark.parametrize(
@@ -118,19 +114,28 @@ def test_what_has_an_effect_is_not_warned_of(capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_documentation_is_current_and_its_example_runs() -> None:
+def test_documentation_is_current_and_its_examples_run(tmp_path) -> None:
     text = (REPO / "docs" / "objectives.md").read_text()
     assert describe_objectives() in text, "run: make docs"
-    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for example in examples:
-        exec(example, {"__name__": "example"})
-    objective = build_objective(ObjectiveConfig(name="cosine", alpha=1.0, params={"power": 2.0}))
-    loss, weight = objective(tokens_at(P), state_of(len(P), alpha=1.0))
-    assert loss.isfinite().all() and (weight >= 0).all() and weight.max() <= 1
-    tokens = tokens_at(P)
-    loss, weight = build_objective(ObjectiveConfig(name="squared"))(tokens, state_of(len(P)))
-    torch.testing.assert_close(loss, tokens.one_minus_p**2)
-    torch.testing.assert_close(weight, 2 * tokens.logp.exp() * tokens.one_minus_p)
+    tokens, state = tokens_at(P), state_of(len(P), alpha=0.5)
+    p, one_minus_p = tokens.logp.exp(), tokens.one_minus_p
+    focal = build_objective(ObjectiveConfig(name="focal", params={"gamma": 3.0}))
+    expected = {
+        "squared": ({}, one_minus_p**2, 2 * p * one_minus_p),
+        "by_hand": ({"gamma": 3.0}, *focal(tokens, state)),
+        "doubtful": ({"scale": 0.5}, None, p ** (0.5 * math.exp(-H / 0.5))),
+        "centred": ({"power": 2.0}, None, p**2 / (p**2).mean()),
+    }
+    for number, example in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
+        file = tmp_path / f"objectives_{number}.py"
+        file.write_text(example)
+        for name in re.findall(r"^def (\w+)", example, re.MULTILINE):
+            given, loss, weight = expected.pop(name)
+            config = ObjectiveConfig(name=f"{file}:{name}", alpha=0.5, params=given)
+            found = build_objective(config)(tokens, state)
+            torch.testing.assert_close(found[1], weight)
+            torch.testing.assert_close(found[0], -weight * tokens.logp if loss is None else loss)
+    assert expected == {}, "a page that shows less"
 
 
 def test_the_module_prints_the_table(capsys, monkeypatch) -> None:

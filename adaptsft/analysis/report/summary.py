@@ -33,7 +33,7 @@ def objective(run: RunFolder) -> str:
     get = run.config.get
     name = str(get("objective.name", "unknown objective"))
     settings = []
-    if name in ("alpha", "mixture", "concentration"):
+    if name in ("alpha", "mixture", "concentration") or get("objective.alpha"):
         settings.append(f"alpha={figures(get('objective.alpha'))}")
     if get("objective.floor"):
         settings.append(f"floor={figures(get('objective.floor'))}")

@@ -4,15 +4,15 @@ objective.base_tokens names (adaptsft.objectives.reference)."""
 import math
 
 import torch
+from torch import Tensor
 
 from adaptsft.objectives.base import Result, register
 from adaptsft.objectives.library.weighted import of_sequences, weighted
-from adaptsft.objectives.state import ObjectiveState
-from adaptsft_kernels import TokenStatistics
+from adaptsft.objectives.reference import Reference
 
 
-@register("prift_prob", needs=("reference",))
-def prift_prob(tokens: TokenStatistics, state: ObjectiveState) -> Result:
+@register("prift_prob")
+def prift_prob(logp: Tensor, reference: Reference) -> Result:
     """loss: -weight log p
     weight: p_0
     W: p_0 (1-p)
@@ -20,16 +20,15 @@ def prift_prob(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     DFT with the base model's p, which training does not move: the weights cannot reinforce
     themselves. Source: arXiv:2606.09396 (PriFT-prob).
     """
-    return weighted(tokens, tokens.reference.logp.exp())
+    return weighted(logp, reference.logp.exp())
 
 
 @register(
     "prift_mass",
-    needs=("reference",),
-    mask=lambda tokens, state, *, cut: tokens.reference.mass >= cut,
+    mask=lambda reference, *, cut: reference.mass >= cut,
     bounds={"cut": (0.0, 1.0)},
 )
-def prift_mass(tokens: TokenStatistics, state: ObjectiveState, *, cut: float = 0.5) -> Result:
+def prift_mass(logp: Tensor, reference: Reference, *, cut: float = 0.5) -> Result:
     """loss: -log p if u >= cut, else 0
     weight: 1 if u >= cut, else 0, u = sum of p_0 over the tokens at most as likely as the target
     W: 1-p if u >= cut, else 0
@@ -38,11 +37,11 @@ def prift_mass(tokens: TokenStatistics, state: ObjectiveState, *, cut: float = 0
     many likely ones each of them. Source: arXiv:2606.09396 (PriFT-mass), formula and cut of its
     repository; it divides by all tokens (objective.normalizer=all).
     """
-    return weighted(tokens, (tokens.reference.mass >= cut).to(tokens.logp.dtype))
+    return weighted(logp, (reference.mass >= cut).to(logp.dtype))
 
 
-@register("psft", needs=("reference",), bounds={"high": (0.0, 100.0)})
-def psft(tokens: TokenStatistics, state: ObjectiveState, *, high: float = 0.28) -> Result:
+@register("psft", bounds={"high": (0.0, 100.0)})
+def psft(logp: Tensor, reference: Reference, *, high: float = 0.28) -> Result:
     """loss: -min(r, 1 + high), r = p / p_0
     weight: r if r < 1 + high, else 0
     W: r (1-p) if r < 1 + high, else 0
@@ -53,19 +52,23 @@ def psft(tokens: TokenStatistics, state: ObjectiveState, *, high: float = 0.28) 
     arXiv:2508.17784.
     """
     bound = math.log1p(high)
-    log_ratio = tokens.logp - tokens.reference.logp
+    log_ratio = logp - reference.logp
     ratio = log_ratio.clamp(max=bound).exp()
     return -ratio, torch.where(log_ratio < bound, ratio, 0.0)
 
 
 @register(
     "iw_sft",
-    needs=("reference",),
     whole_batch=True,
     bounds={"temperature": (0.0, 100.0), "clip": (1.0, 1e6)},
 )
 def iw_sft(
-    tokens: TokenStatistics, state: ObjectiveState, *, temperature: float = 1.0, clip: float = 16.0
+    logp: Tensor,
+    sequence: Tensor,
+    reference: Reference,
+    *,
+    temperature: float = 1.0,
+    clip: float = 16.0,
 ) -> Result:
     """loss: -weight log p
     weight: min(exp(temperature mean_t log(p_t / p_0t)), clip), mean over the sequence's targets
@@ -75,7 +78,7 @@ def iw_sft(
     mean over tokens instead of their sum, and the clip, are those of the authors' code. Source:
     arXiv:2507.12856.
     """
-    log_ratio = tokens.logp - tokens.reference.logp
-    means, _ = of_sequences(tokens, log_ratio, "iw_sft")
-    exponent = temperature * means[tokens.sequence]
-    return weighted(tokens, exponent.clamp(max=math.log(clip)).exp())
+    log_ratio = logp - reference.logp
+    means, _ = of_sequences(sequence, log_ratio, "iw_sft")
+    exponent = temperature * means[sequence]
+    return weighted(logp, exponent.clamp(max=math.log(clip)).exp())

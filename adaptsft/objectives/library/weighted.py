@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from adaptsft.objectives.base import Result, register
-from adaptsft.objectives.state import ObjectiveState
-from adaptsft_kernels import TokenStatistics
 
 
-def weighted(tokens: TokenStatistics, weight: Tensor) -> Result:
-    return -weight * tokens.logp, weight
+def weighted(logp: Tensor, weight: Tensor) -> Result:
+    return -weight * logp, weight
 
 
 @register("dft")
-def dft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
+def dft(logp: Tensor) -> Result:
     """loss: -weight log p
     weight: p
     W: p (1-p)
@@ -26,11 +24,13 @@ def dft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     The gradient of -p. Without the stop-gradient the weight would be p (1 + log p), negative below
     p = 1/e. Source: arXiv:2508.05629.
     """
-    return weighted(tokens, tokens.logp.exp())
+    return weighted(logp, logp.exp())
 
 
-@register("concentration", uses=("alpha", "floor"), bounds={"power": (0.0, 10.0)})
-def concentration(tokens: TokenStatistics, state: ObjectiveState, *, power: float = 0.5) -> Result:
+@register("concentration", bounds={"power": (0.0, 10.0)})
+def concentration(
+    logp: Tensor, collision: Tensor, alpha: Tensor, floor: Tensor, *, power: float = 0.5
+) -> Result:
     """loss: -weight log p
     weight: floor + (1-floor) p^(alpha c^power), c = sum_i p_i^2
     W: weight (1-p)
@@ -39,24 +39,24 @@ def concentration(tokens: TokenStatistics, state: ObjectiveState, *, power: floa
     tokens. At power = .5 the exponent is alpha times the Euclidean norm of the distribution; at
     power = 1, alpha = 1 and floor = 0 this is DEFT, and at power = 0 f_alpha.
     """
-    exponent = state.alpha * tokens.collision**power
-    weight = state.floor + (1 - state.floor) * torch.exp(exponent * tokens.logp)
-    return weighted(tokens, weight)
+    exponent = alpha * collision**power
+    weight = floor + (1 - floor) * torch.exp(exponent * logp)
+    return weighted(logp, weight)
 
 
-@register("soft_threshold", uses=("lower",), bounds={"width": (1e-3, 10.0)})
-def soft_threshold(tokens: TokenStatistics, state: ObjectiveState, *, width: float = 0.5) -> Result:
+@register("soft_threshold", bounds={"width": (1e-3, 10.0)})
+def soft_threshold(logp: Tensor, lower: Tensor, *, width: float = 0.5) -> Result:
     """loss: -weight log p
     weight: sigmoid((log p - log lower) / width)
     W: weight (1-p)
 
     A threshold without an edge; at lower = 0 it is NLL.
     """
-    return weighted(tokens, torch.sigmoid((tokens.logp - state.lower.log()) / width))
+    return weighted(logp, torch.sigmoid((logp - lower.log()) / width))
 
 
 @register("deft")
-def deft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
+def deft(logp: Tensor, collision: Tensor) -> Result:
     """loss: -weight log p
     weight: p^c, c = sum_i p_i^2
     W: p^c (1-p)
@@ -64,11 +64,11 @@ def deft(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     Source: arXiv:2602.11424; it reports (1 - p^c)/c, whose gradient (c under stop-gradient) is the
     same.
     """
-    return weighted(tokens, torch.exp(tokens.collision * tokens.logp))
+    return weighted(logp, torch.exp(collision * logp))
 
 
-@register("eaft", needs=("top_entropy",), bounds={"exponent": (0.0, 10.0)})
-def eaft(tokens: TokenStatistics, state: ObjectiveState, *, exponent: float = 1.0) -> Result:
+@register("eaft", bounds={"exponent": (0.0, 10.0)})
+def eaft(logp: Tensor, top_entropy: Tensor, *, exponent: float = 1.0) -> Result:
     """loss: -weight log p
     weight: (H20 / 3)^exponent
     W: weight (1-p)
@@ -77,12 +77,11 @@ def eaft(tokens: TokenStatistics, state: ObjectiveState, *, exponent: float = 1.
     in the released code: tokens of which the model is sure learn little, right or wrong.
     Source: arXiv:2601.02151.
     """
-    assert tokens.top_entropy is not None, "declared in needs"
-    return weighted(tokens, (tokens.top_entropy / 3.0) ** exponent)
+    return weighted(logp, (top_entropy / 3.0) ** exponent)
 
 
-@register("cayley", uses=("mean_p",), bounds={"batch": (0.0, 1.0)})
-def cayley(tokens: TokenStatistics, state: ObjectiveState, *, batch: float = 0.0) -> Result:
+@register("cayley", bounds={"batch": (0.0, 1.0)})
+def cayley(logp: Tensor, mean_p: Tensor, *, batch: float = 0.0) -> Result:
     """loss: -weight log p
     weight: p^a, a = a0 + (1-a0) p/(2-p), a0 = mean(p)/2
     W: p^a (1-p)
@@ -90,15 +89,15 @@ def cayley(tokens: TokenStatistics, state: ObjectiveState, *, batch: float = 0.0
     mean(p) is that of the previous step over all ranks, per source; batch=1 takes that of the
     micro-batch, as published, which depends on how the batch is split. Source: arXiv:2602.11424.
     """
-    p = tokens.logp.exp()
-    a0 = 0.5 * (p.mean() if batch else state.mean_p)
+    p = logp.exp()
+    a0 = 0.5 * (p.mean() if batch else mean_p)
     a = (a0 + (1 - a0) * p / (2 - p)).clamp(0.001, 1.0)
-    return weighted(tokens, torch.exp(a * tokens.logp))
+    return weighted(logp, torch.exp(a * logp))
 
 
-@register("talr", uses=("sequence_nll",), bounds={"floor": (0.0, 1.0), "batch": (0.0, 1.0)})
+@register("talr", bounds={"floor": (0.0, 1.0), "batch": (0.0, 1.0)})
 def talr(
-    tokens: TokenStatistics, state: ObjectiveState, *, floor: float = 0.01, batch: float = 0.0
+    logp: Tensor, sequence: Tensor, sequence_nll: Tensor, *, floor: float = 0.01, batch: float = 0.0
 ) -> Result:
     """loss: -weight log p
     weight: max(p^(1/tau), floor), tau = median over sequences of their mean NLL
@@ -108,31 +107,30 @@ def talr(
     micro-batch. The gradient of alpha = 1/tau, with a floor. The authors advise a learning rate of
     1e-6. Source: arXiv:2509.20758.
     """
-    tau = _median_sequence_nll(tokens) if batch else state.sequence_nll
-    return weighted(tokens, torch.exp(tokens.logp / tau.clamp(min=1e-6)).clamp(min=floor))
+    tau = _median_sequence_nll(logp, sequence) if batch else sequence_nll
+    return weighted(logp, torch.exp(logp / tau.clamp(min=1e-6)).clamp(min=floor))
 
 
-def _median_sequence_nll(tokens: TokenStatistics) -> Tensor:
-    means, counts = of_sequences(tokens, -tokens.logp, "talr with batch=1")
+def _median_sequence_nll(logp: Tensor, sequence: Tensor | None) -> Tensor:
+    means, counts = of_sequences(sequence, -logp, "talr with batch=1")
     # of an even number, the lower one, like torch.median; the means of none are NaN, and sort last
     middle = ((counts > 0).sum(0, keepdim=True) - 1) // 2
     return means.sort().values.gather(0, middle)
 
 
-def of_sequences(tokens: TokenStatistics, values: Tensor, reader: str) -> tuple[Tensor, Tensor]:
+def of_sequences(sequence: Tensor | None, values: Tensor, reader: str) -> tuple[Tensor, Tensor]:
     """(mean of `values` [n] over each sequence's tokens, their number), both [n]: entry i is of
     sequence i; beyond the last one, NaN and 0.
 
     Raises ValueError, naming the reader, where the caller gave no sequences.
     """
-    if tokens.sequence is None:
+    if sequence is None:
         raise ValueError(
             f"{reader} needs each token's sequence: pass `sequence` to linear_objective"
         )
     # as many means as tokens, so that the number of sequences stays on the device. index_add only
     # counts: on a GPU its order of summation, and so the rounding of a sum, changes from call to
     # call
-    sequence = tokens.sequence
     order = sequence.argsort(stable=True)
     counts = torch.zeros_like(sequence).index_add(0, sequence, torch.ones_like(sequence))
     return torch.segment_reduce(values[order], "mean", lengths=counts, unsafe=True), counts
@@ -143,8 +141,8 @@ def of_sequences(tokens: TokenStatistics, values: Tensor, reader: str) -> tuple[
     bounds={"beta": (1e-3, 1e3), "low": (0.0, 10.0), "high": (0.0, 10.0), "strength": (0.0, 1.0)},
 )
 def idft(
-    tokens: TokenStatistics,
-    state: ObjectiveState,
+    logp: Tensor,
+    entropy: Tensor,
     *,
     beta: float = 1.0,
     low: float = 0.1,
@@ -159,14 +157,12 @@ def idft(
     token, the larger the exponent. Source: arXiv:2602.12222 (its optional ramp of `strength` over
     the steps is left out).
     """
-    g = torch.exp(-(tokens.logp + tokens.entropy) / beta).clamp(low, high)
-    return weighted(tokens, torch.exp((1 + strength * (g - 1)) * tokens.logp))
+    g = torch.exp(-(logp + entropy) / beta).clamp(low, high)
+    return weighted(logp, torch.exp((1 + strength * (g - 1)) * logp))
 
 
-@register(
-    "profit", mask=lambda tokens, state, *, cut: tokens.logp.exp() > cut, bounds={"cut": (0.0, 1.0)}
-)
-def profit(tokens: TokenStatistics, state: ObjectiveState, *, cut: float = 0.1) -> Result:
+@register("profit", mask=lambda logp, *, cut: logp.exp() > cut, bounds={"cut": (0.0, 1.0)})
+def profit(logp: Tensor, *, cut: float = 0.1) -> Result:
     """loss: -log p if p > cut, else 0
     weight: 1 if p > cut, else 0
     W: 1-p if p > cut, else 0
@@ -174,11 +170,11 @@ def profit(tokens: TokenStatistics, state: ObjectiveState, *, cut: float = 0.1) 
     A threshold on NLL; the authors divide by all tokens (objective.normalizer=all).
     Source: arXiv:2601.09195.
     """
-    return weighted(tokens, (tokens.logp.exp() > cut).to(tokens.logp.dtype))
+    return weighted(logp, (logp.exp() > cut).to(logp.dtype))
 
 
 @register("chord_phi")
-def chord_phi(tokens: TokenStatistics, state: ObjectiveState) -> Result:
+def chord_phi(logp: Tensor, one_minus_p: Tensor) -> Result:
     """loss: -weight log p
     weight: p (1-p)
     W: p (1-p)^2
@@ -186,17 +182,17 @@ def chord_phi(tokens: TokenStatistics, state: ObjectiveState) -> Result:
     The largest weight is at p = 1/2: neither what is known nor what is far off. Source:
     arXiv:2508.11408.
     """
-    return weighted(tokens, tokens.logp.exp() * tokens.one_minus_p)
+    return weighted(logp, logp.exp() * one_minus_p)
 
 
 @register("info_sft", bounds={"pivot": (0.01, 1 - 1e-6)})
-def info_sft(tokens: TokenStatistics, state: ObjectiveState, *, pivot: float = 0.93) -> Result:
+def info_sft(logp: Tensor, one_minus_p: Tensor, *, pivot: float = 0.93) -> Result:
     """loss: -weight log p
     weight: p max(0, logit(pivot) - logit(p))
     W: weight (1-p); weight <= 1.31, at p = .57
 
     Nothing is learned from tokens above the pivot. Source: arXiv:2605.14967.
     """
-    logit = tokens.logp - tokens.one_minus_p.log()
+    logit = logp - one_minus_p.log()
     below = (math.log(pivot) - math.log1p(-pivot) - logit).clamp(min=0.0)
-    return weighted(tokens, tokens.logp.exp() * below)
+    return weighted(logp, logp.exp() * below)

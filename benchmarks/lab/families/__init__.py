@@ -11,6 +11,7 @@ is part of the fingerprint of every result.
 import functools
 from pathlib import Path
 
+from adaptsft.config.user_code import errors_of
 from adaptsft.errors import require_known
 from benchmarks.lab import loading
 from benchmarks.lab.families.check import check
@@ -44,7 +45,7 @@ def find(entry: str) -> Family:
     """The family of a name or path; see `path_of`. Raises ConfigError."""
     path = path_of(entry)
     family = loading.attribute(path, "FAMILY")
-    with loading.errors_of(path):
+    with errors_of(path):
         check(path, family)
     return family
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from adaptsft.errors import UserError, require
-from benchmarks.lab.fingerprint import CODE, commit, digest, sources_fingerprint
+from benchmarks.lab.fingerprint import CODE, commit, digest, sources_fingerprint, users_code
 from benchmarks.lab.runs import UNTOUCHED, metrics_of, trajectories, write_result
 from benchmarks.lab.settings import Lab
 from benchmarks.lab.smollm2 import model, packages, scoring, tasks
@@ -58,7 +58,9 @@ class Run:
 
     def fingerprint(self) -> str:
         """The untouched model depends on nothing that trains."""
-        trained = None if self.method == UNTOUCHED else [self.keys, CODE]
+        trained = None
+        if self.method != UNTOUCHED:
+            trained = [self.keys, CODE, *users_code(self.keys)]
         dtype = self.keys.get("model")
         return digest([self.base, self.records(), self.asked(), dtype, trained, SCORING])
 
