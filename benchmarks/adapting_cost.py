@@ -16,7 +16,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def milliseconds(step: Callable[[int], None], steps: int, device: torch.device) 
 
 
 def compared(
-    kinds: dict[str, Callable[[], Callable[[int], None]]], steps: int, device: torch.device
+    kinds: Mapping[str, Callable[[], Callable[[int], None]]], steps: int, device: torch.device
 ) -> tuple[dict[str, float], float]:
     """Medians of the two kinds over ROUNDS, interleaved, and of the second less the first."""
     rounds = [
@@ -104,15 +105,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT, help="file of the result")
     out = parser.parse_args().out
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = {"environment": environment(), "sources": SOURCES}
-    kinds = {name: lambda name=name: moving(name, device) for name in ("fixed", "auto")}
-    result["milliseconds"], result["added_milliseconds"] = compared(kinds, STEPS, device)
-    kinds = {"nll": lambda: looping(False, device), "auto": lambda: looping(True, device)}
-    times, added = compared(kinds, LOOP_STEPS, device)
-    loop = {"tokens": TOKENS, "milliseconds": times, "added_milliseconds": added}
-    result["loop"] = loop
+    movers = {name: partial(moving, name, device) for name in ("fixed", "auto")}
+    times, moved = compared(movers, STEPS, device)
+    loops = {"nll": partial(looping, False, device), "auto": partial(looping, True, device)}
+    loop_times, added = compared(loops, LOOP_STEPS, device)
+    result = {
+        "environment": environment(),
+        "sources": SOURCES,
+        "milliseconds": times,
+        "added_milliseconds": moved,
+        "loop": {"tokens": TOKENS, "milliseconds": loop_times, "added_milliseconds": added},
+    }
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"moving the objective under auto: {result['added_milliseconds']:.3f} ms a step")
+    print(f"moving the objective under auto: {moved:.3f} ms a step")
     print(f"AdaptiveObjective over NLL in a loop, {TOKENS} tokens: {added:.3f} ms a step ({out})")
 
 
