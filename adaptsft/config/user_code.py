@@ -80,7 +80,8 @@ def load(key: str, value: str) -> UserCode:
         own = {n: x for n, x in vars(module).items() if _module_of(x) == module.__name__}
         kind = inspect.isclass if key == "controller.name" else inspect.isfunction
         offered = [n for n, x in own.items() if kind(x)]
-        require_known(f"{start}: {place} has no {name}", name, offered)
+        where = f"{place} ({module.__file__})" if _has_file(module) else place
+        require_known(f"{start}: {where} has no {name}", name, offered)
     require(
         _has_file(module),
         f"{start}: {place} has no source file, and the run could not be repeated: put it into one",

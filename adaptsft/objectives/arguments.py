@@ -63,27 +63,28 @@ def with_weight(function: Callable, names: tuple[str, ...]) -> Callable[..., Res
     """(tokens, state) -> (loss, weight), from a function of what it asks for that returns both, or
     the loss alone: then weight = -d loss / d log p, by autograd. 1 - p follows log p, and keeps its
     digits; all other statistics, and the state, are constants."""
-    inner = by_name(function, names)
+    inner, alone = by_name(function, names), False  # whether it returns the loss alone
 
     @functools.wraps(function)
     def objective(tokens: TokenStatistics, state: ObjectiveState, **parameters: float) -> Result:
+        nonlocal alone
+        if not alone:  # the first call tells, so that a weight by hand costs no graph
+            result = inner(tokens, state, **parameters)
+            if isinstance(result, tuple):
+                return result
+            alone = True
         differentiable = tokens.logp.requires_grad  # never in training
         with torch.enable_grad():
             logp = tokens.logp if differentiable else tokens.logp.detach().requires_grad_()
-            tokens = tokens._replace(logp=logp)
-            if names == ALL or "one_minus_p" in names:
-                p = logp.exp()  # p - p.detach() is zero, and its slope is p
-                tokens = tokens._replace(one_minus_p=tokens.one_minus_p.detach() - (p - p.detach()))
-            result = inner(tokens, state, **parameters)
-            if isinstance(result, tuple):
-                loss, weight = result
-                return result if differentiable else (loss.detach(), weight.detach())
-            if not isinstance(result, Tensor):
-                kind = type(result).__name__
+            p = logp.exp()  # p - p.detach() is zero, and its slope is p
+            rest = tokens.one_minus_p.detach() - (p - p.detach())
+            loss = inner(tokens._replace(logp=logp, one_minus_p=rest), state, **parameters)
+            if not isinstance(loss, Tensor):
+                kind = type(loss).__name__
                 raise TypeError(f"returned {kind}, not the loss [n], or (loss [n], weight [n])")
-            if not result.requires_grad:
+            if not loss.requires_grad:
                 raise ValueError("returned a loss that depends on neither logp nor one_minus_p")
-            (slope,) = torch.autograd.grad(result.sum(), logp, retain_graph=differentiable)
-        return (result if differentiable else result.detach()), -slope
+            (slope,) = torch.autograd.grad(loss.sum(), logp, retain_graph=differentiable)
+        return (loss if differentiable else loss.detach()), -slope
 
     return objective

@@ -24,8 +24,11 @@ def try_out(start: str, objective: Objective, path: Path) -> None:
     chance. Warns where it unlearns."""
     generator = torch.Generator().manual_seed(0)
     logits = 4 * torch.randn(TOKENS, VOCABULARY, generator=generator)
-    hidden, head = torch.eye(TOKENS), logits.T.contiguous()
     targets = logits.topk(TOKENS, dim=1).indices.diagonal()  # from the likeliest to the eighth
+    # p of the first rounds to 1, and that of the last is 1e-30: training meets both
+    logits[0, targets[0]] += 30
+    logits[-1, targets[-1]] -= 60
+    hidden, head = torch.eye(TOKENS), logits.T.contiguous()
     # what it has not said that it reads is not there
     read = {name: STATE[name] if name in objective.uses else torch.nan for name in READABLE}
     others = {"mass": 1.0, "exempt": 0.0}

@@ -13,8 +13,9 @@ from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config, ObjectiveConfig
 from adaptsft.errors import ConfigError, warn
 from adaptsft.objectives.build import build_objective
+from adaptsft.objectives.trial import try_out
 from tests.conftest import REPO
-from tests.objectives.tokens import P, state_of, tokens_at
+from tests.objectives.tokens import P, shipped, state_of, tokens_at
 
 BASE = ["run_dir=r", "model.path=m", "data.path=d.jsonl"]
 
@@ -52,6 +53,7 @@ def number(logp): return 3.0
 def constant(logp, entropy): return entropy
 def normalised(logp): return -logp * (logp.exp() / logp.exp().sum()).detach()
 def not_a_number(logp): return logp.sqrt()
+def rounded(logp): return torch.log(1 - logp.exp()) * logp
 def undeclared(tokens, state): return -tokens.logp * state.alpha
 def broken(logp):
     return -logp.lost
@@ -170,7 +172,11 @@ def test_a_controller_acts_through_the_objective_that_reads_what_it_moves(folder
 
 
 OBJECTIVE_ERRORS = {
-    "objectives.py:focl": ["has no focl", "did you mean focal?", "Choose one of: nll, neg_p"],
+    "objectives.py:focl": [
+        "objectives.py) has no focl",
+        "did you mean focal?",
+        "Choose one of: nll, neg_p",
+    ],
     "objectives.py:scale": ["is no function"],
     "objectives.py:register": ["takes name"],
     "objectives.py:": ["write MODULE:NAME"],
@@ -191,8 +197,9 @@ OBJECTIVE_ERRORS = {
     "objectives.py:constant": ["depends on neither logp nor one_minus_p"],
     "objectives.py:normalised": ["depends on the tokens beside it", "whole_batch=True"],
     "objectives.py:not_a_number": ["a loss that is not finite, at p ="],
+    "objectives.py:rounded": ["a loss that is not finite, at p = 1;"],
     "objectives.py:undeclared": ["not finite", "uses="],
-    "objectives.py:broken": ["objectives.py, line 37: AttributeError", "lost"],
+    "objectives.py:broken": ["objectives.py, line 38: AttributeError", "lost"],
 }
 
 
@@ -240,6 +247,14 @@ def test_the_lists_of_names_say_how_ones_own_is_named():
     ):
         with pytest.raises(ConfigError, match=f"{setting} is unknown; did you mean.*{own}"):
             load_config([*BASE, setting])
+
+
+def test_ours_would_pass_as_ones_own():
+    """Also that what is not declared is not read: the trial leaves it out."""
+    for name in shipped():
+        for params in ({}, {"batch": 1.0}) if name in ("cayley", "talr") else ({},):
+            objective = build_objective(ObjectiveConfig(name=name, params=params))
+            try_out(name, objective, Path("ours.py"))
 
 
 def test_a_sign_that_unlearns_is_warned_of(folder, capsys):
@@ -303,9 +318,9 @@ def test_modules_of_the_current_directory_are_found_from_a_script_elsewhere(tmp_
     )
     environment = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"}
 
-    def run(*arguments: str) -> list[str]:
+    def run(*arguments: str, script: Path = home / "script.py") -> list[str]:
         done = subprocess.run(
-            [sys.executable, str(home / "script.py"), *arguments],
+            [sys.executable, str(script), *arguments],
             cwd=work,
             env=environment,
             capture_output=True,
@@ -322,6 +337,11 @@ def test_modules_of_the_current_directory_are_found_from_a_script_elsewhere(tmp_
     ):
         found = run(f"objective.name={objective}", f"controller.name={controller}")
         assert found == ["imported", f"found {objective}"]
+    program = work / "program_here.py"  # a script that registers what it then names
+    program.write_text((work / "losses_here.py").read_text() + SCRIPT)
+    for name in ("program_here:mine", "./program_here.py:mine", "mine"):
+        found = run(f"objective.name={name}", script=program)
+        assert found == ["imported", f"found {name}"]
     (refused,) = run("objective.name=loses_here:mine")
     assert refused.startswith("refused objective.name=loses_here:mine: no module loses_here in")
     assert refused.endswith("did you mean losses_here?")

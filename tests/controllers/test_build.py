@@ -4,15 +4,19 @@ import math
 import re
 import runpy
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
 from adaptsft.config.resolve import load_config
+from adaptsft.config.schema import ControllerConfig
 from adaptsft.controllers.__main__ import describe_controllers
 from adaptsft.controllers.base import Controller, Progress, State, register
+from adaptsft.controllers.build import build_controller
 from adaptsft.controllers.schedules import Schedule
+from adaptsft.controllers.trial import try_out
 from adaptsft.errors import ConfigError, warn
 from adaptsft.statistics.step import SourceStatistics
 from tests.conftest import REPO
@@ -209,6 +213,12 @@ def test_a_setting_without_effect_is_warned_of(arguments, setting, readers, caps
     name = f"controller.name={config.controller.name}"
     start = f"warning: {setting} has no effect with {name}; it is read by "
     assert warning.startswith(start + readers)
+
+
+def test_ours_would_pass_as_ones_own():
+    for name in ("auto", "auto_rl", "short_steps", "linear", "cosine", "lr"):
+        controller = build_controller(ControllerConfig(name=name))
+        try_out(name, controller, Path("ours.py"))
 
 
 def test_documentation_is_current_and_its_examples_run(tmp_path):
