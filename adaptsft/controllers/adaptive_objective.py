@@ -57,9 +57,9 @@ class AdaptiveObjective(MovedObjective):
         measured: SourceStatistics | None = None,
     ):
         """objective: a name of docs/objectives.md or docs/controllers.md; the keys of the group
-        `objective` of the configuration, such as {"name": "alpha", "alpha": 0.3}; or a function of
-        log p [n] that returns the loss [n]. controller: a name, or the keys of its group, such as
-        {"name": "linear", "end": 2.0}.
+        `objective` of the configuration, such as {"name": "alpha", "alpha": 0.3}; or a function
+        whose parameters name what it reads, [n] each, such as lambda logp: -logp.exp().
+        controller: a name, or the keys of its group, such as {"name": "linear", "end": 2.0}.
 
         total_steps: optimizer steps of the run, which every controller needs. optimizer: see
         `attach`. sources: how many parts of the data a controller tells apart, or their names.
