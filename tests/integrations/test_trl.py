@@ -11,7 +11,7 @@ pytest.importorskip("trl", minversion="1.16")
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -143,6 +143,21 @@ def test_nll_through_an_adapter_is_what_trl_learns_by_itself(same, tmp_path):
         names = ("loss", "grad_norm", "entropy", "mean_token_accuracy")
         assert [adaptive[name] for name in names] == pytest.approx([plain[name] for name in names])
         assert adaptive["nll"] == pytest.approx(plain["loss"])
+
+
+def test_an_adapter_takes_the_same_steps(tmp_path, tiny_model):
+    """From the start that this package's loop drew."""
+    adapters = {"model__lora__rank": 4, "model__lora__alpha": 8, "controller__name": "auto"}
+    still = our_config(tmp_path, tiny_model(), name="start", train__lr=0.0, **adapters)
+    our_steps(still)
+    config = our_config(tmp_path, tiny_model(), **adapters)
+    ours, batches = our_steps(config), batches_of(config)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, Path(still.run_dir) / "final", is_trainable=True)
+    trainer = AdaptiveSFTTrainer(model, sft_config(tmp_path / "trl"), train_dataset=batches)
+    trainer.train()
+    assert ours[-1]["nll"] < ours[0]["nll"]
+    assert_same_steps(trainer.state.log_history, ours)
 
 
 class StopAfter(TrainerCallback):
