@@ -126,7 +126,7 @@ def train(config: Config) -> dict[str, Any]:
             # a step whose loss or gradient is not finite is skipped, on the device
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, data.steps, config.train)
-            guarded_step(optimizer, lr, skip)
+            guarded_step(optimizer, lr, skip)  # times objective.lr_scale, by a hook of its own
             metrics.record(step, objective, grad_norm, skip, lr, micro_batches)
 
             # the controller moves the objective: to where the run will be in the next step
