@@ -29,6 +29,7 @@ POSITIVE = (
     "log.every",
     "checkpoint.keep_last",
     "eval.limit",
+    "eval.samples",
     "eval.max_tokens",
 )
 NOT_NEGATIVE = (

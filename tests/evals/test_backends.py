@@ -94,13 +94,48 @@ def test_an_answer_does_not_depend_on_its_batch(tiny_model, arch):
     backend = HuggingFace(str(tiny_model(arch)), template="plain", batch_size=4)
     params = Sampling(temperature=1.0, max_tokens=40)
     together = backend.generate(requests(backend), params)
-    assert together == [backend.generate([request], params)[0] for request in requests(backend)]
+    alone = [backend.generate([request], params)[0] for request in requests(backend)]
     backend.batch_size = 2
-    assert together == backend.generate(requests(backend)[::-1], params)[::-1]
+    for others in (alone, backend.generate(requests(backend)[::-1], params)[::-1]):
+        for one, other in zip(together, others, strict=True):
+            assert one._replace(entropy=None) == other._replace(entropy=None)
+            assert one.entropy == pytest.approx(other.entropy, rel=1e-5)
     assert len({output.text for output in together}) == 4
     before = torch.get_rng_state()
     assert together != backend.generate(requests(backend, seed=100), params)
     assert torch.equal(before, torch.get_rng_state()), "nobody else's random numbers are used"
+
+
+def test_the_entropy_is_that_of_the_distributions_that_the_answer_was_drawn_from(
+    backend, loud_model
+):
+    """Against the model's own logits along the answer, to its end or the limit."""
+    model = AutoModelForCausalLM.from_pretrained(loud_model).eval()
+    tokenizer, uniforms = backend.tokenizer, torch.zeros(40, dtype=torch.float64)
+    asked, ended = [*requests(backend, seed=7), *requests(backend, seed=70)], 0
+    for request, output in zip(
+        asked, backend.generate(asked, Sampling(temperature=1.0, max_tokens=40)), strict=True
+    ):
+        generator = torch.Generator().manual_seed(request.seed)
+        torch.rand(40, dtype=torch.float64, generator=generator, out=uniforms)
+        ids, entropies = backend.renderer.ids(request.text), []
+        for uniform in uniforms:
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[:, -1]
+            logp = logits[0].double().log_softmax(-1)
+            entropies.append(-float((logp.exp() * logp).sum()))
+            ids.append(int(choose(logits, Sampling(1.0), uniform[None])))
+            if ids[-1] == tokenizer.eos_token_id:
+                ended += 1
+                break
+        assert output.drawn == len(entropies)
+        assert output.drawn == output.n_tokens + (output.finish_reason == "stop")
+        assert output.entropy == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+        assert output.entropy > 0.1
+    assert 0 < ended < len(asked), "both ways of ending are there"
+    for other in (Sampling(max_tokens=4), Sampling(temperature=0.7, max_tokens=4)):
+        for output in backend.generate(asked[:2], other):
+            assert (output.entropy, output.drawn) == (None, None), "not the model's own answers"
 
 
 def test_sampling_follows_the_probabilities():
@@ -138,7 +173,7 @@ def test_a_prompt_that_fills_the_context_is_not_answered(backend):
         )
     finally:
         backend.context = context
-    assert outputs[1] == ("", "prompt_too_long", 0)
+    assert outputs[1] == ("", "prompt_too_long", 0, None, 0)
     assert 0 < outputs[0].n_tokens < 20
 
 
@@ -292,7 +327,8 @@ def test_http(url, monkeypatch):
     assert "not-a-real-one" not in json.dumps(chat.identity)
 
     text = HTTP(url, "m", "deepseek", parallel=2)
-    assert text.generate(requests(text, ["hello"]), params)[0] == ("[nt:]", "stop", 7)
+    found = text.generate(requests(text, ["hello"]), params)[0]
+    assert found == ("[nt:]", "stop", 7, None, None), "a server does not tell the entropy"
     body = Server.seen[-1][1]
     assert body["prompt"] == "User: hello\n\nAssistant:"
     assert body["stop"] == ["\n\n", "\n\nUser:"] and text.identity["stop"] == ["\n\nUser:"]

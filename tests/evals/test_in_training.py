@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from adaptsft.config.schema import DataConfig
+from adaptsft.config.schema import DataConfig, EvalConfig
 from adaptsft.evals import in_training, samples
 from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.data import load_items
@@ -26,7 +26,8 @@ def test_a_raw_prompt_is_asked_raw_in_training_too(tiny_model, shared_data, tmp_
     folder = tiny_model("qwen2")
     backend = HuggingFace(str(folder), template="chat")
     raw, data = str(tmp_path / "raw.yaml"), DataConfig(template="chat")
-    (task,) = in_training.prepare([raw], shared_data, 1, 4, backend.tokenizer, data)
+    settings = EvalConfig(tasks=[raw], data_dir=str(shared_data), limit=1, max_tokens=4)
+    (task,) = in_training.prepare(settings, backend.tokenizer, data, seed=42)
     items = load_items(task.task, shared_data).items[:1]
     (request,) = requests_of(items, task.task, backend, 1, 42)
     assert task.prompts == [backend.renderer.ids(request.text)]
