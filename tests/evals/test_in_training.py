@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from adaptsft.config.schema import DataConfig, EvalConfig
@@ -63,11 +64,19 @@ def test_two_ranks(tiny_model, shared_data, tmp_path):
         "samples",
     }
     assert found["beats"] > 20, "the watchdog hears of every token"
+    assert found["metrics"]["figfont"].keys() > {"exact_match", "exact_match/pass@2", "entropy"}
     backend = HuggingFace(str(tmp_path / "exported"))
-    requests = [Request(str(i), 0, 0, [], text) for i, text in enumerate(found["prompts"])]
-    assert [output.text for output in backend.generate(requests, Sampling(max_tokens=8))] == found[
-        "outputs"
-    ]
+    for number, sampling in enumerate((Sampling(max_tokens=8), Sampling(1.0, max_tokens=5))):
+        prompts, seeds = found["prompts"][number], found["seeds"][number]
+        of_each = len(seeds) // len(prompts)
+        assert of_each == (1, 3)[number]
+        requests = [Request("", 0, seed, [], prompts[i // of_each]) for i, seed in enumerate(seeds)]
+        outputs = backend.generate(requests, sampling)
+        assert [output.text for output in outputs] == found["outputs"][number]
+    assert len({output.text for output in outputs[:3]}) > 1, "answers to an item differ"
+    drawn = [(output.entropy * output.drawn, output.drawn) for output in outputs]
+    entropy = sum(sums for sums, _ in drawn) / sum(counts for _, counts in drawn)
+    assert found["metrics"]["figfont"]["entropy"] == pytest.approx(entropy, rel=1e-4)
 
     alone = ["--model", model, "--data-dir", shared_data, "--out", tmp_path / "alone"]
     assert evals("generate", *alone, *GENERATE) == 0
