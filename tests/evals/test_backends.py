@@ -106,38 +106,6 @@ def test_an_answer_does_not_depend_on_its_batch(tiny_model, arch):
     assert torch.equal(before, torch.get_rng_state()), "nobody else's random numbers are used"
 
 
-def test_the_entropy_is_that_of_the_distributions_that_the_answer_was_drawn_from(
-    backend, loud_model
-):
-    """Against the model's own logits along the answer, to its end or the limit."""
-    model = AutoModelForCausalLM.from_pretrained(loud_model).eval()
-    tokenizer, uniforms = backend.tokenizer, torch.zeros(40, dtype=torch.float64)
-    asked, ended = [*requests(backend, seed=7), *requests(backend, seed=70)], 0
-    for request, output in zip(
-        asked, backend.generate(asked, Sampling(temperature=1.0, max_tokens=40)), strict=True
-    ):
-        generator = torch.Generator().manual_seed(request.seed)
-        torch.rand(40, dtype=torch.float64, generator=generator, out=uniforms)
-        ids, entropies = backend.renderer.ids(request.text), []
-        for uniform in uniforms:
-            with torch.no_grad():
-                logits = model(torch.tensor([ids])).logits[:, -1]
-            logp = logits[0].double().log_softmax(-1)
-            entropies.append(-float((logp.exp() * logp).sum()))
-            ids.append(int(choose(logits, Sampling(1.0), uniform[None])))
-            if ids[-1] == tokenizer.eos_token_id:
-                ended += 1
-                break
-        assert output.drawn == len(entropies)
-        assert output.drawn == output.n_tokens + (output.finish_reason == "stop")
-        assert output.entropy == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
-        assert output.entropy > 0.1
-    assert 0 < ended < len(asked), "both ways of ending are there"
-    for other in (Sampling(max_tokens=4), Sampling(temperature=0.7, max_tokens=4)):
-        for output in backend.generate(asked[:2], other):
-            assert (output.entropy, output.drawn) == (None, None), "not the model's own answers"
-
-
 def test_sampling_follows_the_probabilities():
     logits = torch.tensor([2.0, 1.0, 0.0, -50.0]).repeat(20_000, 1)
     uniforms = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
