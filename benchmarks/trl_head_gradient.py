@@ -108,7 +108,7 @@ def by_hand(*groups: str) -> Callable[[Any], Any]:
 def by_accelerate(model: Any) -> Any:
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
-        auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+        auto_wrap_policy="transformer_based_wrap",
         cpu_ram_efficient_loading=False,
     )
     accelerator = SimpleNamespace(

@@ -46,7 +46,8 @@ def decode(
     uniforms = torch.stack([_uniforms(seed, params.max_tokens) for seed in seeds]).to(model.device)
     answers: list[list[int]] = [[] for _ in prompts]
     texts = [""] * len(prompts)
-    entropies: list[list[float]] | None = [[] for _ in prompts] if params.temperature == 1 else None
+    measured = params.temperature == 1
+    entropies: list[list[float]] = [[] for _ in prompts]
     reasons = ["prompt_too_long" if limit == 0 else "" for limit in limits]
 
     # which prompt each row of the batch continues
@@ -54,7 +55,7 @@ def decode(
     if not rows and lockstep:
         rows = [0]
     if not rows:
-        return [_output("", reason, 0, entropies and []) for reason in reasons]
+        return [Output("", reason, 0, None, 0 if measured else None) for reason in reasons]
     width = max(len(prompts[i]) for i in rows) if limits[rows[0]] else 1
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -80,12 +81,12 @@ def decode(
                 "finite?"
             )
         tokens = choose(logits, params, uniforms[rows, step])
-        found = entropy(logits).tolist() if entropies is not None else []
+        found = entropy(logits).tolist() if measured else []
         for row, token in enumerate(tokens.tolist()):
             i = rows[row]
             if reasons[i]:
                 continue
-            if entropies is not None:
+            if measured:
                 entropies[i].append(found[row])
             if token in ends:
                 reasons[i] = "stop"
@@ -111,17 +112,17 @@ def decode(
         text = tokenizer.decode(answer, skip_special_tokens=True)
         cut = min((at for stop in params.stop if (at := text.find(stop)) >= 0), default=len(text))
         texts[i] = text[:cut]
+    means = [math.fsum(drawn) / len(drawn) if drawn else None for drawn in entropies]
     return [
-        _output(texts[i], reasons[i] or "length", len(answer), entropies and entropies[i])
+        Output(
+            texts[i],
+            reasons[i] or "length",
+            len(answer),
+            means[i],
+            len(entropies[i]) if measured else None,
+        )
         for i, answer in enumerate(answers)
     ]
-
-
-def _output(text: str, reason: str, n_tokens: int, entropies: list[float] | None) -> Output:
-    if entropies is None:
-        return Output(text, reason, n_tokens)
-    mean = math.fsum(entropies) / len(entropies) if entropies else None
-    return Output(text, reason, n_tokens, mean, len(entropies))
 
 
 def entropy(logits: Tensor) -> Tensor:
