@@ -1,6 +1,7 @@
 """Tasks evaluated while a model trains, on one rank and on two."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from adaptsft.config.schema import DataConfig, EvalConfig
+from adaptsft.errors import ConfigError
 from adaptsft.evals import in_training, samples
 from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.data import load_items
 from adaptsft.evals.generate import requests_of
 from adaptsft.evals.protocol import Request, Sampling
+from adaptsft.train import train
 from tests.conftest import REPO
 from tests.evals.pipeline import evals, samples_of
 from tests.evals.two_ranks import GENERATE
@@ -33,6 +36,26 @@ def test_a_raw_prompt_is_asked_raw_in_training_too(tiny_model, shared_data, tmp_
     (request,) = requests_of(items, task.task, backend, 1, 42)
     assert task.prompts == [backend.renderer.ids(request.text)]
     assert request.text.startswith("Question: ")
+
+
+def test_a_run_records_pass_at_k_and_entropy(tiny_model, shared_data, tmp_path, capsys):
+    """eval.samples=4 answers to each item; greedy evaluations have neither."""
+    settings = {"eval__tasks": ["figfont"], "eval__limit": 3, "eval__max_tokens": 4}
+    settings |= {"eval__data_dir": shared_data, "train__max_steps": 1, "checkpoint__every": 0}
+    found = {}
+    for samples_ in (1, 4):
+        config = small_config(
+            tmp_path, tiny_model("llama"), f"n{samples_}", eval__samples=samples_, **settings
+        )
+        train(config)
+        (line,) = samples.read_lines(tmp_path / f"n{samples_}" / "eval.jsonl")[0]
+        found[samples_] = line["tasks"]["figfont"]
+    more = found[4].keys() - found[1].keys()
+    assert more >= {"exact_match/pass@2", "exact_match/pass@4", "entropy"}
+    assert found[1].keys() < found[4].keys() and 0.2 < found[4]["entropy"] < math.log(512)
+    assert f"figfont/entropy {found[4]['entropy']:.3f}" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"eval\.samples"):
+        small_config(tmp_path, tiny_model("llama"), eval__samples=0)
 
 
 def test_two_ranks(tiny_model, shared_data, tmp_path):
