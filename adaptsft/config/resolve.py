@@ -30,6 +30,7 @@ POSITIVE = (
     "log.every",
     "checkpoint.keep_last",
     "eval.limit",
+    "eval.samples",
     "eval.max_tokens",
 )
 NOT_NEGATIVE = (

@@ -423,7 +423,7 @@ class EvalConfig:
     )
     tasks: list[str] = key(
         [],
-        "tasks of adaptsft.evals to answer greedily at each evaluation, such as [gsm8k]; see "
+        "tasks of adaptsft.evals to answer at each evaluation, such as [gsm8k]; see "
         "docs/evaluation.md",
         changeable=True,
     )
@@ -431,6 +431,12 @@ class EvalConfig:
         None, "folder of the tasks' data files (default: from the hub)", changeable=True
     )
     limit: int = key(32, "items of each task", changeable=True)
+    samples: int = key(
+        1,
+        "answers to each item. 1: greedy. More are drawn at temperature 1, and give pass@k and the "
+        "entropy of the answers too",
+        changeable=True,
+    )
     max_tokens: int = key(256, "longest answer to an item, in tokens", changeable=True)
 
 

@@ -1,21 +1,27 @@
 """Which runs differ by more than noise: paired bootstrap on the items that they share."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
-from adaptsft.evals.metrics import Difference, Scores, paired_bootstrap
+from adaptsft.evals.metrics import Difference, Scores, paired_bootstrap, pass_at_k
 
 
 def item_scores(folder: Path, metric: str) -> dict[str, float]:
-    """Item id -> mean over its samples, from scored.jsonl."""
+    """Item id -> mean over its samples, or for NAME/pass@k that chance, from scored.jsonl."""
+    name, _, k = metric.partition("/pass@")
     values: dict[str, list[float]] = {}
     for record in samples.read_lines(folder / "scored.jsonl")[0]:
-        if record["scores"].get(metric) is not None:
-            values.setdefault(record["item_id"], []).append(float(record["scores"][metric]))
-    return {item: float(np.mean(scores)) for item, scores in values.items()}
+        score = record["scores"].get(name)
+        values.setdefault(record["item_id"], []).append(math.nan if score is None else float(score))
+    if k:
+        complete = {item: scores for item, scores in values.items() if not np.isnan(scores).any()}
+        return {item: pass_at_k(np.array([s]), int(k)).value for item, s in complete.items()}
+    means = {item: [s for s in scores if not math.isnan(s)] for item, scores in values.items()}
+    return {item: float(np.mean(scores)) for item, scores in means.items() if scores}
 
 
 def compare(a: Path, b: Path, metric: str) -> Difference:

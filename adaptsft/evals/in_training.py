@@ -1,4 +1,4 @@
-"""Tasks evaluated while a model trains: a few items, greedy, on the sharded model.
+"""Tasks evaluated while a model trains: a few items, greedy or sampled, on the sharded model.
 
 All ranks run in lockstep. The weights are gathered layer by layer for every token that is
 generated, so this costs about `max_tokens` forwards per batch: it is for tens of items and short
@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from adaptsft.config.schema import DataConfig
+from adaptsft.config.schema import DataConfig, EvalConfig
 from adaptsft.distributed.ranks import raise_on_all_ranks, rank, world_size
 from adaptsft.errors import ConfigError
+from adaptsft.evals import result
 from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.backends.hf import context_window, end_tokens
 from adaptsft.evals.data import load_items
@@ -27,7 +29,7 @@ from adaptsft.evals.graders.registry import GRADERS
 from adaptsft.evals.prompts import messages_of
 from adaptsft.evals.protocol import Output, Sampling
 from adaptsft.evals.renderer import Renderer
-from adaptsft.evals.result import metrics_of
+from adaptsft.evals.samples import seed_of
 from adaptsft.evals.tasks import Task, load_task
 from adaptsft.model.attention import attending, has_softcap
 from adaptsft.model.fsdp import ShardedModel, evaluating
@@ -43,24 +45,19 @@ class HeldOutTask:
     task: Task
     fields: list[dict[str, Any]]
     prompts: list[list[int]]
+    seeds: list[int]  # of the answers, item by item: as many for each
     sampling: Sampling
     ends: tuple[int, ...]  # tokens that end an answer, beside the model's own
 
 
-def prepare(
-    names: list[str],
-    data_dir: Path | None,
-    limit: int,
-    max_tokens: int,
-    tokenizer: Any,
-    data: DataConfig,
-) -> list[HeldOutTask]:
+def prepare(settings: EvalConfig, tokenizer: Any, data: DataConfig, seed: int) -> list[HeldOutTask]:
     """The first `limit` items of each task, rendered by the run's own template.
 
     Raises UserError before anything is trained.
     """
+    data_dir = Path(settings.data_dir) if settings.data_dir else None
     prepared = []
-    for name in names:
+    for name in settings.tasks:
         task = load_task(name)
         # programs and judges are left to the finished model
         if task.runner != "generate" or not set(task.graders) <= set(GRADERS):
@@ -68,17 +65,22 @@ def prepare(
                 f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run "
                 "on the finished model"
             )
-        items = load_items(task, data_dir).items[:limit]
+        items = load_items(task, data_dir).items[: settings.limit]
         renderer = Renderer(tokenizer, data)
         prompts = []
         for item in items:
             messages = messages_of(task.prompt, item.fields)
             text = messages[-1]["content"] if task.prompt.raw else renderer.text(messages)
             prompts.append(renderer.ids(text + task.prompt.start))
-        sampling = task.sampling(0.0, min(max_tokens, task.decoding.max_tokens))
+        temperature = 0.0 if settings.samples == 1 else 1.0
+        longest = min(settings.max_tokens, task.decoding.max_tokens)
+        sampling = task.sampling(temperature, longest)
         sampling = replace(sampling, stop=sampling.stop + renderer.end.strings)
         fields = [item.fields for item in items]
-        prepared.append(HeldOutTask(task, fields, prompts, sampling, renderer.end.ids))
+        seeds = [
+            seed_of(seed, task.name, item.id, i) for item in items for i in range(settings.samples)
+        ]
+        prepared.append(HeldOutTask(task, fields, prompts, seeds, sampling, renderer.end.ids))
     return prepared
 
 
@@ -91,7 +93,8 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """The results of each task, the same on all ranks, which call it together.
 
-    {task: {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}. `beat` is
+    {task: {metric: mean over its items, "truncated": share, "samples": SHOWN answers}}; with
+    several answers to an item also pass@k, as METRIC/pass@K, and the answers' "entropy". `beat` is
     called after every token: the trainer's watchdog. Rank 0 grades while the others wait.
     """
     results = {}
@@ -113,12 +116,13 @@ def answer(
     batch_size: int,
     beat: Callable[[], None],
 ) -> list[Output]:
-    """All outputs, on every rank.
+    """All outputs, item by item, on every rank.
 
-    Rank r answers items r, r + world, …; one that has no more repeats another item, and drops the
-    answer.
+    Of the answers, rank r gives r, r + world, …; one that has no more repeats another, and drops
+    it.
     """
-    world, count = world_size(), len(task.prompts)
+    world, count = world_size(), len(task.seeds)
+    of_each = count // len(task.prompts)
     rounds = -(-count // world)
     mine = [i if i < count else rank() % count for i in range(rank(), rounds * world, world)]
     ends = end_tokens(model, tokenizer) | set(task.ends)
@@ -129,8 +133,8 @@ def answer(
         outputs += decode(
             model,
             tokenizer,
-            [task.prompts[i] for i in batch],
-            [0] * len(batch),
+            [task.prompts[i // of_each] for i in batch],
+            [task.seeds[i] for i in batch],
             task.sampling,
             ends,
             context=context,
@@ -143,9 +147,10 @@ def answer(
 
 
 def _grade(task: HeldOutTask, outputs: list[Output], tokenizer: Any) -> dict[str, Any]:
+    items, of_each = len(task.prompts), len(outputs) // len(task.prompts)
     records = [
-        fields | {"response": output.text, "output": output.text}
-        for fields, output in zip(task.fields, outputs, strict=True)
+        task.fields[i // of_each] | {"response": output.text, "output": output.text}
+        for i, output in enumerate(outputs)
     ]
     found: dict[str, Any] = {}
     shown: list[dict[str, Any]] = [
@@ -155,17 +160,24 @@ def _grade(task: HeldOutTask, outputs: list[Output], tokenizer: Any) -> dict[str
             "gold": fields.get("gold", fields.get("answer")),
             "scores": {},
         }
-        for prompt, fields, output in zip(task.prompts[:SHOWN], task.fields, outputs, strict=False)
+        for prompt, fields, output in zip(
+            task.prompts[:SHOWN], task.fields, outputs[::of_each], strict=False
+        )
     ]
     for name in task.task.graders:
         verdicts = grade_all(name, records, workers=1)
-        scores = [metrics_of(name, verdict) for verdict in verdicts]
-        found |= {
-            metric: sum(float(score[metric]) for score in scores) / len(scores)
-            for metric in scores[0]
-        }
-        for sample, score in zip(shown, scores, strict=False):
+        scores = [result.metrics_of(name, verdict) for verdict in verdicts]
+        for metric in scores[0]:
+            table = np.array([score[metric] for score in scores], float).reshape(items, of_each)
+            found |= {
+                name: estimate["value"]
+                for name, estimate in result.estimates(metric, table).items()
+                if not name.endswith("/paper_rounding")  # of whole benchmarks
+            }
+        for sample, score in zip(shown, scores[::of_each], strict=False):
             sample["scores"] |= score
+    entropy = result.entropy([output._asdict() for output in outputs], items)
+    found |= {} if entropy is None else {"entropy": entropy["value"]}
     return found | {
         "truncated": sum(output.finish_reason == "length" for output in outputs) / len(outputs),
         "samples": shown,

@@ -43,6 +43,20 @@ def pass_at_k(scores: Scores, k: int) -> Estimate:
     return mean(np.array([[1.0 - math.comb(w, k) / math.comb(n, k)] for w in wrong]))
 
 
+def per_token(means: Scores, tokens: Scores) -> Estimate:
+    """Mean over all tokens, of means over the tokens of each answer [items, samples]; an answer
+    without tokens has any mean.
+
+    Its error is that of a ratio of two sums over items (Cochran 1977, Sampling Techniques,
+    2.11): items are taken to be independent, the tokens of an item are not.
+    """
+    sums, counts = (np.where(tokens > 0, means, 0.0) * tokens).sum(1), tokens.sum(1)
+    value, n = float(sums.sum() / counts.sum()), len(counts)
+    residual = sums - value * counts
+    error = math.sqrt(n / (n - 1) * float((residual**2).sum())) / counts.sum() if n > 1 else None
+    return Estimate(value, None if error is None else float(error), n)
+
+
 def by_sample(scores: Scores) -> list[float]:
     """Accuracy of the first samples of all items, of the second ones, …"""
     return [float(column) for column in np.nanmean(scores, 0)]

@@ -38,6 +38,10 @@ class Output(NamedTuple):
     # "stop", "length" (max_tokens reached), or "prompt_too_long" (nothing was generated)
     finish_reason: str
     n_tokens: int
+    # of the model's next-token distribution in nats, mean over the tokens that it drew at
+    # temperature 1, the end included; None where that is not known
+    entropy: float | None = None
+    drawn: int | None = None  # how many these are; 0 where nothing was generated
 
 
 class Likelihood(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adaptsft.drawing import canvas, save
 from adaptsft.errors import ConfigError
-from adaptsft.evals.tables import MARK, Table, build
+from adaptsft.evals.tables import MARK, OF_SAMPLES, Table, build
 from adaptsft.files import write_atomically
 
 
@@ -46,6 +46,7 @@ def _legend(table: Table) -> str:
         n = sorted({cell.n for (_, name), cell in table.cells.items() if name == column})
         sizes.append(f"{column} {n[0]}" if len(n) == 1 else f"{column} {n[0]} to {n[-1]}")
     text = f"Percent, ± standard error clustered by item. N: {', '.join(sizes)}."
+    text += f" {OF_SAMPLES}" if table.sampled else ""
     if table.compared:
         text += (
             f" Bold: best. {MARK}: a paired bootstrap over items cannot tell it from the best "
@@ -55,10 +56,10 @@ def _legend(table: Table) -> str:
 
 
 def comma_separated(tables: list[Table]) -> str:
-    """One line per cell: figures for other programs, as fractions."""
+    """One line per cell: figures for other programs, `percent` as fractions."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    figures = ("value", "se", "n", "best", "within_noise")
+    figures = ("value", "se", "n", "best", "within_noise", "unit")
     writer.writerow(["group", "objective", "column", *figures, "notes"])
     for table in tables:
         for (row, column), cell in table.cells.items():
@@ -107,7 +108,9 @@ def _escape(text: str) -> str:
 
 
 def plot(tables: list[Table], path: Path) -> None:
-    """Bars with their standard errors: a panel per group, a cluster per column, a bar per run."""
+    """Bars with their standard errors: a panel per group, a cluster per column, a bar per run.
+    Scores alone: pass@k and entropy are in the tables."""
+    tables = [table for table in tables if not table.sampled]
     height = max(2.4, max(0.3 * len(table.rows) * len(table.columns) for table in tables))
     figure, axes = canvas(len(tables), 1, (8, min(height, 60 / len(tables))))
     for axis, table in zip(axes[:, 0], tables, strict=True):

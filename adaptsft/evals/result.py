@@ -95,7 +95,9 @@ def scored(
 def estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:
     """The mean of a metric.
 
-    With several samples also the paper's rounding, and pass@k where scores are right or wrong.
+    With several samples also the paper's rounding, and where scores are right or wrong pass@k, for
+    the powers of two up to the number of samples and that number. An item of which a sample has no
+    score counts in none of these.
     """
     found: dict[str, dict[str, Any]] = {name: metrics.mean(table)._asdict()}
     n = table.shape[1]
@@ -103,10 +105,26 @@ def estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:
         return found
     rounded = metrics.paper_rounding(table)
     found[f"{name}/paper_rounding"] = {"value": rounded, "se": None, "n": len(table)}
-    if np.isin(table, (0.0, 1.0)).all():
-        for k in sorted({k for k in (2, 4, 8, 16, 32, 64) if k < n} | {n}):
-            found[f"{name}/pass@{k}"] = metrics.pass_at_k(table, k)._asdict()
+    complete = table[~np.isnan(table).any(1)]
+    if len(complete) and np.isin(complete, (0.0, 1.0)).all():
+        for k in sorted({1 << power for power in range(1, n.bit_length())} | {n}):
+            found[f"{name}/pass@{k}"] = metrics.pass_at_k(complete, k)._asdict()
     return found
+
+
+def entropy(sampled: list[dict[str, Any]], items: int) -> dict[str, Any] | None:
+    """Mean entropy of the next-token distributions from which the answers were drawn, in nats.
+
+    `sampled` holds all samples, item by item. None where a backend did not record it (vllm, http,
+    replay), where the temperature was not 1, and for samples of an older version.
+    """
+    drawn = [sample.get("drawn") for sample in sampled]
+    if any(count is None for count in drawn) or not any(drawn):
+        return None
+    means = [math.nan if sample["entropy"] is None else sample["entropy"] for sample in sampled]
+    table, tokens = (np.array(values, float).reshape(items, -1) for values in (means, drawn))
+    found = metrics.per_token(table, tokens)._asdict()
+    return found | {"tokens": int(tokens.sum())} if math.isfinite(found["value"]) else None
 
 
 def finite(estimate: dict[str, Any]) -> dict[str, Any]:

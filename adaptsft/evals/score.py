@@ -43,17 +43,25 @@ def run_command(options: argparse.Namespace) -> int:
         except UserError as error:
             errors.append(error)
             continue
-        shown = [
-            f"{name} {100 * value['value']:.2f}"
-            for name, value in found["metrics"].items()
-            if "/" not in name
-        ]
-        print(f"{folder}: {'  '.join(shown)}  ({found['task']['n_items']} items)")
+        print(f"{folder}: {_line(found)}  ({found['task']['n_items']} items)")
     for error in errors[1:]:
         print(f"adaptsft.evals: {type(error).__name__}: {error}", file=sys.stderr)
     if errors:
         raise errors[0]
     return 0
+
+
+def _line(found: dict[str, Any]) -> str:
+    """The figures of a result: of pass@k those with the most samples."""
+    most = f"/pass@{found['gen']['n']}"
+    shown = [
+        f"{name} {100 * value['value']:.2f}"
+        for name, value in found["metrics"].items()
+        if "/" not in name or name.endswith(most)
+    ]
+    if found["entropy"] is not None:
+        shown.append(f"entropy {found['entropy']['value']:.3f} nats per token")
+    return "  ".join(shown)
 
 
 def score(folder: Path, grading: Grading) -> dict[str, Any]:
@@ -94,6 +102,7 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     written = result.header(asked, task) | {
         "grader": [{"name": name, "version": _grader_version(name)} for name in task.graders],
         "metrics": found,
+        "entropy": result.entropy(sampled, shape[0]),
         "per_sample_index_acc": {name: metrics.by_sample(table) for name, table in tables.items()},
         "rates": result.rates(sampled, verdicts),
         "disagreements": len(disagreements),
@@ -147,6 +156,7 @@ def _by_harness(
     written = result.header(asked, task) | {
         "grader": [{"name": "lm-eval", "version": found.settings["lm_eval"]}],
         "metrics": {name: result.finite(estimate) for name, estimate in found.metrics.items()},
+        "entropy": None,
         "per_sample_index_acc": {},
         "rates": {
             "truncated": None,

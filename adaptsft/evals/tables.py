@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
@@ -10,25 +10,35 @@ from adaptsft.evals.compare import against_best
 from adaptsft.files import distinct
 
 MARK = "~"  # beside a score that is within noise of the best one
+OF_SAMPLES = (
+    "pass@k: chance that at least one of k answers is right, unbiased (arXiv:2107.03374). Entropy: "
+    "of the model's next-token distribution, mean over the tokens that it drew itself, in nats; "
+    "not the entropy on the targets of training."
+)
 
 
 @dataclass
 class Cell:
-    value: float  # fraction
+    value: float  # fraction, or nats
     se: float | None
     n: int
     notes: list[int] = field(default_factory=list)  # footnotes, from 1
     best: bool = False
     within_noise: bool = False  # of the best
+    unit: Literal["percent", "nats"] = "percent"
+
+    def figure(self) -> str:
+        factor, digits = (100, 1) if self.unit == "percent" else (1, 3)
+        error = "" if self.se is None else f" ± {factor * self.se:.{digits}f}"
+        return f"{factor * self.value:.{digits}f}{error}"
 
     def text(self) -> str:
-        error = "" if self.se is None else f" ± {100 * self.se:.1f}"
-        return f"{100 * self.value:.1f}{error}" + (f" {MARK}" if self.within_noise else "")
+        return self.figure() + (f" {MARK}" if self.within_noise else "")
 
 
 @dataclass
 class Table:
-    """One group of tasks.
+    """One group of tasks: their scores, or (`sampled`) what several samples say beside them.
 
     Cells are found by (row label, column header); a run need not have every column.
     """
@@ -39,6 +49,7 @@ class Table:
     cells: dict[tuple[str, str], Cell]
     footnotes: list[str]
     compared: bool
+    sampled: bool = False
 
 
 def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -67,7 +78,8 @@ def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 def build(
     runs: list[Path], compare: bool = False, labels: dict[Path, str] | None = None
 ) -> list[Table]:
-    """The tables of some runs, one per group of tasks.
+    """The tables of some runs: one per group of tasks, and one of its pass@k and entropy where
+    there are any.
 
     Rows are called by `labels`, by default by the runs' objectives. `compare` marks, in every
     column, the best run and those that a paired bootstrap over the items does not separate from it.
@@ -102,7 +114,53 @@ def build(
     if compare:
         for (group, column), compared in entries.items():
             _mark(tables[group], column, compared)
-    return list(tables.values())
+    ordered = []
+    for group, table in tables.items():
+        beside = _sampled(group, results, labels, compare)
+        ordered += [table, beside] if beside.columns else [table]
+    return ordered
+
+
+def _sampled(
+    group: str,
+    results: dict[Path, list[tuple[Path, dict[str, Any]]]],
+    labels: dict[Path, str],
+    compare: bool,
+) -> Table:
+    """pass@k of the figures in the group's table, and the entropy of the answers."""
+    table = Table(f"{group}: pass@k and entropy", [], [], {}, [], compare, sampled=True)
+    entries: dict[str, list[tuple[str, Path, str]]] = {}
+
+    def put(row: str, column: str, cell: Cell) -> None:
+        table.rows += [row] if row not in table.rows else []
+        table.columns += [column] if column not in table.columns else []
+        table.cells[row, column] = cell
+
+    for run, found in results.items():
+        for folder, result in found:
+            task, row = result["task"], labels[run]
+            if task["group"] != group:
+                continue
+            at = _temperature(result)
+            for header, metric in task["columns"].items():
+                for name in _passes(result, metric):
+                    column = f"{header} {name.rpartition('/')[2]} ({at})"
+                    put(row, column, Cell(**result["metrics"][name]))
+                    entries.setdefault(column, []).append((row, folder, name))
+            if (entropy := result.get("entropy")) is not None:
+                value, se, n = (entropy[key] for key in ("value", "se", "n"))
+                column = f"{task['name']}: entropy, nats per token ({at})"
+                put(row, column, Cell(value, se, n, unit="nats"))
+    if compare:
+        for column, compared in entries.items():
+            _mark(table, column, compared)
+    return table
+
+
+def _passes(result: dict[str, Any], metric: str) -> list[str]:
+    """The names of pass@k of a metric, by k."""
+    names = [name for name in result["metrics"] if name.startswith(f"{metric}/pass@")]
+    return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
 
 
 def _footnote(table: Table, text: str) -> int:
@@ -122,12 +180,15 @@ def _mark(table: Table, column: str, entries: list[tuple[str, Path, str]]) -> No
 
 
 def _mode(result: dict[str, Any]) -> str:
-    params = result["gen"]["params"]
-    temperature = params.get("temperature")
+    decoding, n = _temperature(result), result["gen"]["n"]
+    return f"{decoding}, mean of {n}" if n > 1 else decoding
+
+
+def _temperature(result: dict[str, Any]) -> str:
+    temperature = result["gen"]["params"].get("temperature")
     if temperature is None:
         return "likelihood"
-    decoding, n = "greedy" if temperature == 0 else f"T={temperature:g}", result["gen"]["n"]
-    return f"{decoding}, mean of {n}" if n > 1 else decoding
+    return "greedy" if temperature == 0 else f"T={temperature:g}"
 
 
 def _labels(results: dict[Path, list[tuple[Path, dict[str, Any]]]]) -> dict[Path, str]:

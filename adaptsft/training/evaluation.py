@@ -1,7 +1,6 @@
 """Evaluation during training: held-out data, and answers to tasks."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,9 +100,4 @@ def prepare_tasks(config: Config, tokenizer: Any) -> list[Any]:
         return []
     from adaptsft.evals import in_training  # needs the extra `eval`
 
-    folder = Path(settings.data_dir) if settings.data_dir else None
-    return rank0_first(
-        lambda: in_training.prepare(
-            settings.tasks, folder, settings.limit, settings.max_tokens, tokenizer, config.data
-        )
-    )
+    return rank0_first(lambda: in_training.prepare(settings, tokenizer, config.data, config.seed))

@@ -79,6 +79,18 @@ def test_end_to_end_on_real_items(run, shared_data, tmp_path, capsys):
         "math-paper/pass@2",
         "math-paper/paper_rounding",
     }
+    sampled = list(samples_of(out / "gsm8k/T1").values())
+    drawn = sum(sample["drawn"] for sample in sampled)
+    mean = sum(sample["entropy"] * sample["drawn"] for sample in sampled) / drawn
+    entropy = results["gsm8k/T1"]["entropy"]
+    assert entropy["value"] == pytest.approx(mean) and mean > 0
+    assert (entropy["n"], entropy["tokens"]) == (4, drawn) and entropy["se"] > 0
+    assert results["figfont/T1"]["entropy"] is not None, "one sample is enough for it"
+    assert results["figfont/greedy"]["entropy"] is None
+    assert f"entropy {entropy['value']:.3f} nats per token" in printed, "of score"
+    assert f"{entropy['value']:.3f} ± {entropy['se']:.3f}" in printed, "of report"
+    assert "GSM8K pass@2 (T=1)" in printed and "gsm8k: entropy, nats per token (T=1)" in printed
+    assert "math-robust/pass@2 " in printed
     assert "| alpha alpha linear 0->1 |" in printed
     assert "GSM8K (T=1, mean of 2)" in printed
     assert "Figfont EM (greedy) | Figfont JW (greedy)" in printed

@@ -43,6 +43,20 @@ def test_pass_at_k_is_the_mean_over_all_choices():
         metrics.pass_at_k(scores, 6)
 
 
+def test_a_mean_over_tokens_counts_tokens_and_its_error_items():
+    """Against the sums by hand, and a bootstrap over items for the error."""
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, 40, (50, 3)).astype(float)
+    means = generator.random((50, 1)) + 0.1 * generator.random((50, 3))
+    found = metrics.per_token(np.where(tokens > 0, means, np.nan), tokens)
+    assert found.value == pytest.approx((means * tokens).sum() / tokens.sum())
+    assert found.n == 50
+    sums, counts = (means * tokens).sum(1), tokens.sum(1)
+    drawn = generator.integers(0, 50, (4000, 50))
+    assert found.se == pytest.approx((sums[drawn].sum(1) / counts[drawn].sum(1)).std(), rel=0.06)
+    assert metrics.per_token(means[:1], tokens[:1]).se is None
+
+
 def test_paper_rounding_is_that_of_the_paper():
     """16 columns of AIME (30 items), 1 right in 2 of them: 2 x 3.3 / 16 = 0.41, not 0.42.
 

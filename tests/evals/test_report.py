@@ -73,6 +73,47 @@ def test_report_marks_the_best_and_what_is_within_noise(replayed, tmp_path):
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_pass_at_k_is_compared_item_by_item(shared_data, tmp_path):
+    """Recorded samples, eight of each item in one run and four in another: as many right ones, but
+    in one they are of few items."""
+    items = load_items(load_task("openbookqa"), shared_data).items[:12]
+
+    def right(name: str, item: int, sample: int) -> bool:
+        return item < 6 if name == "few" else sample % 2 == item % 2
+
+    for name, n in (("few", 4), ("many", 8)):
+        file = tmp_path / f"{name}.jsonl"
+        with file.open("w") as lines:
+            for i, (item_id, fields) in enumerate(items):
+                wrong = next(letter for letter in "AB" if letter != fields["gold"])
+                for sample in range(n):
+                    letter = fields["gold"] if right(name, i, sample) else wrong
+                    text = f"\\boxed{{{letter}}}"
+                    lines.write(json.dumps({"item_id": item_id, "output": text}) + "\n")
+        settings = ["--tasks", "openbookqa", "--data-dir", shared_data, "--limit", 12, "--n", n]
+        settings += ["--temperature", 1, "--backend", "replay", "--replay", file]
+        assert evals("run", *settings, "--out", tmp_path / name) == 0
+    runs = [tmp_path / name for name in ("few", "many")]
+    result = json.loads((runs[1] / "openbookqa" / "T1" / "result.json").read_text())
+    jsonschema.validate(result, SCHEMA)
+    assert result["entropy"] is None, "recorded answers do not tell it"
+    for k, expected in ((2, 1 - 6 / 28), (4, 1 - 1 / 70), (8, 1.0)):  # of 8 samples 4 are wrong
+        found = result["metrics"][f"medical-m1/pass@{k}"]
+        assert found == {"value": pytest.approx(expected), "se": pytest.approx(0.0), "n": 12}
+    assert evals("report", "--compare", *runs, "--to", tmp_path) == 0
+    text = (tmp_path / "report.md").read_text()
+    beside = text[text.index(": pass@k and entropy") :]
+    header, _, few, many = beside.splitlines()[2:6]
+    columns = [f"OpenBookQA pass@{k} (T=1)" for k in (2, 4, 8)]
+    assert [column.strip() for column in header.split("|")[2:-1]] == columns
+    assert [cell.strip() for cell in few.split("|")[2:-1]] == ["50.0 ± 15.1", "50.0 ± 15.1", ""]
+    assert "| **78.6 ± 0.0** | **98.6 ± 0.0** | 100.0 ± 0.0 |" in many
+    assert "entropy, nats per token" not in text and "arXiv:2107.03374" in text
+    with (tmp_path / "report.csv").open() as lines:
+        cells = {row["column"]: row for row in csv.DictReader(lines) if row["objective"] == "many"}
+    assert float(cells["OpenBookQA pass@4 (T=1)"]["value"]) == pytest.approx(1 - 1 / 70)
+
+
 def test_runs_in_folders_of_one_name_keep_their_rows(replayed, tmp_path, capsys):
     """Two seeds of one objective, each evaluated into RUN/evals; the second with other items."""
     runs = [tmp_path / seed / "evals" for seed in ("seed0", "seed1")]

@@ -6,10 +6,12 @@ torchrun --standalone --nproc-per-node 2 -m tests.evals.two_ranks FOLDER MODEL D
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from adaptsft.config.schema import EvalConfig
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
@@ -52,13 +54,18 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
     beats, shown = Beats(), {}
     with process_group("cpu") as device:
         pretrained = load_pretrained(config.model)
+        tokenizer = pretrained.tokenizer
         data = TrainingData(config, pretrained.tokenizer, None)
+        settings = EvalConfig(data_dir=str(data_dir), limit=5, max_tokens=8)
+
+        def prepared(*names: str, **settings_: int) -> list[in_training.HeldOutTask]:
+            asked = replace(settings, tasks=[*names], **settings_)
+            return in_training.prepare(asked, pretrained.tokenizer, config.data, config.seed)
+
         with suppress(ConfigError):
-            in_training.prepare(["humaneval"], data_dir, 5, 8, pretrained.tokenizer, config.data)
+            prepared("humaneval")
             raise AssertionError("programs are not run in training")
-        tasks = in_training.prepare(
-            ["openbookqa", "figfont"], data_dir, 5, 8, pretrained.tokenizer, config.data
-        )
+        tasks = [*prepared("openbookqa"), *prepared("figfont", samples=3)]
         for name in ("plain", "evaluated"):
             torch.manual_seed(7)
             model = build_model(
@@ -90,12 +97,13 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
         shown = {
             "metrics": found,
             "beats": beats.count,
-            "prompts": [pretrained.tokenizer.decode(prompt) for prompt in tasks[0].prompts],
+            "prompts": [[tokenizer.decode(prompt) for prompt in task.prompts] for task in tasks],
+            "seeds": [task.seeds for task in tasks],
         }
         with in_training.generating(model):
             shown["outputs"] = [
-                output.text
-                for output in in_training.answer(model, pretrained.tokenizer, tasks[0], 2, beats)
+                [output.text for output in in_training.answer(model, tokenizer, task, 2, beats)]
+                for task in tasks
             ]
         export(model, pretrained, folder / "exported", "fp32", TurnEnd())
         if rank() == 0:

@@ -25,7 +25,7 @@ CURVES = {  # column of metrics.jsonl: title
     "top1": "Target is the likeliest token, share",
     "below_0.2": "Tokens with p < .2, share",
     "above_0.55": "Tokens with p > .55, share",
-    "entropy": "Entropy, nats per token",
+    "entropy": "Entropy on the targets, nats per token",
     "weight": "Mean token weight of the objective",
     "grad_norm": "Gradient norm before clipping",
     "lr": "Learning rate",
@@ -117,7 +117,10 @@ def tasks(runs: Sequence[RunFolder]) -> list[Chart]:
             for run in runs
         ]
         lines = [_points(i, runs[i].label, points) for i, points in enumerate(found)]
-        charts.append(Chart(f"task{number_ + 1}", f"{task}: {metric}", lines, y_limits=(0.0, 1.0)))
+        title, limits = f"{task}: {metric}", (0.0, 1.0)
+        if metric == "entropy":
+            title, limits = f"{task}: entropy of the answers, nats per token", None
+        charts.append(Chart(f"task{number_ + 1}", title, lines, y_limits=limits))
     return [chart for chart in charts if _drawn(chart)][: 2 * SOURCES]
 
 

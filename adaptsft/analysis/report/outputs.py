@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adaptsft.analysis.report.findings import REPETITIVE, TRUNCATED, Finding, repeats
+from adaptsft.analysis.report.findings import (
+    LOW_ENTROPY,
+    REPETITIVE,
+    TRUNCATED,
+    Finding,
+    narrow,
+    repeats,
+)
 from adaptsft.analysis.report.folder import RunFolder, mapping, number
 from adaptsft.errors import UserError
 from adaptsft.evals import samples
@@ -78,6 +85,11 @@ def read(runs: Sequence[RunFolder], given: Sequence[Path], notes: list[str]) -> 
     found = Evaluations(tables, [], {}, [], owner)
     for folder, label in readable.items():
         _look(found, folder, label, owner.get(label))
+    for table in tables:
+        for (row, column), cell in table.cells.items():
+            if cell.unit == "nats" and number(cell.value) < LOW_ENTROPY:
+                whose, of = ([owner[row]], column) if row in owner else ([], f"{row}, {column}")
+                found.findings.append(Finding(whose, narrow(of, cell.value)))
     for number_, run in enumerate(runs):
         labelled = [label for label, run_number in owner.items() if run_number == number_]
         found.best[number_] = _best(tables, labelled) or _best_in_training(run)
@@ -182,7 +194,7 @@ def _best(tables: list[Table], labels: list[str]) -> str:
         (cell, column)
         for table in tables
         for (row, column), cell in table.cells.items()
-        if row in labels and number(cell.value) >= 0
+        if row in labels and number(cell.value) >= 0 and not table.sampled
     ]
     if not cells:
         return ""
@@ -191,7 +203,7 @@ def _best(tables: list[Table], labels: list[str]) -> str:
 
 
 def score(cell: Cell) -> str:
-    return f"{100 * cell.value:.1f}" + ("" if cell.se is None else f" ± {100 * cell.se:.1f}") + " %"
+    return cell.figure() + (" %" if cell.unit == "percent" else "")
 
 
 def _best_in_training(run: RunFolder) -> str:
@@ -200,7 +212,7 @@ def _best_in_training(run: RunFolder) -> str:
         for row in run.tasks
         for task, values in mapping(row["tasks"]).items()
         for name, value in mapping(values).items()
-        if name != "truncated" and number(value) >= 0
+        if name not in ("truncated", "entropy") and "/" not in name and number(value) >= 0
     ]
     if not found:
         return ""

@@ -26,6 +26,7 @@ from adaptsft.analysis.report.folder import SOURCES, RunFolder, mapping, number
 from adaptsft.analysis.report.svg import HEIGHT, WIDTH, layout
 from adaptsft.analysis.report.text import TEXT, VALUE, cut, figures, visible
 from adaptsft.config.schema import all_keys
+from adaptsft.evals.tables import OF_SAMPLES
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; "
@@ -95,6 +96,7 @@ def build(
         capability=_capability(runs),
         evaluations=evaluations,
         score=outputs.score,
+        of_samples=OF_SAMPLES,
         settings=_settings(runs),
         environments=_environments(runs),
         skipped=[

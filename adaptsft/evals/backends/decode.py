@@ -6,6 +6,7 @@ the weights; and keeps finished rows to the end. The same loop evaluates a model
 sharded, in lockstep on all ranks.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,14 +36,18 @@ def decode(
 
     The limits are max_tokens and the `context` window. Token t of a request is where its own
     uniform number u_t, from its own seed, falls in the cumulative distribution: the batch changes
-    it by no more than the rounding of its logits. With `lockstep` all ranks run as many forwards as
-    the slowest; each must bring a prompt. Raises ConfigError where the model gives NaN (not in
-    lockstep, where the other ranks would wait forever).
+    it by no more than the rounding of its logits. At temperature 1 the entropy of the distributions
+    is recorded: elsewhere the answers are not the model's own, and it would be of other text. With
+    `lockstep` all ranks run as many forwards as the slowest; each must bring a prompt. Raises
+    ConfigError where the model gives NaN (not in lockstep, where the other ranks would wait
+    forever).
     """
     limits = [max(min(params.max_tokens, context - len(prompt)), 0) for prompt in prompts]
     uniforms = torch.stack([_uniforms(seed, params.max_tokens) for seed in seeds]).to(model.device)
     answers: list[list[int]] = [[] for _ in prompts]
     texts = [""] * len(prompts)
+    measured = params.temperature == 1
+    entropies: list[list[float]] = [[] for _ in prompts]
     reasons = ["prompt_too_long" if limit == 0 else "" for limit in limits]
 
     # which prompt each row of the batch continues
@@ -50,7 +55,7 @@ def decode(
     if not rows and lockstep:
         rows = [0]
     if not rows:
-        return [Output("", reason, 0) for reason in reasons]
+        return [Output("", reason, 0, None, 0 if measured else None) for reason in reasons]
     width = max(len(prompts[i]) for i in rows) if limits[rows[0]] else 1
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -76,10 +81,13 @@ def decode(
                 "finite?"
             )
         tokens = choose(logits, params, uniforms[rows, step])
+        found = entropy(logits).tolist() if measured else []
         for row, token in enumerate(tokens.tolist()):
             i = rows[row]
             if reasons[i]:
                 continue
+            if measured:
+                entropies[i].append(found[row])
             if token in ends:
                 reasons[i] = "stop"
                 continue
@@ -104,10 +112,22 @@ def decode(
         text = tokenizer.decode(answer, skip_special_tokens=True)
         cut = min((at for stop in params.stop if (at := text.find(stop)) >= 0), default=len(text))
         texts[i] = text[:cut]
+    means = [math.fsum(drawn) / len(drawn) if drawn else None for drawn in entropies]
     return [
-        Output(text, reason or "length", len(answer))
-        for text, reason, answer in zip(texts, reasons, answers, strict=True)
+        Output(
+            texts[i],
+            reasons[i] or "length",
+            len(answer),
+            means[i],
+            len(entropies[i]) if measured else None,
+        )
+        for i, answer in enumerate(answers)
     ]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of each row's distribution at temperature 1, in nats. logits [rows, V] -> fp32 [rows]."""
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1)
 
 
 def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def test_what_is_worth_a_look_is_said(runs, tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before, *_, after = lines_of(runs[0] / "eval.jsonl")
     turned = [after | {"step": 0}, after | {"step": 15}, before | {"step": 30}]
-    tasks = {"step": 30, "tasks": {"gsm8k": {"truncated": 0.5}}}
+    tasks = {"step": 30, "tasks": {"gsm8k": {"truncated": 0.5, "entropy": 0.12}}}
     (run / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*turned, tasks)))
     ill, well = report(tmp_path / "out", run).text, report(tmp_path / "well", runs[0]).text
     for warning in (
@@ -32,6 +32,7 @@ def test_what_is_worth_a_look_is_said(runs, tmp_path):
         "the gradient was clipped in 100% of the steps (median norm 7",
         "1 step was skipped because loss or gradient was not finite",
         "50% of the answers to gsm8k ran into eval.max_tokens at step 30",
+        "gsm8k at step 30: the model's answers have 0.120 nats of entropy per token, below 0.2",
     ):
         assert warning in ill, warning
         assert warning[:25] not in well

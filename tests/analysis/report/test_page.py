@@ -151,6 +151,35 @@ def test_evaluations_are_shown_with_their_errors(runs, shared_data, tmp_path):
     assert " ".join(scored[0]["output"].split())[:10] in page.text
 
 
+def test_pass_at_k_and_entropy_are_shown_and_a_narrow_model_is_warned_of(
+    runs, shared_data, tmp_path
+):
+    """Answers drawn from a run's model; then with the entropy of a narrow one in their place."""
+    run, place = tmp_path / "run", tmp_path / "run" / "evals"
+    shutil.copytree(runs[0], run)
+    settings = ["--model", run, "--tasks", "gsm8k", "--data-dir", shared_data, "--limit", 3]
+    settings += ["--temperature", 1, "--n", 4, "--max-tokens", 8, "--workers", 1, "--out", place]
+    assert evals(["run", *map(str, settings)]) == 0
+    file = place / "gsm8k" / "T1" / "result.json"
+    result = json.loads(file.read_text())
+    entropy = result["entropy"]
+    assert entropy["value"] > 0.2, "a model of random weights"
+    page = report(tmp_path / "out", run)
+    assert f"{entropy['value']:.3f} ± {entropy['se']:.3f}" in page.text
+    assert "GSM8K pass@2 (T=1) GSM8K pass@4 (T=1)" in page.text
+    assert "Reinforcement learning that starts from it" not in page.text
+    assert "Best task result: GSM8K (T=1, mean of 4)" in page.text, "neither pass@k nor entropy"
+    result["entropy"] = entropy | {"value": 0.15}
+    file.write_text(json.dumps(result))
+    (warning,) = re.findall(
+        r"gsm8k: entropy, [^:]*: the model's.*auto_rl.*?more", report(tmp_path / "narrow", run).text
+    )
+    assert "0.150 nats of entropy per token, below 0.2" in warning and "alpha 1" in warning
+    del result["entropy"]
+    file.write_text(json.dumps(result))
+    assert "entropy, nats per token (T=1)" not in report(tmp_path / "older", run).text
+
+
 def test_the_wheel_holds_the_page():
     declared = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
