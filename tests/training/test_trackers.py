@@ -46,13 +46,13 @@ calls_left = 0
 
 
 @register("nll_then_error")
-def nll_then_error(rows, control):
+def nll_then_error(logp):
     """NLL that fails after a number of calls, if that was set: a run that ends by an error."""
     global calls_left
     calls_left -= 1
     if calls_left == 0:
         raise RuntimeError("an accident")
-    return nll(rows, control)
+    return nll(logp)
 
 
 def tracked(config: Config, variables: dict[str, str], fail_after_calls: int) -> None:
