@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptsft.config.resolve import load_config
-    from adaptsft.controllers.adaptive_objective import AdaptiveObjective, next_tokens
+    from adaptsft.controllers.adaptive_objective import AdaptiveObjective
     from adaptsft.controllers.base import Progress
+    from adaptsft.objectives.loss import next_tokens
 
 __version__ = "0.1.0"
 __all__ = ["AdaptiveObjective", "Progress", "__version__", "load_config", "next_tokens"]
@@ -24,7 +25,7 @@ MODULES = {
     "AdaptiveObjective": "adaptsft.controllers.adaptive_objective",
     "Progress": "adaptsft.controllers.base",
     "load_config": "adaptsft.config.resolve",
-    "next_tokens": "adaptsft.controllers.adaptive_objective",
+    "next_tokens": "adaptsft.objectives.loss",
 }
 
 

@@ -13,18 +13,17 @@ from torch import Tensor
 
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
 from adaptsft.controllers.base import Progress
+from adaptsft.controllers.figures import figures_of
 from adaptsft.controllers.moved_objective import MovedObjective
+from adaptsft.controllers.optimizer_hooks import OptimizerHooks
 from adaptsft.controllers.schedules import LearningRate
 from adaptsft.controllers.settings import settings_of
 from adaptsft.errors import CheckpointError, ConfigError, require, warn
-from adaptsft.objectives.loss import loss_of_hidden, loss_of_logps
+from adaptsft.objectives.loss import loss_of_hidden, loss_of_logps, share_of
 from adaptsft.objectives.state import initial_state
 from adaptsft.statistics.origins import TokenOrigins, origins_of
-from adaptsft.statistics.step import COLUMNS, Origins, SourceStatistics, StepStatistics
+from adaptsft.statistics.step import Origins, SourceStatistics, StepStatistics
 from adaptsft_kernels import TokenOutputs
-
-# columns of the statistics that are shown as means over the target tokens, and what they are called
-SHOWN = {"loss": "loss", "nll": "nll", "p": "mean_p", "weight": "weight"}
 
 
 class AdaptiveObjective(MovedObjective):
@@ -91,9 +90,8 @@ class AdaptiveObjective(MovedObjective):
         self.used: dict[str, Tensor] = {}  # what the step before used
         self._counted = self._reduced = False
         self._unknown: set[str] = set()  # statistics that some loss of the step did not give
-        self._lrs: list[Any] = []  # of the optimizer's groups, in its step
         self._stepped = False  # the optimizer, since the last `step`
-        self._hooks: list[Any] = []  # in the optimizer
+        self._hooks: OptimizerHooks | None = None
         if optimizer is not None:
             self.attach(optimizer)
 
@@ -143,7 +141,7 @@ class AdaptiveObjective(MovedObjective):
             token_weight=origins.token_weight,
             reference=origins.reference,
             target_idx=chosen,
-            scale=_share(num_tokens, chosen),
+            scale=share_of(num_tokens, chosen),
             **settings,
         )
         if torch.is_grad_enabled():
@@ -204,7 +202,7 @@ class AdaptiveObjective(MovedObjective):
         if reduction == "none":
             each = torch.zeros(every.shape, dtype=loss.dtype, device=loss.device)
             return each.view(-1).index_put((chosen,), loss).view(every.shape), tokens
-        return loss.sum() * _share(num_tokens, chosen), tokens
+        return loss.sum() * share_of(num_tokens, chosen), tokens
 
     def _origins(
         self,
@@ -258,7 +256,7 @@ class AdaptiveObjective(MovedObjective):
                 "objective.step() without a loss since the last one: it needs objective.loss(…) "
                 "with gradients on"
             )
-        if self.controller is not None and self.controller.scales_lr and not self._hooks:
+        if self.controller is not None and self.controller.scales_lr and self._hooks is None:
             raise RuntimeError(
                 f"controller {self.config.name} scales the learning rate: give optimizer=, or call "
                 "objective.attach(optimizer)"
@@ -287,61 +285,29 @@ class AdaptiveObjective(MovedObjective):
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on every step of this optimizer is taken at its learning rate times `lr_scale`,
         where the controller scales it; and two steps with no `step` of the objective between them
-        are an error.
-
-        After the step the learning rate is a number again, for schedulers and checkpoints. With
-        fused=True it is scaled on the device; other optimizers make the host wait for it.
-        """
+        are an error. See OptimizerHooks; those of an optimizer before are removed."""
         self.detach()
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer),
-            optimizer.register_step_post_hook(self._after_optimizer),
-        ]
+        self._hooks = OptimizerHooks(optimizer, lambda: self.lr_scale, self._optimizer_steps)
 
     def detach(self) -> None:
         """Leave the optimizer alone again."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
 
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+    def _optimizer_steps(self) -> None:
         if self._stepped:
             raise RuntimeError(
                 "the optimizer has stepped twice without objective.step(): call it after every step"
             )
         self._stepped = self._counted  # torch itself steps to make an optimizer's state, at lr 0
-        self._lrs = [group["lr"] for group in optimizer.param_groups]
-        if (scale := self.lr_scale) is None:
-            return
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * (scale if group.get("fused") else float(scale))
-
-    def _after_optimizer(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
-        for group, lr in zip(optimizer.param_groups, self._lrs, strict=True):
-            group["lr"] = lr
 
     def metrics(self) -> dict[str, float]:
         """Of the last step, over all ranks: means over the target tokens, whatever num_tokens was
         (`loss`, `nll` in nats, `mean_p`, `weight`), their number `tokens`, and what was moved, as
         the step used it (`alpha`, `lr_scale`, …). Of each source too, as `NAME/alpha`, where there
         are several. Waits for the device."""
-        table = self.statistics.table
-        rows = {"": table.sum(0)}
-        if len(self.names) > 1:
-            rows |= {f"{name}/": row for name, row in zip(self.names, table, strict=True)}
-        found: dict[str, float] = {}
-        for place, (prefix, row) in enumerate(rows.items()):
-            sums = dict(zip(COLUMNS, row.tolist(), strict=False))
-            tokens = sums["tokens"]
-            found[f"{prefix}tokens"] = tokens
-            if tokens:
-                found |= {f"{prefix}{name}": sums[key] / tokens for key, name in SHOWN.items()}
-            for name, value in self.used.items():
-                if value.ndim == 0 or not prefix:
-                    found |= {name: float(value.mean())}
-                else:
-                    found[f"{prefix}{name}"] = float(value[place - 1])
-        return found
+        return figures_of(self.statistics, self.names, self.used)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings: what `load_state_dict` continues from, to the bit. The same
@@ -369,21 +335,6 @@ class AdaptiveObjective(MovedObjective):
             "sources": ", ".join(self.names),
             "total_steps": str(self.total_steps),
         }
-
-
-def next_tokens(labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """The targets of the hidden states of a causal language model, [..., L], from its labels, [...,
-    L], as transformers has them: each position's token is what the position before it predicts."""
-    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
-
-
-def _share(num_tokens: float | Tensor | None, chosen: Tensor) -> float | Tensor:
-    """What a sum over targets is multiplied by."""
-    if num_tokens is None:
-        num_tokens = max(len(chosen), 1)
-    if isinstance(num_tokens, Tensor):
-        return 1.0 / num_tokens.to(chosen.device, torch.float32)
-    return 1.0 / num_tokens
 
 
 def _device_of(

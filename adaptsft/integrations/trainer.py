@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from adaptsft.controllers.adaptive_objective import next_tokens
 from adaptsft.errors import require
 from adaptsft.integrations.callback import ObjectiveCallback
+from adaptsft.objectives.loss import next_tokens
 
 if TYPE_CHECKING:
     Base = Trainer

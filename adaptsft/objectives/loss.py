@@ -75,6 +75,21 @@ def loss_of_logps(
     return value, TokenOutputs._make([*shown, loss, weight]), kept
 
 
+def next_tokens(labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """The targets of the hidden states of a causal language model, [..., L], from its labels, [...,
+    L], as transformers has them: each position's token is what the position before it predicts."""
+    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+
+
+def share_of(num_tokens: float | Tensor | None, chosen: Tensor) -> float | Tensor:
+    """What a sum over targets is multiplied by."""
+    if num_tokens is None:
+        num_tokens = max(len(chosen), 1)
+    if isinstance(num_tokens, Tensor):
+        return 1.0 / num_tokens.to(chosen.device, torch.float32)
+    return 1.0 / num_tokens
+
+
 class Unknown:
     """Stands for a statistic that was not given: whatever reads it raises ValueError."""
 

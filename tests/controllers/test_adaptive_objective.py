@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from adaptsft.controllers.adaptive_objective import AdaptiveObjective, next_tokens
+from adaptsft.controllers.adaptive_objective import AdaptiveObjective
 from adaptsft.controllers.base import REGISTRY as CONTROLLERS, Controller, register
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.objectives.base import REGISTRY as OBJECTIVES
+from adaptsft.objectives.loss import next_tokens
 from adaptsft.objectives.reference import Reference
 from tests.kernels.reference import logits_of, random_head, relative
 

@@ -193,7 +193,7 @@ def install_hooks() -> None:
     before(
         StepStatistics,
         "all_reduce",
-        lambda self, group: State.phase == "step" and strike("all_reduce", step=State.step),
+        lambda self, group=None: State.phase == "step" and strike("all_reduce", step=State.step),
     )
     before(trainer, "guarded_step", lambda *arguments: strike("optimizer", step=State.step))
     before(Metrics, "flush", lambda self: strike("flush", step=State.step))
