@@ -27,7 +27,7 @@ demo: $(RUNTIME)  ## pretrain a tiny model, fine-tune it with three objectives (
 	@$(BIN)/python -m benchmarks.lab.quickstart configs/quickstart.yaml
 
 test: $(DEV)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability.md (4 to 8 minutes)
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json

@@ -2,7 +2,7 @@
 
 - `added_milliseconds`: moving the objective under controller.name=auto, over leaving it fixed. In
   adaptsft.train that is all, since the statistics are gathered whatever the controller.
-- `loop`: in a loop of one's own, AdaptiveObjective("auto") (its loss, its statistics of TOKENS
+- `loops`: in a loop of one's own, AdaptiveObjective("auto") (its loss, its statistics of the
   target tokens, its step) over NLL by the same kernel without any of it. The head is small, so that
   the difference, which does not depend on it, is not lost in the noise.
 
@@ -36,7 +36,7 @@ from adaptsft_kernels import linear_objective
 
 RESULT = Path(__file__).parent / "results" / "adapting_cost.json"
 STEPS, ROUNDS, SOURCES = 200, 21, 4
-TOKENS, WIDTH, VOCABULARY, LOOP_STEPS = 256, 32, 256, 10
+TOKENS, WIDTH, VOCABULARY, LOOP_STEPS = (256, 4096), 32, 256, 10
 
 
 def moving(name: str, device: torch.device) -> Callable[[int], None]:
@@ -52,12 +52,12 @@ def moving(name: str, device: torch.device) -> Callable[[int], None]:
     return step
 
 
-def looping(adaptive: bool, device: torch.device) -> Callable[[int], None]:
-    """Loss and backward of a head on TOKENS targets in 16 sequences."""
+def looping(adaptive: bool, tokens: int, device: torch.device) -> Callable[[int], None]:
+    """Loss and backward of a head on this many targets in 16 sequences."""
     torch.manual_seed(0)
-    hidden = torch.randn(16, TOKENS // 16, WIDTH, device=device, requires_grad=True)
+    hidden = torch.randn(16, tokens // 16, WIDTH, device=device, requires_grad=True)
     weight = nn.Parameter(torch.randn(VOCABULARY, WIDTH, device=device))
-    targets = torch.randint(0, VOCABULARY, (16, TOKENS // 16), device=device)
+    targets = torch.randint(0, VOCABULARY, (16, tokens // 16), device=device)
     optimizer = torch.optim.AdamW([weight], fused=True)
     objective = AdaptiveObjective("auto", total_steps=1 << 20, optimizer=optimizer, device=device)
 
@@ -66,7 +66,7 @@ def looping(adaptive: bool, device: torch.device) -> Callable[[int], None]:
             loss, _ = objective.loss(hidden, weight, targets)
         else:
             loss, _ = linear_objective(
-                hidden.flatten(0, 1), weight, targets.flatten(), NLL, scale=1 / TOKENS
+                hidden.flatten(0, 1), weight, targets.flatten(), NLL, scale=1 / tokens
             )
         loss.backward()
         if adaptive:
@@ -107,18 +107,27 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     movers = {name: partial(moving, name, device) for name in ("fixed", "auto")}
     times, moved = compared(movers, STEPS, device)
-    loops = {"nll": partial(looping, False, device), "auto": partial(looping, True, device)}
-    loop_times, added = compared(loops, LOOP_STEPS, device)
+    loops = []
+    for tokens in TOKENS:
+        kinds = {
+            "nll": partial(looping, False, tokens, device),
+            "auto": partial(looping, True, tokens, device),
+        }
+        loop_times, added = compared(kinds, LOOP_STEPS, device)
+        loops.append({"tokens": tokens, "milliseconds": loop_times, "added_milliseconds": added})
     result = {
         "environment": environment(),
         "sources": SOURCES,
         "milliseconds": times,
         "added_milliseconds": moved,
-        "loop": {"tokens": TOKENS, "milliseconds": loop_times, "added_milliseconds": added},
+        "loops": loops,
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"moving the objective under auto: {moved:.3f} ms a step")
-    print(f"AdaptiveObjective over NLL in a loop, {TOKENS} tokens: {added:.3f} ms a step ({out})")
+    for loop in loops:
+        added = loop["added_milliseconds"]
+        print(f"AdaptiveObjective over NLL, {loop['tokens']} tokens: {added:.3f} ms a step")
+    print(out)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,7 @@ from adaptsft.controllers.build import build_controller
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.loss import Unknown
 from adaptsft.objectives.state import MOVABLE, ObjectiveState
-from adaptsft.statistics.step import (
-    BINS,
-    LOG_NLL_RANGE,
-    SourceStatistics,
-    StepStatistics,
-    histogram_quantile,
-)
+from adaptsft.statistics.step import SourceStatistics, StepStatistics
 
 MEAN_WEIGHT_EMA = 0.9  # decay of the running mean of the token weights
 
@@ -90,11 +84,11 @@ class MovedObjective:
         before it. If that was skipped (0-d, 1.), it stays as it was: statistics that are not finite
         must not move it. A controller that reads one of the statistics `unknown` raises ValueError.
         """
-        new, keep = with_step_statistics(self.state, statistics), skipped > 0
-        old_and_new = zip(self.state, new, strict=True)
-        new = ObjectiveState(*(torch.where(keep, old, moved) for old, moved in old_and_new))
+        seen, keep = statistics.per_source(), skipped > 0
+        new = with_step_statistics(self.state, statistics, seen)
+        both = zip(self.state, new, strict=True)
+        new = ObjectiveState(*(x if x is old else torch.where(keep, old, x) for old, x in both))
         if self.controller is not None:
-            seen = statistics.per_source()
             names = set(unknown) & set(SourceStatistics._fields)
             missing: dict[str, Any] = {name: Unknown(name) for name in names}
             seen = seen._replace(**missing)
@@ -120,24 +114,24 @@ class MovedObjective:
         if self.controller is None:
             return state
         moved = {}
+        tokens, kappa = self.memory["seen_tokens"][:-1], self.config.shrinkage
+        share = tokens / (tokens + kappa) if kappa > 0 else torch.ones_like(tokens)
         for name in self.controller.moved_fields():
             own, common = self.memory[name][:-1], self.memory[name][-1:]
-            tokens, kappa = self.memory["seen_tokens"][:-1], self.config.shrinkage
-            share = tokens / (tokens + kappa) if kappa > 0 else torch.ones_like(tokens)
             moved[name] = (share * own + (1 - share) * common).float()
         return state._replace(**moved)
 
 
-def with_step_statistics(state: ObjectiveState, statistics: StepStatistics) -> ObjectiveState:
+def with_step_statistics(
+    state: ObjectiveState, statistics: StepStatistics, each: SourceStatistics
+) -> ObjectiveState:
     """The state with `mean_p`, `sequence_nll` and the running mean of the token weights, `mass`,
-    after this step; sources without a token in it keep their last value."""
-    tokens = statistics.column("tokens")
-    mean_p = statistics.column("p") / tokens
-    sequence_nll = histogram_quantile(statistics.table[:, -BINS:], 0.5, LOG_NLL_RANGE).exp()
-    seen = tokens > 0
-    mean_weight = (statistics.column("weight").sum() / tokens.sum()).float()
+    after this step; sources without a token in it keep their last value. `each` are its statistics
+    per source."""
+    seen = each.tokens[:-1] > 0
+    mean_weight = (statistics.column("weight").sum() / each.tokens[-1]).float()
     return state._replace(
-        mean_p=torch.where(seen, mean_p.float(), state.mean_p),
-        sequence_nll=torch.where(seen, sequence_nll.float(), state.sequence_nll),
+        mean_p=torch.where(seen, each.mean_p[:-1].float(), state.mean_p),
+        sequence_nll=torch.where(seen, each.sequence_nll[:-1].float(), state.sequence_nll),
         mass=state.mass + (1 - MEAN_WEIGHT_EMA) * (mean_weight - state.mass),
     )

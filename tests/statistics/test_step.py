@@ -139,7 +139,9 @@ def test_statistics_are_the_steps_own_and_an_absent_source_keeps_its_last():
     tokens, batch = draw([40, 50, 60, 70, 80], [0, 0, 0, 0, 0])
     statistics = StepStatistics(2, CPU)
     statistics.add(tokens, torch.ones_like(tokens.top1), batch)
-    state = with_step_statistics(initial_state(ObjectiveConfig(), 2, CPU), statistics)
+    state = with_step_statistics(
+        initial_state(ObjectiveConfig(), 2, CPU), statistics, statistics.per_source()
+    )
     means = torch.stack([-part.mean() for part in tokens.logp.split([40, 50, 60, 70, 80])])
     assert float(state.mean_p[0]) == pytest.approx(float(tokens.logp.exp().mean()), rel=1e-5)
     assert float(state.sequence_nll[0]) == pytest.approx(float(means.median()), rel=0.06), (
