@@ -1,7 +1,4 @@
-"""The objective for a training loop: its loss, its statistics over all ranks, and its steps.
-
-adaptsft.train holds one; so can any other loop (docs/api.md).
-"""
+"""The objective for a training loop: its loss, its statistics over all ranks, and its steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +125,9 @@ class AdaptiveObjective(MovedObjective):
         checkpointing around it) counts them twice. Under FSDP2 call it in the forward of a module
         that has gathered its weights: a sharded one (DTensor) is refused.
         """
+        kind = hidden.device.type
+        if torch.is_autocast_enabled(kind):  # as a linear layer would
+            hidden, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden, weight))
         chosen = (targets.flatten() != ignore_index).nonzero().squeeze(1)
         origins = self._origins(targets, chosen, source, sequence, token_weight, reference)
         loss, tokens, kept = loss_of_hidden(

@@ -128,10 +128,11 @@ def with_step_statistics(
     """The state with `mean_p`, `sequence_nll` and the running mean of the token weights, `mass`,
     after this step; sources without a token in it keep their last value. `each` are its statistics
     per source."""
-    seen = each.tokens[:-1] > 0
+    seen, any_seen = each.tokens[:-1] > 0, each.tokens[-1] > 0
     mean_weight = (statistics.column("weight").sum() / each.tokens[-1]).float()
+    mass = state.mass + (1 - MEAN_WEIGHT_EMA) * (mean_weight - state.mass)
     return state._replace(
         mean_p=torch.where(seen, each.mean_p[:-1].float(), state.mean_p),
         sequence_nll=torch.where(seen, each.sequence_nll[:-1].float(), state.sequence_nll),
-        mass=state.mass + (1 - MEAN_WEIGHT_EMA) * (mean_weight - state.mass),
+        mass=torch.where(any_seen, mass, state.mass),
     )

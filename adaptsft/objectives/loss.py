@@ -82,12 +82,13 @@ def next_tokens(labels: Tensor, ignore_index: int = -100) -> Tensor:
 
 
 def share_of(num_tokens: float | Tensor | None, chosen: Tensor) -> float | Tensor:
-    """What a sum over targets is multiplied by."""
+    """What a sum over targets is multiplied by; 1 where there are none, whose sum is 0."""
     if num_tokens is None:
-        num_tokens = max(len(chosen), 1)
+        num_tokens = len(chosen)
     if isinstance(num_tokens, Tensor):
-        return 1.0 / num_tokens.to(chosen.device, torch.float32)
-    return 1.0 / num_tokens
+        count = num_tokens.to(chosen.device, torch.float32)
+        return 1.0 / torch.where(count == 0, 1.0, count)
+    return 1.0 / (num_tokens or 1)
 
 
 class Unknown:

@@ -315,6 +315,46 @@ def test_a_sharded_weight_is_refused(tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("num_tokens", [None, 0, torch.tensor(0)])
+def test_a_batch_without_targets_is_a_loss_of_0(num_tokens):
+    """As on one rank of several; the step is all ranks'."""
+    hidden, head, _, targets = random_head()
+    nothing = torch.full_like(targets, -100)
+    for name in ("concentration", "talr", "iw_sft"):
+        objective = AdaptiveObjective(name, device="cpu")
+        reference = None
+        if name == "iw_sft":
+            reference = Reference(*(torch.zeros(len(targets)) for _ in Reference._fields))
+        loss, tokens = objective.loss(
+            hidden[None],
+            head,
+            nothing[None],
+            num_tokens=num_tokens,
+            reference=reference and Reference(*(x[None] for x in reference)),
+        )
+        loss.backward()
+        assert float(loss) == 0 and len(tokens.logp) == 0
+        objective.step()
+        assert objective.metrics() == {"tokens": 0.0, **objective_settings(objective)}
+        assert objective.state.mean_p.isfinite().all() and objective.state.mass.isfinite().all()
+    assert not head.grad.any() and not hidden.grad.any()
+
+
+def objective_settings(objective: AdaptiveObjective) -> dict[str, float]:
+    return {name: float(value.mean()) for name, value in objective.used.items()}
+
+
+def test_under_autocast_the_head_computes_in_its_dtype():
+    """Hidden states come in bf16 there, and the weights that are trained stay in fp32."""
+    hidden, head, _, targets = random_head()
+    objective = AdaptiveObjective("nll", device="cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = objective.loss(hidden.bfloat16(), head, targets)
+    loss.backward()
+    expected, _ = objective.loss(hidden.bfloat16(), head.bfloat16(), targets)
+    assert torch.equal(loss, expected) and head.grad.dtype == torch.float32
+
+
 def test_targets_are_the_labels_shifted():
     labels = torch.tensor([[1, -100, 3], [4, 5, 6]])
     assert next_tokens(labels).tolist() == [[-100, 3, -100], [5, 6, -100]]
