@@ -129,7 +129,14 @@ class AdaptiveObjective(MovedObjective):
         if torch.is_autocast_enabled(kind):  # as a linear layer would
             hidden, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden, weight))
         chosen = (targets.flatten() != ignore_index).nonzero().squeeze(1)
-        origins = self._origins(targets, chosen, source, sequence, token_weight, reference)
+        origins = self._origins(
+            targets,
+            chosen,
+            source=source,
+            sequence=sequence,
+            token_weight=token_weight,
+            reference=reference,
+        )
         loss, tokens, kept = loss_of_hidden(
             hidden.flatten(0, -2),
             weight,
@@ -177,7 +184,14 @@ class AdaptiveObjective(MovedObjective):
             raise ValueError(f"reduction={reduction!r}: choose mean or none")
         every = torch.ones_like(logps, dtype=torch.bool) if mask is None else mask.bool()
         chosen = every.flatten().nonzero().squeeze(1)
-        origins = self._origins(every, chosen, source, sequence, token_weight, reference)
+        origins = self._origins(
+            every,
+            chosen,
+            source=source,
+            sequence=sequence,
+            token_weight=token_weight,
+            reference=reference,
+        )
         dtypes = {"entropy": torch.float32, "collision": torch.float32, "top1": torch.bool}
         given = {"entropy": entropy, "collision": collision, "top1": top1}
         known = {
@@ -204,29 +218,14 @@ class AdaptiveObjective(MovedObjective):
             return each.view(-1).index_put((chosen,), loss).view(every.shape), tokens
         return loss.sum() * share_of(num_tokens, chosen), tokens
 
-    def _origins(
-        self,
-        places: Tensor,
-        chosen: Tensor,
-        source: Tensor | None,
-        sequence: Tensor | None,
-        token_weight: Tensor | None,
-        reference: Any,
-    ) -> TokenOrigins:
-        found = origins_of(
-            places,
-            chosen,
-            source=source,
-            sequence=sequence,
-            token_weight=token_weight,
-            reference=reference,
-        )
+    def _origins(self, places: Tensor, chosen: Tensor, **given: Any) -> TokenOrigins:
+        found = origins_of(places, chosen, **given)
         name = self.settings.name
         if found.sequence is None and "sequence_nll" in self.function.uses:
             raise ValueError(
                 f"objective {name} reads the NLL of sequences: give sequence=, or targets [B, L]"
             )
-        if reference is None and "reference" in self.function.needs:
+        if found.reference is None and "reference" in self.function.needs:
             raise ValueError(f"objective {name} reads the base model: give reference=")
         return found
 
