@@ -70,7 +70,7 @@ def looping(adaptive: bool, tokens: int, device: torch.device) -> Callable[[int]
             )
         loss.backward()
         if adaptive:
-            objective.step()
+            objective.step(skipped=False)  # without the optimizer's own
 
     return step
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
 from adaptsft.controllers.base import Progress
 from adaptsft.controllers.figures import figures_of
-from adaptsft.controllers.moved_objective import MovedObjective
-from adaptsft.controllers.optimizer_hooks import OptimizerHooks
+from adaptsft.controllers.moved_objective import MovedObjective, check_made_of
+from adaptsft.controllers.optimizer_hooks import OptimizerHooks, device_of
 from adaptsft.controllers.schedules import LearningRate
 from adaptsft.controllers.settings import settings_of
-from adaptsft.errors import CheckpointError, ConfigError, require, warn
-from adaptsft.objectives.loss import loss_of_hidden, loss_of_logps, share_of
+from adaptsft.errors import ConfigError, require, warn
+from adaptsft.objectives.loss import check_given, loss_of_hidden, loss_of_logps, share_of
 from adaptsft.objectives.state import initial_state
-from adaptsft.statistics.origins import TokenOrigins, origins_of
+from adaptsft.statistics.origins import TokenOrigins, origins_of, same_shape
 from adaptsft.statistics.step import Origins, SourceStatistics, StepStatistics
 from adaptsft_kernels import TokenOutputs
 
@@ -76,7 +76,7 @@ class AdaptiveObjective(MovedObjective):
             "over the run; give the number of optimizer steps",
         )
         self.total_steps, self.group = total_steps, process_group
-        self.device = _device_of(device, optimizer)
+        self.device = device_of(device, optimizer)
         if len(exempt):
             ids = torch.tensor(exempt, device=self.device)
             function = dataclasses.replace(function, exempt=ids)
@@ -87,7 +87,7 @@ class AdaptiveObjective(MovedObjective):
         self.used: dict[str, Tensor] = {}  # what the step before used
         self._counted = self._reduced = False
         self._unknown: set[str] = set()  # statistics that some loss of the step did not give
-        self._stepped = False  # the optimizer, since the last `step`
+        self._stepped = 0  # the optimizer, since the last `step`: 2 after a loss, 1 before one
         self._hooks: OptimizerHooks | None = None
         if optimizer is not None:
             self.attach(optimizer)
@@ -125,6 +125,7 @@ class AdaptiveObjective(MovedObjective):
         checkpointing around it) counts them twice. Under FSDP2 call it in the forward of a module
         that has gathered its weights: a sharded one (DTensor) is refused.
         """
+        same_shape(targets, hidden=hidden[..., 0])
         kind = hidden.device.type
         if torch.is_autocast_enabled(kind):  # as a linear layer would
             hidden, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (hidden, weight))
@@ -153,6 +154,7 @@ class AdaptiveObjective(MovedObjective):
         )
         if torch.is_grad_enabled():
             self.count(tokens, kept, origins)
+            self._unknown |= {"sequence_nll"} if origins.sequence is None else set()
         return loss, tokens
 
     def loss_from_logps(
@@ -182,6 +184,8 @@ class AdaptiveObjective(MovedObjective):
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r}: choose mean or none")
+        given = {"entropy": entropy, "collision": collision, "top1": top1}
+        same_shape(logps, mask=mask, targets=targets, **given)
         every = torch.ones_like(logps, dtype=torch.bool) if mask is None else mask.bool()
         chosen = every.flatten().nonzero().squeeze(1)
         origins = self._origins(
@@ -193,7 +197,6 @@ class AdaptiveObjective(MovedObjective):
             reference=reference,
         )
         dtypes = {"entropy": torch.float32, "collision": torch.float32, "top1": torch.bool}
-        given = {"entropy": entropy, "collision": collision, "top1": top1}
         known = {
             name: value.detach().flatten()[chosen].to(dtypes[name])
             for name, value in given.items()
@@ -213,6 +216,7 @@ class AdaptiveObjective(MovedObjective):
         if torch.is_grad_enabled():
             self.count(tokens, kept, origins)
             self._unknown |= given.keys() - known.keys()
+            self._unknown |= {"sequence_nll"} if origins.sequence is None else set()
         if reduction == "none":
             each = torch.zeros(every.shape, dtype=loss.dtype, device=loss.device)
             return each.view(-1).index_put((chosen,), loss).view(every.shape), tokens
@@ -220,18 +224,14 @@ class AdaptiveObjective(MovedObjective):
 
     def _origins(self, places: Tensor, chosen: Tensor, **given: Any) -> TokenOrigins:
         found = origins_of(places, chosen, **given)
-        name = self.settings.name
-        if found.sequence is None and "sequence_nll" in self.function.uses:
-            raise ValueError(
-                f"objective {name} reads the NLL of sequences: give sequence=, or targets [B, L]"
-            )
-        if found.reference is None and "reference" in self.function.needs:
-            raise ValueError(f"objective {name} reads the base model: give reference=")
+        check_given(self.function, found.sequence, found.reference)
         return found
 
     def count(self, tokens: TokenOutputs, kept: Tensor, origins: Origins) -> None:
         """Add target tokens to the statistics of the step; `kept` bool [n]: those that the
         objective keeps. `loss` has done it."""
+        if self._reduced:
+            raise RuntimeError("a loss after all_reduce() and before step(): it would not count")
         if not self._counted:  # until then the statistics are those of the step before, to be read
             self.statistics.reset()
             self._unknown.clear()
@@ -240,14 +240,18 @@ class AdaptiveObjective(MovedObjective):
 
     def all_reduce(self) -> None:
         """Sum the statistics of the step over ranks. `step` does it, where it was not done."""
-        self.statistics.all_reduce(self.group)
+        if not self._reduced:
+            self.statistics.all_reduce(self.group)
         self._reduced = True
 
-    def step(self, *, skipped: Tensor | None = None, progress: Progress | None = None) -> None:
+    def step(
+        self, *, skipped: Tensor | bool | None = None, progress: Progress | None = None
+    ) -> None:
         """The optimizer has stepped: move the objective to the next step. A collective call.
 
-        skipped: 0-d, 1. if the weights stayed as they were, and the objective must too; by default,
-        if the loss was not finite. progress: where the run is in the next step, for a controller
+        skipped (0-d or a bool, the same on all ranks): the weights stayed as they were, and what
+        was measured must not move the objective; by default, if the loss was not finite. Schedules
+        go on by the clock. progress: where the run is in the next step, for a controller
         that follows the learning rate; by default the number of the step alone.
         """
         if not self._counted:
@@ -260,15 +264,24 @@ class AdaptiveObjective(MovedObjective):
                 f"controller {self.config.name} scales the learning rate: give optimizer=, or call "
                 "objective.attach(optimizer)"
             )
-        if not self._reduced:
-            self.all_reduce()
+        if self._hooks is not None and skipped is None and not self._stepped:
+            raise RuntimeError(
+                "objective.step() without a step of the optimizer: call it once for each, not for "
+                "each micro-batch; of one that was skipped (GradScaler), step(skipped=True)"
+            )
+        self.all_reduce()
         if skipped is None:
             skipped = 1.0 - self.statistics.column("loss").sum().isfinite().float()
+        skipped = torch.as_tensor(skipped, device=self.device)
         progress = progress or self._next()
         self.used = self.moved()
         self.update(self.statistics, skipped, progress, self._unknown)
         self.steps_done = progress.step
-        self._counted = self._reduced = self._stepped = False
+        self._between_steps()
+
+    def _between_steps(self) -> None:
+        self._counted = self._reduced = False
+        self._stepped = 0
 
     def _next(self) -> Progress:
         done, steps = self.steps_done + 1, self.total_steps or 1
@@ -284,7 +297,8 @@ class AdaptiveObjective(MovedObjective):
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on every step of this optimizer is taken at its learning rate times `lr_scale`,
         where the controller scales it; and two steps with no `step` of the objective between them
-        are an error. See OptimizerHooks; those of an optimizer before are removed."""
+        are an error. See OptimizerHooks. It leaves the optimizer that it was attached to before;
+        the learning rate of a second one is yours to scale by `lr_scale`."""
         self.detach()
         self._hooks = OptimizerHooks(optimizer, lambda: self.lr_scale, self._optimizer_steps)
 
@@ -295,17 +309,21 @@ class AdaptiveObjective(MovedObjective):
         self._hooks = None
 
     def _optimizer_steps(self) -> None:
-        if self._stepped:
+        if self._stepped == 2:
             raise RuntimeError(
                 "the optimizer has stepped twice without objective.step(): call it after every step"
             )
-        self._stepped = self._counted  # torch itself steps to make an optimizer's state, at lr 0
+        self._stepped = 1 + self._counted  # torch itself steps to make an optimizer's state
 
     def metrics(self) -> dict[str, float]:
         """Of the last step, over all ranks: means over the target tokens, whatever num_tokens was
         (`loss`, `nll` in nats, `mean_p`, `weight`), their number `tokens`, and what was moved, as
         the step used it (`alpha`, `lr_scale`, …). Of each source too, as `NAME/alpha`, where there
         are several. Waits for the device."""
+        if self._counted:
+            raise RuntimeError(
+                "objective.metrics() between a loss and its step: call it after step"
+            )
         return figures_of(self.statistics, self.names, self.used)
 
     def state_dict(self) -> dict[str, Any]:
@@ -315,34 +333,20 @@ class AdaptiveObjective(MovedObjective):
         return {"steps_done": self.steps_done, "made_of": self._made_of(), "tensors": tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`. Raises CheckpointError where it is of another objective,
-        controller or number of sources."""
-        for name, value in self._made_of().items():
-            if (saved := state["made_of"].get(name)) != value:
-                raise CheckpointError(
-                    f"the objective was saved with {name}={saved}, and has {name}={value} here: "
-                    "make it as it was"
-                )
+        """Continue from a `state_dict`, with nothing counted. Raises CheckpointError where it is of
+        another objective (of a function: of another name), controller, run or number of sources."""
+        check_made_of(state["made_of"], self._made_of())
         self.load_tensors(state["tensors"])
         self.steps_done = state["steps_done"]
+        self._between_steps()
 
     def _made_of(self) -> dict[str, str]:
         """What must be as it was for a saved state to mean the same."""
+        exempt = self.function.exempt
         return {
             "objective": repr(self.settings),
             "controller": repr(self.config),
             "sources": ", ".join(self.names),
+            "exempt": str([] if exempt is None else exempt.tolist()),
             "total_steps": str(self.total_steps),
         }
-
-
-def _device_of(
-    device: torch.device | str | None, optimizer: torch.optim.Optimizer | None
-) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if optimizer is not None:
-        return optimizer.param_groups[0]["params"][0].device
-    if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
-        return found
-    return torch.device("cpu")

@@ -9,6 +9,7 @@ from torch import Tensor
 from adaptsft.config.schema import ControllerConfig
 from adaptsft.controllers.base import Progress, State
 from adaptsft.controllers.build import build_controller
+from adaptsft.errors import CheckpointError
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.loss import Unknown
 from adaptsft.objectives.state import MOVABLE, ObjectiveState
@@ -136,3 +137,13 @@ def with_step_statistics(
         sequence_nll=torch.where(seen, each.sequence_nll[:-1].float(), state.sequence_nll),
         mass=torch.where(any_seen, mass, state.mass),
     )
+
+
+def check_made_of(saved: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise CheckpointError where a state is of something else than what it is loaded into."""
+    for name, value in here.items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"the objective was saved with {name}={saved.get(name)}, and has {name}={value} "
+                "here: make it as it was"
+            )

@@ -43,3 +43,16 @@ class OptimizerHooks:
     def _restore(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
         for group, lr in zip(optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = lr
+
+
+def device_of(
+    device: torch.device | str | None, optimizer: torch.optim.Optimizer | None
+) -> torch.device:
+    """The device that is named, or the optimizer's, or the accelerator, or the CPU."""
+    if device is not None:
+        return torch.device(device)
+    if optimizer is not None:
+        return optimizer.param_groups[0]["params"][0].device
+    if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
+        return found
+    return torch.device("cpu")

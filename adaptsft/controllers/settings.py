@@ -1,6 +1,7 @@
 """From what a user of AdaptiveObjective names to the groups `objective` and `controller` of the
 configuration, checked as those of adaptsft.train are."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,12 @@ from adaptsft.config.load import group_of
 from adaptsft.config.schema import ControllerConfig, ObjectiveConfig
 from adaptsft.config.user_code import is_user_code
 from adaptsft.controllers.base import REGISTRY
-from adaptsft.controllers.build import acts_through, unread_by_controller, validate_controller
+from adaptsft.controllers.build import (
+    acts_through,
+    controller_class,
+    unread_by_controller,
+    validate_controller,
+)
 from adaptsft.controllers.schedules import Schedule
 from adaptsft.errors import require, require_known, warn
 from adaptsft.objectives import base as objectives
@@ -39,7 +45,8 @@ def settings_of(
     controller: str | Mapping[str, Any] | ControllerConfig | None,
 ) -> Settings:
     """The two groups, and the objective that they name. A name that is a controller's stands for
-    that controller with the objective that it acts through (schedules: alpha). Raises ConfigError.
+    that controller, and objective auto for the one that the controller acts through (schedules:
+    alpha). Raises ConfigError.
 
     Groups that are given as such are those of a configuration that is resolved already.
     """
@@ -50,19 +57,22 @@ def settings_of(
         if not is_user_code(objective):
             require_known(f"objective {objective} is unknown", objective, dict.fromkeys(names))
         if objective in REGISTRY:
-            controller = objective
-            objective = "alpha" if issubclass(REGISTRY[objective], Schedule) else "auto"
+            objective, controller = "auto", objective
     own = objective if callable(objective) else None
     if own is not None:
         objective = getattr(own, "__name__", "own")
     config = _group(ObjectiveConfig, "objective", objective)
-    moving = _group(ControllerConfig, "controller", controller or "fixed")
+    if controller is None:
+        controller = "auto" if config.name == "auto" else "fixed"
+    moving = _group(ControllerConfig, "controller", controller)
     if own is not None:
         function = of_function(f"objective {config.name}", config.name, own)
         try_out(f"objective {config.name}", function, Path(inspect.getsourcefile(own) or ""))
     else:
         if config.name == "auto":
-            config.name = acts_through(moving)
+            cls = controller_class(moving.name)
+            schedule = cls is not None and issubclass(cls, Schedule)
+            config.name = "alpha" if schedule else acts_through(moving)
         function = build_objective(config)
     validate_controller(moving, config, function)
     warnings = unread_by_objective(config, function) + unread_by_controller(moving, config)
@@ -73,7 +83,7 @@ def settings_of(
 
 def _group(cls: type, name: str, given: Any) -> Any:
     if isinstance(given, cls):
-        return given
+        return dataclasses.replace(given)
     values = {"name": given} if isinstance(given, str) else given
     group, default = group_of(name, values), cls()
     for key, instead in OF_THE_TRAINER[name].items():

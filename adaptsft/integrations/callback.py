@@ -26,6 +26,8 @@ class ObjectiveCallback(TrainerCallback, ExportableState):
         self.objective: AdaptiveObjective | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if self.objective is not None:  # a training before that was interrupted
+            self.objective.detach()
         optimizer = given["optimizer"]
         self.objective = AdaptiveObjective(
             self.named,

@@ -44,7 +44,7 @@ class AdaptiveTrainerMixin(Base):
         self.add_callback(self.adaptive)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # of training
+        if "loss" in logs and self.adaptive.objective is not None:  # of training
             logs.update(self.adaptive.metrics())
         super().log(logs, start_time)
 

@@ -75,6 +75,17 @@ def loss_of_logps(
     return value, TokenOutputs._make([*shown, loss, weight]), kept
 
 
+def check_given(objective: Objective, sequence: Tensor | None, reference: Any) -> None:
+    """Raise ValueError for what the objective reads and the caller of a loss did not give."""
+    if sequence is None and "sequence_nll" in objective.uses:
+        raise ValueError(
+            f"objective {objective.name} reads the NLL of sequences: give sequence=, or targets "
+            "[B, L]"
+        )
+    if reference is None and "reference" in objective.needs:
+        raise ValueError(f"objective {objective.name} reads the base model: give reference=")
+
+
 def next_tokens(labels: Tensor, ignore_index: int = -100) -> Tensor:
     """The targets of the hidden states of a causal language model, [..., L], from its labels, [...,
     L], as transformers has them: each position's token is what the position before it predicts."""

@@ -51,6 +51,9 @@ def origins_of(
         reference = type(reference)(*(of_chosen(f"reference.{key}", x) for key, x in fields))
     if sequence is not None:
         inside = of_chosen("sequence", sequence)
+        if places.ndim == 2 and sequence.shape == places.shape and len(inside):
+            # ids may begin anew in each row
+            inside = inside + chosen // places.shape[1] * (inside.max() - inside.min() + 1)
     elif places.ndim == 2:
         inside = chosen // places.shape[1]
     else:
@@ -59,3 +62,13 @@ def origins_of(
     _, index, lengths = inside.unique_consecutive(return_inverse=True, return_counts=True)
     first = lengths.cumsum(0) - lengths
     return TokenOrigins(of, index, lengths, of[first], token_weight, reference)
+
+
+def same_shape(places: Tensor, **given: Tensor | None) -> None:
+    """Raise ValueError for a tensor that has not one value for each of the places."""
+    for name, value in given.items():
+        if value is not None and value.shape != places.shape:
+            raise ValueError(
+                f"{name} is for {tuple(value.shape)} places, and there are {tuple(places.shape)}: "
+                "one for each is needed (labels that are shifted: next_tokens)"
+            )

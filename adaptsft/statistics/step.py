@@ -82,8 +82,8 @@ class StepStatistics:
         p, nll = tokens.logp.exp(), -tokens.logp
         features = (torch.ones_like(p), kept, p, nll, tokens.loss, tokens.weight)
         features += (p < 0.2, p > 0.5, p > 0.55, tokens.top1, tokens.entropy, tokens.collision)
-        pull = tokens.weight * tokens.one_minus_p
-        features += (pull if batch.token_weight is None else pull / batch.token_weight,)
+        pull, own = tokens.weight * tokens.one_minus_p, batch.token_weight
+        features += (pull if own is None else torch.where(own == 0, 0.0, pull / own),)
         sums = torch.stack([feature.double() for feature in features], dim=1)
         sources = torch.arange(self.table.shape[0], device=p.device)
         # a product with the one-hot matrix, not index_add: its order of summation is fixed, also

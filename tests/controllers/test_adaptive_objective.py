@@ -141,7 +141,7 @@ def test_sources_have_their_own_alpha_and_figures():
         objective.loss_from_logps(
             logps, collision=torch.full_like(logps, 0.9), source=torch.tensor([0, 1])
         )
-        objective.step()
+        objective.step(skipped=False)
     found = objective.metrics()
     assert found["known/mean_p"] == pytest.approx(0.97) and found["new/tokens"] == 500
     assert found["known/alpha"] > found["new/alpha"] + 0.1
@@ -172,6 +172,7 @@ def test_a_state_of_another_objective_is_refused():
         (Loop("auto", sources=2), "sources=source 0"),
         (Loop("auto", total_steps=9), "total_steps=8"),
         (Loop("auto_rl"), "controller="),
+        (Loop("auto", exempt=[3]), r"exempt=\[\]"),
     ):
         with pytest.raises(CheckpointError, match=said):
             other.objective.load_state_dict(state)
@@ -217,6 +218,9 @@ def test_evaluation_is_not_counted_and_a_loss_that_is_not_finite_moves_nothing()
     state = loop.objective.state_dict()["tensors"]
     ids, targets = loop.batch(3)
     loop.objective.loss(loop.body(ids) * float("nan"), loop.head.weight, targets)
+    with pytest.raises(RuntimeError, match="call it after step"):
+        loop.objective.metrics()
+    loop.optimizer.step()  # without gradients
     loop.objective.step()
     for name, value in loop.objective.tensors().items():
         assert torch.equal(value.nan_to_num(7.0), state[name].nan_to_num(7.0)), name
@@ -228,6 +232,12 @@ def test_steps_that_were_forgotten_are_errors():
     with pytest.raises(RuntimeError, match="without a loss"):
         loop.objective.step()
     ids, targets = loop.batch(0)
+    loop.objective.loss(loop.body(ids), loop.head.weight, targets)
+    with pytest.raises(RuntimeError, match="without a step of the optimizer"):
+        loop.objective.step()
+    alpha = loop.objective.state.alpha.clone()
+    loop.objective.step(skipped=True)  # as GradScaler's
+    assert torch.equal(loop.objective.state.alpha, alpha)
     for _ in range(2):
         loss, _ = loop.objective.loss(loop.body(ids), loop.head.weight, targets)
         loss.backward()
@@ -290,6 +300,40 @@ def test_a_statistic_that_was_not_given_is_missed_where_it_is_read():
             objective.step()
     finally:
         del CONTROLLERS["of_collision"]
+
+
+def test_auto_may_be_named_in_every_way():
+    named = (
+        ({"objective": "auto"}, "concentration"),
+        ({"objective": {"name": "auto"}}, "concentration"),
+        ({"controller": "auto"}, "concentration"),
+        ({"objective": "auto", "controller": "linear"}, "alpha"),
+        ({"objective": "linear"}, "alpha"),
+        ({"objective": "nll"}, "nll"),
+    )
+    for given, expected in named:
+        assert AdaptiveObjective(**given, total_steps=5, device="cpu").function.name == expected
+
+
+def test_a_weight_of_zero_leaves_a_token_out_and_nothing_else():
+    hidden, head, _, targets = random_head(targets=1.0)
+    weight = torch.ones(len(targets))
+    weight[3] = 0
+    objective = AdaptiveObjective("short_steps", total_steps=5, device="cpu")
+    objective.loss(hidden, head, targets, token_weight=weight)[0].backward()
+    objective.attach(torch.optim.SGD([head], lr=1.0))
+    objective.step(skipped=False)
+    assert 0 < float(objective.lr_scale) < 1
+    assert not hidden.grad[3].any() and hidden.grad[4].any()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    hidden, targets, head = torch.randn(2, 5, 16), torch.zeros(2, 4).long(), torch.randn(50, 16)
+    objective = AdaptiveObjective("nll", device="cpu")
+    with pytest.raises(ValueError, match="next_tokens"):
+        objective.loss(hidden, head, targets)
+    with pytest.raises(ValueError, match="mask is for"):
+        objective.loss_from_logps(torch.zeros(2, 5), mask=torch.ones(2, 4))
 
 
 def test_exempt_tokens_keep_nll():
