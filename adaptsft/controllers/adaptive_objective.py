@@ -35,8 +35,8 @@ class AdaptiveObjective(MovedObjective):
             objective.step()
 
     `loss` may be called several times in a step. What it counts of the target tokens is summed over
-    ranks by one all-reduce in `step`, and moves the objective to the next step, the same on every
-    rank. The host waits for the device only where `loss` looks for the targets.
+    ranks in `step`, and moves the objective to the next one, the same on every rank. The host waits
+    for the device only where `loss` looks for the targets.
     """
 
     def __init__(
@@ -296,9 +296,8 @@ class AdaptiveObjective(MovedObjective):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on every step of this optimizer is taken at its learning rate times `lr_scale`,
-        where the controller scales it; and two steps with no `step` of the objective between them
-        are an error. See OptimizerHooks. It leaves the optimizer that it was attached to before;
-        the learning rate of a second one is yours to scale by `lr_scale`."""
+        where the controller scales it, and two with no `step` of the objective between them are an
+        error (OptimizerHooks). The one before is left; a second one is yours to scale."""
         self.detach()
         self._hooks = OptimizerHooks(optimizer, lambda: self.lr_scale, self._optimizer_steps)
 
@@ -316,10 +315,9 @@ class AdaptiveObjective(MovedObjective):
         self._stepped = 1 + self._counted  # torch itself steps to make an optimizer's state
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step, over all ranks: means over the target tokens, whatever num_tokens was
-        (`loss`, `nll` in nats, `mean_p`, `weight`), their number `tokens`, and what was moved, as
-        the step used it (`alpha`, `lr_scale`, …). Of each source too, as `NAME/alpha`, where there
-        are several. Waits for the device."""
+        """Of the last step, over all ranks: means over the target tokens (`loss`, `nll` in nats,
+        `mean_p`, `weight`), their number `tokens`, and what was moved, as the step used it
+        (`alpha`, `lr_scale`, …); of several sources also `NAME/alpha`. Waits for the device."""
         if self._counted:
             raise RuntimeError(
                 "objective.metrics() between a loss and its step: call it after step"
