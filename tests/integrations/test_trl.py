@@ -23,6 +23,7 @@ from adaptsft.integrations.trl import AdaptiveSFTTrainer, refuse_sharded
 from tests.distributed.two_ranks import on_two_ranks
 from tests.integrations.parity import (
     EXAMPLES,
+    STEPS,
     arguments,
     assert_same_steps,
     batches_of,
@@ -197,6 +198,32 @@ def test_a_resumed_run_continues_to_the_bit(same, tmp_path):
     plain.train()
     with pytest.raises(CheckpointError, match="saved by another trainer"):
         trainer().train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-3"))
+
+
+class BreakOnce(TrainerCallback):
+    """Ends a training by an error in its second step, and counts the optimizer's hooks."""
+
+    broken, hooks = False, 0
+
+    def on_step_end(self, args, state, control, optimizer, **given):
+        self.hooks = len(optimizer.optimizer._optimizer_step_pre_hooks)
+        if state.global_step == 2 and not self.broken:
+            self.broken = True
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_was_interrupted_can_be_begun_again(same, tmp_path):
+    """Of the learning rate that was scaled before nothing is left."""
+    _, model, batches, _ = same
+    watching = BreakOnce()
+    trainer = AdaptiveSFTTrainer(
+        str(model), sft_config(tmp_path), train_dataset=batches, callbacks=[watching]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert watching.hooks == 1 and trainer.adaptive.objective.steps_done == STEPS
+    assert not trainer.optimizer.optimizer._optimizer_step_pre_hooks
 
 
 def test_evaluation_shows_the_nll_and_moves_nothing(same, tmp_path):
