@@ -10,47 +10,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from adaptsft.controllers.adaptive_objective import AdaptiveObjective
-from adaptsft.controllers.base import REGISTRY as CONTROLLERS, Controller, register
-from adaptsft.errors import CheckpointError, ConfigError
+from adaptsft.errors import CheckpointError
 from adaptsft.objectives.base import REGISTRY as OBJECTIVES
 from adaptsft.objectives.loss import next_tokens
 from adaptsft.objectives.reference import Reference
+from tests.controllers.loop import Loop
 from tests.kernels.reference import logits_of, random_head, relative
-
-STEPS = 8
-
-
-class Loop:
-    """A linear "language model" that fits random next tokens, [4, 12] of them in a step."""
-
-    def __init__(self, objective: object = "auto", fused: bool = True, **named: object):
-        torch.manual_seed(0)
-        self.body, self.head = nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
-        parameters = [*self.body.parameters(), *self.head.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=fused)
-        named = {"total_steps": STEPS, "optimizer": self.optimizer} | named
-        self.objective = AdaptiveObjective(objective, **named)
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(step)
-        ids = torch.randint(0, 50, (4, 12), generator=generator)
-        labels = ids.clone()
-        labels[torch.rand(4, 12, generator=generator) < 0.3] = -100
-        return ids, next_tokens(labels)
-
-    def step(self, step: int, split: int = 1) -> dict[str, float]:
-        ids, targets = self.batch(step)
-        count = int((targets != -100).sum())
-        for x, y in zip(ids.chunk(split), targets.chunk(split), strict=True):
-            loss, _ = self.objective.loss(self.body(x), self.head.weight, y, num_tokens=count)
-            loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.objective.step()
-        return self.objective.metrics()
-
-    def run(self, first: int = 0, split: int = 1) -> list[dict[str, float]]:
-        return [self.step(step, split) for step in range(first, STEPS)]
 
 
 @pytest.mark.parametrize("name", ["auto", "neg_p", "linear", "talr", "cayley"])
@@ -246,60 +211,6 @@ def test_steps_that_were_forgotten_are_errors():
                 loop.optimizer.step()
         else:
             loop.optimizer.step()
-
-
-@pytest.mark.parametrize(
-    ("named", "said"),
-    [
-        ({"objective": "autoo"}, "objective autoo is unknown; did you mean auto"),
-        ({"objective": "auto", "total_steps": None}, "give the number of optimizer steps"),
-        (
-            {"objective": {"name": "alpha", "alhpa": 1}},
-            r"unknown key objective\.alhpa; did you mean",
-        ),
-        ({"objective": {"name": "alpha", "alpha": -1}}, "must lie in"),
-        ({"objective": {"name": "neg_p", "exempt": "eos"}}, r"ids of these tokens, exempt="),
-        ({"objective": {"name": "neg_p", "normalizer": "kept"}}, "num_tokens="),
-        ({"controller": {"name": "auto", "base_stats": "x"}}, "leave it out"),
-        ({"controller": {"name": "auto", "params": {"ent": 1}}}, "did you mean end"),
-        ({"objective": "nll", "controller": "linear"}, "does not read"),
-        ({"sources": 0}, "at least one"),
-        ({"objective": lambda logp, entropie: logp}, "did you mean entropy"),
-        ({"objective": lambda logp: logp / 0.0}, "not finite"),
-        ({"objective": "no_such_module:fn"}, "no module no_such_module"),
-    ],
-)
-def test_what_cannot_be_is_refused(named, said):
-    with pytest.raises(ConfigError, match=said):
-        AdaptiveObjective(**{"total_steps": 5, "device": "cpu"} | named)
-
-
-def test_a_statistic_that_was_not_given_is_missed_where_it_is_read():
-    logps = torch.rand(4, 5).log().requires_grad_()
-    with pytest.raises(ValueError, match="give collision="):
-        AdaptiveObjective("deft", device="cpu").loss_from_logps(logps)
-    with pytest.raises(ValueError, match="give sequence="):
-        AdaptiveObjective("talr", device="cpu").loss_from_logps(logps.flatten())
-    with pytest.raises(ValueError, match="give reference="):
-        AdaptiveObjective("prift_prob", device="cpu").loss_from_logps(logps)
-    with pytest.raises(ValueError, match="give targets="):
-        AdaptiveObjective("neg_p", exempt=[3], device="cpu").loss_from_logps(logps)
-
-    @register("of_collision")
-    class OfCollision(Controller):
-        def update(self, state, statistics, progress):
-            return {"alpha": 1 - statistics.collision}
-
-    try:
-        objective = AdaptiveObjective("of_collision", total_steps=5, device="cpu")
-        objective.loss_from_logps(logps, collision=torch.full_like(logps, 0.25))
-        objective.step()
-        assert objective.state.alpha.tolist() == [0.75]
-        objective.loss_from_logps(logps)
-        with pytest.raises(ValueError, match="give collision="):
-            objective.step()
-    finally:
-        del CONTROLLERS["of_collision"]
 
 
 def test_auto_may_be_named_in_every_way():
