@@ -34,15 +34,16 @@ class OptimizerHooks:
 
     def _scale(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
         self.before()
-        self.lrs = [group["lr"] for group in optimizer.param_groups]
         if (scale := self.lr_scale()) is None:
             return
+        self.lrs = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * (scale if group.get("fused") else float(scale))
 
     def _restore(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
-        for group, lr in zip(optimizer.param_groups, self.lrs, strict=True):
+        for group, lr in zip(optimizer.param_groups if self.lrs else (), self.lrs, strict=True):
             group["lr"] = lr
+        self.lrs = []
 
 
 def device_of(

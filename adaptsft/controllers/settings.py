@@ -63,11 +63,13 @@ def settings_of(
         objective = getattr(own, "__name__", "own")
     config = _group(ObjectiveConfig, "objective", objective)
     if controller is None:
-        controller = "auto" if config.name == "auto" else "fixed"
+        controller = "auto" if config.name == "auto" and own is None else "fixed"
     moving = _group(ControllerConfig, "controller", controller)
     if own is not None:
         function = of_function(f"objective {config.name}", config.name, own)
-        try_out(f"objective {config.name}", function, Path(inspect.getsourcefile(own) or ""))
+        code = getattr(inspect.unwrap(own), "__code__", None)  # a partial has none
+        file = Path(code.co_filename if code else "")
+        try_out(f"objective {config.name}", function, file)
     else:
         if config.name == "auto":
             cls = controller_class(moving.name)

@@ -38,6 +38,11 @@ class AdaptiveTrainerMixin(Base):
     ):
         """objective, controller and exempt are those of AdaptiveObjective; the rest is the
         trainer's. Raises ConfigError for what cannot be."""
+        require(
+            named.get("compute_loss_func") is None,
+            "compute_loss_func replaces the loss: leave it out, or give the function of log p as "
+            "objective=",
+        )
         self.adaptive = ObjectiveCallback(objective, controller=controller, exempt=exempt)
         super().__init__(*arguments, **named)
         refuse(self)
@@ -53,11 +58,6 @@ class AdaptiveTrainer(AdaptiveTrainerMixin, Trainer):
     """transformers' Trainer. The model's logits are held whole, as always there."""
 
     def __init__(self, *arguments: Any, **named: Any):
-        require(
-            named.get("compute_loss_func") is None,
-            "compute_loss_func is what AdaptiveTrainer sets: leave it out, or give the function as "
-            "objective=",
-        )
         super().__init__(*arguments, **named)
         self.compute_loss_func = LossOfLogits(self.adaptive)
 

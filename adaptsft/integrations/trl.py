@@ -28,11 +28,6 @@ class AdaptiveSFTTrainer(AdaptiveTrainerMixin, SFTTrainer):
     """SFTTrainer that learns by an AdaptiveObjective, `self.adaptive.objective`."""
 
     def __init__(self, *arguments: Any, **named: Any):
-        require(
-            named.get("compute_loss_func") is None,
-            "compute_loss_func replaces the loss: leave it out, or give the function of log p as "
-            "objective=",
-        )
         super().__init__(*arguments, **named)
         args: Any = self.args
         require(

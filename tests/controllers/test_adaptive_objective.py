@@ -1,6 +1,7 @@
 """AdaptiveObjective in other loops: its loss however it is split, its state, its refusals."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -224,6 +225,31 @@ def test_auto_may_be_named_in_every_way():
     )
     for given, expected in named:
         assert AdaptiveObjective(**given, total_steps=5, device="cpu").function.name == expected
+
+
+def test_a_function_is_itself_whatever_its_name_and_kind():
+    def auto(logp, *, k=1.0):
+        return -k * logp.exp()
+
+    for own in (auto, functools.partial(auto, k=2.0)):
+        objective = AdaptiveObjective(own, device="cpu")
+        assert objective.controller is None
+        loss, _ = objective.loss_from_logps(torch.tensor([0.5]).log())
+        assert float(loss) == pytest.approx(-1.0 if own is not auto else -0.5)
+
+
+def test_a_learning_rate_that_is_not_scaled_is_the_optimizers_to_change():
+    parameter = nn.Parameter(torch.ones(1))
+
+    class Warming(torch.optim.SGD):
+        def step(self, closure=None):
+            self.param_groups[0]["lr"] = 7.0
+            return super().step(closure)
+
+    optimizer = Warming([parameter], lr=1.0)
+    AdaptiveObjective("nll", optimizer=optimizer)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 7.0
 
 
 def test_a_weight_of_zero_leaves_a_token_out_and_nothing_else():
