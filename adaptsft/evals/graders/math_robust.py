@@ -1,21 +1,11 @@
 r"""The math grader that aims to be right: math-verify, with its known errors corrected.
 
-math-verify (huggingface/Math-Verify, 0.9) extracts and compares: sets and lists in any order,
-intervals, equations, matrices, units, and percentages. Added here, each for a cause:
+An answer is found (math_answer), rewritten by the rules of math_rules, compared as text, then by
+the forms of math_forms, which decide alone where a pair is of their kind, and only then read by
+math-verify (math_values). Text first: what is the same text needs no parser that can hang. Each
+rule and form holds the case that it is for, and docs/graders.md lists them.
 
-- `4.5e33` would be read as 4.5 * e * 33: it becomes `4.5 \times 10^{33}` (58 of the 272 Minerva
-  golds are written so);
-- golds of data sets come without delimiters, or with inverted ones (`69$,$84` in OlympiadBench):
-  they are wrapped in dollars, as are bare predictions; otherwise of `3x + 4y + 14 = 0` only the 0
-  would be read (Math-Verify#60);
-- `10{,}000`, `10\,000`, `\$6`, `\mathrm{e}` and `\sqrt(2)` are rewritten before they are misread
-  (Math-Verify#14, #41);
-- a list that is abbreviated by dots is compared as text: only its beginning would be read
-  (Math-Verify#14);
-- numbers that differ by more than their precision are not equal, however small they are: 1/2^99 and
-  1/2^98 (Math-Verify#14);
-- an inequality and the interval of its solutions are equal, whichever of them the gold is
-  (Math-Verify#10 has it one way only).
+Where no answer stands in a box or alone, math-verify looks for it in the prose.
 
 Runs without time limits of its own (math-verify's SIGALRM fails outside the main thread,
 Math-Verify#55, and hangs remain, #65): only in a process that can be killed (pool.py).
@@ -23,20 +13,24 @@ Math-Verify#55, and hangs remain, #65): only in a process that can be killed (po
 
 import logging
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-import sympy
 from math_verify import (
     ExprExtractionConfig,
     LatexExtractionConfig,
     StringExtractionConfig,
     parse,
-    verify,
 )
 
 from adaptsft.errors import DataError
-from adaptsft.evals.graders.math_text import last_box
+from adaptsft.evals.graders import math_units
+from adaptsft.evals.graders.math_answer import after_thoughts, boxed, stated
+from adaptsft.evals.graders.math_forms import FORMS, squeeze
+from adaptsft.evals.graders.math_rules import rewrite
+from adaptsft.evals.graders.math_values import equal, equal_values
+from adaptsft.evals.graders.unicode_math import to_latex
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
 
@@ -47,19 +41,8 @@ MATCH_TYPES = {
     "string": _LETTERS,
     "NativeLetters": _LETTERS,
 }
+UNITS = ("ignore", "strict")
 
-_AND = r"(?:\\quad|\\ |[\s,])*\\text\s*\{\s*(?:and|or)\s*\}(?:\\quad|\\ |\s)*"
-_REWRITES = (
-    (re.compile(r"\\\$"), ""),
-    (re.compile(r"\\(?:mathrm|rm|operatorname)\s*\{\s*([ei])\s*\}"), r"\1"),
-    (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<=\d)(?:\{,\}|,?\\!|\\[,;:])\s*(?=\d{3}(?!\d))"), ""),  # thousands
-    # `p=5, q=2 \text{ and } p=7, q=2`: two solutions of two equations each, not one of four
-    (re.compile(rf"(=[^=;$]*,[^=;$]*=[^=;$]*?){_AND}(?=[^=;$]*=[^=;$]*,[^=;$]*=)"), r"\1; "),
-)
-_E_NOTATION = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.]*\w)")
-_MATH = re.compile(r"(\$\$.*?\$\$|\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\])", re.DOTALL)
-_DOTS = re.compile(r"\\[lcd]?dots[a-z]?(?![a-zA-Z])|\.\.\.|…")
 _DELIMITERS_BUT_DOLLAR = re.compile(r"\\boxed|\\\(|\\\[|\$\$|\\begin\{(?:align|equation|gather)")
 _SEPARATOR = re.compile(r"[\s,;.]*(?:and|or)?[\s,;.]*")
 _COMMAND = re.compile(
@@ -69,44 +52,117 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 _PROSE = re.compile(
     r"[^\W\d_]{2,}[^\w=+*/<>-]*\s[^\w=+*/<>-]*[^\W\d_]{2,}|[\u3040-\u30ff\u4e00-\u9fff]"
 )
+_EXACT = re.compile(r"([-+]?)(?:(\d+(?:,\d{3})*)(\.\d+)?|\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 
 
-def _rewrite(text: str) -> str:
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return text
+def grade(record: dict) -> dict:
+    """`prediction` and `response` are both read as text that holds an answer.
 
-
-def _powers_of_ten(text: str) -> str:
-    """e-notation as a power of ten, between dollars where the text around it is not mathematics."""
-    parts = _MATH.split(text)  # what is outside, a formula, what is outside, ...
-    return "".join(
-        _E_NOTATION.sub(r"\1 \\times 10^{\2}" if i % 2 else r"$\1 \\times 10^{\2}$", part)
-        for i, part in enumerate(parts)
-    )
-
-
-def _is_prose(text: str) -> bool:
-    """Two words in a row, outside of LaTeX commands: a sentence, not a formula."""
-    return _PROSE.search(_COMMAND.sub(" ; ", text)) is not None
-
-
-def _delimited(text: str) -> str:
-    """A bare or wrongly delimited formula between dollars.
-
-    Text that math-verify can take apart itself stays as it is, except for e-notation.
+    Optional keys: `units`, "ignore" (default) or "strict"; `match_types`, the ways of extraction
+    to keep to (then the text is left to math-verify as it is); `precision`, decimals (6);
+    math-verify's `strict` and `allow_set_relation_comp`.
     """
-    if not _DELIMITERS_BUT_DOLLAR.search(text) and not _is_prose(text):
-        parts = text.split("$")
-        # Bare, or without the outer dollars of its source: commas alone between dollars, or one
-        # dollar too many and no words (a price).
-        stray = len(parts) % 2 == 0 and not _WORD.search(_COMMAND.sub(" ", text))
-        if stray or (len(parts) % 2 and all(_SEPARATOR.fullmatch(part) for part in parts[1::2])):
-            bare = text.replace("$", "").strip().rstrip(".").rstrip()
-            if re.fullmatch(r"-?\d{1,3}( \d{3})+(\.\d+)?", bare):
-                bare = bare.replace(" ", "")
-            text = f"${bare}$"
-    return _powers_of_ten(text)
+    options = {
+        "float_rounding": record.get("precision", 6),
+        "strict": record.get("strict", True),
+        "allow_set_relation_comp": record.get("allow_set_relation_comp", True),
+    }
+    gold = str(record["gold"])
+    text = record["response"] if "response" in record else record["prediction"]
+    if asked := record.get("match_types"):
+        return _by_math_verify(gold, text, tuple(asked), options)
+    if (units := record.get("units", "ignore")) not in UNITS:
+        raise DataError(f"units is {units!r}; it must be {' or '.join(UNITS)}")
+
+    gold = _bare(to_latex(gold)) or gold
+    text = after_thoughts(text)
+    answer = boxed(text)
+    if answer is None:
+        text = to_latex(text)
+        answer = _bare(text)
+    if answer is not None:
+        correct = _correct(gold, answer, units, options) or False
+        return {"correct": correct, "extracted": answer, "unparsed": not answer.strip()}
+    if answer := stated(text):
+        correct = _correct(gold, answer, units, options)
+        if correct is not None and _bare(answer):
+            return {"correct": correct, "extracted": answer, "unparsed": False}
+    return _in_prose(gold, text, units, options)
+
+
+def _correct(gold: str, answer: str, units: str, options: dict[str, Any]) -> bool | None:
+    """Whether an answer equals a gold. None: it is not the same text, and was not understood."""
+    gold, answer = rewrite(gold), rewrite(answer)
+    if squeeze(gold) == squeeze(answer):
+        return True
+
+    def again(one: str, other: str) -> bool:
+        return _correct(one, other, units, options) or False
+
+    for form in FORMS:
+        if (decided := form.decide(gold, answer, again)) is not None:
+            return decided
+    (gold, asked), (answer, given) = math_units.split(gold, False), math_units.split(answer, True)
+    if units == "strict" and asked and math_units.normal(asked) != math_units.normal(given):
+        return False
+    if (asked or given) and squeeze(gold) == squeeze(answer):
+        return True
+    if "\\ldots" in gold + answer:  # of a list that is abbreviated only the beginning would be read
+        return False
+    exact = _exact(gold), _exact(answer)
+    if exact[0] is not None and exact[1] is not None:
+        if exact[0] == exact[1] or "." not in gold + answer:
+            return exact[0] == exact[1]
+    correct, understood = equal_values(gold, answer, options)
+    return correct if understood else None
+
+
+def _exact(text: str) -> Fraction | None:
+    """An integer, a decimal or a fraction of integers: most answers, which need no parser."""
+    found = _EXACT.fullmatch(squeeze(text))
+    if not found:
+        return None
+    sign, whole, decimals, *fraction = found.groups()
+    try:
+        if whole:
+            number = Fraction(whole.replace(",", "") + (decimals or ""))
+        else:
+            number = Fraction(*(int(part) for part in fraction if part))
+    except (ValueError, ZeroDivisionError):  # thousands of digits; x/0
+        return None
+    return -number if sign == "-" else number
+
+
+def _in_prose(gold: str, text: str, units: str, options: dict[str, Any]) -> dict:
+    """math-verify looks for the answer between words, and reads it."""
+    answers = _parse(text, ("latex", "expr"))
+    extracted = next(
+        (answer for answer in reversed(answers) if isinstance(answer, str)),
+        str(answers[0]) if answers else "",
+    )
+    correct = _correct(gold, extracted, units, options) if extracted else False
+    if correct is None:
+        golds = _parse(f"${gold}$", ("latex", "expr"))
+        correct = any(equal(g, a, options) for g in golds for a in answers)
+    return {"correct": correct, "extracted": extracted, "unparsed": not answers}
+
+
+def _by_math_verify(
+    gold: str, text: str, match_types: tuple[str, ...], options: dict[str, Any]
+) -> dict:
+    unknown = set(match_types) - set(MATCH_TYPES)
+    if unknown:
+        raise DataError(
+            f"match_types holds {', '.join(sorted(unknown))}; the known ones are "
+            f"{', '.join(MATCH_TYPES)}"
+        )
+    answers = _parse(text, match_types)
+    extracted = next(
+        (answer for answer in reversed(answers) if isinstance(answer, str)),
+        str(answers[0]) if answers else "",
+    )
+    correct = any(equal(g, a, options) for g in _parse(gold, match_types) for a in answers)
+    return {"correct": correct, "extracted": extracted, "unparsed": not answers}
 
 
 @lru_cache(maxsize=4096)
@@ -115,93 +171,19 @@ def _parse(text: str, match_types: tuple[str, ...]) -> list:
     return parse(text, [MATCH_TYPES[name] for name in match_types], parsing_timeout=None)  # pyrefly: ignore[bad-argument-type]
 
 
-def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
-    """|a - b| / max(|a|, |b|), and the maximum.
+def _is_prose(text: str) -> bool:
+    """Two words in a row, outside of LaTeX commands: a sentence, not a formula."""
+    return _PROSE.search(_COMMAND.sub(" ; ", text)) is not None
 
-    None where they are not two numbers, or one is a percentage (50 % equals 50 and 1/2).
-    """
-    if not all(
-        isinstance(x, sympy.Expr) and x.is_number and not x.has(sympy.UnevaluatedExpr)
-        for x in (a, b)
-    ):
+
+def _bare(text: str) -> str | None:
+    """A formula that stands alone, without its dollars. None for text that holds one somewhere."""
+    if _DELIMITERS_BUT_DOLLAR.search(text) or _is_prose(text):
         return None
-    x, y = a.evalf(30), b.evalf(30)
-    try:
-        size = max(abs(x), abs(y))
-        return (float(abs(x - y) / size) if size != 0 else 0.0), float(size)
-    except TypeError:  # one has no value: zoo, nan
-        return None
-
-
-def _equal(gold: Any, answer: Any, options: dict) -> bool:
-    """verify, corrected for numbers.
-
-    A decimal must agree to one in a thousand however small it is, exact numbers to 12 digits.
-    """
-    correct = verify(gold, answer, timeout_seconds=None, **options)  # pyrefly: ignore[bad-argument-type]
-    decimal = any(isinstance(x, sympy.Expr) and x.has(sympy.Float) for x in (gold, answer))
-    if not correct and not decimal:
-        return False
-    numbers = _relative_difference(gold, answer)
-    if numbers is None:
-        return correct
-    difference, size = numbers
-    # From 0.001 on, the six decimals that verify compares are at least three digits.
-    return difference <= 1e-12 or (correct and decimal and (size >= 0.001 or difference <= 0.001))
-
-
-def _plain(text: str) -> str:
-    r"""Text without what never matters.
-
-    Spaces, dollars, \left and \right, the size of fractions, a full stop.
-    """
-    return (
-        re.sub(r"\s|\\left(?![a-z])|\\right(?![a-z])|\$", "", text)
-        .replace("\\dfrac", "\\frac")
-        .replace("\\tfrac", "\\frac")
-        .rstrip(".")
-    )
-
-
-def grade(record: dict) -> dict:
-    """`prediction` and `response` are both read as text that holds an answer.
-
-    Optional keys: `match_types`, the ways of extraction to keep to (then nothing is delimited
-    here); `precision`, decimals (6); math-verify's `strict` and `allow_set_relation_comp`.
-    """
-    asked = record.get("match_types")
-    unknown = set(asked or ()) - set(MATCH_TYPES)
-    if unknown:
-        raise DataError(
-            f"match_types holds {', '.join(sorted(unknown))}; the known ones are "
-            f"{', '.join(MATCH_TYPES)}"
-        )
-    options = {
-        "float_rounding": record.get("precision", 6),
-        "strict": record.get("strict", True),
-        "allow_set_relation_comp": record.get("allow_set_relation_comp", True),
-    }
-    match_types = tuple(asked or ("latex", "expr"))
-    gold = _rewrite(str(record["gold"]))
-    text = _rewrite(record["response"] if "response" in record else record["prediction"])
-    box = last_box(text) if "\\boxed" in text else ""
-    if not asked:
-        gold = _delimited(gold)
-        if box and _plain(box) == _plain(gold):
-            return {"correct": True, "extracted": box, "unparsed": False}
-        text = _powers_of_ten(f"${box}$") if _E_NOTATION.search(box) else _delimited(text)
-
-    answers = _parse(text, match_types)
-    extracted = next(
-        (answer for answer in reversed(answers) if isinstance(answer, str)),
-        box or (str(answers[0]) if answers else ""),
-    )
-    if _DOTS.search(gold):
-        correct = (
-            re.search(rf"(?<![\w,.]){re.escape(_plain(gold))}$", _plain(box or text)) is not None
-        )
-    elif _DOTS.search(box or extracted):
-        correct = False
-    else:
-        correct = any(_equal(g, a, options) for g in _parse(gold, match_types) for a in answers)
-    return {"correct": correct, "extracted": extracted, "unparsed": not answers}
+    # Without the outer dollars of its source (`69$,$84` in OlympiadBench): commas alone between
+    # dollars, or one dollar too many and no words (a price).
+    parts = text.split("$")
+    stray = len(parts) % 2 == 0 and not _WORD.search(_COMMAND.sub(" ", text))
+    if stray or (len(parts) % 2 and all(_SEPARATOR.fullmatch(part) for part in parts[1::2])):
+        return text.replace("$", "").strip().rstrip(".").rstrip()
+    return None

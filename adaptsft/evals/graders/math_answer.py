@@ -1,0 +1,61 @@
+r"""Where the answer stands in what a model wrote: behind its thoughts, in the last box, or stated."""
+
+import re
+
+_BETWEEN = re.compile(
+    r"[\s$,;.&*]*(?:\\?(?:and|or|text\{\s*,?\s*(?:and|or)\s*\}))?(?:[\s$,;.&*\\()\[\]]|\\quad)*(?:[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?"
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# What announces an answer, in some languages. The last one counts.
+_CUES = re.compile(
+    r"(?:answer\s*(?:is|=|:)|####|答案\s*(?:是|为|為|:)|答\s*:|정답\s*(?:은|는|:)|답\s*:|答え\s*(?:は|:)|"
+    r"ответ\s*:|antwort\s*(?:ist|:)|réponse\s*(?:est|:)|respuesta\s*(?:es|:)|resposta\s*(?:é|:)|"
+    r"risposta\s*(?:è|:)|jibu\s*(?:ni|:)|उत्तर\s*:?|الجواب\s*(?:هو|:))\s*:?\s*",
+    re.IGNORECASE,
+)
+_END = re.compile(r"\n|\.(?=\s|$)|。|(?<=\S)\s+(?:\(|because|since|as |so |which)")
+
+
+def after_thoughts(text: str) -> str:
+    """What follows the thoughts; nothing where they were cut off."""
+    _, closed, rest = text.rpartition("</think>")
+    if closed:
+        return rest
+    return "" if "<think>" in text else text
+
+
+def boxed(text: str) -> str | None:
+    r"""What the last box holds, with the boxes right before it: `$\boxed 2$ and $\boxed 3$`.
+
+    "" where that box was cut off, None where there is none.
+    """
+    found: list[tuple[int, int, str]] = []  # start, end, content
+    position = 0
+    while box := _BOX.search(text, position):
+        depth, position = 0, box.end() - 1
+        for end in range(box.end() - 1, len(text)):
+            depth += (text[end] == "{") - (text[end] == "}")
+            if depth == 0:
+                break
+        else:
+            return ""
+        found.append((box.start(), end + 1, text[box.end() : end]))
+        position = end + 1
+    if not found:
+        return None
+    kept = [found[-1]]
+    for box in reversed(found[:-1]):
+        if not _BETWEEN.fullmatch(text, box[1], kept[0][0]):
+            break
+        if box[2] != kept[0][2]:
+            kept.insert(0, box)
+    return ", ".join(content for _, _, content in kept)
+
+
+def stated(text: str) -> str | None:
+    """What follows the last "the answer is", up to the end of its sentence."""
+    cues = list(_CUES.finditer(text))
+    if not cues:
+        return None
+    rest = text[cues[-1].end() :].strip()
+    return (_END.split(rest, maxsplit=1)[0] if rest else "").strip(" *:$").rstrip(".") or None
