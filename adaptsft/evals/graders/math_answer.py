@@ -13,7 +13,7 @@ _CUES = re.compile(
     r"risposta\s*(?:è|:)|jibu\s*(?:ni|:)|उत्तर\s*:?|الجواب\s*(?:هو|:))\s*:?\s*",
     re.IGNORECASE,
 )
-_END = re.compile(r"\n|\.(?=\s|$)|。|(?<=\S)\s+(?:\(|because|since|as |so |which)")
+_END = re.compile(r"\n|\.(?=\s|$)|。|(?<=\S)\s+(?:\((?=[a-z]{3})|(?:because|since|as|so|which)\b)")
 
 
 def after_thoughts(text: str) -> str:

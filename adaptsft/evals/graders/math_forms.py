@@ -71,11 +71,9 @@ def _based_number(text: str) -> tuple[str, int] | None:
     if not found:
         return None
     digits, name = re.sub(r"[ ,]", "", found[1]).lower(), found[2] or found[3]
-    base = int(name) if name.isdecimal() else _BASES.get(name, 0)
-    known = set(_DIGITS[:base]) | {".", "-"}
-    if not 2 <= base <= 36 or not set(digits) <= known:
-        return None
-    if not re.search(r"\d", digits) and base < 11:
+    base = int(name) if name.isdecimal() else _BASES.get(name, 99)
+    # a letter that is no digit of its base has an index; 204_2 is a number, if an impossible one
+    if base > 36 or not set(digits) <= set(_DIGITS[: max(base, 10)]) | {".", "-"}:
         return None
     return digits.lstrip("0") or "0", base
 
@@ -309,6 +307,27 @@ def _plus_minus(gold: str, answer: str, equal: Equal) -> bool | None:
     return equal(",".join(one), ",".join(other))
 
 
+def _repeated(gold: str, answer: str, equal: Equal) -> bool | None:
+    """Lists in which an element stands twice: as many of each, in any order. Sets forget that."""
+    one, other = items(gold), items(answer)
+    if len({*map(squeeze, one)}) == len(one) and len({*map(squeeze, other)}) == len(other):
+        return None
+    if len(one) != len(other):
+        return False
+    left = list(other)
+    for item in one:
+        found = next((i for i, value in enumerate(left) if equal(item, value)), None)
+        if found is None:
+            return False
+        left.pop(found)
+    return True
+
+
+def items(text: str) -> list[str]:
+    r"""The elements of `1, 2 \text{ and } 3`."""
+    return top_level(re.sub(r",?\s*\\text\{\s*,?\s*(?:and|or)\s*\}", ",", text), ",;")
+
+
 def top_level(text: str, separators: str) -> list[str]:
     """`text`, split at separators that stand in no brackets."""
     parts, depth, start = [], 0, 0
@@ -337,6 +356,7 @@ FORMS = (
         (r"\frac{dy}{dx}=3x", r"\frac{dy}{dx}=2x"),
     ),
     Form("percentages", _percentages, (r"12.5\%", "12.5"), ("0.2", r"0.2\%")),
+    Form("repeated", _repeated, ("16,3,1,1", "1,16,1,3"), ("16,3,1,1", "16,3,1,3")),
     Form(
         "plus-minus",
         _plus_minus,

@@ -28,7 +28,7 @@ from adaptsft.errors import DataError
 from adaptsft.evals.graders import math_units
 from adaptsft.evals.graders.math_answer import after_thoughts, boxed, stated
 from adaptsft.evals.graders.math_forms import FORMS, squeeze
-from adaptsft.evals.graders.math_rules import rewrite
+from adaptsft.evals.graders.math_rules import rewrite, several_solutions
 from adaptsft.evals.graders.math_values import equal, equal_values
 from adaptsft.evals.graders.unicode_math import to_latex
 
@@ -42,6 +42,7 @@ MATCH_TYPES = {
     "NativeLetters": _LETTERS,
 }
 UNITS = ("ignore", "strict")
+LONGEST = 10_000  # characters of an answer that is more than compared as text
 
 _DELIMITERS_BUT_DOLLAR = re.compile(r"\\boxed|\\\(|\\\[|\$\$|\\begin\{(?:align|equation|gather)")
 _SEPARATOR = re.compile(r"[\s,;.]*(?:and|or)?[\s,;.]*")
@@ -92,9 +93,12 @@ def grade(record: dict) -> dict:
 
 def _correct(gold: str, answer: str, units: str, options: dict[str, Any]) -> bool | None:
     """Whether an answer equals a gold. None: it is not the same text, and was not understood."""
-    gold, answer = rewrite(gold), rewrite(answer)
-    if squeeze(gold) == squeeze(answer):
-        return True
+    for step in (str, rewrite):
+        gold, answer = step(gold), step(answer)
+        if squeeze(gold) == squeeze(answer):
+            return True
+        if max(len(gold), len(answer)) > LONGEST:
+            return False
 
     def again(one: str, other: str) -> bool:
         return _correct(one, other, units, options) or False
@@ -136,10 +140,7 @@ def _exact(text: str) -> Fraction | None:
 def _in_prose(gold: str, text: str, units: str, options: dict[str, Any]) -> dict:
     """math-verify looks for the answer between words, and reads it."""
     answers = _parse(text, ("latex", "expr"))
-    extracted = next(
-        (answer for answer in reversed(answers) if isinstance(answer, str)),
-        str(answers[0]) if answers else "",
-    )
+    extracted = _text_of(answers)
     correct = _correct(gold, extracted, units, options) if extracted else False
     if correct is None:
         golds = _parse(f"${gold}$", ("latex", "expr"))
@@ -156,13 +157,16 @@ def _by_math_verify(
             f"match_types holds {', '.join(sorted(unknown))}; the known ones are "
             f"{', '.join(MATCH_TYPES)}"
         )
-    answers = _parse(text, match_types)
-    extracted = next(
-        (answer for answer in reversed(answers) if isinstance(answer, str)),
-        str(answers[0]) if answers else "",
-    )
-    correct = any(equal(g, a, options) for g in _parse(gold, match_types) for a in answers)
+    answers = _parse(several_solutions(text), match_types)
+    extracted = _text_of(answers)
+    golds = _parse(several_solutions(gold), match_types)
+    correct = any(equal(g, a, options) for g in golds for a in answers)
     return {"correct": correct, "extracted": extracted, "unparsed": not answers}
+
+
+def _text_of(answers: list) -> str:
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    return texts[-1] if texts else str(answers[0]) if answers else ""
 
 
 @lru_cache(maxsize=4096)
@@ -178,7 +182,9 @@ def _is_prose(text: str) -> bool:
 
 def _bare(text: str) -> str | None:
     """A formula that stands alone, without its dollars. None for text that holds one somewhere."""
-    if _DELIMITERS_BUT_DOLLAR.search(text) or _is_prose(text):
+    text = text.strip().replace("\\$", "")
+    lines = "\n" in text and "\\begin" not in text
+    if lines or _DELIMITERS_BUT_DOLLAR.search(text) or _is_prose(text):
         return None
     # Without the outer dollars of its source (`69$,$84` in OlympiadBench): commas alone between
     # dollars, or one dollar too many and no words (a price).

@@ -33,7 +33,8 @@ _TEXT = re.compile(
 )
 _TEXT_OF = re.compile(r"\\text\{([^{}]*)\}")
 _NO_WORD = re.compile(r"[-+]?[\d.,/ ]*|[A-Za-z]|pi|i|e")
-_SPACE = re.compile(r"\\(?:[,:;! ]|quad|qquad|thinspace|enspace|hspace\{[^{}]*\})(?![a-zA-Z])|~")
+# not the second backslash of a matrix's `\\\\ `
+_SPACE = re.compile(r"(?<!\\)\\(?:[,:;! ]|quad|qquad|thinspace|enspace|hspace\{[^{}]*\})(?![a-zA-Z])|~")
 
 
 def _unwrap(text: str) -> str:
@@ -80,6 +81,7 @@ _WORDS = tuple(
         (r"!=|\\neq(?![a-z])", r"\\ne "),
         (r"\\[dtc]frac(?![a-z])", r"\\frac"),
         (r"\*\*", "^"),
+        (r"\{?\s*(?<!\w)(\w+)\s*\\choose\s*(\w+)\s*\}?", r"\\binom{\1}{\2}"),
         (r"(?<=[\d)])\s*\*\s*(?=[\d(\\a-z])", r" \\cdot "),
         (r"\\(?:varnothing|O)(?![a-zA-Z])", r"\\emptyset "),
         (r"\\(?:lbrace|rbrace)(?![a-z])", lambda b: "\\{" if b[0][1] == "l" else "\\}"),
@@ -90,7 +92,7 @@ _WORDS = tuple(
 )
 
 _SENTENCE = re.compile(
-    r"^(?:\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}|(?:the )?(?:final )?(?:correct )?answer (?:is|=)|"
+    r"^(?:#{3,4}|\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}|(?:the )?(?:final )?(?:correct )?answer (?:is|=)|"
     r"(?:final )?answer\s*:)\s*:?\s*",
     re.IGNORECASE,
 )
@@ -162,6 +164,15 @@ def _repeating(text: str) -> str:
     return _DOTTED.sub(lambda found: rational(*found.groups()[:3]), text)
 
 
+_AND = r"(?:\\quad|\\ |[\s,])*\\text\s*\{\s*(?:and|or)\s*\}(?:\\quad|\\ |\s)*"
+_SOLUTIONS = re.compile(rf"(=[^=;$]*,[^=;$]*=[^=;$]*?){_AND}(?=[^=;$]*=[^=;$]*,[^=;$]*=)")
+
+
+def several_solutions(text: str) -> str:
+    """`p=5, q=2 \\text{ and } p=7, q=2`: two solutions of two equations each, not one of four."""
+    return _SOLUTIONS.sub(r"\1; ", text)
+
+
 _TRIGONOMETRIC = re.compile(
     rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{{?\d\}}?)?)\s*[{{(]?\s*(-?{NUMBER})\s*"
     r"\^\s*\{?\s*\\circ\s*\}?\s*[})]?"
@@ -206,6 +217,12 @@ RULES = (
         _repeating,
         (r"\frac{4}{11}", r"0.\overline{36}"),
         ("0.36", r"0.\overline{36}"),
+    ),
+    Rule(
+        "several solutions",
+        several_solutions,
+        ("p=5,q=2;p=7,q=2", r"p=5,q=2 \text{ and } p=7,q=2"),
+        ("p=5,q=2;p=7,q=2", r"p=5,q=2 \text{ and } p=7,q=3"),
     ),
     Rule("degrees", _degrees, ("0.5", r"\sin 30^\circ"), (r"\sin 30", r"\sin 30^\circ")),
     Rule("outer brackets", _outer_brackets, ("1", "((1))"), ("(1,2)", "((2,1))")),

@@ -29,6 +29,9 @@ from adaptsft.evals.graders.math_forms import top_level
 _NORMAL_FORM = LatexExtractionConfig().normalization_config
 
 
+_GAMMA = re.compile(r"\\gamma(?![a-zA-Z])")
+
+
 class _Reader(_Latex2Sympy):
     """latex2sympy, which remembers how far it came."""
 
@@ -44,11 +47,18 @@ class _Reader(_Latex2Sympy):
 @lru_cache(maxsize=4096)
 def value(text: str, imaginary: bool = False) -> Any:
     """The sympy value of a formula, or None where it was not understood to its end."""
-    latex = normalize_latex(text, _NORMAL_FORM)
+    # \gamma would be read as the gamma function; it needs the name of another letter
+    latex = normalize_latex(_GAMMA.sub(r"\\varsigma ", text), _NORMAL_FORM)
     reader = _Reader(None, not (imaginary or should_treat_as_complex(latex)))
     try:
         found = reader.parse(latex)
         if not reader.at_end or found is None:
+            return None
+        # dx/dt of unknowns that depend on nothing: 0, whatever else the formula says
+        if isinstance(found, sympy.Basic) and (
+            found.has(sympy.zoo, sympy.nan)
+            or any(derivative.doit() == 0 for derivative in found.atoms(sympy.Derivative))
+        ):
             return None
         if imaginary:
             found = found.subs({s: sympy.I for s in found.free_symbols if s.name == "i"})
