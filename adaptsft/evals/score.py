@@ -232,5 +232,5 @@ def _length_controlled(folder: Path, grading: Grading) -> dict[str, dict[str, An
 def _grader_version(name: str) -> str:
     """A hash of the graders' source: results with the same one were graded by the same rules."""
     folder = Path(__file__).parent / ("code" if name == "code" else "graders")
-    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
     return hashlib.sha256(sources).hexdigest()[:16]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptsft.evals.graders import figfont, math_paper, math_robust, medical, mmlu_prox
+from adaptsft.evals.graders import figfont, medical, mmlu_prox
 from adaptsft.evals.graders.grading import grade_all
+from adaptsft.evals.graders.mathematics import paper, robust
 
 E_NOTATION = re.compile(r"(\d+(?:\.\d+)?)e([+-]?\d+)")
 
@@ -66,12 +67,12 @@ def test_both_math_graders_on_model_outputs(cases) -> None:
     """
     recorded = cases("qwen_math_800")
     for case in recorded:
-        verdict = math_paper.grade(case)
+        verdict = paper.grade(case)
         assert (verdict["correct"], verdict["extracted"]) == (
             case["expected"],
             case["extracted"],
         ), case
-    disagree = [case for case in recorded if math_robust.grade(case)["correct"] != case["expected"]]
+    disagree = [case for case in recorded if robust.grade(case)["correct"] != case["expected"]]
     # 10{,}000, which the paper's grader reads as 10
     assert all("{,}" in case["gold"] for case in disagree), disagree
 
@@ -81,25 +82,23 @@ def test_math_paper_golds(shared_data: Path) -> None:
     for case in (
         case for name in ("math_oai", "olympiadbench", "aime24", "amc23") for case in golds[name]
     ):
-        assert math_paper.normal_form(str(case["raw"])) == case["gold"]
+        assert paper.normal_form(str(case["raw"])) == case["gold"]
     items = [json.loads(line) for line in (shared_data / "math" / "minerva_math.jsonl").open()]
     for case in golds["minerva_math"]:
-        assert (
-            math_paper.extract_answer(items[case["i"]]["solution"], keep_units=True) == case["gold"]
-        )
+        assert paper.extract_answer(items[case["i"]]["solution"], keep_units=True) == case["gold"]
 
 
 @pytest.mark.parametrize("name", ["math_verify_tests", "lighteval_extractive_tests"])
 def test_math_robust_on_the_tests_of_math_verify(cases, name: str) -> None:
     runnable = [case for case in cases(name) if case["math_verify_0_9_0"] is not None]
-    wrong = [case for case in runnable if math_robust.grade(case)["correct"] != case["expected"]]
+    wrong = [case for case in runnable if robust.grade(case)["correct"] != case["expected"]]
     assert len(wrong) <= len(runnable) / 100, wrong
     assert all("dubious" in case for case in wrong), wrong
 
 
 def test_math_robust_accepts_every_power_of_ten_of_minerva(shared_data: Path) -> None:
     items = [json.loads(line) for line in (shared_data / "math" / "minerva_math.jsonl").open()]
-    golds = [math_paper.extract_answer(item["solution"], keep_units=True) for item in items]
+    golds = [paper.extract_answer(item["solution"], keep_units=True) for item in items]
     powers = [match for gold in golds if (match := E_NOTATION.fullmatch(gold))]
     assert len(powers) == 58
     for power in powers:
@@ -107,14 +106,14 @@ def test_math_robust_accepts_every_power_of_ten_of_minerva(shared_data: Path) ->
         right, wrong = (
             f"\\boxed{{{mantissa} \\times 10^{{{e}}}}}" for e in (exponent, int(exponent) + 1)
         )
-        assert math_robust.grade({"gold": power[0], "response": right})["correct"], power[0]
-        assert not math_robust.grade({"gold": power[0], "response": wrong})["correct"], power[0]
+        assert robust.grade({"gold": power[0], "response": right})["correct"], power[0]
+        assert not robust.grade({"gold": power[0], "response": wrong})["correct"], power[0]
 
 
 def test_gsm8k_verdicts(cases) -> None:
     """OpenAI's labels, which compare numbers literally: the robust grader gives the same."""
     for case in cases("gsm8k_labelled_5276"):
         assert (
-            math_robust.grade({"gold": case["gold"], "response": case["response_tail"]})["correct"]
+            robust.grade({"gold": case["gold"], "response": case["response_tail"]})["correct"]
             == case["expected"]
         ), case

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from adaptsft.errors import DataError
-from adaptsft.evals.graders import math_paper, math_robust
 from adaptsft.evals.graders.grading import grade_all
+from adaptsft.evals.graders.mathematics import paper, robust
 from adaptsft.evals.graders.pool import grade_isolated
 from adaptsft.evals.graders.registry import GRADERS
 from tests.conftest import REPO
@@ -76,7 +76,7 @@ def payloads(path: Path) -> list[str]:
 def test_payloads_are_not_run(tmp_path: Path) -> None:
     """In this process, where nothing would stop them."""
     target = tmp_path / "made"
-    for grade in (math_paper.grade, math_robust.grade):
+    for grade in (paper.grade, robust.grade):
         for payload in payloads(target):
             for record in (
                 {"response": f"\\boxed{{{payload}}}"},

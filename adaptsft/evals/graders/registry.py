@@ -61,7 +61,7 @@ GRADERS = {
     for grader in (
         Grader(
             "math-paper",
-            "math_paper:grade",
+            "mathematics.paper:grade",
             "mathematics, as published",
             reads=_MATH_READS,
             needs=_MATH_NEEDS,
@@ -69,7 +69,7 @@ GRADERS = {
         ),
         Grader(
             "math-robust",
-            "math_robust:grade",
+            "mathematics.robust:grade",
             "mathematics, without the published grader's known errors",
             reads=_MATH_READS,
             needs=(*_MATH_NEEDS, "math_verify"),

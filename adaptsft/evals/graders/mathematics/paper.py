@@ -15,8 +15,8 @@ from functools import lru_cache
 
 import sympy
 
-from adaptsft.evals.graders.latex import parse
-from adaptsft.evals.graders.math_text import last_box, normal_form
+from adaptsft.evals.graders.mathematics.paper_latex import parse
+from adaptsft.evals.graders.mathematics.paper_text import last_box, normal_form
 
 LETTERS = ("A", "B", "C", "D", "E")
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from adaptsft.evals.graders.unicode_math import brackets, to_latex
+from adaptsft.evals.graders.mathematics.latex import brackets, without_outer_brackets
+from adaptsft.evals.graders.mathematics.unicode import to_latex
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ _TEXT = re.compile(
 _TEXT_OF = re.compile(r"\\text\{([^{}]*)\}")
 _NO_WORD = re.compile(r"[-+]?[\d.,/ ]*|[A-Za-z]|pi|i|e")
 # not the second backslash of a matrix's `\\\\ `
-_SPACE = re.compile(r"(?<!\\)\\(?:[,:;! ]|quad|qquad|thinspace|enspace|hspace\{[^{}]*\})(?![a-zA-Z])|~")
+_SPACE = re.compile(
+    r"(?<!\\)\\(?:[,:;! ]|quad|qquad|thinspace|enspace|hspace\{[^{}]*\})(?![a-zA-Z])|~"
+)
 
 
 def _unwrap(text: str) -> str:
@@ -52,7 +55,9 @@ def _unwrap(text: str) -> str:
 
 
 def _spaces(text: str) -> str:
-    text = re.sub(r"(\d)\s*(?:\{,\}|\{\\,\}|,?\\[,!:;]|\\ |'|(?<=\d)\{ \})\s*(?=\d{3}(?!\d))", r"\1", text)
+    text = re.sub(
+        r"(\d)\s*(?:\{,\}|\{\\,\}|,?\\[,!:;]|\\ |'|(?<=\d)\{ \})\s*(?=\d{3}(?!\d))", r"\1", text
+    )
     text = _SPACE.sub(" ", text.replace("{,}", ",").replace("{:}", ":"))
     text = re.sub(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", "", text)
     text = re.sub(r"\s+", " ", text).strip()
@@ -114,9 +119,6 @@ def _currency(text: str) -> str:
 
 
 _MIXED = re.compile(r"(?<![\w.\\}/^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.]*\d|\s*/)")
-_MIXED_LATEX = re.compile(
-    r"(?<![\w.\\}/^])(\d+)\s*(?:\\text\{ ?and ?\}|and|\s)?\s*\\frac\s*\{?\s*(\d+)\}?\s*\{?(\d+)\}?"
-)
 
 
 def _mixed(text: str) -> str:
@@ -183,24 +185,6 @@ def _degrees(text: str) -> str:
     return _TRIGONOMETRIC.sub(r"\1{\\left(\\frac{\2 \\pi}{180}\\right)}", text)
 
 
-def _outer_brackets(text: str) -> str:
-    """((5)) is 5; (1,2) and (1,2)(3,4) stay. One pass: thousands of brackets must not hang."""
-    partner, opened = {}, []
-    for i, character in enumerate(text):
-        if character in "({":
-            opened.append(i)
-        elif character in ")}" and opened:
-            partner[opened.pop()] = i
-    first, last = 0, len(text) - 1
-    while first < last and partner.get(first) == last:
-        nested = partner.get(first + 1) == last - 1
-        held = text[first + 1 : last]
-        if not nested and (not held.strip() or (text[first] == "(" and re.search("[,;]", held))):
-            break
-        first, last = first + 1, last - 1
-    return text[first : last + 1]
-
-
 RULES = (
     Rule("unicode", to_latex, (r"2\sqrt{3}", "2√3"), (r"x\le 5", "x ≥ 5")),
     Rule("unwrap", _unwrap, ("12", r"\underline{\mathbf{12}}"), ("12", r"\mathbf{13}")),
@@ -225,7 +209,7 @@ RULES = (
         ("p=5,q=2;p=7,q=2", r"p=5,q=2 \text{ and } p=7,q=3"),
     ),
     Rule("degrees", _degrees, ("0.5", r"\sin 30^\circ"), (r"\sin 30", r"\sin 30^\circ")),
-    Rule("outer brackets", _outer_brackets, ("1", "((1))"), ("(1,2)", "((2,1))")),
+    Rule("outer brackets", without_outer_brackets, ("1", "((1))"), ("(1,2)", "((2,1))")),
 )
 
 

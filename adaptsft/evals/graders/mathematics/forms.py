@@ -1,6 +1,6 @@
 r"""Forms of answers that are compared in a way of their own, before math-verify reads them.
 
-Each form is a function of a gold and an answer (LaTeX, rewritten by math_rules): True or False where
+Each form is a function of a gold and an answer (LaTeX, rewritten by rules): True or False where
 it decides, None where the pair is not of its form. FORMS are asked in their order.
 """
 
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-Equal = Callable[[str, str], bool]  # of a gold and an answer: rewritten, compared, parsed
+from adaptsft.evals.graders.mathematics.latex import Equal, items, squeeze, top_level
+from adaptsft.evals.graders.mathematics.notations import bases, labels, residues, times
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,6 @@ class Form:
     decide: Callable[[str, str, Equal], bool | None]
     right: tuple[str, str]  # a gold, and an answer that equals it
     wrong: tuple[str, str]  # a gold, and an answer that does not
-
-
-def squeeze(text: str) -> str:
-    """Text without spaces, dollars and a full stop: what never matters."""
-    return re.sub(r"[\s$]+", "", text).rstrip(".")
 
 
 _WORDS = re.compile(r"\\text\{([^{}]*)\}")
@@ -50,86 +46,6 @@ def _words(gold: str, answer: str, equal: Equal) -> bool | None:
     return None
 
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_BASES = {
-    name: base
-    for base, name in enumerate(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-        "sixteen".split(),
-        2,
-    )
-} | {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16}
-_BASED = re.compile(
-    r"\(?\s*\\?(?:text\{)?\s*(-?[0-9A-Z][0-9A-Za-z. ,]*?)\s*\}?\s*\)?\s*(?:_\s*\{?\s*\(?(?:\\text\{)?\s*"
-    r"(?:base[ -]?)?(\d+|[a-z]+)\s*\}?\)?\s*\}?|\s(?:\\text\{)?\s*(?:in |\()?base[ -]?(\d+|[a-z]+)\s*\)?\}?)"
-)
-
-
-def _based_number(text: str) -> tuple[str, int] | None:
-    """`1101_2`, `AB_{16}`, `4210_{\\text{five}}`, `(11)_3`, `11 base 3`: digits and base."""
-    found = _BASED.fullmatch(text.strip())
-    if not found:
-        return None
-    digits, name = re.sub(r"[ ,]", "", found[1]).lower(), found[2] or found[3]
-    base = int(name) if name.isdecimal() else _BASES.get(name, 99)
-    # a letter that is no digit of its base has an index; 204_2 is a number, if an impossible one
-    if base > 36 or not set(digits) <= set(_DIGITS[: max(base, 10)]) | {".", "-"}:
-        return None
-    return digits.lstrip("0") or "0", base
-
-
-def _bases(gold: str, answer: str, equal: Equal) -> bool | None:
-    """Digits and base must both be the same: `13_{10}` answers no question about base 2.
-
-    A base that one of the two leaves out is the one that was asked for.
-    """
-    one, other = _based_number(gold), _based_number(answer)
-    if one and other:
-        return one == other
-    if one or other:
-        based, plain = (one, answer) if one else (other, gold)
-        assert based
-        digits = squeeze(plain).lower().lstrip("0")
-        return digits == based[0] if re.fullmatch(r"[0-9a-z.]+", digits) else None
-    return None
-
-
-_CLOCK = re.compile(
-    r"(?:\\text\{)?\s*(\d{1,2})(?:\s*(?::|\{:\}|\\colon|\.)\s*(\d\d))?(?::00)?\s*\}?\s*"
-    r"(?:\\text\{)?\s*(?:o'clock)?\s*(?:in the )?([ap]\.?\s*m\b\.?|noon|midnight|morning|afternoon|evening)?\s*\}?",
-    re.IGNORECASE,
-)
-
-
-def _clock(text: str) -> tuple[int, int, str] | None:
-    found = _CLOCK.fullmatch(text.strip().rstrip("."))
-    if not found or int(found[1]) > 24 or int(found[2] or 0) > 59:
-        return None
-    half = (found[3] or "").lower()
-    half = {"noon": "p", "midnight": "a", "morning": "a", "afternoon": "p", "evening": "p"}.get(
-        half, half[:1]
-    )
-    return int(found[1]), int(found[2] or 0), half
-
-
-def _times(gold: str, answer: str, equal: Equal) -> bool | None:
-    """Times of the day, where one of the two says a.m. or p.m.
-
-    The other must say the same, or nothing; `17:30` is 5:30 p.m.
-    """
-    one, other = _clock(gold), _clock(answer)
-    if not one or not other or not (one[2] or other[2]):
-        return None
-
-    def minutes(hour: int, minute: int, half: str) -> int:
-        hour = hour % 12 + (12 if half == "p" else 0) if half else hour
-        return 60 * hour + minute
-
-    if one[2] and other[2]:
-        return minutes(*one) == minutes(*other)
-    return one[:2] == other[:2] or (max(one[0], other[0]) > 12 and minutes(*one) == minutes(*other))
-
-
 _NAME = re.compile(
     r"\\frac\s*\{\s*(?:\\text\{d\}|d|\\partial)\s*\^?\{?\d?\}?\s*[a-z]?\s*\}\s*\{\s*(?:\\text\{d\}|d|\\partial)\s*[a-z]"
     r"(?:\s*\^\{?\d\}?)?\s*\}\s*(?:\([a-z]\)|[a-z](?![a-z]))?|"
@@ -137,7 +53,9 @@ _NAME = re.compile(
     r"[a-zA-Z](?:_\{?\w+\}?)?(?:'+|\^\{?(?:\\prime\s*)+\}?|\^\{?\(\d\)\}?|\^\{-1\})?\s*(?:\([a-z\d](?:,\s*[a-z])*\))?|"
     r"(?:m\s*)?\\angle\s*\{?[A-Z]{1,3}\}?|(?:\\overline|\\vec|\\hat|\\mathbf)\s*\{?\w+\}?|\\[a-z]+|[A-Z]{2,3}|\\text\{[^{}]*\}"
 )
-_DERIVATIVE = re.compile(r"\\frac\{d|\\frac\{\\(?:partial|text\{d)|'|\\prime|d[a-z]/d|\\dd?ot|\^\{?\(\d\)")
+_DERIVATIVE = re.compile(
+    r"\\frac\{d|\\frac\{\\(?:partial|text\{d)|'|\\prime|d[a-z]/d|\\dd?ot|\^\{?\(\d\)"
+)
 
 
 def named(text: str) -> tuple[str, str] | None:
@@ -180,52 +98,9 @@ def _order(name: str) -> tuple[str, int]:
     return (letter[1] if letter else name), name.count("'") or 1
 
 
-_LABELS = re.compile(
-    r"(m\s*)?(\\(?:angle|triangle|overline|vec|overrightarrow|overleftrightarrow|Delta|overarc|widehat|measuredangle)\s*)?"
-    r"\{?\s*([A-Z]'?(?:\s*[A-Z]'?)+)\s*\}?"
+_PERCENT = re.compile(
+    r"(.*?)\s*(?:\\?%|\\text\{\s*(?:percent|per cent|pct)\s*\}|percent|per cent|pct)\s*"
 )
-
-
-def _labels(gold: str, answer: str, equal: Equal) -> bool | None:
-    """Angles, segments and triangles by the letters of their points.
-
-    ABC is CBA as an angle, AB is BA as a segment; a product of letters in any order, as
-    math-verify reads them, is not the same angle.
-    """
-    one, other = _LABELS.fullmatch(gold.strip()), _LABELS.fullmatch(answer.strip())
-    if not one or not other:
-        return None
-    kinds = {(found[2] or "").strip().replace("measured", "") for found in (one, other)} - {""}
-    points = [re.findall(r"[A-Z]'?", found[3]) for found in (one, other)]
-    if not kinds and max(map(len, points)) < 3:
-        return None
-    if len(kinds) > 1:
-        return False
-    kind = kinds.pop() if kinds else ""
-    if kind in ("\\vec", "\\overrightarrow"):
-        return points[0] == points[1]
-    if kind in ("\\triangle", "\\Delta"):
-        return sorted(points[0]) == sorted(points[1])
-    if not kind:
-        return points[0] == points[1]
-    return points[1] in (points[0], points[0][::-1])
-
-
-_RESIDUE = re.compile(
-    r"(?:[a-z]\s*)?(?:\\equiv)?\s*(-?\d+)\s*(?:\\pmod|\\bmod|\\mod|\(?\s*(?:\\text\{)?\s*\(?mod\s*\}?)\s*\{?\s*(\d+)\s*\}?\)?\}?"
-)
-
-
-def _residues(gold: str, answer: str, equal: Equal) -> bool | None:
-    """`x \\equiv 3 \\pmod 5`: the same modulus, and remainders that differ by a multiple of it."""
-    one, other = _RESIDUE.fullmatch(gold.strip()), _RESIDUE.fullmatch(answer.strip())
-    if not one or not other:
-        return None
-    (a, m), (b, n) = (map(int, found.groups()) for found in (one, other))
-    return m == n and m > 0 and (a - b) % m == 0
-
-
-_PERCENT = re.compile(r"(.*?)\s*(?:\\?%|\\text\{\s*(?:percent|per cent|pct)\s*\}|percent|per cent|pct)\s*")
 
 
 def _percentages(gold: str, answer: str, equal: Equal) -> bool | None:
@@ -323,32 +198,15 @@ def _repeated(gold: str, answer: str, equal: Equal) -> bool | None:
     return True
 
 
-def items(text: str) -> list[str]:
-    r"""The elements of `1, 2 \text{ and } 3`."""
-    return top_level(re.sub(r",?\s*\\text\{\s*,?\s*(?:and|or)\s*\}", ",", text), ",;")
-
-
-def top_level(text: str, separators: str) -> list[str]:
-    """`text`, split at separators that stand in no brackets."""
-    parts, depth, start = [], 0, 0
-    for i, character in enumerate(text):
-        if character in "({[":
-            depth += 1
-        elif character in ")}]":
-            depth -= 1
-        elif depth == 0 and character in separators:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    return [*parts, text[start:].strip()]
-
-
 FORMS = (
     Form("words", _words, (r"\text{No solution}", "no solution"), (r"\text{odd}", r"\text{even}")),
     Form("choices", _choices, ("40", r"\textbf{(C) }40"), ("40", r"\textbf{(C) }41")),
-    Form("bases", _bases, ("4210_5", r"4210_{\text{five}}"), ("1101_2", "1101_8")),
-    Form("times", _times, (r"5{:}30\text{ PM}", "5:30 p.m."), (r"12{:}30\text{ a.m.}", "12:30 p.m.")),
-    Form("residues", _residues, (r"x\equiv 3\pmod 5", r"8 \pmod{5}"), (r"3\pmod{7}", r"3\pmod{5}")),
-    Form("labels", _labels, (r"\angle ABC", "∠CBA"), (r"\angle ABC", r"\angle ACB")),
+    Form("bases", bases, ("4210_5", r"4210_{\text{five}}"), ("1101_2", "1101_8")),
+    Form(
+        "times", times, (r"5{:}30\text{ PM}", "5:30 p.m."), (r"12{:}30\text{ a.m.}", "12:30 p.m.")
+    ),
+    Form("residues", residues, (r"x\equiv 3\pmod 5", r"8 \pmod{5}"), (r"3\pmod{7}", r"3\pmod{5}")),
+    Form("labels", labels, (r"\angle ABC", "∠CBA"), (r"\angle ABC", r"\angle ACB")),
     Form(
         "derivatives",
         _derivatives,

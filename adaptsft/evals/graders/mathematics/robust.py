@@ -1,8 +1,8 @@
 r"""The math grader that aims to be right: math-verify, with its known errors corrected.
 
-An answer is found (math_answer), rewritten by the rules of math_rules, compared as text, then by
-the forms of math_forms, which decide alone where a pair is of their kind, and only then read by
-math-verify (math_values). Text first: what is the same text needs no parser that can hang. Each
+An answer is found (answer), rewritten by the rules of rules, compared as text, then by
+the forms of forms, which decide alone where a pair is of their kind, and only then read by
+math-verify (values). Text first: what is the same text needs no parser that can hang. Each
 rule and form holds the case that it is for, and docs/graders.md lists them.
 
 Where no answer stands in a box or alone, math-verify looks for it in the prose.
@@ -25,12 +25,13 @@ from math_verify import (
 )
 
 from adaptsft.errors import DataError
-from adaptsft.evals.graders import math_units
-from adaptsft.evals.graders.math_answer import after_thoughts, boxed, stated
-from adaptsft.evals.graders.math_forms import FORMS, squeeze
-from adaptsft.evals.graders.math_rules import rewrite, several_solutions
-from adaptsft.evals.graders.math_values import equal, equal_values
-from adaptsft.evals.graders.unicode_math import to_latex
+from adaptsft.evals.graders.mathematics import units as math_units
+from adaptsft.evals.graders.mathematics.answer import after_thoughts, boxed, stated
+from adaptsft.evals.graders.mathematics.forms import FORMS
+from adaptsft.evals.graders.mathematics.latex import squeeze
+from adaptsft.evals.graders.mathematics.rules import rewrite, several_solutions
+from adaptsft.evals.graders.mathematics.unicode import to_latex
+from adaptsft.evals.graders.mathematics.values import equal, equal_values
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
 

@@ -8,6 +8,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from adaptsft.evals.graders.mathematics.latex import brackets
+
 _SYMBOLS = {
     "−": "-",  # minus sign, then the dashes that stand for it
     "–": "-",
@@ -118,7 +120,7 @@ def _character(character: str) -> str:
         return " "
     if (digit := unicodedata.decimal(character, None)) is not None:  # of any script
         return str(digit)
-    kind, *code = unicodedata.decomposition(character).split()[:1] + [""]
+    kind = (unicodedata.decomposition(character) or " ").split(" ")[0]
     plain = unicodedata.normalize("NFKC", character)
     if kind in _SCRIPTS and character not in "ªº":
         return f"{_SCRIPTS[kind]}{{{to_latex(plain)}}}"
@@ -145,16 +147,3 @@ def _roots(text: str) -> str:
             radicand, end = brackets(text, end)
         text = f"{text[:start]}\\sqrt{_INDEX[sign]}{{{radicand}}}{text[end:]}"
     return text
-
-
-def brackets(text: str, start: int) -> tuple[str, int]:
-    """What the brackets that open at `start` hold, and the position behind them."""
-    pairs = {"(": ")", "{": "}", "[": "]"}
-    if start >= len(text) or text[start] not in pairs:
-        return "", start
-    opening, closing, depth = text[start], pairs[text[start]], 0
-    for end in range(start, len(text)):
-        depth += (text[end] == opening) - (text[end] == closing)
-        if depth == 0:
-            return text[start + 1 : end], end + 1
-    return "", start

@@ -24,7 +24,7 @@ from math_verify.grader import should_treat_as_complex, unwrap_fcs
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
 
-from adaptsft.evals.graders.math_forms import top_level
+from adaptsft.evals.graders.mathematics.latex import top_level
 
 _NORMAL_FORM = LatexExtractionConfig().normalization_config
 
@@ -87,8 +87,7 @@ def equal_values(gold: str, answer: str, options: dict[str, Any]) -> tuple[bool,
     joined = solutions(gold), solutions(answer)
     if any(joined):
         sets = [
-            found or as_solutions(read)
-            for found, read in zip(joined, (one, other), strict=True)
+            found or as_solutions(read) for found, read in zip(joined, (one, other), strict=True)
         ]
         if not sets[0] or not sets[1]:
             return False, other is not None or joined[1] is not None
@@ -138,7 +137,9 @@ _BUILDER = re.compile(
     r"\\?\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|\\R|\\Re)\s*)?(?::|\||\\mid|\\colon)(.*?)\\?\}"
 )
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])|\\in(?![a-z])")
-_OR = re.compile(r"\\text\{\s*,?\s*or\s*\}|(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee|cup)(?![a-z])")
+_OR = re.compile(
+    r"\\text\{\s*,?\s*or\s*\}|(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee|cup)(?![a-z])"
+)
 _AND = re.compile(
     r"\\text\{\s*,?\s*and\s*\}|(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge|cap)(?![a-z])|\\&"
 )

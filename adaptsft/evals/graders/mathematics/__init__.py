@@ -1,0 +1,1 @@
+"""Grading mathematics: the published grader (paper*.py), and one that aims to be right (robust.py)."""
