@@ -6,7 +6,7 @@ import sympy
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.graders import figfont, medical, mmlu_prox
 from adaptsft.evals.graders.grading import grade_all
-from adaptsft.evals.graders.mathematics import paper, robust
+from adaptsft.evals.graders.mathematics import paper as math_paper, robust as math_robust
 from adaptsft.evals.graders.mathematics.paper_latex import parse, parse_python
 from adaptsft.evals.graders.registry import GRADERS
 
@@ -14,11 +14,11 @@ OPTIONS = {"A": "Iron", "B": "Vitamin D", "C": "Rest", "D": "Surgery"}
 
 
 def paper(gold: str, prediction: str) -> bool:
-    return paper.grade({"gold": gold, "prediction": prediction})["correct"]
+    return math_paper.grade({"gold": gold, "prediction": prediction})["correct"]
 
 
 def robust(gold: str, response: str) -> bool:
-    return robust.grade({"gold": gold, "response": response})["correct"]
+    return math_robust.grade({"gold": gold, "response": response})["correct"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_paper_grader_keeps_the_published_quirks(gold: str, prediction: str, cor
     ],
 )
 def test_paper_grader_extracts_the_published_way(response: str, extracted: str) -> None:
-    verdict = paper.grade({"gold": "0", "response": response})
+    verdict = math_paper.grade({"gold": "0", "response": response})
     assert verdict["extracted"] == extracted
     assert verdict["unparsed"] is (extracted == "")
 
@@ -91,7 +91,7 @@ def test_paper_grader_extracts_the_published_way(response: str, extracted: str) 
 def test_robust_grader_refuses_known_false_positives(gold: str, answer: str) -> None:
     assert not robust(gold, f"So it is $\\boxed{{{answer}}}$.")
     assert not robust(gold, f"The answer is ${answer}$.")
-    assert not robust.grade({"gold": gold, "prediction": answer})["correct"]
+    assert not math_robust.grade({"gold": gold, "prediction": answer})["correct"]
     assert robust(gold, f"So it is $\\boxed{{{gold}}}$.")
 
 
@@ -123,10 +123,12 @@ def test_robust_grader_accepts_other_notations(gold: str, answer: str) -> None:
 
 def test_robust_grader_reads_prose_and_precision() -> None:
     assert robust("4.5e33", "The answer is 4.5e33")
-    assert robust.grade({"gold": "$\\frac13$", "prediction": "$0.33$", "precision": 2})["correct"]
-    assert not robust.grade({"gold": "$\\frac13$", "prediction": "$0.33$"})["correct"]
+    assert math_robust.grade({"gold": "$\\frac13$", "prediction": "$0.33$", "precision": 2})[
+        "correct"
+    ]
+    assert not math_robust.grade({"gold": "$\\frac13$", "prediction": "$0.33$"})["correct"]
     with pytest.raises(DataError, match=r"words.*latex, expr"):
-        robust.grade({"gold": "1", "prediction": "1", "match_types": ["words"]})
+        math_robust.grade({"gold": "1", "prediction": "1", "match_types": ["words"]})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-r"""Where the answer stands in what a model wrote: behind its thoughts, in the last box, or stated."""
+r"""Where the answer stands in what a model wrote: behind thoughts, in the last box, or stated."""
 
 import re
 
@@ -16,12 +16,19 @@ _CUES = re.compile(
 _END = re.compile(r"\n|\.(?=\s|$)|。|(?<=\S)\s+(?:\((?=[a-z]{3})|(?:because|since|as|so|which)\b)")
 
 
-def after_thoughts(text: str) -> str:
-    """What follows the thoughts; nothing where they were cut off."""
+# a base model that runs on asks itself the next question
+_NEXT_QUESTION = re.compile(r"\n\s*(?:Human|User|Question|Problem)\s*:")
+
+
+def of_this_question(text: str) -> str:
+    """The text behind the thoughts (none where they were cut off), up to a question of its own."""
     _, closed, rest = text.rpartition("</think>")
-    if closed:
-        return rest
-    return "" if "<think>" in text else text
+    if not closed and "<think>" in text:
+        return ""
+    rest = rest if closed else text
+    asked = _NEXT_QUESTION.search(rest)
+    before = rest[: asked.start()] if asked else rest
+    return before if _BOX.search(before) or _CUES.search(before) else rest
 
 
 def boxed(text: str) -> str | None:
@@ -52,10 +59,17 @@ def boxed(text: str) -> str | None:
     return ", ".join(content for _, _, content in kept)
 
 
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+
+
 def stated(text: str) -> str | None:
-    """What follows the last "the answer is", up to the end of its sentence."""
+    """What follows the last "the answer is", up to the end of its sentence.
+
+    Without one, what is bold in the last line.
+    """
     cues = list(_CUES.finditer(text))
     if not cues:
-        return None
-    rest = text[cues[-1].end() :].strip()
+        bold = _BOLD.findall(text.rstrip().rpartition("\n")[2])
+        return bold[-1].strip(" .:") if bold else None
+    rest = text[cues[-1].end() :].lstrip("} ").rstrip()  # \text{The answer is }5
     return (_END.split(rest, maxsplit=1)[0] if rest else "").strip(" *:$").rstrip(".") or None

@@ -3,34 +3,19 @@ r"""Numbers and names in notations of their own: bases, times of the day, residu
 Functions of a gold and an answer, as forms.py has them.
 """
 
+import itertools
 import re
+from fractions import Fraction
 
 from adaptsft.evals.graders.mathematics.latex import Equal, squeeze
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_BASES = {
-    name: base
-    for base, name in enumerate(
-        [
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-        ],
-        2,
-    )
-} | {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16}
+_NUMBER_NAMES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen"
+)
+_BASES = {name: base for base, name in enumerate(_NUMBER_NAMES.split())}
+_BASES |= {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16}
 _BASED = re.compile(
     r"""
     \(?\s* (?:\\text\{)? \s* (?P<digits>-?[0-9A-Z][0-9A-Za-z.,\ ]*?) \s* \}? \s* \)? \s*
@@ -72,7 +57,8 @@ def bases(gold: str, answer: str, equal: Equal) -> bool | None:
 
 _CLOCK = re.compile(
     r"""
-    (?:\\text\{)? \s* (?P<hour>\d{1,2}) (?:\s*(?::|\\colon|\.)\s*(?P<minute>\d\d))? (?::00)? \s* \}? \s*
+    (?:\\text\{)? \s* (?P<hour>\d{1,2})
+    (?:\s*(?::|\\colon|\.)\s*(?P<minute>\d\d))? (?::00)? \s* \}? \s*
     (?:\\text\{)? \s* (?:o'clock)? \s* (?:in\ the\ )?
     (?P<half>[ap]\.?\s*m\b\.?|noon|midnight|morning|afternoon|evening)? \s* \}?
     """,
@@ -111,10 +97,27 @@ def times(gold: str, answer: str, equal: Equal) -> bool | None:
     return False
 
 
+def ratios(gold: str, answer: str, equal: Equal) -> bool | None:
+    """`4:6:10` is 2:3:5, in this order."""
+    parts = [re.split(r":|\\colon", squeeze(text)) for text in (gold, answer)]
+    if min(map(len, parts)) < 2 or len(parts[0]) != len(parts[1]):
+        return None
+    try:
+        one, other = ([Fraction(part) for part in of] for of in parts)
+    except (ValueError, ZeroDivisionError):
+        return None
+    if any(re.match(r"0\d|0$", part) for of in parts for part in of):  # 12:00 and 1:05 are times
+        return one == other
+    # a : b as c : d where ad = bc
+    pairs = zip(itertools.pairwise(one), itertools.pairwise(other), strict=True)
+    return all(a * d == b * c for (a, b), (c, d) in pairs)
+
+
 _RESIDUE = re.compile(
     r"""
     (?:[a-z]\s*)? (?:\\equiv)? \s* (-?\d+) \s*
-    (?: \\pmod | \\bmod | \\mod | \(?\s*(?:\\text\{)?\s*\(?mod\s*\}? ) \s* \{? \s* (\d+) \s* \}? \)? \}?
+    (?: \\pmod | \\bmod | \\mod | \(?\s*(?:\\text\{)?\s*\(?mod\s*\}? )
+    \s* \{? \s* (\d+) \s* \}? \)? \}?
     """,
     re.VERBOSE,
 )
@@ -162,3 +165,18 @@ def labels(gold: str, answer: str, equal: Equal) -> bool | None:
     if kind in ("", "vec", "overrightarrow"):
         return a == b
     return b in (a, a[::-1])
+
+
+_POINT = re.compile(r"([A-Z])'?\s*=?\s*(\(.*,.*\))")
+_COMBINATIONS = re.compile(r"C\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+
+
+def points(gold: str, answer: str, equal: Equal) -> bool | None:
+    """`P(3,4)` is the point (3,4); C(7,3), where no point is asked for, 7 choose 3."""
+    one, other = (_POINT.fullmatch(text.strip()) for text in (gold, answer))
+    if other and not one and gold.lstrip().startswith("("):
+        return equal(gold, other[2])
+    if one and not other and answer.lstrip().startswith("("):
+        return equal(one[2], answer)
+    chosen = [_COMBINATIONS.sub(r"\\binom{\1}{\2}", text) for text in (gold, answer)]
+    return equal(*chosen) if chosen != [gold, answer] else None

@@ -26,7 +26,7 @@ from math_verify import (
 
 from adaptsft.errors import DataError
 from adaptsft.evals.graders.mathematics import units as math_units
-from adaptsft.evals.graders.mathematics.answer import after_thoughts, boxed, stated
+from adaptsft.evals.graders.mathematics.answer import boxed, of_this_question, stated
 from adaptsft.evals.graders.mathematics.forms import FORMS
 from adaptsft.evals.graders.mathematics.latex import squeeze
 from adaptsft.evals.graders.mathematics.rules import rewrite, several_solutions
@@ -77,18 +77,19 @@ def grade(record: dict) -> dict:
         raise DataError(f"units is {units!r}; it must be {' or '.join(UNITS)}")
 
     gold = _bare(to_latex(gold)) or gold
-    text = after_thoughts(text)
+    text = of_this_question(text)
     answer = boxed(text)
     if answer is None:
         text = to_latex(text)
-        answer = _bare(text)
+        answer = _bare(stated(text) or text)
     if answer is not None:
-        correct = _correct(gold, answer, units, options) or False
-        return {"correct": correct, "extracted": answer, "unparsed": not answer.strip()}
-    if answer := stated(text):
-        correct = _correct(gold, answer, units, options)
-        if correct is not None and _bare(answer):
-            return {"correct": correct, "extracted": answer, "unparsed": False}
+        # What was not understood to its end is wrong unless it is the gold's text: math-verify
+        # would read its beginning.
+        found = bool(answer.strip())
+        correct = found and bool(_correct(gold, answer, units, options))
+        return {"correct": correct, "extracted": answer, "unparsed": not found}
+    if "response" not in record and _correct(gold, text, units, options):  # words
+        return {"correct": True, "extracted": text, "unparsed": False}
     return _in_prose(gold, text, units, options)
 
 
@@ -115,9 +116,8 @@ def _correct(gold: str, answer: str, units: str, options: dict[str, Any]) -> boo
     if "\\ldots" in gold + answer:  # of a list that is abbreviated only the beginning would be read
         return False
     exact = _exact(gold), _exact(answer)
-    if exact[0] is not None and exact[1] is not None:
-        if exact[0] == exact[1] or "." not in gold + answer:
-            return exact[0] == exact[1]
+    if None not in exact and (exact[0] == exact[1] or "." not in gold + answer):
+        return exact[0] == exact[1]
     correct, understood = equal_values(gold, answer, options)
     return correct if understood else None
 

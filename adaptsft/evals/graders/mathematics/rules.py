@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from word2number import w2n
+
 from adaptsft.evals.graders.mathematics.latex import brackets, without_outer_brackets
 from adaptsft.evals.graders.mathematics.unicode import to_latex
 
@@ -22,58 +24,56 @@ class Rule:
     wrong: tuple[str, str]  # a gold, and an answer that does not
 
 
-NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 # commands that change how their argument looks, not what it is
 _LOOKS = re.compile(
-    r"\\(underline|mathbf|mathit|boldsymbol|bm|pmb|mathsf|boxed|fbox|displaystyle|textstyle|"
-    r"limits|hbox|ensuremath|mathtt)(?![a-zA-Z])\s*"
+    r"\\(?:underline|mathbf|mathit|boldsymbol|bm|pmb|mathsf|mathtt|boxed|fbox|hbox|ensuremath|"
+    r"displaystyle|textstyle|limits|(?:text)?color\{[^{}]*\})(?![a-zA-Z])\s*"
 )
 _TEXT = re.compile(
     r"\\(?:text|mathrm|textbf|textit|textrm|textnormal|textsf|texttt|mbox|operatorname|rm|bf|emph)"
     r"\*?\s*(?=\{)"
 )
 _TEXT_OF = re.compile(r"\\text\{([^{}]*)\}")
-_NO_WORD = re.compile(r"[-+]?[\d.,/ ]*|[A-Za-z]|pi|i|e")
-# not the second backslash of a matrix's `\\\\ `
-_SPACE = re.compile(
-    r"(?<!\\)\\(?:[,:;! ]|quad|qquad|thinspace|enspace|hspace\{[^{}]*\})(?![a-zA-Z])|~"
-)
+_NO_WORD = re.compile(r"\s*(?:[-+]?[\d.,/ ]*|pi|i|e|d)\s*")
+_LETTER = re.compile(r"\(?\\text\{\s*(\(?[A-Za-z]\)?)\s*\}\)?")
+_LETTERS = re.compile(r"\\text\{\s*([A-J](?:\s*(?:,|and|or)\s*[A-J])+)\s*\}")
 
 
-def _unwrap(text: str) -> str:
+def _looks(text: str) -> str:
     """Bold, underlined and framed text as it is, and one command for all text in mathematics."""
     while look := _LOOKS.search(text):
         held, end = brackets(text, look.end())
-        if text[look.end() : look.end() + 1] != "{":
+        if not text.startswith("{", look.end()):
             held, end = "", look.end()
         text = f"{text[: look.start()]}{held}{text[end:]}"
     text = _TEXT.sub(lambda _: r"\text", text)
-    # \text{4210}_5, \mathrm{e} and \text{(C)} hold no words
-    return _TEXT_OF.sub(
-        lambda held: held[1] if _NO_WORD.fullmatch(held[1].strip()) else held[0], text
-    )
+    # \text{4210}_5, \mathrm{e}, \text{(C)} and \text{A and C} hold no words
+    text = _TEXT_OF.sub(lambda held: held[1] if _NO_WORD.fullmatch(held[1]) else held[0], text)
+    text = _LETTERS.sub(lambda held: re.sub(r"\s*(?:,|and|or)\s*", ", ", held[1]), text)
+    letter = _LETTER.fullmatch(text.strip())
+    return letter[1] if letter else text
+
+
+_THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{,\}|\{\\,\}|,?\\[,!:;]|\\ |'|\{ \})\s*(?=\d{3}(?!\d))")
+# not the second backslash of a matrix's `\\ `
+_SPACE = re.compile(
+    r"(?<!\\)\\(?:[,:;! ]|quad|qquad|thinspace|enspace|hspace\{[^{}]*\})(?![a-zA-Z])|~"
+)
+_SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?")
 
 
 def _spaces(text: str) -> str:
-    text = re.sub(
-        r"(\d)\s*(?:\{,\}|\{\\,\}|,?\\[,!:;]|\\ |'|(?<=\d)\{ \})\s*(?=\d{3}(?!\d))", r"\1", text
-    )
+    text = _THOUSANDS.sub("", text)
     text = _SPACE.sub(" ", text.replace("{,}", ",").replace("{:}", ":"))
-    text = re.sub(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", "", text)
-    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"\s+", " ", _SIZE.sub("", text)).strip()
     if re.fullmatch(r"-?\d{1,3}( \d{3})+(\.\d+)?", text):
         text = text.replace(" ", "")
+    if re.fullmatch(r"-?\d{1,3}(\.\d{3}){2,}", text):  # 1.234.567
+        text = text.replace(".", "")
     return text
 
 
-def _plain_words(text: str) -> str:
-    """`sqrt(2)`, `pi/2`, `<=`, `infinity` as they are written outside of LaTeX."""
-    for pattern, command in _WORDS:
-        text = pattern.sub(command, text)
-    return text
-
-
-_WORDS = tuple(
+_NAMES = tuple(
     (re.compile(pattern), command)
     for pattern, command in (
         (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
@@ -89,19 +89,38 @@ _WORDS = tuple(
         (r"\{?\s*(?<!\w)(\w+)\s*\\choose\s*(\w+)\s*\}?", r"\\binom{\1}{\2}"),
         (r"(?<=[\d)])\s*\*\s*(?=[\d(\\a-z])", r" \\cdot "),
         (r"\\(?:varnothing|O)(?![a-zA-Z])", r"\\emptyset "),
-        (r"\\(?:lbrace|rbrace)(?![a-z])", lambda b: "\\{" if b[0][1] == "l" else "\\}"),
+        (r"\\lbrace(?![a-z])", r"\\{"),
+        (r"\\rbrace(?![a-z])", r"\\}"),
+        (r"\\langle(?![a-z])", "("),
+        (r"\\rangle(?![a-z])", ")"),
         (r"\\(?:imath|jmath)(?![a-z])", "i"),
         (r"\\(?:[lr]?vert|mid)(?![a-z])", "|"),
         (r"\\[dlrc]?dots[a-z]?(?![a-zA-Z])|\.\.\.+", r"\\ldots "),
+        (r"[(\[]?\s*\\begin\{(?:small)?matrix\}", r"\\begin{pmatrix}"),
+        (r"\\end\{(?:small)?matrix\}\s*[)\]]?", r"\\end{pmatrix}"),
+        (r"(\\\\)\[-?[\d.]+(?:pt|em|ex|mm)\]", r"\1"),  # the distance of a matrix's rows
+        (r"^\s*\]([^\[\]]*)([\[\]])\s*$", lambda m: f"({m[1]}{')' if m[2] == '[' else ']'}"),
+        (r"^\s*\[([^\[\]()]*,[^\[\]()]*)\[\s*$", r"[\1)"),
     )
 )
 
+
+def _other_names(text: str) -> str:
+    """`sqrt(2)`, `pi/2`, `<=` as they are written outside of LaTeX, and LaTeX's synonyms."""
+    for pattern, command in _NAMES:
+        text = pattern.sub(command, text)
+    return text
+
+
 _SENTENCE = re.compile(
-    r"^(?:#{3,4}|\\text\{[^{}]*(?:\bis|\bare|:|=)\s*\}|(?:the )?(?:final )?(?:correct )?answer (?:is|=)|"
-    r"(?:final )?answer\s*:)\s*:?\s*",
-    re.IGNORECASE,
+    r"""
+    ^(?: \#{3,4}
+       | \\text\{ [^{}]* (?:\bis|\bare|:|=) \s* \}
+       | (?:the\ )? (?:final\ )? (?:correct\ )? answer \s* (?:is|=|:) ) \s* :? \s*
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_APPROXIMATELY = re.compile(r"^\s*(?:\\approx|\\text\{(?:about|approximately)\s*\}|≈)\s*")
+_APPROXIMATELY = re.compile(r"^\s*(?:\\approx|\\text\{(?:about|approximately)\s*\})\s*")
 
 
 def _sentence(text: str) -> str:
@@ -109,13 +128,41 @@ def _sentence(text: str) -> str:
 
 
 _CURRENCY = re.compile(
-    r"\\\$|[$£€¥₹₽₩₪¢]|\\(?:pounds|euro|yen|textdollar|texteuro)(?![a-z])|\\text\{\s*(?:Rs\.?|USD|US|EUR|"
-    r"INR|GBP|HK|dollars?|cents?)\s*\}|(?<![a-zA-Z\\])(?:Rs\.?|USD|EUR|GBP|INR)(?![a-zA-Z])"
+    r"""
+    \\\$ | [$£€¥₹₽₩₪¢] | \\(?:pounds|euro|yen|textdollar|texteuro)(?![a-z])
+    | \\text\{\s*(?:Rs\.?|USD|US|EUR|INR|GBP|HK|dollars?|cents?)\s*\}
+    | (?<![a-zA-Z\\])(?:Rs\.?|USD|EUR|GBP|INR)(?![a-zA-Z])
+    """,
+    re.VERBOSE,
 )
 
 
 def _currency(text: str) -> str:
     return re.sub(r"\s+", " ", _CURRENCY.sub("", text)).strip() or text
+
+
+_NUMBER_WORDS = re.compile(rf"(?:{'|'.join(w2n.american_number_system)}|and|-|\s)+", re.IGNORECASE)
+_SETS = (
+    (
+        re.compile(r"(?:\\text\{)?\s*all real(?:s| numbers?| values)?\s*[a-z]?\s*\}?", re.I),
+        r"\mathbb{R}",
+    ),
+    (re.compile(r"(?:\\text\{)?\s*(?:the )?empty set\s*\}?", re.I), r"\emptyset "),
+)
+
+
+def _words(text: str) -> str:
+    """`twelve` is 12, `all real numbers` the set of them."""
+    for pattern, replacement in _SETS:
+        if pattern.fullmatch(text.strip()):
+            return replacement
+    plain = _TEXT_OF.sub(r"\1", text).strip()
+    if plain and _NUMBER_WORDS.fullmatch(plain):
+        try:
+            return str(w2n.word_to_num(plain))
+        except (ValueError, IndexError):  # `and`, `point`
+            return text
+    return text
 
 
 _MIXED = re.compile(r"(?<![\w.\\}/^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.]*\d|\s*/)")
@@ -124,9 +171,7 @@ _MIXED = re.compile(r"(?<![\w.\\}/^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.]*\d|\s*/)"
 def _mixed(text: str) -> str:
     def improper(found: re.Match[str]) -> str:
         whole, above, below = map(int, found.groups())
-        if above >= below:
-            return found[0]
-        return rf"\frac{{{whole * below + above}}}{{{below}}}"
+        return rf"\frac{{{whole * below + above}}}{{{below}}}" if above < below else found[0]
 
     return _MIXED.sub(improper, text)
 
@@ -134,16 +179,25 @@ def _mixed(text: str) -> str:
 _E_NOTATION = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]\^?\{?([+-]?\d+)\}?(?![\w.]*\w)")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
 _POWER = re.compile(r"(?<![\w.])10\s*\^\s*\(?([+-]?\d+)\)?(?!\d)")
+_SCALE = re.compile(
+    r"(?<=\d)\s*(?:\\text\{)?\s*(thousand|million|billion|trillion)(?![a-z])\s*\}?", re.IGNORECASE
+)
+_ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
 def _powers_of_ten(text: str) -> str:
     text = _TIMES_TEN.sub(r" \\times ", text)
+    text = _SCALE.sub(lambda found: rf" \times 10^{{{_ZEROS[found[1].lower()]}}} ", text)
     return _POWER.sub(r"10^{\1}", _E_NOTATION.sub(r"\1 \\times 10^{\2}", text))
 
 
 _REPEATING = re.compile(
-    r"(?<![\w.])(\d+)\.(\d*?)(?:\\(?:overline|bar)\s*\{?\s*(\d+)\s*\}?|\((\d+)\)|"
-    r"\\dot\{?(\d)\}?(?:(\d*)\\dot\{?(\d)\}?)?)(?![\d(])"
+    r"""
+    (?<![\w.]) (\d+) \. (\d*?)
+    (?: \\(?:overline|bar)\s*\{?\s*(\d+)\s*\}? | \((\d+)\)
+      | \\dot\{?(\d)\}? (?: (\d*) \\dot\{?(\d)\}? )? ) (?![\d(])
+    """,
+    re.VERBOSE,
 )
 # 0.333…, 0.142857142857…: the shortest end that stands there twice
 _DOTTED = re.compile(r"(?<![\w.])(\d+)\.(\d*?)(\d+?)(?:\3)+\s*\\ldots(?![a-z])")
@@ -158,12 +212,11 @@ def _repeating(text: str) -> str:
         return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
     def marked(found: re.Match[str]) -> str:
-        whole, first, over, bracketed, from_, through, to = found.groups()
-        period = over or bracketed or f"{from_}{through or ''}{to or ''}"
-        return rational(whole, first, period)
+        whole, first, over, bracketed, begin, through, end = found.groups()
+        return rational(whole, first, over or bracketed or f"{begin}{through or ''}{end or ''}")
 
     text = _REPEATING.sub(marked, text)
-    return _DOTTED.sub(lambda found: rational(*found.groups()[:3]), text)
+    return _DOTTED.sub(lambda found: rational(*found.groups()), text)
 
 
 _AND = r"(?:\\quad|\\ |[\s,])*\\text\s*\{\s*(?:and|or)\s*\}(?:\\quad|\\ |\s)*"
@@ -171,30 +224,39 @@ _SOLUTIONS = re.compile(rf"(=[^=;$]*,[^=;$]*=[^=;$]*?){_AND}(?=[^=;$]*=[^=;$]*,[
 
 
 def several_solutions(text: str) -> str:
-    """`p=5, q=2 \\text{ and } p=7, q=2`: two solutions of two equations each, not one of four."""
+    r"""`p=5, q=2 \text{ and } p=7, q=2`: two solutions of two equations each, not one of four."""
     return _SOLUTIONS.sub(r"\1; ", text)
 
 
+_ANGLE = r"(-?\d*\.?\d+)\s*\^\s*\{?\s*\\circ\s*\}?"
 _TRIGONOMETRIC = re.compile(
-    rf"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{{?\d\}}?)?)\s*[{{(]?\s*(-?{NUMBER})\s*"
-    r"\^\s*\{?\s*\\circ\s*\}?\s*[})]?"
+    r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{?-?\d\}?)?)\s*"
+    rf"(?:\(\s*{_ANGLE}\s*\)|\{{\s*{_ANGLE}\s*\}}|{_ANGLE})"
 )
 
 
 def _degrees(text: str) -> str:
-    return _TRIGONOMETRIC.sub(r"\1{\\left(\\frac{\2 \\pi}{180}\\right)}", text)
+    def radians(found: re.Match[str]) -> str:
+        function, *angles = found.groups()
+        return rf"{function}{{(\frac{{{next(filter(None, angles))} \pi}}{{180}})}}"
+
+    return _TRIGONOMETRIC.sub(radians, text)
 
 
 RULES = (
-    Rule("unicode", to_latex, (r"2\sqrt{3}", "2√3"), (r"x\le 5", "x ≥ 5")),
-    Rule("unwrap", _unwrap, ("12", r"\underline{\mathbf{12}}"), ("12", r"\mathbf{13}")),
+    Rule("Unicode", to_latex, (r"2\sqrt{3}", "2√3"), (r"x\le 5", "x ≥ 5")),
+    Rule("looks", _looks, ("12", r"\underline{\mathbf{12}}"), ("12", r"\mathbf{13}")),
     Rule("spaces", _spaces, ("10000", r"10\,000"), ("10000", r"10\,00")),
-    Rule("plain words", _plain_words, (r"\frac{\pi}{2}", "pi/2"), (r"\sqrt{2}", "sqrt(3)")),
+    Rule("other names", _other_names, (r"\frac{\pi}{2}", "pi/2"), (r"\sqrt{2}", "sqrt(3)")),
     Rule("sentence", _sentence, ("5", r"\text{The answer is }5"), ("5", r"\text{The answer is }6")),
     Rule("currency", _currency, ("5", "£5"), ("5", "£50")),
+    Rule("words", _words, (r"(-\infty,\infty)", r"\text{all real numbers}"), ("12", "twenty")),
     Rule("mixed number", _mixed, (r"\frac{59}{8}", "7 3/8"), ("7", "7 3/8")),
     Rule(
-        "power of ten", _powers_of_ten, ("4.5e33", r"4.5 \times 10^{33}"), ("4.5e33", "4.5 x 10^32")
+        "power of ten",
+        _powers_of_ten,
+        ("4.5e33", r"4.5 \times 10^{33}"),
+        ("4.5e33", "4.5 x 10^32"),
     ),
     Rule(
         "repeating decimal",

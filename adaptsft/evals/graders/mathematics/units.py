@@ -1,4 +1,4 @@
-r"""Units at the end of an answer: `48\text{ cm}^2`, `18 dollars`, `9.8\,\mathrm{m\,s^{-2}}`, `75^\circ`.
+r"""Units at the end of an answer: `48\text{ cm}^2`, `18 dollars`, `9.8\,\mathrm{m\,s^{-2}}`.
 
 Benchmarks ignore them, and so do the graders by default; `units: strict` asks for the gold's.
 """
@@ -19,13 +19,26 @@ _SHORT = "m|s|g|h|L|l|N|J|W|V|A|K|C|F|d|T"
 _POWER = r"(?:\s*\^\s*\{?-?\d+\}?)?"
 _TEXT = r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}"
 _LATEX_UNIT = re.compile(
-    rf"(?:\s|\\cdot|/|\\ )*(?:{_TEXT}|\\Omega|\\mu(?=\\text)|\^\s*\{{?\s*\\circ\s*\}}?\s*(?:[CF](?![a-z]))?){_POWER}\s*$"
+    rf"""
+    (?:\s|\\cdot|/)*
+    (?: {_TEXT} | \\Omega | \\mu(?=\\text) | \^\s*\{{?\s*\\circ\s*\}}?\s*(?:[CF](?![a-z]))? )
+    {_POWER} \s* $
+    """,
+    re.VERBOSE,
 )
-_VALUE = r"(-?[\d.,]*(?:\d|\\frac\{[^{}]*\}\{[^{}]*\}|\\sqrt(?:\[\d\])?\{[^{}]*\}|\\pi|/\d+|\^\{?\d+\}?|\s|\)|\\times|\\cdot)+)"
+_VALUE = r"""
+    (-?[\d.,]* (?: \d | \\frac\{[^{}]*\}\{[^{}]*\} | \\sqrt(?:\[\d\])?\{[^{}]*\} | \\pi | /\d+
+      | \^\{?\d+\}? | \s | \) | \\times | \\cdot )+)
+"""
 _WORDS = re.compile(
-    rf"{_VALUE}((?:\s+[A-Za-z]{{4,}}\.?|\s*(?:{_KNOWN})(?![a-z])|\s+per\s+[a-z]+|\s+of\s+[a-z]+)+){_POWER}"
+    rf"""
+    {_VALUE}
+    ((?: \s+[A-Za-z]{{4,}}\.? | \s*(?:{_KNOWN})(?![a-z]) | \s+per\s+[a-z]+ | \s+of\s+[a-z]+ )+)
+    {_POWER}
+    """,
+    re.VERBOSE,
 )
-_LETTER = re.compile(rf"{_VALUE}\s*({_SHORT}){_POWER}")
+_LETTER = re.compile(rf"{_VALUE} \s* ({_SHORT}) {_POWER}", re.VERBOSE)
 _FUNCTIONS = re.compile(r"\b(?:sqrt|frac|infty|theta|alpha|beta|sinh|cosh|tanh|arcsin|arctan)\b")
 
 
@@ -46,9 +59,13 @@ def split(text: str, letters: bool) -> tuple[str, str]:
         value, unit = value[: found.start()].strip(), value[found.start() :] + unit
     if not unit:
         found = _WORDS.fullmatch(value) or (letters and _LETTER.fullmatch(value))
-        if found and not _NO_UNIT.match(found[2]) and not _FUNCTIONS.search(found[2]):
-            if re.search(r"\d|\\pi", found[1]):
-                value, unit = found[1].strip(), value[found.end(1) :]
+        if (
+            found
+            and re.search(r"\d|\\pi", found[1])
+            and not _NO_UNIT.match(found[2])
+            and not _FUNCTIONS.search(found[2])
+        ):
+            value, unit = found[1].strip(), value[found.end(1) :]
     return value, unit
 
 
@@ -68,7 +85,7 @@ def normal(unit: str) -> str:
     text = re.sub(r"\b(?:square|sq)\s+(\w+)", r"\1^2", text)
     text = re.sub(r"\b(?:cubic|cu)\s+(\w+)", r"\1^3", text)
     found = []
-    for word, power in re.findall(r"([a-z$/]+)\s*(\^-?\d+)?", text):
+    for word, power in re.findall(r"([a-z$]+|/)\s*(\^-?\d+)?", text):
         stem = word if len(word) < 3 or word.endswith("ss") else word.removesuffix("s")
         found.append(_SAME.get(stem, stem) + power)
     return "".join(found)

@@ -12,6 +12,7 @@ math-verify's reader (latex2sympy2_extended) and its comparison, with four corre
 """
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +27,8 @@ from sympy.logic.boolalg import Boolean
 
 from adaptsft.evals.graders.mathematics.latex import top_level
 
-_NORMAL_FORM = LatexExtractionConfig().normalization_config
+# units.py has taken off the units, and knows that `3 \\text{ or more}` has none
+_NORMAL_FORM = replace(LatexExtractionConfig().normalization_config, units=False)
 
 
 _GAMMA = re.compile(r"\\gamma(?![a-zA-Z])")
@@ -85,6 +87,10 @@ def equal_values(gold: str, answer: str, options: dict[str, Any]) -> tuple[bool,
     imaginary = has_imaginary_unit(gold) or has_imaginary_unit(answer)
     one, other = value(gold, imaginary), value(answer, imaginary)
     joined = solutions(gold), solutions(answer)
+    if not any(joined) and _inequality(one) and _inequality(other):
+        if equal(one, other, options):
+            return True, True
+        joined = as_solutions(one), as_solutions(other)  # 2x > 6 is x > 3
     if any(joined):
         sets = [
             found or as_solutions(read) for found, read in zip(joined, (one, other), strict=True)
@@ -96,6 +102,10 @@ def equal_values(gold: str, answer: str, options: dict[str, Any]) -> tuple[bool,
     if one is None or other is None:
         return False, other is not None
     return equal(one, other, options), True
+
+
+def _inequality(read: Any) -> bool:
+    return isinstance(read, Relational) and not isinstance(read, sympy.Equality)
 
 
 def equal(gold: Any, answer: Any, options: dict[str, Any]) -> bool:
@@ -134,7 +144,7 @@ def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
 
 
 _BUILDER = re.compile(
-    r"\\?\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|\\R|\\Re)\s*)?(?::|\||\\mid|\\colon)(.*?)\\?\}"
+    r"(?:\\?\{)?\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|\\R|\\Re)\s*)?(?::|\||\\mid|\\colon)(.*?)(?:\\?\})?"
 )
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])|\\in(?![a-z])")
 _OR = re.compile(

@@ -1,0 +1,52 @@
+r"""Lists: the two values of plus-minus, and elements that stand in a list twice."""
+
+import re
+
+from adaptsft.evals.graders.mathematics.latex import Equal, items, squeeze, top_level
+
+_PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
+_MINUS_PLUS = re.compile(r"\\mp(?![a-z])")
+
+
+def _expanded(text: str) -> list[str]:
+    r"""The values of an expression with \pm: two of one, and with \mp the signs go together."""
+    signs = len(_PLUS_MINUS.findall(text))
+    if _MINUS_PLUS.search(text) or signs == 1:
+        return [_MINUS_PLUS.sub(b, _PLUS_MINUS.sub(a, text)) for a, b in ("+-", "-+")]
+    if not 0 < signs <= 4:
+        return [text]
+    first = [_PLUS_MINUS.sub(sign, text, count=1) for sign in "+-"]
+    return [value for one in first for value in _expanded(one)]
+
+
+def _values(text: str) -> list[str]:
+    head, equals, rest = text.rpartition("=")
+    name = f"{head}=" if equals and re.fullmatch(r"\s*\w\s*", head) else ""
+    elements = top_level(rest if name else text, ",")
+    return [name + value for element in elements for value in _expanded(element)]
+
+
+def plus_minus(gold: str, answer: str, equal: Equal) -> bool | None:
+    r"""`\frac{1 \pm \sqrt 5}{2}` is the list of its two values, wherever the sign stands."""
+    if not re.search(r"\\(?:pm|mp)(?![a-z])", gold + answer):
+        return None
+    one, other = _values(gold), _values(answer)
+    if len(one) < 2 or len(other) < 2:
+        return len(one) == len(other) and equal(one[0], other[0])
+    return equal(",".join(one), ",".join(other))
+
+
+def repeated(gold: str, answer: str, equal: Equal) -> bool | None:
+    """Lists in which an element stands twice: as many of each, in any order. Sets forget that."""
+    one, other = items(gold), items(answer)
+    if len({*map(squeeze, one)}) == len(one) and len({*map(squeeze, other)}) == len(other):
+        return None
+    if len(one) != len(other):
+        return False
+    left = list(other)
+    for element in one:
+        found = next((i for i, value in enumerate(left) if equal(element, value)), None)
+        if found is None:
+            return False
+        left.pop(found)
+    return True

@@ -1,0 +1,248 @@
+r"""math-robust: every rule and form both ways, answers in what models write, and scans over the
+golds of the benchmarks: in Unicode they are right, with a digit or a sign changed they are not.
+"""
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptsft.errors import DataError
+from adaptsft.evals.graders.grading import grade_all
+from adaptsft.evals.graders.mathematics.forms import FORMS, Form
+from adaptsft.evals.graders.mathematics.paper_text import last_box
+from adaptsft.evals.graders.mathematics.robust import grade
+from adaptsft.evals.graders.mathematics.rules import RULES, Rule
+from adaptsft.evals.graders.mathematics.unicode import to_latex
+
+AROUND = ("So it is $\\boxed{%s}$.", "It is %s, so\n\n**Final Answer**: \\[\\boxed{ %s }\\]")
+
+
+def right(gold: str, answer: str, **options: Any) -> bool:
+    """The verdict on a boxed answer, the same in all surroundings."""
+    responses = [around.replace("%s", answer) for around in AROUND]
+    verdicts = {
+        grade({"gold": gold, "response": response} | options)["correct"] for response in responses
+    }
+    verdicts.add(grade({"gold": gold, "prediction": answer} | options)["correct"])
+    assert len(verdicts) == 1, (gold, answer)
+    return verdicts.pop()
+
+
+@pytest.mark.parametrize("rule", [*RULES, *FORMS], ids=lambda rule: rule.name)
+def test_a_rule_is_right_both_ways(rule: Rule | Form) -> None:
+    assert right(*rule.right)
+    assert not right(*rule.wrong)
+
+
+RIGHT = [
+    ("(-\\infty,1)\\cup(6,\\infty)", "x < 1 \\text{ or } x > 6"),
+    ("x<-2 \\cup x>2", "(-\\infty,-2)\\cup(2,\\infty)"),
+    ("(2,\\infty)", "\\{x \\in \\mathbb{R} \\mid x > 2\\}"),
+    ("(1,6)", "x > 1 \\text{ and } x < 6"),
+    ("x>3", "2x>6"),
+    ("2i", "\\sqrt{-4}"),
+    ("-1", "i^2"),
+    ("1+i", "\\sqrt2 e^{i\\pi/4}"),
+    ("2:3", "4:6"),
+    ("\\frac{1}{7}", "0.142857142857\\ldots"),
+    ("\\frac{7}{30}", "0.2\\dot{3}"),
+    ("5000000", "5 million"),
+    ("17:30", "5:30 \\text{ p.m.}"),
+    ("f'(x)=2x", "\\frac{df}{dx} = 2x"),
+    ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "\\begin{bmatrix}1 & 2 \\\\ 3 & 4\\end{bmatrix}"),
+    ("16,3,1,1,2", "1,16,2,1,3"),
+    ("m c^2(\\gamma^2-1)", "(\\gamma-1)(\\gamma+1) m c^2"),
+    ("C", "\\text{C. } 40"),
+    ("\\frac{59}{8}", "7\\frac{3}{8}"),
+    ("AB_{16}", "\\mathrm{AB}_{16}"),
+    ("\\overline{AB}", "\\overline{BA}"),
+]
+WRONG = [
+    ("0", "0.\\overline{3}"),  # read in part it is 0
+    ("1", "x \\le -1 \\lor x\\ge 1"),
+    ("2", "\\frac{1\\pm2}{3}"),
+    ("\\begin{pmatrix}-1&0\\\\0&-1\\end{pmatrix}", "\\begin{pmatrix}-1&1\\\\0&-1\\end{pmatrix}"),
+    ("m_p(\\gamma^2-1)", "m_p(\\gamma^2-5)"),  # both infinite, were \gamma the gamma function
+    ("\\frac{dx}{dt}=kx-a", "\\frac{dx}{dt}+kx-a"),
+    ("\\frac{\\partial f}{\\partial y}=2xy", "\\frac{\\partial f}{\\partial x}=2xy"),
+    ("y'=2x", "y''=2x"),
+    ("204_5", "204_2"),
+    ("1101_2", "13_{10}"),
+    ("x<1 \\text{ or } x>6", "y<1 \\text{ or } y>6"),
+    ("(1,6)", "x > 1 \\text{ or } x < 6"),
+    ("12:00", "1:00"),
+    ("3", "3 \\text{ or more}"),
+    ("\\overline{AB}", "\\overline{AC}"),
+    ("\\vec{AB}", "\\vec{BA}"),
+    ("40", "\\textbf{(C) } 4"),
+    ("B", "\\textbf{(C) } 40"),
+    ("5m", "5"),  # a variable
+    ("2i", "2"),
+    ("50\\%", "5"),
+    ("2:3:5", "2:5:3"),
+    ("0.36", "0.\\overline{36}"),
+    ("7", "7 3/8"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), RIGHT)
+def test_other_notations_are_right(gold: str, answer: str) -> None:
+    assert right(gold, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), WRONG)
+def test_answers_that_look_alike_are_wrong(gold: str, answer: str) -> None:
+    assert not right(gold, answer)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("First \\boxed{7}, so the final \\boxed{9}", "9"),
+        ("$\\boxed{2}$ and $\\boxed{3}$", "2, 3"),
+        ("x = \\boxed{2}, y = \\boxed{3}.", "2, 3"),
+        ("<think>\\boxed{8}? No.</think> \\boxed{9}", "9"),
+        ("\\boxed{6}\n\nHuman: And 2+3?\n\nAssistant: \\boxed{5}", "6"),
+        ("Answer: 64 (not 65)", "64"),
+        ("答案：42", "42"),
+        ("#### 1,800", "1,800"),
+        ("The winner is **Hannah**.", "Hannah"),
+    ],
+)
+def test_the_answer_is_found(response: str, answer: str) -> None:
+    verdict = grade({"gold": answer, "response": response})
+    assert verdict["correct"] and not verdict["unparsed"]
+    assert verdict["extracted"].removeprefix("#### ") == answer
+
+
+@pytest.mark.parametrize("response", ["<think>maybe \\boxed{8}", "so \\boxed{8", "", " \n "])
+def test_an_answer_that_was_cut_off_is_none(response: str) -> None:
+    assert grade({"gold": "8", "response": response}) == {
+        "correct": False,
+        "extracted": "",
+        "unparsed": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "ignored", "strict"),
+    [
+        ("5\\text{ cm}^2", "5", True, False),
+        ("5\\text{ cm}^2", "5\\text{ cm}^3", True, False),
+        ("5\\text{ cm}^2", "5\\,\\mathrm{cm}^2", True, True),
+        ("12 \\text{ square inches}", "12\\text{ inches}^2", True, True),
+        ("75^\\circ", "75 degrees", True, True),
+        ("75^\\circ", "75", True, False),
+        ("18", "18 dollars", True, True),
+        ("9.8\\text{ m/s}", "9.8\\text{ meters per second}", True, True),
+        ("9.8\\text{ m/s}", "9.9\\text{ m/s}", False, False),
+    ],
+)
+def test_units_are_ignored_or_asked_for(
+    gold: str, answer: str, ignored: bool, strict: bool
+) -> None:
+    assert right(gold, answer) is ignored
+    assert right(gold, answer, units="strict") is strict
+
+
+def test_units_have_two_settings() -> None:
+    with pytest.raises(DataError, match=r"units is 'exact'.*ignore or strict"):
+        grade({"gold": "1", "response": "1", "units": "exact"})
+
+
+@pytest.fixture(scope="module")
+def golds(shared_data: Path) -> list[str]:
+    """The golds of MATH-500, OlympiadBench and Minerva, without their dollars."""
+    found = set()
+    for name in ("math500_math_oai", "olympiadbench", "minerva_math"):
+        for line in (shared_data / "math" / f"{name}.jsonl").open():
+            item = json.loads(line)
+            if name == "minerva_math":
+                item["answer"] = last_box(item["solution"])
+            found.add(str(item.get("answer") or item["final_answer"][0]).strip("$."))
+    return sorted(gold for gold in found if "$" not in gold)
+
+
+IN_UNICODE = (
+    (r"\^\{?\\circ\}?", "°"),
+    (r"\\infty(?![a-z])", "∞"),
+    (r"\\pi(?![a-z])", "π"),
+    (r"\\times(?![a-z])", "×"),
+    (r"\\cdot(?![a-z])", "·"),
+    (r"\\leq?(?![a-z])", "≤"),
+    (r"\\geq?(?![a-z])", "≥"),
+    (r"\\cup(?![a-z])", "∪"),
+    (r"\\pm(?![a-z])", "±"),
+    (r"\\theta(?![a-z])", "θ"),
+    (r"\\left|\\right", ""),
+    (r"\\sqrt\{(\d+)\}", r"√\1"),
+    (r"\\sqrt\{([^{}]*)\}", r"√(\1)"),
+    (r"\\frac\{1\}\{2\}", "½"),
+    (r"\\frac\{2\}\{3\}", "⅔"),
+    ("-", "−"),
+)
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def in_unicode(gold: str) -> str:
+    for pattern, sign in IN_UNICODE:
+        gold = re.sub(pattern, sign, gold)
+    exponent = re.compile(r"\^(?:\{(\d+)\}|(\d))")
+    return exponent.sub(lambda of: (of[1] or of[2]).translate(SUPERSCRIPTS), gold)
+
+
+def test_the_golds_of_benchmarks_are_right_in_unicode(golds: list[str]) -> None:
+    records = [
+        {"gold": gold, "response": around.replace("%s", in_unicode(gold))}
+        for gold in golds
+        if in_unicode(gold) != gold
+        for around in ("\\boxed{%s}", "The answer is %s.")
+    ]
+    assert len(records) > 600
+    verdicts = grade_all("math-robust", records)
+    assert not [r for r, v in zip(records, verdicts, strict=True) if not v["correct"]]
+
+
+# equal all the same: an infinite end is open, and units are ignored
+STILL_EQUAL = re.compile(r"\[-\\infty|\\infty\]|\\(?:text|mbox)")
+
+
+def test_golds_with_a_digit_or_a_sign_changed_are_wrong(golds: list[str]) -> None:
+    draw = random.Random(0)
+    records = []
+    for gold in golds[::2]:
+        digits = [i for i, character in enumerate(gold) if character.isdecimal()]
+        for i in draw.sample(digits, min(1, len(digits))):
+            other = str((int(gold[i]) + draw.randint(1, 8)) % 10)
+            records.append((gold, gold[:i] + other + gold[i + 1 :]))
+        records += [
+            (gold, gold.replace(sign, other, 1))
+            for sign, other in (("+", "-"), ("<", ">"), ("(", "["), ("x", "y"), ("\\cup", "\\cap"))
+            if sign in gold
+        ]
+    records = [pair for pair in records if not STILL_EQUAL.search(pair[1])]
+    assert len(records) > 500
+    verdicts = grade_all(
+        "math-robust", [{"gold": g, "response": f"\\boxed{{{a}}}"} for g, a in records]
+    )
+    assert not [pair for pair, v in zip(records, verdicts, strict=True) if v["correct"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("4×10⁻⁵", "4\\times 10^{-5}"),
+        ("∛8 + √(x+1)", "\\sqrt[3]{8} + \\sqrt{x+1}"),
+        ("3½", "3\\frac{1}{2}"),
+        ("x₁₂", "x_{12}"),
+        ("４２ ٤٢", "42 42"),
+        ("λ Δ", "\\lambda  \\Delta "),
+        ("naïve Ìdáhùn 答案", "naïve Ìdáhùn 答案"),
+    ],
+)
+def test_unicode_as_latex(text: str, latex: str) -> None:
+    assert to_latex(text) == latex
