@@ -138,6 +138,6 @@ def _wrapped(line: str, width: int) -> Iterator[str]:
         if start + fits >= len(line):
             yield line[start:]
             return
-        space = ahead.rfind(" ", fits // 2, fits + 1)
+        space = ahead.rfind(" ", 1, fits + 1)
         yield ahead[: space if space > 0 else fits]
         start += space + 1 if space > 0 else fits

@@ -94,10 +94,10 @@ def unlike(a: Scored, b: Scored) -> list[str]:
     graded = [{one["name"]: one["version"] for one in run.result["grader"]} for run in (a, b)]
     other = [name for name in graded[0] if graded[1].get(name, graded[0][name]) != graded[0][name]]
     if other:
+        again = " and ".join(f"`python -m adaptsft.evals score {run.folder}`" for run in (a, b))
         notes.append(
-            f"{', '.join(other)}: A and B were graded by other versions; "
-            f"`python -m adaptsft.evals score {a.folder}` and `… score {b.folder}` grade both by "
-            "the one that is installed"
+            f"{', '.join(other)}: A and B were graded by other versions; {again} grade both by the "
+            "one that is installed"
         )
     for letter, run, rest in (("A", a, b.metrics), ("B", b, a.metrics)):
         if only := [name for name in run.metrics if name not in rest]:

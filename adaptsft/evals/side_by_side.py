@@ -61,9 +61,11 @@ def lay_out(page: Page, runs: list[Path], wanted: Wanted, full: bool = False) ->
     two = len(runs) == 2
     models = [page.code(one.result["model"]["objective"]) for one in tasks[0].scored]
     page.heading(" against ".join(reversed(models)), 1)
-    named = [f"{model}, {page.code(str(run))}" for model, run in zip(models, runs, strict=True)]
-    letters = ("A: ", "B: ") if two else ("",)
-    page.paragraph("\n".join(letter + name for letter, name in zip(letters, named, strict=True)))
+    places = [page.code(str(run)) for run in runs]
+    if two:
+        named = zip("AB", models, places, strict=True)
+        places = [f"{letter}: {model}, {place}" for letter, model, place in named]
+    page.paragraph("\n".join(places))
     x, y = "AB" if two else "XY"
     header = ["task", "metric" if two else "graders X, Y", x, y, f"{y} - {x}", "95 %", "items"]
     rows = [[page.code(task.name), *_cells(page, row)] for task in tasks for row in task.rows]
