@@ -60,7 +60,7 @@ def lay_out(page: Page, runs: list[Path], wanted: Wanted, full: bool = False) ->
     tasks, skipped = compare_runs(runs, wanted)
     two = len(runs) == 2
     models = [page.code(one.result["model"]["objective"]) for one in tasks[0].scored]
-    page.heading(" against ".join(reversed(models)), 1)
+    page.heading(" against ".join("BA" if len({*models}) < len(runs) else reversed(models)), 1)
     places = [page.code(str(run)) for run in runs]
     if two:
         named = zip("AB", models, places, strict=True)

@@ -83,10 +83,15 @@ def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, ca
     assert json.loads((out / "five" / "harness" / "result.json").read_text()) == result
     assert (out / "five" / "harness" / "samples.rank0.jsonl").read_bytes() == before
     assert evals("run", "--model", tiny_model("qwen2"), *settings[:-1], tmp_path / "other") == 0
+    scored = tmp_path / "other" / "five" / "harness" / "scored.jsonl"
+    rows, _ = samples.read_lines(scored)  # tiny models answer alike
+    rows[2]["scores"]["acc"] = 1.0 - rows[2]["scores"]["acc"]
+    samples.write_lines(scored, rows)
     capsys.readouterr()
     assert evals("compare", out, tmp_path / "other", "--disagreements", 5) == 0
     shown = capsys.readouterr().out
-    print(shown)
+    assert "five/harness, runs by acc" in shown and "1 of 1: item openbookqa/2: A " in shown
+    assert f"Question:\n  │ {rows[2]['prompt']}\nGold: {rows[2]['gold']}\n" in shown
     assert evals("generate", "--model", tiny_model("llama"), *settings, "--temperature", "0,1") == 2
     assert "five: lm-eval's task decides how it decodes" in capsys.readouterr().err
     assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, (
