@@ -101,7 +101,7 @@ def _two_runs(name: str, scored: list[Scored], wanted: Wanted) -> Compared:
     metrics = [one for one in a.metrics if one in b.metrics] if wanted.metric is None else [metric]
     rows = [_row(one, item_scores(a.records, one), item_scores(b.records, one)) for one in metrics]
     rows = [row for row in rows if row is not None]
-    if not rows:
+    if metric not in [row.name for row in rows]:
         raise DataError(
             f"{a.folder} and {b.folder}: no item has a {metric} in both: give both the same --limit"
         )
@@ -206,9 +206,14 @@ def _row(name: str, a: dict[str, float], b: dict[str, float]) -> Row | None:
     if found is None:
         return None
     pairs = [(a[item], b[item]) for item in a if item in b]
-    means = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    better = sum(left > right for left, right in pairs), sum(left < right for left, right in pairs)
-    return Row(name, *means, found, *better)
+    return Row(
+        name,
+        sum(left for left, _ in pairs) / len(pairs),
+        sum(right for _, right in pairs) / len(pairs),
+        found,
+        sum(left > right for left, right in pairs),
+        sum(left < right for left, right in pairs),
+    )
 
 
 def _cases(

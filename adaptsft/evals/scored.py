@@ -76,15 +76,18 @@ def _folders(run: Path) -> dict[str, Path]:
 
 
 def read(folder: Path) -> Scored:
-    """Raises DataError where it is not scored."""
+    """Raises DataError where it is not scored, or not all of it."""
+    again = f"run `python -m adaptsft.evals score {folder}` first"
     if not ((folder / "result.json").is_file() and (folder / "scored.jsonl").is_file()):
-        raise DataError(
-            f"{folder}: not scored yet: run `python -m adaptsft.evals score {folder}` first"
-        )
+        raise DataError(f"{folder}: not scored yet: {again}")
     items: dict[str, list[Record]] = {}
     for record in read_scored(folder):
         items.setdefault(record["item_id"], []).append(record)
     asked, result = (samples.read_json(folder / f"{name}.json") for name in ("run", "result"))
+    if set(asked.get("item_ids", ())) != items.keys() or asked["n"] != result["gen"]["n"]:
+        raise DataError(
+            f"{folder}: was generated anew, or more of it, since it was scored: {again}"
+        )
     return Scored(folder, asked, result, items)
 
 

@@ -180,6 +180,19 @@ def test_graders_of_one_run(evaluated, compared, capsys):
         assert "name a second run" in capsys.readouterr().err
 
 
+def test_remarks_and_figures(evaluated, compared):
+    """A guess is told from an answer that was found; the figures are those of result.json."""
+    a, b = evaluated("a", ["???", BOTH]), evaluated("b", [NEITHER, BOTH])
+    result = samples.read_json(a / "letters" / "greedy" / "result.json")
+    text = compared(a, b)
+    assert items(text) == ["q0"]
+    for name in ("medical-paper", "medical-m1"):
+        assert float(figures(text, name)[0]) == 100 * result["metrics"][name]["value"] == 100
+        assert result["rates"]["unparsed"][name] == 0.5
+        assert re.search(rf"^A    {name} +right \(unparsed\)  B$", text, re.M)
+        assert re.search(rf"^B    {name} +wrong  +A$", text, re.M)
+
+
 def test_of_several_samples_a_differing_one_is_shown(evaluated, compared):
     a = evaluated("a", [[NEITHER, BOTH, BOTH], [BOTH, BOTH, BOTH], [BOTH, NEITHER, M1_ALONE]])
     b = evaluated("b", [[BOTH, BOTH, NEITHER], [BOTH, NEITHER, NEITHER], [NEITHER] * 3])
@@ -304,13 +317,16 @@ def test_runs_that_cannot_be_compared(evaluated, compared, capsys, tmp_path, mon
 
     rows = samples.read_lines(folder / "scored.jsonl")[0]
     for row in rows:
-        row["item_id"] += "x"
+        row["scores"]["medical-m1"] = None
     samples.write_lines(folder / "scored.jsonl", rows)
     assert "no item has a medical-m1 in both" in refused(3, a, b)
     (folder / "result.json").unlink()
     assert f"not scored yet: run `python -m adaptsft.evals score {folder}` first" in refused(
         3, a, b
     )
+    assert evals("score", b) == 0
+    samples.write_lines(folder / "scored.jsonl", rows[:1])
+    assert f"since it was scored: run `python -m adaptsft.evals score {folder}`" in refused(3, a, b)
     data = evaluated("more", [BOTH, BOTH], data=3)
     assert "evaluated on other data" in refused(3, a, data)
     shutil.copytree(a / "letters", a / "again" / "letters")
