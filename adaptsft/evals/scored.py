@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ class Scored:
     def records(self) -> Iterable[Record]:
         return (record for records in self.items.values() for record in records)
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(name for record in self.records for name in record["scores"]))
 
-    @property
+    @cached_property
     def graders(self) -> list[str]:
         """Those whose verdicts can be compared with one another: right or wrong."""
         metrics = self.metrics
