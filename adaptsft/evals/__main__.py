@@ -9,6 +9,7 @@ plot, and the list of tasks:
         --tasks math500 --out evals/first
     python -m adaptsft.evals score evals/first
     python -m adaptsft.evals report --compare evals/nll evals/neg_p
+    python -m adaptsft.evals compare evals/nll evals/neg_p --disagreements 5
     python -m adaptsft.evals tasks
 
 `generate` resumes: killed and started again it answers what is missing. grade, judge and winrate
@@ -17,13 +18,14 @@ take any outputs: see `… grade --help`.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from adaptsft.errors import UserError
 from adaptsft.evals.backends.registry import BACKENDS
-from adaptsft.evals.command_line import positive, temperatures
+from adaptsft.evals.command_line import count, positive, temperatures
 
 # Command -> what runs it. Imported when it is run: torch and transformers take seconds to import,
 # and `--help` or a misspelt option must be answered without them.
@@ -32,6 +34,7 @@ COMMANDS = {
     "generate": "generate:run_command",
     "score": "score:run_command",
     "report": "report:run_command",
+    "compare": "side_by_side:run_command",
     "tasks": "tasks:list_tasks",
     "grade": "grade:main",
     "judge": "alpaca.judge:main",
@@ -50,6 +53,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"adaptsft.evals: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(
             "\nadaptsft.evals: interrupted; the same command continues with what is missing",
@@ -76,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="answer the prompts of tasks; resumable")
     score = commands.add_parser("score", help="grade recorded answers")
     report = commands.add_parser("report", help="tables (Markdown, CSV, LaTeX) and a bar plot")
+    compare = commands.add_parser(
+        "compare",
+        help="two runs item by item: the difference, and answers on which they or graders disagree",
+        description=COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands.add_parser("tasks", help="list the tasks")
     commands.add_parser("grade", help="grade any outputs: GRADER < in.jsonl > out.jsonl")
     commands.add_parser("judge", help="AlpacaEval: have answers compared with a reference's")
@@ -101,6 +113,15 @@ def parser() -> argparse.ArgumentParser:
         help="the same, marking the best and what is within noise of it",
     )
     report.add_argument("--to", type=Path, help="folder to write to (default: the first RUN)")
+    report.add_argument(
+        "--disagreements",
+        type=count,
+        default=0,
+        metavar="N",
+        help="also disagreements.md: N answers per task on which graders, or the first RUN and "
+        "each other one, disagree (see `compare --help`)",
+    )
+    _add_compare_options(compare)
     return whole
 
 
@@ -168,6 +189,56 @@ def _add_generation_options(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--replay-fields", help="replay: how the file names them, id=task_id,output=completion"
     )
+
+
+COMPARE = """\
+Two runs, A and B, item by item: the difference in every metric with its 95 % interval (a paired
+bootstrap over the items that both have), and for a person to look at, answers on which the runs
+disagree, or the graders of a run: question, gold, every verdict, what each grader extracted, the
+end of each answer. One run alone: its graders against each other.
+
+    compare evals/nll evals/auto                          # the table, and 3 disagreements a task
+    compare evals/nll evals/auto --tasks math500 --kind runs --disagreements 10
+    compare evals/nll --disagreements 20 --full | less    # where the graders of one run disagree
+    compare evals/nll/gsm8k/greedy evals/nll/gsm8k/T1     # one task, decoded in two ways
+    compare evals/nll evals/auto --full --to looked_at    # also looked_at/disagreements.md
+
+Shown is one item of each kind in turn (A right, B wrong; A wrong, B right; graders differ in A; in
+B): those first that differ most, and among equals in an order drawn by --seed."""
+
+
+def _add_compare_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="A and B, or one alone: the --out of an evaluation, or the folder of one of its tasks",
+    )
+    one.add_argument(
+        "--disagreements",
+        type=count,
+        default=3,
+        metavar="N",
+        help="how many are shown of each task (default: 3); 0: the table and the counts alone",
+    )
+    one.add_argument("--tasks", help="only these: gsm8k,math500/T1; default: all that both have")
+    one.add_argument(
+        "--metric",
+        help="by which runs differ, such as math-paper or math-paper/pass@4 (default: that of a "
+        "grader meant to be right, …-robust, else of the first column in the tables of `report`)",
+    )
+    one.add_argument(
+        "--kind",
+        default="all",
+        choices=["all", "runs", "graders"],
+        help="only items on which the runs disagree, or only those on which graders do",
+    )
+    one.add_argument("--seed", type=int, default=0, help="another one shows other items")
+    one.add_argument(
+        "--full", action="store_true", help="nothing is shortened: whole questions and answers"
+    )
+    one.add_argument("--to", type=Path, help="folder: writes the same to disagreements.md there")
 
 
 def _add_grading_options(one: argparse.ArgumentParser) -> None:

@@ -15,6 +15,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
 def temperatures(text: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))

@@ -1,7 +1,9 @@
 """Which runs differ by more than noise: paired bootstrap on the items that they share."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +12,15 @@ from adaptsft.evals import samples
 from adaptsft.evals.metrics import Difference, Scores, paired_bootstrap, pass_at_k
 
 
-def item_scores(folder: Path, metric: str) -> dict[str, float]:
-    """Item id -> mean over its samples, or for NAME/pass@k that chance, from scored.jsonl."""
+def read_scored(folder: Path) -> list[dict[str, Any]]:
+    return samples.read_lines(folder / "scored.jsonl")[0]
+
+
+def item_scores(records: Iterable[dict[str, Any]], metric: str) -> dict[str, float]:
+    """Item id -> mean over its samples, or for NAME/pass@k that chance."""
     name, _, k = metric.partition("/pass@")
     values: dict[str, list[float]] = {}
-    for record in samples.read_lines(folder / "scored.jsonl")[0]:
+    for record in records:
         score = record["scores"].get(name)
         values.setdefault(record["item_id"], []).append(math.nan if score is None else float(score))
     if k:
@@ -29,17 +35,26 @@ def compare(a: Path, b: Path, metric: str) -> Difference:
 
     Raises DataError where their data is not the same.
     """
+    require_same_data(a, b)
+    found = difference(*(item_scores(read_scored(folder), metric) for folder in (a, b)))
+    if found is None:
+        raise DataError(f"{a} and {b}: no item has a {metric} in both: give both the same --limit")
+    return found
+
+
+def require_same_data(a: Path, b: Path) -> None:
     data = [samples.read_json(folder / "run.json")["data"]["sha256"] for folder in (a, b)]
     if data[0] != data[1]:
         raise DataError(
             f"{a} and {b}: evaluated on other data (sha256 {data[0][:12]}… and {data[1][:12]}…): "
             "they cannot be compared"
         )
-    left, right = item_scores(a, metric), item_scores(b, metric)
-    shared = [item for item in left if item in right]
-    if not shared:
-        raise DataError(f"{a} and {b}: no item has a {metric} in both: give both the same --limit")
-    return paired_bootstrap(_column(left, shared), _column(right, shared))
+
+
+def difference(a: dict[str, float], b: dict[str, float]) -> Difference | None:
+    """b against a, scores by item; None where they share no item."""
+    shared = [item for item in a if item in b]
+    return paired_bootstrap(_column(a, shared), _column(b, shared)) if shared else None
 
 
 def _column(scores: dict[str, float], items: list[str]) -> Scores:
@@ -53,7 +68,8 @@ def against_best(entries: list[tuple[Path, str]]) -> tuple[int, list[bool]]:
     difference holds 0.
     """
     means = [
-        float(np.mean(list(item_scores(folder, metric).values()))) for folder, metric in entries
+        float(np.mean(list(item_scores(read_scored(folder), metric).values())))
+        for folder, metric in entries
     ]
     best = int(np.argmax(means))
     same = []

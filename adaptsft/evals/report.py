@@ -7,6 +7,8 @@ from pathlib import Path
 
 from adaptsft.drawing import canvas, save
 from adaptsft.errors import ConfigError
+from adaptsft.evals.disagreements import Wanted
+from adaptsft.evals.side_by_side import NAME as DISAGREEMENTS, markdown as markdown_of
 from adaptsft.evals.tables import MARK, OF_SAMPLES, Table, build
 from adaptsft.files import write_atomically
 
@@ -137,10 +139,14 @@ def plot(tables: list[Table], path: Path) -> None:
     save(figure, path)
 
 
-def write(tables: list[Table], folder: Path) -> None:
-    """report.md, .csv, .tex and .png."""
+def write(tables: list[Table], folder: Path, disagreements: str = "") -> None:
+    """report.md, .csv, .tex and .png, and disagreements.md where there is such a text."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "report.md", markdown(tables))
+    text = markdown(tables)
+    if disagreements:
+        write_atomically(folder / DISAGREEMENTS, disagreements)
+        text += f"\n[Answers on which runs or graders disagree]({DISAGREEMENTS})\n"
+    write_atomically(folder / "report.md", text)
     write_atomically(folder / "report.csv", comma_separated(tables))
     write_atomically(folder / "report.tex", latex(tables))
     plot(tables, folder / "report.png")
@@ -152,7 +158,12 @@ def run_command(options: argparse.Namespace) -> int:
     if not runs:
         raise ConfigError("report: name the folders of evaluations")
     tables = build(runs, compare=bool(options.compare))
+    disagreements = (
+        markdown_of(runs, Wanted(options.disagreements)) if options.disagreements else ""
+    )
     folder = options.to or runs[0]
-    write(tables, folder)
+    write(tables, folder, disagreements)
     print(f"\n{markdown(tables)}\n{folder}/report.md, .csv, .tex, .png")
+    if disagreements:
+        print(folder / DISAGREEMENTS)
     return 0

@@ -81,15 +81,20 @@ def metrics_of(grader: str, verdict: dict[str, Any]) -> dict[str, Any]:
 def scored(
     sample: dict[str, Any], fields: dict[str, Any], verdicts: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """A record of scored.jsonl: the sample, what each grader extracted, and its metrics by name."""
-    scores, extracted = {}, {}
+    """A record of scored.jsonl: the sample, what each grader extracted, its metrics by name, and
+    what it remarked (`unparsed`, `timeout`, an error), where it did."""
+    scores, extracted, remarks = {}, {}, {}
     for name, verdict in verdicts.items():
+        remarked = [key for key in ("unparsed", "timeout") if verdict.get(key)]
+        if remarked or verdict.get("error"):
+            remarks[name] = ", ".join([*remarked, *filter(None, [verdict.get("error")])])
         if "extracted" in verdict:
             extracted[name] = verdict["extracted"]
         scores |= metrics_of(name, verdict)
     gold = fields.get("gold", fields.get("answer"))
     kept = {key: sample[key] for key in sample if key != "key"}
-    return kept | {"extracted": extracted, "gold": gold, "scores": scores}
+    told = {"remarks": remarks} if remarks else {}
+    return kept | {"extracted": extracted, "gold": gold, "scores": scores} | told
 
 
 def estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:

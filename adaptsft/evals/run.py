@@ -11,4 +11,5 @@ def run_command(options: argparse.Namespace) -> int:
         return 0  # only rank 0 scores and reports
     score.run_command(options)
     options.runs, options.compare, options.to = [options.out], [], None
+    options.disagreements = 0
     return report.run_command(options)

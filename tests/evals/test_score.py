@@ -1,6 +1,7 @@
 """Scores that come from elsewhere than our graders: a judge, and lm-eval."""
 
 import json
+import shutil
 
 import jsonschema
 import numpy as np
@@ -47,6 +48,17 @@ def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
     }
     assert evals("report", tmp_path / "out") == 0
     assert "AlpacaEval 2 WR (greedy)" in (tmp_path / "out" / "report.md").read_text()
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    folder = tmp_path / "other" / "alpaca_eval" / "greedy"
+    samples.write_json(folder / "annotations.json", [records[1], *[records[2]] * 2, records[0]])
+    assert evals("score", folder) == 0
+    capsys.readouterr()
+    assert evals("compare", tmp_path / "out", tmp_path / "other") == 0
+    shown = capsys.readouterr().out
+    assert "A better: 1\nB better: 1\n" in shown, "items that were not judged count in neither"
+    assert "alpaca_eval/greedy, runs by win_rate" in shown and "│ answer 0" in shown
+    assert evals("compare", tmp_path / "out") == 3
+    assert "none that says right or wrong: name a second run" in capsys.readouterr().err
 
 
 def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, capsys):
@@ -70,6 +82,16 @@ def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, ca
     assert evals("score", out) == 0
     assert json.loads((out / "five" / "harness" / "result.json").read_text()) == result
     assert (out / "five" / "harness" / "samples.rank0.jsonl").read_bytes() == before
+    assert evals("run", "--model", tiny_model("qwen2"), *settings[:-1], tmp_path / "other") == 0
+    scored = tmp_path / "other" / "five" / "harness" / "scored.jsonl"
+    rows, _ = samples.read_lines(scored)  # tiny models answer alike
+    rows[2]["scores"]["acc"] = 1.0 - rows[2]["scores"]["acc"]
+    samples.write_lines(scored, rows)
+    capsys.readouterr()
+    assert evals("compare", out, tmp_path / "other", "--disagreements", 5) == 0
+    shown = capsys.readouterr().out
+    assert "five/harness, runs by acc" in shown and "1 of 1: item openbookqa/2: A " in shown
+    assert f"Question:\n  │ {rows[2]['prompt']}\nGold: {rows[2]['gold']}\n" in shown
     assert evals("generate", "--model", tiny_model("llama"), *settings, "--temperature", "0,1") == 2
     assert "five: lm-eval's task decides how it decodes" in capsys.readouterr().err
     assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, (

@@ -2,16 +2,14 @@
 
 import json
 import math
-import unicodedata
 from typing import Any
 
 from markupsafe import Markup
 
 from adaptsft.analysis.report.folder import number
+from adaptsft.evals import pages
 
 NAME, VALUE, TEXT = 80, 400, 1500  # characters of a name, a setting and a text that are shown
-# Unicode categories: control, format (bidi and zero-width), surrogates, …
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def figures(value: Any, digits: int = 3) -> str:
@@ -43,8 +41,7 @@ def visible(value: Any) -> Any:
     else as it is."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    unseen = {c for c in set(value) if unicodedata.category(c) in INVISIBLE} - {*"\n\t\u200c\u200d"}
-    return value.translate({ord(c): f"⟨U+{ord(c):04X}⟩" for c in unseen}) if unseen else value
+    return pages.visible(value)
 
 
 def cut(value: Any, longest: int = NAME) -> str:
