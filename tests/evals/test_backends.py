@@ -336,8 +336,9 @@ def test_replay(tmp_path):
 
 
 def test_backends_that_cannot_be_opened(tmp_path):
+    options = {"model": "m", "template": "auto", "dtype": "auto", "tensor_parallel": 1}
     with pytest.raises(ConfigError, match=r"pip install 'adaptsft\[vllm\]'"):
-        open_backend("vllm", Namespace(model="m", template="auto", dtype="auto", tensor_parallel=1))
+        open_backend("vllm", Namespace(**options, max_model_len=None))
     with pytest.raises(ConfigError, match="needs --url"):
         open_backend("http", Namespace(url=None, model="m"))
     with pytest.raises(ConfigError, match="nowhere"):

@@ -8,6 +8,7 @@ import ast
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_the_ends_of_a_template_reach_the_engine(model, template):
     assert set(ours.ends) == hf.ends
     assert ours.identity.get("stop") == hf.identity.get("stop")
     assert answers(ours) == answers(hf)
+
+
+def test_an_end_that_the_model_cannot_generate_is_left_out(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "more")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": "<|beyond|>"})
+    tokenizer.save_pretrained(folder)
+    ours = opened(folder)
+    assert tokenizer.eos_token_id >= ours.engine.llm_engine.model_config.get_vocab_size()
+    assert tokenizer.eos_token_id not in ours.ends
+    assert answers(ours) == answers(HuggingFace(str(folder), template="plain"))
 
 
 def test_an_answer_is_of_its_own_seed(model):
