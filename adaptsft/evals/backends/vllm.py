@@ -177,12 +177,15 @@ class VLLM:
         """The answer to each prompt (token ids), or the error with which vLLM refuses it.
 
         It refuses the whole batch with the prompt, so that the others are asked again, by halves.
+        Raises ConfigError where it refuses the settings.
         """
         if not prompts:
             return []
         results = self._halves(prompts, settings)
-        if len(results) > 1 and all(isinstance(result, Exception) for result in results):
-            raise ConfigError(f"--backend vllm refuses every prompt: {reason_of(results[0])}")
+        if all(isinstance(result, Exception) for result in results):
+            (probe,) = self._halves([[0]], settings[:1])
+            if isinstance(probe, Exception):
+                raise ConfigError(f"--backend vllm refuses any prompt: {reason_of(probe)}")
         return results
 
     def _halves(self, prompts: list[list[int]], settings: list[Any]) -> list[Any]:
