@@ -1,7 +1,7 @@
 """What adaptsft uses of vLLM 0.33.0, on CPU: its names, parameters and defaults, and beneath them a
 small model of transformers.
 
-`test_vllm.py` compares the signatures with vLLM's own source where there is one. An argument that
+`test_vllm_signatures.py` compares it with vLLM's own source where there is one. An argument that
 is not listed here is refused. Of the engine itself (kernels, batching, processes) it says nothing.
 """
 
