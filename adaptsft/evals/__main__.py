@@ -183,6 +183,12 @@ def _add_generation_options(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--tensor-parallel", type=positive, default=1, help="GPUs per model: vllm")
     one.add_argument(
+        "--max-model-len",
+        type=positive,
+        help="vllm: most tokens of a prompt with its answer, fewer than the model takes, where "
+        "those do not fit the GPU",
+    )
+    one.add_argument(
         "--url", help="http: such as http://localhost:8000/v1; the key is read from OPENAI_API_KEY"
     )
     one.add_argument("--replay", help="replay: a JSON-lines file of recorded outputs")

@@ -35,7 +35,8 @@ class Sampling:
 
 class Output(NamedTuple):
     text: str
-    # "stop", "length" (max_tokens reached), or "prompt_too_long" (nothing was generated)
+    # "stop", "length" (max_tokens or the window reached), or, where nothing was generated,
+    # "prompt_too_long" or "error: WHY"
     finish_reason: str
     n_tokens: int
     # of the model's next-token distribution in nats, mean over the tokens that it drew at

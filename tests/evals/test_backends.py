@@ -1,6 +1,7 @@
 """Backends: the model's own answers, whatever the batch; a real HTTP server; recorded outputs."""
 
 import json
+import sys
 import threading
 from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -335,9 +336,11 @@ def test_replay(tmp_path):
         open_backend("replay", Namespace(replay=None, replay_fields=None, model=None))
 
 
-def test_backends_that_cannot_be_opened(tmp_path):
+def test_backends_that_cannot_be_opened(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
+    options = {"model": "m", "template": "auto", "dtype": "auto", "tensor_parallel": 1}
     with pytest.raises(ConfigError, match=r"pip install 'adaptsft\[vllm\]'"):
-        open_backend("vllm", Namespace(model="m", template="auto", dtype="auto", tensor_parallel=1))
+        open_backend("vllm", Namespace(**options, max_model_len=None))
     with pytest.raises(ConfigError, match="needs --url"):
         open_backend("http", Namespace(url=None, model="m"))
     with pytest.raises(ConfigError, match="nowhere"):

@@ -38,6 +38,7 @@ def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data)
     for option, value, reader in (
         ("--url", "http://localhost:1/v1", "http"),
         ("--tensor-parallel", 2, "vllm"),
+        ("--max-model-len", 512, "vllm"),
     ):
         command = ["generate", "--tasks", "gsm8k", "--model", tiny_model("llama"), *common]
         assert evals(*command, option, value) == 2

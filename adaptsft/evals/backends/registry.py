@@ -20,6 +20,7 @@ OPTIONS: Mapping[str, tuple[tuple[str, ...], object]] = {
     "device": (("hf",), "auto"),
     "dtype": (("hf", "vllm"), "auto"),
     "tensor_parallel": (("vllm",), 1),
+    "max_model_len": (("vllm",), None),
     "url": (("http",), None),
     "replay": (("replay",), None),
     "replay_fields": (("replay",), None),
