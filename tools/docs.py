@@ -1,5 +1,5 @@
 """Write what pages print from the code: docs/config.md, the tables of docs/objectives.md,
-docs/controllers.md and docs/models.md, and the programs of README.md and docs/api.md, which are
+docs/controllers.md, docs/models.md and docs/graders.md, and the programs of README.md and docs/api.md, which are
 those of examples/. `make docs` runs it.
 
     python tools/docs.py
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adaptsft.config.reference import markdown
 from adaptsft.controllers.__main__ import describe_controllers
+from adaptsft.evals.graders.__main__ import describe_math_rules
 from adaptsft.model.__main__ import describe_models
 from adaptsft.objectives.__main__ import describe_objectives
 
@@ -19,6 +20,7 @@ TABLES = {
     "objectives.md": describe_objectives,
     "controllers.md": describe_controllers,
     "models.md": describe_models,
+    "graders.md": describe_math_rules,
 }
 WITH_PROGRAMS = (REPO / "README.md", DOCS / "api.md")
 PROGRAM = re.compile(r"(<!-- (examples/\w+\.py) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from adaptsft.errors import DataError
+from adaptsft.evals.graders.__main__ import describe_math_rules
 from adaptsft.evals.graders.grading import grade_all
 from adaptsft.evals.graders.mathematics.forms import FORMS, Form
 from adaptsft.evals.graders.mathematics.paper_text import last_box
 from adaptsft.evals.graders.mathematics.robust import grade
 from adaptsft.evals.graders.mathematics.rules import RULES, Rule
 from adaptsft.evals.graders.mathematics.unicode import to_latex
+from tests.conftest import REPO
 
 AROUND = ("So it is $\\boxed{%s}$.", "It is %s, so\n\n**Final Answer**: \\[\\boxed{ %s }\\]")
 
@@ -36,6 +38,10 @@ def right(gold: str, answer: str, **options: Any) -> bool:
 def test_a_rule_is_right_both_ways(rule: Rule | Form) -> None:
     assert right(*rule.right)
     assert not right(*rule.wrong)
+
+
+def test_the_page_lists_every_rule() -> None:
+    assert describe_math_rules() in (REPO / "docs" / "graders.md").read_text(), "run: make docs"
 
 
 RIGHT = [
