@@ -1,6 +1,6 @@
-"""How often the graders are right on cases whose verdict a careful reader knows, and how fast they are.
+"""How often graders are right on cases whose verdict a careful reader knows, and how fast they are.
 
-    python benchmarks/evals_graders.py --cases FILE.json ... [--golds FILE.jsonl --responses FILE.json]
+    python benchmarks/evals_graders.py --cases FILE.json ... [--golds FILE --responses FILE]
 
 --cases: {"cases": [{"prediction" or "response", "gold", "expected", "contestable"?, "options" or
 "lang"?}]}, tests/evals/cases and such files of your own. Cases that readers may decide otherwise
@@ -43,7 +43,8 @@ def main() -> None:
     options = asked.parse_args()
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
         "versions": {name: version(name) for name in ("math-verify", "sympy")},
         "cases": {path.name: on_cases(path, options.workers) for path in options.cases},
     }

@@ -1,6 +1,6 @@
 """Write what pages print from the code: docs/config.md, the tables of docs/objectives.md,
-docs/controllers.md, docs/models.md and docs/graders.md, and the programs of README.md and docs/api.md, which are
-those of examples/. `make docs` runs it.
+docs/controllers.md, docs/models.md and docs/graders.md, and the programs of README.md and
+docs/api.md, which are those of examples/. `make docs` runs it.
 
     python tools/docs.py
 """

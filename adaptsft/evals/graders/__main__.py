@@ -13,7 +13,7 @@ from adaptsft.evals.graders.mathematics.rules import RULES
 def describe_math_rules() -> str:
     """In Markdown: each rule, an answer that is right because of it, one that stays wrong, and
     what math-verify says of the two."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it has no time limit here
     lines = [
         f"| rule | gold | right | wrong | math-verify {version('math-verify')} |",
         "|---|---|---|---|---|",
@@ -22,9 +22,7 @@ def describe_math_rules() -> str:
         (gold, right), (other_gold, wrong) = rule.right, rule.wrong
         assert grade({"gold": gold, "prediction": right})["correct"], rule
         assert not grade({"gold": other_gold, "prediction": wrong})["correct"], rule
-        said = [
-            "right" if _math_verify(*pair) else "wrong" for pair in ((gold, right), rule.wrong)
-        ]
+        said = ["right" if _math_verify(*pair) else "wrong" for pair in ((gold, right), rule.wrong)]
         golds = _code(gold) if gold == other_gold else f"{_code(gold)}; {_code(other_gold)}"
         lines.append(
             f"| {rule.name} | {golds} | {_code(right)} | {_code(wrong)} | {'; '.join(said)} |"

@@ -250,7 +250,12 @@ RULES = (
     Rule("other names", _other_names, (r"\frac{\pi}{2}", "pi/2"), (r"\sqrt{2}", "sqrt(3)")),
     Rule("sentence", _sentence, ("5", r"\text{The answer is }5"), ("5", r"\text{The answer is }6")),
     Rule("currency", _currency, ("5", "£5"), ("5", "£50")),
-    Rule("number words", _words, (r"(-\infty,\infty)", r"\text{all real numbers}"), ("12", "twenty")),
+    Rule(
+        "number words",
+        _words,
+        (r"(-\infty,\infty)", r"\text{all real numbers}"),
+        ("12", "twenty"),
+    ),
     Rule("mixed number", _mixed, (r"\frac{59}{8}", "7 3/8"), ("7", "7 3/8")),
     Rule(
         "power of ten",
