@@ -1,5 +1,6 @@
 """mcq-robust in other languages: the sentences of MMLU-ProX's prompts, natural variants, cues."""
 
+import re
 import unicodedata
 
 import pytest
@@ -84,7 +85,9 @@ def extracted(lang: str, response: str) -> str | None:
 def written(sentence: str, letter: str) -> str:
     """The sentence with its letter, and another one where it names two."""
     other = "D" if letter != "D" else "E"
-    return sentence.replace("L", letter).replace("M", other)
+    return re.sub(
+        r"(?<![A-Za-z])[LM](?![A-Za-z])", lambda m: {"L": letter, "M": other}[m[0]], sentence
+    )
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
