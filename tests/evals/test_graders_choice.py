@@ -143,7 +143,8 @@ CASES = {
         ("The answer is B cell lymphoma.", DRUGS, None),
         ("A. Aspirin\nB. Warfarin\nC. Clopidogrel\nD. Heparin", DRUGS, None),
         ("(A) Aspirin (B) Warfarin (C) Clopidogrel (D) Heparin", DRUGS, None),
-        ("Choose the correct answer:\nA. Aspirin\nB. Warfarin\nC. Clopidogrel\nD. Heparin", DRUGS, None),
+        ("Which is correct?\nA. Aspirin\nB. Warfarin\nC. Clopidogrel\nD. Heparin", DRUGS, None),
+        ("The answer:\nA. Aspirin\nB. Warfarin\nC. Clopidogrel\nD. Heparin", DRUGS, None),
         ("A\nB\nC\nD", DRUGS, None),
         ("\u0410", DRUGS, None),  # Cyrillic A
         ("The answer is \u0412.", DRUGS, None),  # Cyrillic Ve
@@ -241,8 +242,8 @@ def test_rules(response: str, options: dict[str, str], letter: str | None) -> No
     "unit",
     [
         "a", " ", "A ", "(", "\\boxed{", "<think>", "</think>", "the answer is ", "not ", "A, ",
-        "A and ", "answer ", "answer: ", "aspirin ", "aspirin or ", "~~", "*", "\n", "A.\n", "A is ",
-        "is ", "so ", "10,", "{", "\\text{", "\u0301", "the the answer is not ",
+        "A and ", "answer ", "answer: ", "aspirin ", "aspirin or ", "~~", "*", "\n", "A.\n",
+        "A is ",        "is ", "so ", "10,", "{", "\\text{", "\u0301", "the the answer is not ",
     ],
 )  # fmt: skip
 def test_time_is_linear_in_the_answer(unit: str) -> None:

@@ -49,21 +49,30 @@ _LETTER_ENDS = (
 _MAYBE = ("could", "might", "may", "can", "perhaps", "possibly", "maybe")
 _CONCLUDING = (
     "it is|it's|it must be|it should be|it has to be|it would be|this is|this must be|that is"
-    "|i think|i believe|corresponds to|matches|points to|leads to|indicates|consistent with"
-).split("|")
+    "|i think|i believe|consistent with|equals|equal to|we get|we obtain|yields|no wait|wait"
+    "|actually|i mean|correction|definitely|clearly|probably|most likely"
+    "|corresponds to|matches|points to|leads to|indicates|suggests"
+    "|correspond to|match|point to|lead to|indicate|suggest"
+)
+_CHOOSING = (
+    "choose|chose|pick|picked|select|selected|say|guess|go with|going with|opt for|settle on"
+    "|lean towards"
+)
 OPTION = rf"(?:(?:{_any('option')})[ :]{{0,2}})?"
 # an option, by its letter or its text; then the other one beside it
 ITEM = re.compile(
-    rf"{_OPEN}(?i:{OPTION}){_OPEN}(?:(?P<letter>[A-Za-z]){_LETTER_ENDS}|(?P<mark>{MARK}))"
+    rf"{_OPEN}(?i:{OPTION}){_OPEN}"
+    rf"(?:(?:(?:an?|the) )?(?P<mark>{MARK})|(?P<letter>[A-Za-z]){_LETTER_ENDS})"
 )
 TEXT_TOO = re.compile(rf"[ .:)(\]>\"'-]{{1,5}}({MARK})")
 LETTER_TOO = re.compile(rf" ?[(\[](?i:{OPTION})([A-Z])[)\]]")
 JOIN = re.compile(
-    rf"{_CLOSE}(?: ?[,/&+;] ?(?P<too>(?:{_any('joins')}) ?)?| ?(?P<word>{_any('joins')}) ?)"
+    rf"{_CLOSE}(?: ?[,/&+] ?(?P<too>(?:{_any('joins')}) ?)?| ?(?P<word>{_any('joins')}) ?)"
 )
 
 # what may come behind an option that is the answer
 _END = r"(?:[)\]>\"' ]{0,4}(?:$|[\n.,;:!|}]|- )|[)\]\"'>]| - | [(\[])"
+PHRASE_ENDS = re.compile(r"[)\]>\"' ]{0,4}(?:$|[\n.,;!])")
 CLAUSE_ENDS = re.compile(rf"{_END}| (?:because|since)(?![a-z])")
 FOLLOWS = re.compile(rf"{_END}|{_CLOSE} ?(?:{_any('because')})|{_CLOSE}{_OTHER_SCRIPT}")
 INITIAL = re.compile(rf"\. (?!{_any('because')}|(?:i|the|a)(?![a-z]))[a-z]{{2}}")  # C. difficile
@@ -73,16 +82,14 @@ ASKING = re.compile(r"[)\]>\"' ]{0,4}\?")
 CUE = re.compile(
     _any("answer") + rf"|(?<![{_WORDS}])(?:choice|option|final|selection|selected|letter)(?= ?[:=])"
 )
-VERB = re.compile(
-    _words(
-        ("choose", "chose", "pick", "picked", "select", "selected", "go with", "opt for", "guess")
-    )
-)
+VERB = re.compile(_words(_CHOOSING.split("|")))
 SUBJECT = re.compile(
     r"(?:^|[.,:;\n(] ?|\b(?:i|we|you|i'd|i'll|we'd|let's|would|will|should|must|to|so|therefore"
-    r"|thus|hence|and|not|can|can't|cannot|don't|won't|never|have|finally) )$"
+    r"|thus|hence|and|not|can|can't|cannot|don't|won't|never|have|finally|i'm|we're) )\Z"
 )
-WEAK_CUE = re.compile(_words(_CONCLUDING) + f"|(?P<so>{_any('so')})|(?P<instead>{_any('instead')})")
+WEAK_CUE = re.compile(
+    _words(_CONCLUDING.split("|")) + f"|(?P<so>{_any('so')})|(?P<instead>{_any('instead')})"
+)
 COPULA = re.compile(r" (?:is|are|was|were|does|do|did)\b")
 STEP = re.compile(
     rf"{_GAP},? ?(?:(?P<not>{_any('nots')})"
@@ -91,29 +98,30 @@ STEP = re.compile(
 GAP, PAUSE = re.compile(_GAP), re.compile(f",?{_GAP}")
 
 # before it, in the same clause: denied, or only spoken of
-_SAME_CLAUSE = r"[^.,:;!?\n]{0,30}$"
+_SAME_CLAUSE = r"[^.,:;!?\n]{0,30}\Z"
 DENIED = re.compile(
     rf"(?:\b(?:not|never|cannot|don't|doesn't|didn't|won't|can't|isn't|unable|nicht|kein|pas|non)\b"
     rf"|n't |不){_SAME_CLAUSE}"
 )
 SUPPOSED = re.compile(
     r"\b(?:wrong|incorrect|other|another|alternative|false|previous|tempting|if|whether|suppose"
-    rf"|assuming|assume|unless|why|when)\b{_SAME_CLAUSE}"
+    rf"|assuming|assume|unless|why|maybe|perhaps|possibly|could|might)\b{_SAME_CLAUSE}"
 )
 TEXT_DENIED = re.compile(
     rf"(?:{DENIED.pattern[: -len(_SAME_CLAUSE)]}|{SUPPOSED.pattern[: -len(_SAME_CLAUSE)]}"
-    r"|\b(?:no|without|than|instead of|unlike|except|excludes?|excluded|avoid|against|stop|stopped"
-    rf"|could|might|may|perhaps|possibly|kein|keine|sin|sans|ohne)\b){_SAME_CLAUSE}"
+    r"|\b(?:no|over|without|than|superior to|compared to|compared with|instead of|unlike|except"
+    r"|excludes?|excluded|avoid|against|stop|stopped|may|kein|keine|sin|sans|ohne)\b)"
+    + _SAME_CLAUSE
 )
-
 ANY_DENIAL = re.compile(
-    rf"(?:{_any('nots', 'wrong')}|{TEXT_DENIED.pattern[: -len(_SAME_CLAUSE)]})[^.;:!?\n]{{0,40}}$"
+    rf"(?:{_any('nots', 'wrong')}|{TEXT_DENIED.pattern[: -len(_SAME_CLAUSE)]})[^.;:!?\n]{{0,40}}\Z"
 )
 
 # behind an option: it is called right or wrong
 _LINKS = rf"(?:[ :,-]{{0,3}}(?:{_any('links', but='here|correct|right|best')})){{0,4}}[ :-]{{0,3}}"
 RIGHT = re.compile(
-    rf"{_CLOSE}{_LINKS}(?:{_any('right')})(?: (?:answer|option|choice|one|response|statement|too|as well))?"
+    rf"{_CLOSE}{_LINKS}(?:{_any('right')})"
+    r"(?: (?:answer|option|choice|one|response|statement|too|as well))?"
     rf"(?:{_END}| ?{_OTHER_SCRIPT}| (?:{_any('because')}))"
     rf"|{_CLOSE}{_LINKS}best(?: [a-z]+){{0,3}}{_END}"
 )
@@ -121,8 +129,9 @@ WRONG = re.compile(rf"{_CLOSE}{_LINKS}(?:correct |right |the best )?(?:{_any('wr
 MENTION = re.compile(rf"(?<![{_WORDS}\d_'-])[A-Z]{_LETTER_ENDS}|{MARK}")
 # a letter that is called something is no part of a term: "hepatitis B is"
 NO_TERM = re.compile(
-    rf"(?:^|[\n.,;:!?\"'(\[|] ?| - |{_OTHER_SCRIPT} ?|(?:{_any('option', 'so', 'joins', 'instead')}) ?"
-    r"|\b(?:that|only|because|since|then|clearly|think|believe|say|is|as|both|neither|either) )$"
+    rf"(?:^|[\n.,;:!?\"'(\[|] ?| - |\n[-*•] |^- |{_OTHER_SCRIPT} ?|"
+    rf"(?:{_any('option', 'so', 'joins', 'instead')}) ?"
+    r"|\b(?:that|only|because|since|then|clearly|think|believe|say|is|as|both|neither|either) )\Z"
 )
 
 QUESTION = re.compile(rf"(?:^|\n)(?:{_any('question')}) ?\d{{0,3}} ?:")
@@ -132,10 +141,11 @@ UNSURE = re.compile(
 )
 SO = re.compile(_any("so"))
 # a line that is an option, with anything around it; or that begins with a letter
-BULLET = re.compile(r"[^\w?\ue000-\ue1ff(\[\"']{0,6}")
-ONLY = re.compile(rf"[)\]}}\"'.:,;!|> ]{{0,6}}$")
+BULLET = re.compile(r"[^\w?\ue000-\ue1ff(\[\"']{0,6}(?:\d{1,3}[.)] )?")
+ONLY = re.compile(r"[)\]}\"'.:,;!|> ]{0,6}$")
 FIRST = re.compile(r"\(?([A-Z])(?:(?:\)[.:]?|[.:,]| -)(?= |$)| (?=because |since ))")
+BRACKETED = re.compile(r"[(\[][A-Z][)\]]")
 LAST = re.compile(rf"[(\[](?i:{OPTION})([A-Z])[)\]][.!]?$")
-OWN_CLAUSE = re.compile(r"(?:^|[.;:!?\n=] ?)[(\"']?$")
-IS = re.compile(rf"(?:(?<![{_WORDS}])(?:is|are|was|be)|=|:) $|= ?$")
+OWN_CLAUSE = re.compile(r"(?:^|[.,;:!?\n=] ?)(?:but |so |and )?[(\"']?\Z")
+IS = re.compile(rf"(?:(?<![{_WORDS}])(?:is|are|was|be)|=|:) \Z|= ?\Z")
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+(?![\s\"')])[^.!?\n]*)*")

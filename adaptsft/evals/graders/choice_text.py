@@ -8,10 +8,10 @@ import unicodedata
 from functools import lru_cache
 
 # A thought that is never closed ends with the answer; one that was opened by the prompt begins it.
+_TAGS = "think|thinking|thought|thoughts|reasoning|scratchpad"
 _THOUGHT = re.compile(
-    r"(?P<open><(?:think|thinking|thought|thoughts|reasoning|scratchpad)>|<\|begin_of_thought\|>"
-    r"|◁think▷|(?:^|\n)#+ *Thinking *(?=\n))|(?P<close></(?:think|thinking|thought|thoughts|reasoning"
-    r"|scratchpad)>|<\|end_of_thought\|>|◁/think▷|(?:^|\n)#+ *Final Response *(?=\n))",
+    rf"(?P<open><(?:{_TAGS})>|<\|begin_of_thought\|>|◁think▷|(?:^|\n)#+ *Thinking *(?=\n))"
+    rf"|</(?:{_TAGS})>|<\|end_of_thought\|>|◁/think▷|(?:^|\n)#+ *Final Response *(?=\n)",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox) ?\{|<answer>", re.IGNORECASE)
@@ -50,7 +50,9 @@ _DROPPED = tuple(
     (re.compile(pattern), to)
     for pattern, to in (
         (r"~~[^~\n]*~~", ""),  # struck out
-        (r"\\(?:text|math)[a-z]*(?![a-zA-Z])|\\(?:bf|rm|it|boxed|fbox|left|right|Large|large)(?![a-zA-Z])", ""),
+        (r"\\[dt]?frac *\{([^{}]{1,20})\} *\{([^{}]{1,20})\}", r"\1/\2"),
+        (r"\\(?:text|math)[a-z]*(?![a-zA-Z])", ""),
+        (r"\\(?:bf|rm|it|boxed|fbox|left|right|large|Large)(?![a-zA-Z])", ""),
         (r"\\(?:q?quad(?![a-zA-Z])|[ ,;:!])", " "),
         (r"\\\\|<br ?/?>", "\n"),
         (r"\\[()\[\]]|\\?\$|\\(?=[%&#_{}])", ""),

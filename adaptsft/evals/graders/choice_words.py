@@ -26,29 +26,28 @@ class _Row(NamedTuple):
 
 _ENGLISH = _Row(
     answer="answer|answers|answer choice|correct option|correct choice|correct letter|right option"
-    "|right choice|best option|best choice|final choice|my choice|selected option|chosen option"
-    "|correct one|correct statement|correct response|choice is|solution|conclusion|result is",
+    "|right choice|best option|best choice|final choice|my choice|my guess|my pick|selected option|chosen option"
+    "|best|correct|right|correct one|correct statement|correct response|choice is|solution|conclusion|result is",
     links="is|are|was|be|been|would|should|must|will|has|have|to|seems|seem|appears|appear|likely|most"
     "|probably|clearly|definitely|certainly|therefore|thus|then|hence|indeed|simply|just|only|the|of"
     "|option|options|choice|choices|letter|answer|alternative|statement|item|correct|right|best|final"
-    "|both|either|here|question|this|that|these|for|above|below|following|given|as|follows|case|one"
-    "|i think|i believe|between|patient|please|with|using|reads|single|appropriate|suitable",
+    "|approximately|about|around|roughly|equal to|both|either|here|question|this|that|these|for|above|below|following|given|as|follows|case|one"
+    "|i think|i believe|between|among|patient|please|with|using|reads|single|appropriate|suitable",
     nots="not|isn't|aren't|wasn't|can't|cannot|never|neither|unlikely|wouldn't|shouldn't|can not",
     joins="and|or|nor|and/or|versus|vs|vs.",
-    option="option|choice|letter|answer|statement|answer choice",
+    option="option|choice|letter|answer|answer choice",
     right="correct|right|answer|best|correct answer|right answer|best answer|correct choice"
     "|right choice|best choice|best option|correct option|correct one|right one",
     wrong="not|isn't|aren't|wrong|incorrect|false|excluded|contraindicated|ruled out|eliminated"
     "|unlikely|inappropriate|can be excluded|can be ruled out|can be eliminated|cannot|can't|out"
     "|unsuitable|inferior|insufficient|stopped|avoided|never|less|should be avoided",
-    because="because|since|as|which|that|but|with|due|for|from|in|by|based|given|according|where"
+    because="because|since|as|which|that|but|and|with|due|from|in|by|based|given|according|where"
     "|while|not|rather|here|though|although|instead|so|the|this|it",
     so="therefore|so|thus|hence|consequently|in conclusion|in summary|overall",
     instead="but|but rather|rather|instead|but it is",
     question="question|q|problem",
 )  # fmt: skip
 
-# E501: a line is a language
 _OTHERS = {
     "mr": _Row("उत्तर|पर्याय|योग्य उत्तर", "आहे|हे|पर्याय|योग्य|बरोबर|हा", "नाही", "किंवा|आणि|व", "पर्याय", "योग्य|बरोबर|अचूक", "नाही|नाहीत|चुकीचा|चुकीचे|चूक|नसून|योग्य नाही", "कारण", "म्हणून", "नसून|तर", "प्रश्न"),
     "ne": _Row("उत्तर|विकल्प", "हो|छ|विकल्प|सही|ठीक", "होइन", "वा|अथवा|र", "विकल्प", "सही|ठीक", "होइन|होइनन्|छैन|गलत|सही होइन", "किनभने|किनकि", "त्यसैले", "तर|बरु", "प्रश्न"),
@@ -60,7 +59,7 @@ _OTHERS = {
     "ar": _Row("الإجابة|الاجابة|الجواب|إجابة|الإجابة الصحيحة|الخيار الصحيح", "هي|هو|الصحيحة|الصحيح|الخيار|حرف", "ليست|ليس", "أو|و", "الخيار", "صحيح|صحيحة", "خطأ|غير صحيح", "لأن", "لذلك|إذن", "بل", "سؤال"),
     "bn": _Row("উত্তর|সঠিক বিকল্প", "হল|হলো|হচ্ছে|সঠিক|বিকল্প", "", "বা|এবং|অথবা", "বিকল্প", "সঠিক", "নয়|ভুল", "কারণ", "তাই|সুতরাং"),
     "cs": _Row("odpověď|správná odpověď", "je|správná|zní|možnost", "není", "nebo|a", "možnost", "správně|správná", "není|špatně", "protože", "proto"),
-    "de": _Row("antwort|lösung|richtige option|ergebnis ist", "ist|lautet|die|richtige|korrekte|option|buchstabe|also|somit|wäre|antwort|wohl|wahrscheinlich", "nicht|keine|nicht die", "oder|und", "option|antwort", "richtig|korrekt|die richtige antwort|die richtige|die antwort", "falsch|nicht|nicht richtig|unwahrscheinlich", "weil|denn|da", "also|daher|somit|deshalb|folglich", "sondern", "frage"),
+    "de": _Row("antwort|lösung|richtig|korrekt|richtige option|ergebnis ist", "ist|lautet|die|richtige|korrekte|option|buchstabe|also|somit|wäre|antwort|wohl|wahrscheinlich", "nicht|keine|nicht die", "oder|und", "option|antwort", "richtig|korrekt|die richtige antwort|die richtige|die antwort", "falsch|nicht|nicht richtig|unwahrscheinlich", "weil|denn|da", "also|daher|somit|deshalb|folglich", "sondern", "frage"),
     "el": _Row("απάντηση|η απάντηση|σωστή επιλογή", "είναι|η|το|σωστή", "δεν είναι|δεν", "ή|και", "επιλογή", "σωστή", "λάθος", "γιατί|διότι", "άρα"),
     "es": _Row("respuesta|opción correcta|alternativa correcta|elijo|solución", "es|la|correcta|opción|letra|sería|alternativa|final|más probable|entonces|respuesta|número", "no es|no|no es la|no sería", "o|y|u|e", "opción|alternativa|letra|respuesta", "correcta|la correcta|la respuesta correcta|la respuesta|la opción correcta", "incorrecta|no|no es correcta|falsa|no es", "porque|ya que|debido|pues", "por lo tanto|por tanto|así que|entonces", "sino", "pregunta"),
     "fa": _Row("پاسخ|جواب|گزینه صحیح|گزینه درست", "صحیح|درست|گزینه|است|برابر|عبارت", "", "یا|و", "گزینه", "صحیح|درست", "نیست|غلط|نادرست", "زیرا|چون", "بنابراین"),
@@ -86,7 +85,7 @@ _OTHERS = {
     "ur": _Row("جواب|درست آپشن", "درست|صحیح|آپشن|ہے", "", "یا|اور", "آپشن", "درست|صحیح", "نہیں|غلط", "کیونکہ", "لہذا"),
     "vi": _Row("đáp án|câu trả lời|chọn|lựa chọn đúng", "là|đúng|chính xác|phương án|cuối cùng|câu|nhất|sẽ", "không phải|không phải là|không", "hoặc|và|hay", "phương án|đáp án", "đúng|là đáp án đúng|là đúng|chính xác|là đáp án", "sai|không|không đúng", "vì|bởi", "do đó|vậy|vì vậy", "mà là", "câu hỏi"),
     "zh": _Row("答案|正确选项|正確選項|故选|故選|应选|應選|选择|選擇|选|選|正确的是|正確的是|结论", "是|为|為|选项|選項|正确|正確|应该|應該|應為|应为|最终|最佳|就是|应该是|该|的|即", "不是|不为|不選|不选|并非", "和|或|与|與|及|或者|以及|还是|跟", "选项|選項", "正确|正確|是正确|是正確|对|對|是正确的|是正确答案|是正確答案|是答案|为正确", "不正确|不正確|错误|錯誤|不对|不是|错|是错|是錯|不符合|不选|排除|不正确的", "因为|因為", "因此|所以|故|综上", "而是", "问题|問題|题目"),
-}  # fmt: skip  # noqa: E501
+}  # fmt: skip
 
 # language -> field -> words
 LANGUAGES: dict[str, dict[str, list[str]]] = {
