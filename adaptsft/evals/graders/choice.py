@@ -21,6 +21,7 @@ from adaptsft.errors import DataError
 from adaptsft.evals.graders import choice_patterns as patterns
 from adaptsft.evals.graders.choice_statements import ABSTAIN, Answer, stated
 from adaptsft.evals.graders.choice_text import (
+    ECHO,
     boxes,
     is_weak,
     options_of,
@@ -142,8 +143,10 @@ def grade(record: dict) -> dict:
     response = without_thoughts(record["response"])
     letter = _boxed(response, mark, letters)
     if letter is None:
-        answer = Answer(mark(plain(response)), letters)
-        letter, denied = stated(answer)
+        marked = mark(plain(response)).strip()
+        letter, denied = stated(Answer(marked, letters))
+        # above a repetition of the options stands one of the question
+        answer = Answer(marked.rpartition(ECHO)[2].strip(), letters)
         if letter is None:
             letter = _lone(answer, denied)
         if letter is None:

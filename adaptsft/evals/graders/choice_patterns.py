@@ -64,7 +64,7 @@ ITEM = re.compile(
     rf"{_OPEN}(?i:{OPTION}){_OPEN}"
     rf"(?:(?:(?:an?|the) )?(?P<mark>{MARK})|(?P<letter>[A-Za-z]){_LETTER_ENDS})"
 )
-TEXT_TOO = re.compile(rf"[ .:)(\]>\"'-]{{1,5}}({MARK})")
+TEXT_TOO = re.compile(rf"[ .:)(\]>\"'-]{{1,5}}(?:(?:[Aa]n?|[Tt]he) )?({MARK})")
 LETTER_TOO = re.compile(rf" ?[(\[](?i:{OPTION})([A-Z])[)\]]")
 JOIN = re.compile(
     rf"{_CLOSE}(?: ?[,/&+] ?(?P<too>(?:{_any('joins')}) ?)?| ?(?P<word>{_any('joins')}) ?)"

@@ -129,9 +129,11 @@ def plain(text: str) -> str:
 # An option's text, where the answer names it, becomes one character: the option's number in one of
 # these ranges. A weak one (a number, "no") says little in a sentence about something else.
 STRONG, WEAK = 0xE000, 0xE100
+ECHO = "\ue1f0"  # stands for a repetition of the whole list
 MARK = f"[{chr(STRONG)}-{chr(WEAK + 25)}]"
 _COMMON = {"yes", "no", "maybe", "true", "false", "none", "all", "both", "neither", "either"}
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w)", re.IGNORECASE)
+_ARTICLES = "(?:(?:[Aa]n?|[Tt]he) )?"
 _UNBOUNDED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\\w]")
 
 
@@ -154,18 +156,18 @@ class Options:
         self._echo = re.compile(
             "".join(
                 rf"\W{{0,3}}{letter}[ .):(\]-]{{1,4}}"
-                + (_mark(letter, core) if letter in named else re.escape(core))
+                + (f"{_ARTICLES}{_mark(letter, core)}" if letter in named else re.escape(core))
                 + r"[ .;,\n]{0,3}"
                 for letter, core in cores.items()
             )
         )
 
     def mark(self, text: str) -> str:
-        """`text` with options' texts as marks, and without any repetition of the whole list."""
+        """`text` with options' texts as marks, and repetitions of the whole list as another one."""
         if self._texts is None:
             return text
         marked = self._texts.sub(lambda found: self._marks[(found.lastindex or 1) - 1], text)
-        return self._echo.sub("\n", marked).strip() if len(self.letters) > 1 else marked
+        return self._echo.sub(f"\n{ECHO}\n", marked) if len(self.letters) > 1 else marked
 
 
 @lru_cache(maxsize=512)
