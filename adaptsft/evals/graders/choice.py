@@ -80,10 +80,11 @@ def _lone(answer: Answer, denied: set[str]) -> str | None:
         return found[0] if len(set(found)) == 1 else ABSTAIN
     if len({letter for _, letter in beginning}) > 1:
         return None
-    if beginning and beginning[0][0] is lines[0]:
-        return None if beginning[0][1] in denied else beginning[0][1]
+    if beginning and beginning[0][0] is lines[0] and beginning[0][1] not in denied:
+        return beginning[0][1]
     last = patterns.LAST.search(lines[-1], max(0, len(lines[-1]) - 40))
-    return last[1] if last and last[1] in answer.letters and last[1] not in denied else None
+    letter = (last[1] or last[2]) if last else ""
+    return letter if letter and letter in answer.letters and letter not in denied else None
 
 
 def _begins(line: str, first: re.Match[str], letters: str) -> bool:

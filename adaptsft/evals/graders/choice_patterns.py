@@ -15,7 +15,7 @@ _WORDS = rf"{_LATIN}\u0370-\u06ff"  # of scripts that put spaces between words a
 _OTHER_SCRIPT = rf"(?!{MARK})[^\x00-\u052f\u1e00-\u1eff\u2000-\u2bff]"
 _OPEN = r"[ \"'(\[<]{0,4}"
 _CLOSE = r"[ )\]>\"']{0,4}"
-_GAP = r"[ \n:=>|\"'(\[-]{0,6}"
+_GAP = r"[ \n:=>|\"'()\[\]_-]{0,6}"
 
 
 def _any(*fields: str, but: str = "") -> str:
@@ -48,15 +48,16 @@ _LETTER_ENDS = (
 )
 _MAYBE = ("could", "might", "may", "can", "perhaps", "possibly", "maybe")
 _CONCLUDING = (
-    "it is|it's|it must be|it should be|it has to be|it would be|this is|this must be|that is"
-    "|i think|i believe|consistent with|equals|equal to|we get|we obtain|yields|no wait|wait"
-    "|actually|i mean|correction|definitely|clearly|probably|most likely"
+    "it is|it's|must be|it must be|it should be|it has to be|it would be|this is|this must be"
+    "|that is|leaves|leaving|left with|no wait|wait|actually|i mean|correction"
+    "|i think|i believe|consistent with|equals|equal to|we get|we obtain|yields"
+    "|definitely|clearly|probably|most likely"
     "|corresponds to|matches|points to|leads to|indicates|suggests"
     "|correspond to|match|point to|lead to|indicate|suggest"
 )
 _CHOOSING = (
     "choose|chose|pick|picked|select|selected|say|guess|go with|going with|opt for|settle on"
-    "|lean towards"
+    "|lean towards|settled on"
 )
 OPTION = rf"(?:(?:{_any('option')})[ :]{{0,2}})?"
 # an option, by its letter or its text; then the other one beside it
@@ -67,7 +68,8 @@ ITEM = re.compile(
 TEXT_TOO = re.compile(rf"[ .:)(\]>\"'-]{{1,5}}(?:(?:[Aa]n?|[Tt]he) )?({MARK})")
 LETTER_TOO = re.compile(rf" ?[(\[](?i:{OPTION})([A-Z])[)\]]")
 JOIN = re.compile(
-    rf"{_CLOSE}(?: ?[,/&+] ?(?P<too>(?:{_any('joins')}) ?)?| ?(?P<word>{_any('joins')}) ?)"
+    rf"{_CLOSE}(?: ?(?:[,/&+]|;(?= ?[a-z(])|[)\]](?= ?[(\[])) ?(?P<too>(?:{_any('joins')}) ?)?"
+    rf"| ?(?P<word>{_any('joins')}) ?)"
 )
 
 # what may come behind an option that is the answer
@@ -93,7 +95,7 @@ WEAK_CUE = re.compile(
 COPULA = re.compile(r" (?:is|are|was|were|does|do|did)\b")
 STEP = re.compile(
     rf"{_GAP},? ?(?:(?P<not>{_any('nots')})"
-    rf"|(?P<maybe>{_words(_MAYBE)})|{_any('links')})"
+    rf"|{_any('links')}|(?P<maybe>{_words(_MAYBE)}))"
 )
 GAP, PAUSE = re.compile(_GAP), re.compile(f",?{_GAP}")
 
@@ -143,9 +145,10 @@ SO = re.compile(_any("so"))
 # a line that is an option, with anything around it; or that begins with a letter
 BULLET = re.compile(r"[^\w?\ue000-\ue1ff(\[\"']{0,6}(?:\d{1,3}[.)] )?")
 ONLY = re.compile(r"[)\]}\"'.:,;!|> ]{0,6}$")
-FIRST = re.compile(r"\(?([A-Z])(?:(?:\)[.:]?|[.:,]| -)(?= |$)| (?=because |since ))")
+# but "A: …" answers a "Q: …"
+FIRST = re.compile(r"\(?([A-Z])(?:(?:\)[.:]?|[.,]|(?<!A):| -)(?= |$)| (?=because |since ))")
 BRACKETED = re.compile(r"[(\[][A-Z][)\]]")
-LAST = re.compile(rf"[(\[](?i:{OPTION})([A-Z])[)\]][.!]?$")
+LAST = re.compile(rf"(?:[(\[](?i:{OPTION})([A-Z])[)\]]|(?<=[.!?:] )([A-Z]))[.!]?$")
 OWN_CLAUSE = re.compile(r"(?:^|[.,;:!?\n=] ?)(?:but |so |and )?[(\"']?\Z")
 IS = re.compile(rf"(?:(?<![{_WORDS}])(?:is|are|was|be)|=|:) \Z|= ?\Z")
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+(?![\s\"')])[^.!?\n]*)*")

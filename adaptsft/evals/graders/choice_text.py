@@ -14,7 +14,7 @@ _THOUGHT = re.compile(
     rf"|</(?:{_TAGS})>|<\|end_of_thought\|>|◁/think▷|(?:^|\n)#+ *Final Response *(?=\n)",
     re.IGNORECASE,
 )
-_BOX = re.compile(r"\\(?:boxed|fbox) ?\{|<answer>", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox) ?\{|<answer>", re.IGNORECASE)
 _TAG = re.compile("</answer>", re.IGNORECASE)
 _BRACE = re.compile(r"[{}]")
 _LONGEST_BOX = 2000  # characters
@@ -50,13 +50,17 @@ _DROPPED = tuple(
     (re.compile(pattern), to)
     for pattern, to in (
         (r"~~[^~\n]*~~", ""),  # struck out
+        ("[\u2705\u2611\u2713\u2714]", " correct "),  # ticks and crosses
+        ("[\u274c\u274e\u2716-\u2718]", " wrong "),
+        ("[\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]", ""),
         (r"\\[dt]?frac *\{([^{}]{1,20})\} *\{([^{}]{1,20})\}", r"\1/\2"),
         (r"\\(?:text|math)[a-z]*(?![a-zA-Z])", ""),
-        (r"\\(?:bf|rm|it|boxed|fbox|left|right|large|Large)(?![a-zA-Z])", ""),
+        (r"\\(?:f?box|boxed|framebox|underline|emph|bm|boldsymbol|mbox|bf|rm|it)(?![a-zA-Z])", ""),
+        (r"\\(?:left|right|large|Large)(?![a-zA-Z])", ""),
         (r"\\(?:q?quad(?![a-zA-Z])|[ ,;:!])", " "),
         (r"\\\\|<br ?/?>", "\n"),
         (r"\\[()\[\]]|\\?\$|\\(?=[%&#_{}])", ""),
-        (r"</?(?:b|strong|i|em|u|p|span|center|h\d|s|answer)>|<\|[a-z_]{1,40}\|>", ""),
+        (r"</?(?:[biups]|[a-z_]{2,20}\d?)>|<\|[a-z_]{1,40}\|>", ""),
         (r"(?<!\d)\*+|\*+(?!\d)|`+|[{}]", ""),
         (rf"(?<![{INSIDE}])_+|_+(?![{INSIDE}_])", ""),
         (r"(?<=\d),(?=\d{3}(?!\d))", ""),

@@ -25,25 +25,26 @@ class _Row(NamedTuple):
 
 
 _ENGLISH = _Row(
-    answer="answer|answers|answer choice|correct option|correct choice|correct letter|right option"
+    answer="answer|answers|ans|answer choice|correct option|correct choice|correct letter|right option"
     "|right choice|best option|best choice|final choice|my choice|my guess|my pick|selected option|chosen option"
-    "|best|correct|right|correct one|correct statement|correct response|choice is|solution|conclusion|result is",
+    "|best|correct|right|correct one|correct statement|correct response|choice is|option is|solution|conclusion|result is",
     links="is|are|was|be|been|would|should|must|will|has|have|to|seems|seem|appears|appear|likely|most"
     "|probably|clearly|definitely|certainly|therefore|thus|then|hence|indeed|simply|just|only|the|of"
     "|option|options|choice|choices|letter|answer|alternative|statement|item|correct|right|best|final"
     "|approximately|about|around|roughly|equal to|both|either|here|question|this|that|these|for|above|below|following|given|as|follows|case|one"
-    "|i think|i believe|between|among|patient|please|with|using|reads|single|appropriate|suitable",
+    "|i think|i believe|my|our|from|list|listed|available|response|can only be|between|among|patient|please|with|using|reads|single|appropriate|suitable",
     nots="not|isn't|aren't|wasn't|can't|cannot|never|neither|unlikely|wouldn't|shouldn't|can not",
     joins="and|or|nor|and/or|versus|vs|vs.",
     option="option|choice|letter|answer|answer choice",
     right="correct|right|answer|best|correct answer|right answer|best answer|correct choice"
-    "|right choice|best choice|best option|correct option|correct one|right one",
+    "|right choice|best choice|best option|correct option|correct one|right one|fits|fits best|remains",
     wrong="not|isn't|aren't|wrong|incorrect|false|excluded|contraindicated|ruled out|eliminated"
     "|unlikely|inappropriate|can be excluded|can be ruled out|can be eliminated|cannot|can't|out"
     "|unsuitable|inferior|insufficient|stopped|avoided|never|less|should be avoided",
     because="because|since|as|which|that|but|and|with|due|from|in|by|based|given|according|where"
     "|while|not|rather|here|though|although|instead|so|the|this|it",
-    so="therefore|so|thus|hence|consequently|in conclusion|in summary|overall",
+    so="therefore|so|thus|hence|consequently|in conclusion|in summary|overall|finally"
+    "|based on this|based on the above|to summarize|in short|surely|as a result",
     instead="but|but rather|rather|instead|but it is",
     question="question|q|problem",
 )  # fmt: skip
