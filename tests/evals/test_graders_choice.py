@@ -1,14 +1,18 @@
 """mcq-robust: which option an answer in English commits to, and when it commits to none."""
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from adaptsft.errors import DataError
+from adaptsft.evals.graders import mmlu_prox
 from adaptsft.evals.graders.choice import grade
 from adaptsft.evals.graders.grading import grade_all
+from adaptsft.evals.graders.medical import extract_box, match_choice
+from tests.conftest import REPO
 
 DRUGS = {"A": "Aspirin", "B": "Warfarin", "C": "Clopidogrel", "D": "Heparin"}
 TEN = {letter: f"option text {number}" for number, letter in enumerate("ABCDEFGHIJ")}
@@ -132,6 +136,7 @@ CASES = {
         ("The answer is unclear.", DRUGS, None),
         ("The answer is a matter of debate.", DRUGS, None),
         ("Answer: A patient like this is rarely seen.", DRUGS, None),
+        ("Answer: A car is faster.", DRUGS, None),
         ("Is the answer B?", DRUGS, None),
         ("If the answer is A, the patient bleeds.", DRUGS, None),
         ("The answer could be A.", DRUGS, None),
@@ -266,6 +271,22 @@ def test_field_cases(shared_data: Path) -> None:
             assert verdict == {"correct": False, "extracted": None, "unparsed": True}, case
         elif case["expected"]:
             assert not verdict["unparsed"], case
+
+
+def test_where_it_differs_from_the_imitations_as_the_page_says() -> None:
+    page = (REPO / "docs" / "graders.md").read_text()
+    rows = re.findall(r"^\| `(.+)` \| (\w\??) \| (\w\??) \| ([A-D-]) \|$", page, re.MULTILINE)
+    assert len(rows) >= 12
+    for response, *letters in rows:
+        found = [match_choice(text, DRUGS) for text in (response, extract_box(response))]
+        told = [letter + "?" * guessed for letter, guessed in found]
+        assert [*told, extracted(response, DRUGS) or "-"] == letters, response
+    rows = re.findall(r"^\| (\w\w) \| `(.+)` \| (\S+) \| ([A-J-]) \|$", page, re.MULTILINE)
+    assert len(rows) >= 5
+    for lang, response, *letters in rows:
+        record = {"lang": lang, "response": response, "gold": "B"}
+        told = mmlu_prox.grade(record)["extracted"], grade(record)["extracted"] or "-"
+        assert [*told] == letters, response
 
 
 def test_what_is_refused() -> None:

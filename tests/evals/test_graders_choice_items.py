@@ -1,4 +1,4 @@
-"""mcq-robust on the real questions of five sets: answers of many forms, and their options' texts."""
+"""mcq-robust on real questions: answers of many forms, with the texts of their options."""
 
 import random
 from pathlib import Path

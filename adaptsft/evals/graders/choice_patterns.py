@@ -77,6 +77,7 @@ _END = r"(?:[)\]>\"' ]{0,4}(?:$|[\n.,;:!|}]|- )|[)\]\"'>]| - | [(\[])"
 PHRASE_ENDS = re.compile(r"[)\]>\"' ]{0,4}(?:$|[\n.,;!])")
 CLAUSE_ENDS = re.compile(rf"{_END}| (?:because|since)(?![a-z])")
 FOLLOWS = re.compile(rf"{_END}|{_CLOSE} ?(?:{_any('because')})|{_CLOSE}{_OTHER_SCRIPT}")
+ARTICLE = re.compile(r" (?:car|in|by|from|with|the|this|it|that)(?![a-z])")  # "A car"
 INITIAL = re.compile(rf"\. (?!{_any('because')}|(?:i|the|a)(?![a-z]))[a-z]{{2}}")  # C. difficile
 ASKING = re.compile(r"[)\]>\"' ]{0,4}\?")
 

@@ -91,6 +91,8 @@ class Answer:
             return False
         if not named.mark and patterns.INITIAL.match(self.text, named.end):
             return False
+        if named.one in ("A", "I") and patterns.ARTICLE.match(self.low, named.end):
+            return False
         if named.mark and not strictly and not is_weak(named.mark):
             return True
         strictly = strictly or named.lower
