@@ -183,7 +183,9 @@ def _note_unparsed(table: Table) -> None:
             for column in table.columns
             if (cell := table.cells.get((row, column))) and cell.unparsed
         }
-        shares = (f"{column} {100 * cell.unparsed:.1f} %" for column, cell in concerned.items())
+        shares = (
+            f"{column} {100 * (cell.unparsed or 0):.1f} %" for column, cell in concerned.items()
+        )
         text = f"{row}: answers in which the grader found none, or guessed it: {', '.join(shares)}"
         for cell in concerned.values():
             cell.notes.append(_footnote(table, text))

@@ -84,7 +84,10 @@ def _lone(answer: Answer, denied: set[str]) -> str | None:
         return beginning[0][1]
     last = patterns.LAST.search(lines[-1], max(0, len(lines[-1]) - 40))
     letter = (last[1] or last[2]) if last else ""
-    return letter if letter and letter in answer.letters and letter not in denied else None
+    if not letter or letter not in answer.letters or letter in denied:
+        return None
+    others = {found[0] for found in patterns.MENTION.finditer(answer.text) if found[0].isascii()}
+    return letter if others - denied <= {letter, "A", "I"} else None
 
 
 def _begins(line: str, first: re.Match[str], letters: str) -> bool:
@@ -160,7 +163,8 @@ def grade(record: dict) -> dict:
 
 
 def _checked(record: dict) -> dict[str, str]:
-    options, gold = record.get("options"), record["gold"]
+    options: dict[str, str] | None = record.get("options")
+    gold = record["gold"]
     if options is None:
         if record["lang"] not in SEVEN:
             raise DataError(f"lang is {record['lang']!r}; the known ones are {', '.join(SEVEN)}")

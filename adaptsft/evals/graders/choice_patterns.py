@@ -57,7 +57,7 @@ _CONCLUDING = (
 )
 _CHOOSING = (
     "choose|chose|pick|picked|select|selected|say|guess|go with|going with|opt for|settle on"
-    "|lean towards|settled on"
+    "|go for|going for|lean towards|leaning towards|settled on"
 )
 OPTION = rf"(?:(?:{_any('option')})[ :]{{0,2}})?"
 # an option, by its letter or its text; then the other one beside it
@@ -68,7 +68,8 @@ ITEM = re.compile(
 TEXT_TOO = re.compile(rf"[ .:)(\]>\"'-]{{1,5}}(?:(?:[Aa]n?|[Tt]he) )?({MARK})")
 LETTER_TOO = re.compile(rf" ?[(\[](?i:{OPTION})([A-Z])[)\]]")
 JOIN = re.compile(
-    rf"{_CLOSE}(?: ?(?:[,/&+]|;(?= ?[a-z(])|[)\]](?= ?[(\[])) ?(?P<too>(?:{_any('joins')}) ?)?"
+    rf"{_CLOSE}(?: ?(?:[,/&+]|;(?= ?[a-z(])|\.(?= also )|\((?=or |and )|[)\]](?= ?[(\[])) ?"
+    rf"(?P<too>(?:{_any('joins')}) ?)?"
     rf"| ?(?P<word>{_any('joins')}) ?)"
 )
 
@@ -123,10 +124,11 @@ ANY_DENIAL = re.compile(
 # behind an option: it is called right or wrong
 _LINKS = rf"(?:[ :,-]{{0,3}}(?:{_any('links', but='here|correct|right|best')})){{0,4}}[ :-]{{0,3}}"
 RIGHT = re.compile(
-    rf"{_CLOSE}{_LINKS}(?:{_any('right')})"
-    r"(?: (?:answer|option|choice|one|response|statement|too|as well))?"
+    rf"{_CLOSE}{_LINKS}(?P<also>also )?(?:{_any('right')})"
+    r"(?: (?:answer|option|choice|one|response|statement))?(?P<too> too| as well)?"
     rf"(?:{_END}| ?{_OTHER_SCRIPT}| (?:{_any('because')}))"
-    rf"|{_CLOSE}{_LINKS}best(?: [a-z]+){{0,3}}{_END}"
+    rf"|{_CLOSE} ?(?:is|are|was|seems|would be)(?: the| clearly| probably){{0,2}}"
+    rf" (?:best|most [a-z]+)(?: [a-z]+){{0,3}}{_END}"
 )
 WRONG = re.compile(rf"{_CLOSE}{_LINKS}(?:correct |right |the best )?(?:{_any('wrong')})")
 MENTION = re.compile(rf"(?<![{_WORDS}\d_'-])[A-Z]{_LETTER_ENDS}|{MARK}")
@@ -149,7 +151,9 @@ ONLY = re.compile(r"[)\]}\"'.:,;!|> ]{0,6}$")
 # but "A: …" answers a "Q: …"
 FIRST = re.compile(r"\(?([A-Z])(?:(?:\)[.:]?|[.,]|(?<!A):| -)(?= |$)| (?=because |since ))")
 BRACKETED = re.compile(r"[(\[][A-Z][)\]]")
-LAST = re.compile(rf"(?:[(\[](?i:{OPTION})([A-Z])[)\]]|(?<=[.!?:] )([A-Z]))[.!]?$")
+LAST = re.compile(
+    rf"(?:[(\[](?i:{OPTION})([A-Z])[)\]]|[a-z\ue000-\ue1ff)]{{3}}[.!?:] ([A-Z]))[.!]?$"
+)
 OWN_CLAUSE = re.compile(r"(?:^|[.,;:!?\n=] ?)(?:but |so |and )?[(\"']?\Z")
 IS = re.compile(rf"(?:(?<![{_WORDS}])(?:is|are|was|be)|=|:) \Z|= ?\Z")
 SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+(?![\s\"')])[^.!?\n]*)*")

@@ -180,9 +180,10 @@ def _called(answer: Answer) -> Iterator[_Event]:
             continue
         if answer.wrong(named):
             yield from (_Event(start, letter, denied=True) for letter in named.letters)
-        elif patterns.RIGHT.match(answer.low, end):
+        elif right := patterns.RIGHT.match(answer.low, end):
             denied = answer.before(patterns.DENIED, start)
-            yield _Event(start, named.one, denied, called=True)
+            second = right["also"] or right["too"]  # "B is also correct"
+            yield _Event(start, ABSTAIN if second else named.one, denied, called=True)
 
 
 def stated(answer: Answer) -> tuple[str | None, set[str]]:

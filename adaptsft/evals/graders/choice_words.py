@@ -25,7 +25,7 @@ class _Row(NamedTuple):
 
 
 _ENGLISH = _Row(
-    answer="answer|answers|ans|answer choice|correct option|correct choice|correct letter|right option"
+    answer="answer|answers|ans|ans.|answer choice|correct option|correct choice|correct letter|right option"
     "|right choice|best option|best choice|final choice|my choice|my guess|my pick|selected option|chosen option"
     "|best|correct|right|correct one|correct statement|correct response|choice is|option is|solution|conclusion|result is",
     links="is|are|was|be|been|would|should|must|will|has|have|to|seems|seem|appears|appear|likely|most"
@@ -34,14 +34,14 @@ _ENGLISH = _Row(
     "|approximately|about|around|roughly|equal to|both|either|here|question|this|that|these|for|above|below|following|given|as|follows|case|one"
     "|i think|i believe|my|our|from|list|listed|available|response|can only be|between|among|patient|please|with|using|reads|single|appropriate|suitable",
     nots="not|isn't|aren't|wasn't|can't|cannot|never|neither|unlikely|wouldn't|shouldn't|can not",
-    joins="and|or|nor|and/or|versus|vs|vs.",
+    joins="and|or|nor|and/or|versus|vs|vs.|also|and also|as well as|plus|or maybe|or possibly|or perhaps",
     option="option|choice|letter|answer|answer choice",
     right="correct|right|answer|best|correct answer|right answer|best answer|correct choice"
     "|right choice|best choice|best option|correct option|correct one|right one|fits|fits best|remains",
     wrong="not|isn't|aren't|wrong|incorrect|false|excluded|contraindicated|ruled out|eliminated"
     "|unlikely|inappropriate|can be excluded|can be ruled out|can be eliminated|cannot|can't|out"
     "|unsuitable|inferior|insufficient|stopped|avoided|never|less|should be avoided",
-    because="because|since|as|which|that|but|and|with|due|from|in|by|based|given|according|where"
+    because="because|since|as|which|that|but|and|over|with|due|from|in|by|based|given|according|where"
     "|while|not|rather|here|though|although|instead|so|the|this|it",
     so="therefore|so|thus|hence|consequently|in conclusion|in summary|overall|finally"
     "|based on this|based on the above|to summarize|in short|surely|as a result",
@@ -60,7 +60,7 @@ _OTHERS = {
     "ar": _Row("الإجابة|الاجابة|الجواب|إجابة|الإجابة الصحيحة|الخيار الصحيح", "هي|هو|الصحيحة|الصحيح|الخيار|حرف", "ليست|ليس", "أو|و", "الخيار", "صحيح|صحيحة", "خطأ|غير صحيح", "لأن", "لذلك|إذن", "بل", "سؤال"),
     "bn": _Row("উত্তর|সঠিক বিকল্প", "হল|হলো|হচ্ছে|সঠিক|বিকল্প", "", "বা|এবং|অথবা", "বিকল্প", "সঠিক", "নয়|ভুল", "কারণ", "তাই|সুতরাং"),
     "cs": _Row("odpověď|správná odpověď", "je|správná|zní|možnost", "není", "nebo|a", "možnost", "správně|správná", "není|špatně", "protože", "proto"),
-    "de": _Row("antwort|lösung|richtig|korrekt|richtige option|ergebnis ist", "ist|lautet|die|richtige|korrekte|option|buchstabe|also|somit|wäre|antwort|wohl|wahrscheinlich", "nicht|keine|nicht die", "oder|und", "option|antwort", "richtig|korrekt|die richtige antwort|die richtige|die antwort", "falsch|nicht|nicht richtig|unwahrscheinlich", "weil|denn|da", "also|daher|somit|deshalb|folglich", "sondern", "frage"),
+    "de": _Row("antwort|lösung|richtig|korrekt|richtige option|ergebnis ist", "ist|lautet|die|richtige|korrekte|option|buchstabe|somit|wäre|antwort|wohl|wahrscheinlich", "nicht|keine|nicht die", "oder|und", "option|antwort", "richtig|korrekt|die richtige antwort|die richtige|die antwort", "falsch|nicht|nicht richtig|unwahrscheinlich", "weil|denn|da", "daher|somit|deshalb|folglich", "sondern", "frage"),
     "el": _Row("απάντηση|η απάντηση|σωστή επιλογή", "είναι|η|το|σωστή", "δεν είναι|δεν", "ή|και", "επιλογή", "σωστή", "λάθος", "γιατί|διότι", "άρα"),
     "es": _Row("respuesta|opción correcta|alternativa correcta|elijo|solución", "es|la|correcta|opción|letra|sería|alternativa|final|más probable|entonces|respuesta|número", "no es|no|no es la|no sería", "o|y|u|e", "opción|alternativa|letra|respuesta", "correcta|la correcta|la respuesta correcta|la respuesta|la opción correcta", "incorrecta|no|no es correcta|falsa|no es", "porque|ya que|debido|pues", "por lo tanto|por tanto|así que|entonces", "sino", "pregunta"),
     "fa": _Row("پاسخ|جواب|گزینه صحیح|گزینه درست", "صحیح|درست|گزینه|است|برابر|عبارت", "", "یا|و", "گزینه", "صحیح|درست", "نیست|غلط|نادرست", "زیرا|چون", "بنابراین"),
