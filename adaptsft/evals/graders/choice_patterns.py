@@ -38,7 +38,7 @@ def _words(words: Iterable[str]) -> str:
         (f"(?<![{_WORDS}])" if before else "")
         + f"(?:{'|'.join(group)})"
         + (f"(?![{_WORDS}])" if after else "")
-        for (before, after), group in groups.items()
+        for (before, after), group in sorted(groups.items(), key=lambda of: of[0][1])
     )
 
 
