@@ -61,7 +61,7 @@ def comma_separated(tables: list[Table]) -> str:
     """One line per cell: figures for other programs, `percent` as fractions."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    figures = ("value", "se", "n", "best", "within_noise", "unit")
+    figures = ("value", "se", "n", "best", "within_noise", "unit", "unparsed")
     writer.writerow(["group", "objective", "column", *figures, "notes"])
     for table in tables:
         for (row, column), cell in table.cells.items():

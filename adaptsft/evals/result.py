@@ -148,12 +148,12 @@ def rates(
     return {
         "truncated": _share([reason == "length" for reason in reasons]),
         "error": _share([reason not in ("stop", "length") for reason in reasons]),
-        "unparsed": _shares("unparsed", verdicts),
-        "timeout": _shares("timeout", verdicts),
+        "unparsed": shares("unparsed", verdicts),
+        "timeout": shares("timeout", verdicts),
     }
 
 
-def _shares(key: str, verdicts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+def shares(key: str, verdicts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     return {
         name: _share([bool(verdict.get(key)) for verdict in found])
         for name, found in verdicts.items()

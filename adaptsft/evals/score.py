@@ -52,10 +52,13 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _line(found: dict[str, Any]) -> str:
-    """The figures of a result: of pass@k those with the most samples."""
+    """The figures of a result, with the share of answers in which a grader found none: of pass@k
+    those with the most samples."""
     most = f"/pass@{found['gen']['n']}"
+    unparsed = found["rates"]["unparsed"]
     shown = [
         f"{name} {100 * value['value']:.2f}"
+        + (f" ({100 * unparsed[name]:.2f} % unparsed)" if unparsed.get(name) else "")
         for name, value in found["metrics"].items()
         if "/" not in name or name.endswith(most)
     ]
@@ -147,25 +150,38 @@ def _by_harness(
         limit=data["limit"],
         seed=asked["seed"],
     )
+    verdicts, own = _beside_harness(found.records, task, grading, folder)
+    disagreements = [
+        record
+        for record in found.records
+        if task.graders and _disagree(record["scores"], [*found.metrics, *task.graders])
+    ]
     samples.write_lines(folder / "scored.jsonl", found.records)
+    if task.graders:
+        samples.write_lines(folder / "disagreements.jsonl", disagreements)
     asked |= {
         "data": data | {"sha256": found.data_sha256, "verified": False},
         "item_ids": [record["item_id"] for record in found.records],
     }
     samples.write_json(folder / "run.json", asked)
     written = result.header(asked, task) | {
-        "grader": [{"name": "lm-eval", "version": found.settings["lm_eval"]}],
-        "metrics": {name: result.finite(estimate) for name, estimate in found.metrics.items()},
+        "grader": [
+            {"name": "lm-eval", "version": found.settings["lm_eval"]},
+            *({"name": name, "version": _grader_version(name)} for name in task.graders),
+        ],
+        "metrics": {name: result.finite(estimate) for name, estimate in found.metrics.items()}
+        | own,
         "entropy": None,
         "per_sample_index_acc": {},
         "rates": {
             "truncated": None,
             "error": None,
-            "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)},
+            "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)}
+            | result.shares("unparsed", verdicts),
             "timeout": {},
         },
-        "disagreements": 0,
-        "disagreements_path": None,
+        "disagreements": len(disagreements),
+        "disagreements_path": "disagreements.jsonl" if task.graders else None,
         "samples_path": "scored.jsonl",
     }
     written["task"]["n_items"] = found.n_items
@@ -173,6 +189,30 @@ def _by_harness(
         written["gen"]["params"] = {"temperature": found.temperature}
     samples.write_json(folder / "result.json", written)
     return written
+
+
+def _beside_harness(
+    records: list[dict[str, Any]], task: Task, grading: Grading, folder: Path
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
+    """The verdicts of the task's graders on what lm-eval has graded, and their metrics.
+
+    Adds to each record what they extracted and its scores, and takes its `fields` away.
+    """
+    fields = [record.pop("fields", {}) for record in records]
+    answers = [
+        of | {"response": record["output"]} for of, record in zip(fields, records, strict=True)
+    ]
+    verdicts = {name: grade(name, answers, task, grading, folder) for name in task.graders}
+    for i, record in enumerate(records if task.graders else []):
+        record["extracted"] = {"lm-eval": record["extracted"]}
+        for name in task.graders:
+            record["extracted"][name] = verdicts[name][i]["extracted"]
+            record["scores"] |= result.metrics_of(name, verdicts[name][i])
+    found: dict[str, dict[str, Any]] = {}
+    for name in task.graders:
+        table = np.array([[record["scores"][name]] for record in records], float)
+        found |= result.estimates(name, table)
+    return verdicts, found
 
 
 def grade(

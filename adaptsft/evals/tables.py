@@ -26,6 +26,7 @@ class Cell:
     best: bool = False
     within_noise: bool = False  # of the best
     unit: Literal["percent", "nats"] = "percent"
+    unparsed: float | None = None  # share of the answers in which the grader found none
 
     def figure(self) -> str:
         factor, digits = (100, 1) if self.unit == "percent" else (1, 3)
@@ -109,11 +110,16 @@ def build(
                     )
                 if column not in table.columns:
                     table.columns.append(column)
-                table.cells[row, column] = Cell(**result["metrics"][metric], notes=notes)
+                unparsed = _unparsed(result, metric)
+                table.cells[row, column] = Cell(
+                    **result["metrics"][metric], notes=[*notes], unparsed=unparsed
+                )
                 entries.setdefault((task["group"], column), []).append((row, folder, metric))
     if compare:
         for (group, column), compared in entries.items():
             _mark(tables[group], column, compared)
+    for table in tables.values():
+        _note_unparsed(table)
     ordered = []
     for group, table in tables.items():
         beside = _sampled(group, results, labels, compare)
@@ -161,6 +167,28 @@ def _passes(result: dict[str, Any], metric: str) -> list[str]:
     """The names of pass@k of a metric, by k."""
     names = [name for name in result["metrics"] if name.startswith(f"{metric}/pass@")]
     return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
+
+
+def _unparsed(result: dict[str, Any], metric: str) -> float | None:
+    """Of the grader whose metric this is; lm-eval's have names of their own."""
+    rates = result["rates"]["unparsed"]
+    return rates.get(metric, rates.get("lm-eval"))
+
+
+def _note_unparsed(table: Table) -> None:
+    """A footnote for every row in which graders found no answer, beside the scores concerned."""
+    for row in table.rows:
+        concerned = {
+            column: cell
+            for column in table.columns
+            if (cell := table.cells.get((row, column))) and cell.unparsed
+        }
+        shares = (
+            f"{column} {100 * (cell.unparsed or 0):.1f} %" for column, cell in concerned.items()
+        )
+        text = f"{row}: answers in which the grader found none, or guessed it: {', '.join(shares)}"
+        for cell in concerned.values():
+            cell.notes.append(_footnote(table, text))
 
 
 def _footnote(table: Table, text: str) -> int:

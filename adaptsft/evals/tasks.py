@@ -22,6 +22,7 @@ from adaptsft.evals.protocol import Sampling
 from adaptsft.evals.readers import GENERATORS, READERS
 
 FOLDER = Path(__file__).parent / "tasks"
+CHOICES = "mmlu_prox_"  # the tasks of lm-eval whose answers mcq-robust reads as well
 
 
 @dataclass
@@ -77,7 +78,8 @@ class Task:
     items: int = 0  # how many there must be
     prompt: Prompt = field(default_factory=Prompt)
     decoding: Decoding = field(default_factory=Decoding)
-    graders: list[str] = field(default_factory=list)  # keys of GRADERS, "code" or "judge"
+    # keys of GRADERS, "code" or "judge"; with `harness` those beside lm-eval's own
+    graders: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)  # {header in tables: metric}
     gated: bool = False  # access must be requested from the owners
     # what is unknown about the published protocol, or differs from it
@@ -152,7 +154,7 @@ def _problem(task: Task) -> str | None:
     if task.items <= 0:
         return "items: how many items the data must have"
     if task.runner == "harness":
-        return None if task.harness_task else "harness_task: the lm-eval task that this runs"
+        return _harness_problem(task)
     if not task.sources:
         return "sources: where the items come from"
     if not task.graders:
@@ -164,6 +166,19 @@ def _problem(task: Task) -> str | None:
     if task.decoding.n < 1 or task.decoding.temperature < 0:
         return "decoding: n must be at least 1 and temperature at least 0"
     return next(filter(None, map(_source_problem, task.sources)), None)
+
+
+def _harness_problem(task: Task) -> str | None:
+    if not task.harness_task:
+        return "harness_task: the lm-eval task that this runs"
+    if task.graders and not task.harness_task.startswith(CHOICES):
+        return (
+            f"graders: {', '.join(task.graders)}: lm-eval grades its tasks itself; only those of "
+            f"{CHOICES}* are read by a grader of ours too"
+        )
+    if set(task.graders) - {"mcq-robust"}:
+        return f"graders: {', '.join(task.graders)}: only mcq-robust reads these tasks"
+    return None
 
 
 def _source_problem(source: Source) -> str | None:
@@ -191,7 +206,8 @@ def list_tasks(options: argparse.Namespace) -> int:
         task = load_task(name)
         state = "verified" if any(source.verified for source in task.sources) else "unverified"
         state = "gated" if task.gated else state
-        graders = ", ".join(task.graders) or f"lm-eval {task.harness_task}"
+        own = [f"lm-eval {task.harness_task}"] if task.runner == "harness" else []
+        graders = ", ".join([*own, *task.graders])
         print(f"{name:24} {task.items:6}  {state:9} {graders:28} {task.title}")
     print(f"\n{LEGEND}")
     return 0

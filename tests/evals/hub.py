@@ -62,3 +62,39 @@ def openbookqa_records() -> list[dict[str, Any]]:
         }
         for i, (stem, options, gold) in enumerate(QUESTIONS)
     ]
+
+
+# subjects of MMLU-ProX
+CATEGORIES = (
+    "biology",
+    "business",
+    "chemistry",
+    "computer science",
+    "economics",
+    "engineering",
+    "health",
+    "history",
+    "law",
+    "math",
+    "other",
+    "philosophy",
+    "physics",
+    "psychology",
+)
+
+
+def mmlu_prox_sw(folder: Path) -> None:
+    """MMLU-ProX in Swahili below `folder`: one question per subject, with the answer B."""
+    question = {
+        "question": "Je, 2 + 2 ni ngapi?",
+        "cot_content": "Jibu: Hebu tufikiri. Jibu ni (B).",
+        "answer": "B",
+        "answer_index": 1,
+    }
+    question |= {f"option_{i}": str(3 + i) if i < 4 else None for i in range(10)}
+    rows = [question | {"category": category} for category in CATEGORIES]
+    hub_folder(
+        folder / "li-lab" / "MMLU-ProX",
+        "sw",
+        {"test": rows, "validation": [row for row in rows for _ in range(5)]},
+    )

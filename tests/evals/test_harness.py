@@ -17,23 +17,12 @@ from adaptsft.evals.backends.hf import HuggingFace
 from adaptsft.evals.backends.replay import Replay
 from adaptsft.evals.harness.evaluate import evaluate
 from adaptsft.evals.protocol import Likelihood
-from tests.evals.hub import QUESTIONS, hub_folder, openbookqa_records
-
-CATEGORIES = (
-    "biology",
-    "business",
-    "chemistry",
-    "computer science",
-    "economics",
-    "engineering",
-    "health",
-    "history",
-    "law",
-    "math",
-    "other",
-    "philosophy",
-    "physics",
-    "psychology",
+from tests.evals.hub import (
+    CATEGORIES,
+    QUESTIONS,
+    hub_folder,
+    mmlu_prox_sw,
+    openbookqa_records,
 )
 
 
@@ -110,19 +99,7 @@ def test_likelihoods_of_options(
 
 def test_generated_answers(tmp_path: Path) -> None:
     """MMLU-ProX in Swahili: 5 examples by default, the share without an answer, the mean."""
-    question = {
-        "question": "Je, 2 + 2 ni ngapi?",
-        "cot_content": "Jibu: Hebu tufikiri. Jibu ni (B).",
-        "answer": "B",
-        "answer_index": 1,
-    }
-    question |= {f"option_{i}": str(3 + i) if i < 4 else None for i in range(10)}
-    rows = [question | {"category": category} for category in CATEGORIES]
-    hub_folder(
-        tmp_path / "data" / "li-lab" / "MMLU-ProX",
-        "sw",
-        {"test": rows, "validation": [row for row in rows for _ in range(5)]},
-    )
+    mmlu_prox_sw(tmp_path / "data")
     answers = ["Jibu ni (B).", "Jibu ni B", "Jibu ni (A). Jibu ni (B).", "sijui"]
     outputs = [
         {"item_id": f"mmlu_prox_sw_{category.replace(' ', '_')}/0", "output": answers[i % 4]}
@@ -138,6 +115,10 @@ def test_generated_answers(tmp_path: Path) -> None:
     assert found.rates == {"unparsed": pytest.approx(3 / 14)}
     assert set(found.settings["num_fewshot"].values()) == {5}
     assert found.records[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 6
+    assert found.records[0]["fields"] == {
+        "options": {"A": "3", "B": "4", "C": "5", "D": "6"},
+        "gold": "B",
+    }
     zero = evaluate(
         "mmlu_prox_sw", backend, tmp_path / "zero", data_dir=tmp_path / "data", num_fewshot=0
     )

@@ -83,6 +83,7 @@ def test_two_ranks(tiny_model, shared_data, tmp_path):
     assert found["metrics"]["openbookqa"].keys() == {
         "medical-m1",
         "medical-paper",
+        "mcq-robust",
         "truncated",
         "samples",
     }

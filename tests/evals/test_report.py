@@ -45,11 +45,12 @@ def test_replay_is_graded(replayed):
     for name, right in (("good", 58), ("near", 57), ("bad", 20)):
         result = json.loads((replayed / name / "openbookqa" / "greedy" / "result.json").read_text())
         jsonschema.validate(result, SCHEMA)
-        for grader in ("medical-paper", "medical-m1"):
+        for grader in ("medical-paper", "medical-m1", "mcq-robust"):
             assert result["metrics"][grader]["value"] == pytest.approx(right / 60)
         assert result["disagreements"] == 0 and result["rates"]["unparsed"] == {
             "medical-paper": 0,
             "medical-m1": 0,
+            "mcq-robust": 0,
         }
 
 
@@ -104,10 +105,12 @@ def test_pass_at_k_is_compared_item_by_item(shared_data, tmp_path):
     text = (tmp_path / "report.md").read_text()
     beside = text[text.index(": pass@k and entropy") :]
     header, _, few, many = beside.splitlines()[2:6]
-    columns = [f"OpenBookQA pass@{k} (T=1)" for k in (2, 4, 8)]
+    passes = [(of, k) for ks in ((2, 4), (8,)) for of in ("", " robust") for k in ks]
+    columns = [f"OpenBookQA{of} pass@{k} (T=1)" for of, k in passes]
     assert [column.strip() for column in header.split("|")[2:-1]] == columns
-    assert [cell.strip() for cell in few.split("|")[2:-1]] == ["50.0 ± 15.1", "50.0 ± 15.1", ""]
-    assert "| **78.6 ± 0.0** | **98.6 ± 0.0** | 100.0 ± 0.0 |" in many
+    assert [cell.strip() for cell in few.split("|")[2:-1]] == ["50.0 ± 15.1"] * 4 + [""] * 2
+    best = ["**78.6 ± 0.0**", "**98.6 ± 0.0**"] * 2 + ["100.0 ± 0.0"] * 2
+    assert [cell.strip() for cell in many.split("|")[2:-1]] == best
     assert "entropy, nats per token" not in text and "arXiv:2107.03374" in text
     with (tmp_path / "report.csv").open() as lines:
         cells = {row["column"]: row for row in csv.DictReader(lines) if row["objective"] == "many"}
@@ -127,10 +130,43 @@ def test_runs_in_folders_of_one_name_keep_their_rows(replayed, tmp_path, capsys)
     assert evals("report", "--compare", *runs, "--to", tmp_path) == 0
     text = (tmp_path / "report.md").read_text()
     assert "| nll (seed0/evals) | **96.7" in text and "| nll (seed1/evals) | 33.3" in text
-    assert "OpenBookQA (greedy) 59 to 60." in text
+    assert "OpenBookQA (greedy) 59 to 60," in text
     shutil.copytree(runs[0] / "openbookqa", runs[0] / "mine")
     assert evals("report", *runs) == 3, "one column cannot hold two tasks' figures"
     assert "has the column 'OpenBookQA (greedy)' too" in capsys.readouterr().err
+
+
+def test_answers_without_an_option_are_counted_and_shown(shared_data, tmp_path, capsys):
+    """Of twelve answers three refuse and two name two options; the imitations guess at those."""
+    items = load_items(load_task("openbookqa"), shared_data).items[:12]
+    texts = {0: "I cannot help with that.", 1: "I don't know.", 2: "", 3: "A or B", 4: "A, B, C"}
+    with (tmp_path / "outputs.jsonl").open("w") as lines:
+        for i, (item_id, fields) in enumerate(items):
+            output = texts.get(i, f"The answer is {fields['gold']}.")
+            lines.write(json.dumps({"item_id": item_id, "output": output}) + "\n")
+    settings = ["--tasks", "openbookqa", "--data-dir", shared_data, "--limit", 12]
+    settings += ["--backend", "replay", "--replay", tmp_path / "outputs.jsonl"]
+    assert evals("run", *settings, "--out", tmp_path / "out") == 0
+    folder = tmp_path / "out" / "openbookqa" / "greedy"
+    result = json.loads((folder / "result.json").read_text())
+    jsonschema.validate(result, SCHEMA)
+    assert result["rates"]["unparsed"]["mcq-robust"] == pytest.approx(5 / 12)
+    assert result["metrics"]["mcq-robust"]["value"] == pytest.approx(7 / 12)
+    scored = samples.read_lines(folder / "scored.jsonl")[0]
+    assert [row["extracted"]["mcq-robust"] for row in scored[:5]] == [None] * 5
+    differ = samples.read_lines(folder / "disagreements.jsonl")[0]
+    assert len(differ) == result["disagreements"] > 0, "a guess of an imitation that was right"
+    assert not any(row["scores"]["mcq-robust"] for row in differ)
+    assert evals("score", tmp_path / "out") == 0
+    assert "mcq-robust 58.33 (41.67 % unparsed)" in capsys.readouterr().out
+    assert evals("report", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| 58.3 ± 14.9 [1, 2, 3] |" in text
+    found = [line for line in text.splitlines() if line.startswith("[3] ")]
+    assert len(found) == 1 and "OpenBookQA robust (greedy) 41.7 %" in found[0]
+    with (tmp_path / "out" / "report.csv").open() as file:
+        cells = {row["column"]: row for row in csv.DictReader(file)}
+    assert float(cells["OpenBookQA robust (greedy)"]["unparsed"]) == pytest.approx(5 / 12)
 
 
 def test_other_items_or_data_are_not_compared(replayed, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adaptsft.evals import samples
-from tests.evals.hub import hub_folder, openbookqa_records
+from tests.evals.hub import CATEGORIES, hub_folder, mmlu_prox_sw, openbookqa_records
 from tests.evals.pipeline import SCHEMA, evals
 
 
@@ -97,3 +97,37 @@ def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, ca
     assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, (
         "another model's answers are not mixed with these"
     )
+
+
+def test_answers_to_lm_evals_questions_are_read_by_mcq_robust_too(tmp_path, capsys):
+    """MMLU-ProX, beside lm-eval's pattern: the first sentence of the prompt's."""
+    pytest.importorskip(
+        "lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'"
+    )
+    mmlu_prox_sw(tmp_path / "data")
+    answers = ["Jibu ni (B).", "Jibu ni (A). La, jibu ni (B).", "Jibu sahihi ni 4.", "Sijui."]
+    with (tmp_path / "answers.jsonl").open("w") as lines:
+        for i, category in enumerate(CATEGORIES):
+            item = f"mmlu_prox_sw_{category.replace(' ', '_')}/0"
+            lines.write(json.dumps({"item_id": item, "output": answers[i % 4]}) + "\n")
+    (tmp_path / "few.yaml").write_text("extends: mmlu_prox_sw\nitems: 14\n")
+    settings = ["--tasks", tmp_path / "few.yaml", "--data-dir", tmp_path / "data"]
+    settings += ["--backend", "replay", "--replay", tmp_path / "answers.jsonl"]
+    assert evals("run", *settings, "--out", tmp_path / "out") == 0
+    folder = tmp_path / "out" / "few" / "harness"
+    result = json.loads((folder / "result.json").read_text())
+    jsonschema.validate(result, SCHEMA)
+    assert [one["name"] for one in result["grader"]] == ["lm-eval", "mcq-robust"]
+    assert result["metrics"]["exact_match"]["value"] == pytest.approx(4 / 14)
+    assert result["metrics"]["mcq-robust"]["value"] == pytest.approx(11 / 14)
+    assert result["rates"]["unparsed"] == {
+        "lm-eval": pytest.approx(6 / 14),
+        "mcq-robust": pytest.approx(3 / 14),
+    }
+    differ = samples.read_lines(folder / "disagreements.jsonl")[0]
+    assert len(differ) == result["disagreements"] == 7
+    assert {row["extracted"]["mcq-robust"] for row in differ} == {"B"}
+    assert "sw robust (greedy) 21.4 %" in capsys.readouterr().out
+    before = result["metrics"]
+    assert evals("score", tmp_path / "out") == 0
+    assert json.loads((folder / "result.json").read_text())["metrics"] == before

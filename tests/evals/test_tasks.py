@@ -222,6 +222,8 @@ def test_the_hub_out_of_reach_says_what_to_fetch():
         ({"sources": [{"file": "f", "verified": True}]}, "verified: true needs a sha256"),
         ({"sources": [{"split": "test"}]}, "needs file, hub or generator"),
         ({"runner": "harness"}, "harness_task"),
+        ({"runner": "harness", "harness_task": "mmlu"}, "graders: math-paper: lm-eval grades"),
+        ({"runner": "harness", "harness_task": "mmlu_prox_sw"}, "only mcq-robust reads"),
         ({"decoding": {"n": 0}}, "n must be at least 1"),
     ],
 )

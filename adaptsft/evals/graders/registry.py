@@ -44,7 +44,7 @@ class Grader:
                     f"{', '.join(record) or 'none'}"
                 )
             value = record[found[0]]
-            kind: type | tuple[type, ...] = dict if key == "options" else str
+            kind: type | tuple[type, ...] = dict if found[0] == "options" else str
             if key == "gold" and self.isolated:  # the math graders read numbers too
                 kind = (str, int, float)
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -86,6 +86,12 @@ GRADERS = {
             "medical:grade_m1",
             "options, by m1's protocol: the box first",
             reads=_CHOICE_READS,
+        ),
+        Grader(
+            "mcq-robust",
+            "choice:grade",
+            "options, or none where the answer commits to none",
+            reads=("response", "options|lang", "gold"),
         ),
         Grader(
             "figfont",

@@ -9,7 +9,7 @@ from typing import Any
 from adaptsft.errors import DataError
 from adaptsft.evals.harness.library import lm_eval
 from adaptsft.evals.harness.model import Model, sampling_of
-from adaptsft.evals.harness.tasks import load
+from adaptsft.evals.harness.tasks import TASKS, load
 from adaptsft.evals.protocol import Backend
 from adaptsft.evals.samples import digest
 
@@ -17,7 +17,9 @@ from adaptsft.evals.samples import digest
 @dataclass(frozen=True)
 class Evaluation:
     metrics: dict[str, dict[str, float]]  # {name: {value, se, n}}, fractions
-    records: list[dict[str, Any]]  # item_id, prompt, output, extracted, gold, scores of each item
+    # item_id, prompt, output, extracted, gold, scores of each item, and `fields`: what our graders
+    # read of it, where the task has any
+    records: list[dict[str, Any]]
     rates: dict[str, float]  # `unparsed`: share of generated answers in which nothing was found
     n_items: int
     data_sha256: str  # of all items, whatever the limit
@@ -55,7 +57,12 @@ def evaluate(
     model = Model(name, backend, folder, seed)
     results = lm_eval.evaluate(model, loaded, limit=limit, bootstrap_iters=1000)
     assert results is not None  # lm-eval gives None on ranks but its first; it sees one (Model)
-    records = [_record(leaf, sample) for leaf in leaves for sample in results["samples"][leaf]]
+    read = TASKS[name].fields if name in TASKS else None
+    records = [
+        _record(leaf, sample) | ({"fields": read(sample["doc"])} if read else {})
+        for leaf in leaves
+        for sample in results["samples"][leaf]
+    ]
     if name in results.get("groups", {}):
         summary = results["groups"][name]
     else:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,15 @@ class Pin:
     files: str  # folder of lm_eval/tasks with its YAML files: indexing all folders takes 15 seconds
     dataset: str  # on the hub
     num_fewshot: int | None = None  # None: the number in the task's file
+    # what our graders read of an item, beside the answer; None: they do not read this task
+    fields: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+
+def _choices(item: dict[str, Any]) -> dict[str, Any]:
+    """MMLU-ProX: up to ten options in the question's language, of which the last are null."""
+    texts = (item[f"option_{number}"] for number in range(10))
+    options = {letter: text for letter, text in zip("ABCDEFGHIJ", texts, strict=True) if text}
+    return {"options": options, "gold": item["answer"]}
 
 
 # The paper names benchmarks, not settings. The numbers of examples are those of the first Open LLM
@@ -35,7 +45,7 @@ TASKS: dict[str, Pin] = {
     "truthfulqa_mc2": Pin("truthfulqa", "truthfulqa/truthful_qa"),
     "openbookqa": Pin("openbookqa", "allenai/openbookqa"),
     **{
-        f"mmlu_prox_{language}": Pin(f"mmlu_prox/{language}", "li-lab/MMLU-ProX")
+        f"mmlu_prox_{language}": Pin(f"mmlu_prox/{language}", "li-lab/MMLU-ProX", fields=_choices)
         for language in ("mr", "te", "ne", "sw", "wo", "yo", "zu")
     },
 }

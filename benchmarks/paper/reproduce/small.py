@@ -135,7 +135,7 @@ def tasks(place: Path, table: Table) -> None:
     for task_name in dict.fromkeys(name for job in jobs for name in tasks_of(table, job)):
         task = load_task(task_name)
         if task.runner == "harness":
-            task.harness_task = str(_harness(place, task))
+            task.harness_task, task.graders = str(_harness(place, task)), []
         else:
             family = {"humaneval": "HumanEvalPlus", "mbpp": "MbppPlus"}.get(
                 task_name.split("_")[0], ""
@@ -177,7 +177,7 @@ def tasks(place: Path, table: Table) -> None:
 
 def _harness(place: Path, task: Task) -> Path:
     """A task of lm-eval's with the metric that the table reads, on a file."""
-    metric = list(task.columns.values())[-1]
+    metric = [metric for metric in task.columns.values() if metric not in task.graders][-1]
     records = [
         {
             "question": f"{n} + 1 =",
