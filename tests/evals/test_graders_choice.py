@@ -179,6 +179,7 @@ CASES = {
         ("Answer: C. The answers A and B are wrong.", DRUGS, "C"),
         ("A and B are wrong so the answer is C.", DRUGS, "C"),
         ("It is not B so it must be C.", DRUGS, "C"),
+        ("A is wrong and B is wrong so it's D.", DRUGS, "D"),
         ("If she is pregnant then the answer is D.", DRUGS, None),
     ],
     "lone letter": [

@@ -111,7 +111,8 @@ DENIED = re.compile(
     rf"|n't |不){_SAME_CLAUSE}"
 )
 SUPPOSED = re.compile(
-    r"\b(?:wrong|incorrect|other|another|alternative|false|previous|tempting) (?:[a-z]+ )?\Z"
+    r"\b(?:wrong|incorrect|other|another|alternative|false|previous|tempting)"
+    r" (?:(?!so|but|and|then|thus|hence|therefore)[a-z]+ )?\Z"
     r"|\b(?:if|whether|suppose|assuming|assume|unless|why|maybe|perhaps|possibly|could|might)\b"
     rf"(?:(?! (?:so|but|therefore) ){_CLAUSE}){{0,30}}\Z"
 )
