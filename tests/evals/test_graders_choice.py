@@ -177,6 +177,10 @@ CASES = {
         ("Rather than warfarin, give heparin.", DRUGS, "D"),
         ("A common wrong answer is B. The correct one is D.", DRUGS, "D"),
         ("Answer: C. The answers A and B are wrong.", DRUGS, "C"),
+        ("A and B are wrong so the answer is C.", DRUGS, "C"),
+        ("It is not B so it must be C.", DRUGS, "C"),
+        ("A is wrong and B is wrong so it's D.", DRUGS, "D"),
+        ("If she is pregnant then the answer is D.", DRUGS, None),
     ],
     "lone letter": [
         ("C.", DRUGS, "C"),
@@ -230,6 +234,7 @@ CASES = {
         ("The answer is C. <think>or is the answer A", DRUGS, "C"),
         ("<thinking>\\boxed{A}</thinking> \\boxed{B}", DRUGS, "B"),
         ("<think>The answer is A.</think>", DRUGS, None),
+        ("<|channel|>analysis<|message|>A? B?<|end|><|channel|>final<|message|>C", DRUGS, "C"),
         ("## Thinking\n\nThe answer is A.\n\n## Final Response\n\nThe answer is B.", DRUGS, "B"),
     ],
 }  # fmt: skip
@@ -248,16 +253,17 @@ def test_rules(response: str, options: dict[str, str], letter: str | None) -> No
     [
         "a", " ", "A ", "(", "\\boxed{", "<think>", "</think>", "the answer is ", "not ", "A, ",
         "A and ", "answer ", "answer: ", "aspirin ", "aspirin or ", "~~", "*", "\n", "A.\n",
-        "A is ",        "is ", "so ", "10,", "{", "\\text{", "\u0301", "the the answer is not ",
+        "A is ", "question: ", "answer: A. ", "if ", "A (", "is ", "so ", "10,", "{", "\\text{",
+        "\u0301", "the the answer is not ",
     ],
 )  # fmt: skip
 def test_time_is_linear_in_the_answer(unit: str) -> None:
-    """120,000 characters of anything; the verdict of an answer at their end is still found."""
+    """120,000 characters of anything take seconds; what is quadratic takes hours."""
     response = unit * (120_000 // len(unit))
     start = time.process_time()
     grade({"response": response, "options": DRUGS, "gold": "A"})
     grade({"response": response, "lang": "sw", "gold": "A"})
-    assert time.process_time() - start < 6
+    assert time.process_time() - start < 10
 
 
 def test_field_cases(shared_data: Path) -> None:

@@ -102,24 +102,26 @@ STEP = re.compile(
 GAP, PAUSE = re.compile(_GAP), re.compile(f",?{_GAP}")
 
 # before it, in the same clause: denied, or only spoken of
-_SAME_CLAUSE = r"[^.,:;!?\n]{0,30}\Z"
+_CLAUSE = r"[^.,:;!?\n]"
+_SAME_CLAUSE = (
+    rf"(?:(?! (?:so|but|and|therefore|thus|hence|then|because|since) ){_CLAUSE}){{0,30}}\Z"
+)
 DENIED = re.compile(
     rf"(?:\b(?:not|never|cannot|don't|doesn't|didn't|won't|can't|isn't|unable|nicht|kein|pas|non)\b"
     rf"|n't |不){_SAME_CLAUSE}"
 )
 SUPPOSED = re.compile(
-    r"\b(?:wrong|incorrect|other|another|alternative|false|previous|tempting|if|whether|suppose"
-    rf"|assuming|assume|unless|why|maybe|perhaps|possibly|could|might)\b{_SAME_CLAUSE}"
+    r"\b(?:wrong|incorrect|other|another|alternative|false|previous|tempting)"
+    r" (?:(?!so|but|and|then|thus|hence|therefore)[a-z]+ )?\Z"
+    r"|\b(?:if|whether|suppose|assuming|assume|unless|why|maybe|perhaps|possibly|could|might)\b"
+    rf"(?:(?! (?:so|but|therefore) ){_CLAUSE}){{0,30}}\Z"
 )
 TEXT_DENIED = re.compile(
-    rf"(?:{DENIED.pattern[: -len(_SAME_CLAUSE)]}|{SUPPOSED.pattern[: -len(_SAME_CLAUSE)]}"
+    rf"{DENIED.pattern}|{SUPPOSED.pattern}"
     r"|\b(?:no|over|without|than|superior to|compared to|compared with|instead of|unlike|except"
-    r"|excludes?|excluded|avoid|against|stop|stopped|may|kein|keine|sin|sans|ohne)\b)"
-    + _SAME_CLAUSE
+    r"|excludes?|excluded|avoid|against|stop|stopped|may|kein|keine|sin|sans|ohne)\b" + _SAME_CLAUSE
 )
-ANY_DENIAL = re.compile(
-    rf"(?:{_any('nots', 'wrong')}|{TEXT_DENIED.pattern[: -len(_SAME_CLAUSE)]})[^.;:!?\n]{{0,40}}\Z"
-)
+ANY_DENIAL = re.compile(rf"(?:{_any('nots', 'wrong')})[^.;:!?\n]{{0,40}}\Z")
 
 # behind an option: it is called right or wrong
 _LINKS = rf"(?:[ :,-]{{0,3}}(?:{_any('links', but='here|correct|right|best')})){{0,4}}[ :-]{{0,3}}"

@@ -1,6 +1,7 @@
 """What an answer states: options behind "the answer is", or called right. Rule 2 of mcq-robust."""
 
 import re
+from bisect import bisect
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -193,7 +194,7 @@ def stated(answer: Answer) -> tuple[str | None, set[str]]:
     questions = [found.start() for found in patterns.QUESTION.finditer(answer.low)]
     since = 0
     for event in sorted([*_announced(answer), *_called(answer)]):
-        if current and any(since < question < event.at for question in questions):
+        if current and bisect(questions, since) < bisect(questions, event.at):
             break  # the model goes on with a question of its own
         if event.denied:
             denied.add(event.letter)

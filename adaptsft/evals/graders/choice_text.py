@@ -10,8 +10,10 @@ from functools import lru_cache
 # A thought that is never closed ends with the answer; one that was opened by the prompt begins it.
 _TAGS = "think|thinking|thought|thoughts|reasoning|scratchpad"
 _THOUGHT = re.compile(
-    rf"(?P<open><(?:{_TAGS})>|<\|begin_of_thought\|>|◁think▷|(?:^|\n)#+ *Thinking *(?=\n))"
-    rf"|</(?:{_TAGS})>|<\|end_of_thought\|>|◁/think▷|(?:^|\n)#+ *Final Response *(?=\n)",
+    rf"(?P<open><(?:{_TAGS})>|<\|begin_of_thought\|>|<\|channel\|>analysis|◁think▷"
+    r"|(?:^|\n)#+ *Thinking *(?=\n))"
+    rf"|</(?:{_TAGS})>|<\|end_of_thought\|>|<\|channel\|>final|assistantfinal|◁/think▷"
+    r"|(?:^|\n)#+ *Final Response *(?=\n)",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox) ?\{|<answer>", re.IGNORECASE)
