@@ -70,6 +70,7 @@ def stated(text: str) -> str | None:
     cues = list(_CUES.finditer(text))
     if not cues:
         bold = _BOLD.findall(text.rstrip().rpartition("\n")[2])
-        return bold[-1].strip(" .:") if bold else None
+        # **Total: 80 + 20 = 100 sheep**
+        return re.split(r"[:=]", bold[-1].rstrip(" .:"))[-1].strip() if bold else None
     rest = text[cues[-1].end() :].lstrip("} ").rstrip()  # \text{The answer is }5
     return (_END.split(rest, maxsplit=1)[0] if rest else "").strip(" *:$").rstrip(".") or None

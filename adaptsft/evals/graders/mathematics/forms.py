@@ -111,6 +111,22 @@ def percentages(gold: str, answer: str, equal: Equal) -> bool | None:
     return not small and equal(gold, other[1])
 
 
+_APPROXIMATELY = re.compile(
+    r",?\s*(?:\\approx(?![a-z])|\\text\{\s*(?:or )?(?:about|approximately|approx\.?)\s*\}"
+    r"|(?:or )?(?:approximately|approx\.?))\s*"
+)
+
+
+def approximations(gold: str, answer: str, equal: Equal) -> bool | None:
+    r"""`2\pi \approx 6.28` says two numbers: either may be the gold."""
+    one, other = (
+        [part for part in _APPROXIMATELY.split(text) if part.strip()] for text in (gold, answer)
+    )
+    if [gold] == one and [answer] == other:
+        return None
+    return any(equal(a, b) for a in one for b in other)
+
+
 FORMS = (
     Form("words", words, (r"\text{No solution}", "no solutions"), (r"\text{odd}", r"\text{even}")),
     Form("choices", choices, ("40", r"\textbf{(C) }40"), ("40", r"\textbf{(C) }41")),
@@ -129,6 +145,12 @@ FORMS = (
         (r"\frac{dy}{dx}=3x", r"\frac{dy}{dx}=2x"),
     ),
     Form("percentages", percentages, (r"12.5\%", "12.5"), ("0.2", r"0.2\%")),
+    Form(
+        "approximations",
+        approximations,
+        (r"2\pi", r"2\pi \approx 6.28"),
+        (r"2\pi", r"3\pi \approx 9.42"),
+    ),
     Form("repeated", repeated, ("16,3,1,1", "1,16,1,3"), ("16,3,1,1", "16,3,1,3")),
     Form(
         "plus-minus",

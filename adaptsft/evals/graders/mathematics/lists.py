@@ -5,6 +5,7 @@ import re
 from adaptsft.evals.graders.mathematics.latex import Equal, items, squeeze, top_level
 
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
+_BRACES = re.compile(r"\\\{(.*)\\\}")
 _MINUS_PLUS = re.compile(r"\\mp(?![a-z])")
 
 
@@ -20,6 +21,8 @@ def _expanded(text: str) -> list[str]:
 
 
 def _values(text: str) -> list[str]:
+    if braces := _BRACES.fullmatch(text.strip()):
+        text = braces[1]
     head, equals, rest = text.rpartition("=")
     name = f"{head}=" if equals and re.fullmatch(r"\s*\w\s*", head) else ""
     elements = top_level(rest if name else text, ",")

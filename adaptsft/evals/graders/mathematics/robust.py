@@ -79,15 +79,18 @@ def grade(record: dict) -> dict:
     gold = _bare(to_latex(gold)) or gold
     text = of_this_question(text)
     answer = boxed(text)
+    words = False  # "Total: 3 + 4 = 7 sheep", in which math-verify may find more than is read here
     if answer is None:
         text = to_latex(text)
         answer = _bare(stated(text) or text)
+        words = answer is not None and _WORD.search(_COMMAND.sub(" ", answer)) is not None
     if answer is not None:
         # What was not understood to its end is wrong unless it is the gold's text: math-verify
         # would read its beginning.
         found = bool(answer.strip())
-        correct = found and bool(_correct(gold, answer, units, options))
-        return {"correct": correct, "extracted": answer, "unparsed": not found}
+        correct = found and _correct(gold, answer, units, options)
+        if correct is not None or not words:
+            return {"correct": bool(correct), "extracted": answer, "unparsed": not found}
     if "response" not in record and _correct(gold, text, units, options):  # words
         return {"correct": True, "extracted": text, "unparsed": False}
     return _in_prose(gold, text, units, options)

@@ -73,12 +73,15 @@ def _spaces(text: str) -> str:
     return text
 
 
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot|log|ln|exp"
 _NAMES = tuple(
     (re.compile(pattern), command)
     for pattern, command in (
         (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\a-zA-Z])sqrt\s*(?=[\d{])", r"\\sqrt "),
+        (rf"(?:\b(?:np|math)\.)?(?<![\\a-zA-Z{{])({_FUNCTIONS})(?![a-zA-Z])", r"\\\1 "),
+        (r"(?<=\d)\.(?=\s*[/*+)}-])", ""),  # 3./2
         (r"(?<![\\a-zA-Z{])(pi|theta|alpha|beta|infty)(?![a-zA-Z])", r"\\\1 "),
         (r"(?<![\\a-zA-Z{])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r"<=|=<|\\leqslant(?![a-z])|\\leqq(?![a-z])|\\leq(?![a-z])", r"\\le "),
@@ -112,19 +115,43 @@ def _other_names(text: str) -> str:
     return text
 
 
+_SHORT = tuple(
+    (re.compile(pattern), command)
+    for pattern, command in (
+        (r"\\sqrt\s*([\da-zA-Z])", r"\\sqrt{\1}"),
+        (r"\\log_\s*(\d)\s*(\d+)", r"\\log_{\1}{\2}"),
+        (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+        (r"\\frac\s*([^\s{\\])", r"\\frac{\1}"),
+    )
+)
+
+
+def _arguments(text: str) -> str:
+    r"""`\frac12` is \frac{1}{2}, `\sqrt3` is \sqrt{3}: braces for what LaTeX reads without."""
+    for pattern, command in _SHORT:
+        text = pattern.sub(command, text)
+    position = 0
+    while (position := text.find("\\frac{", position)) >= 0:
+        position = brackets(text, position + 5)[1]
+        rest = text[position:].lstrip()
+        if rest and rest[0] not in "{\\":
+            text = f"{text[:position]}{{{rest[0]}}}{rest[1:]}"
+    return text
+
+
 _SENTENCE = re.compile(
     r"""
     ^(?: \#{3,4}
        | \\text\{ [^{}]* (?:\bis|\bare|:|=) \s* \}
+       | \\text\{\s*(?:point|option|choice|line|set)\s*\}
        | (?:the\ )? (?:final\ )? (?:correct\ )? answer \s* (?:is|=|:) ) \s* :? \s*
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_APPROXIMATELY = re.compile(r"^\s*(?:\\approx|\\text\{(?:about|approximately)\s*\})\s*")
 
 
 def _sentence(text: str) -> str:
-    return _APPROXIMATELY.sub("", _SENTENCE.sub("", text)) or text
+    return _SENTENCE.sub("", text) or text
 
 
 _CURRENCY = re.compile(
@@ -176,7 +203,7 @@ def _mixed(text: str) -> str:
     return _MIXED.sub(improper, text)
 
 
-_E_NOTATION = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]\^?\{?([+-]?\d+)\}?(?![\w.]*\w)")
+_E_NOTATION = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.]*\w)")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
 _POWER = re.compile(r"(?<![\w.])10\s*\^\s*\(?([+-]?\d+)\)?(?!\d)")
 _SCALE = re.compile(
@@ -248,6 +275,7 @@ RULES = (
     Rule("looks", _looks, ("12", r"\underline{\mathbf{12}}"), ("12", r"\mathbf{13}")),
     Rule("spaces", _spaces, ("10000", r"10\,000"), ("10000", r"10\,00")),
     Rule("other names", _other_names, (r"\frac{\pi}{2}", "pi/2"), (r"\sqrt{2}", "sqrt(3)")),
+    Rule("arguments", _arguments, (r"\frac{5}{12}", r"\frac5{12}"), (r"\frac{51}{2}", r"\frac512")),
     Rule("sentence", _sentence, ("5", r"\text{The answer is }5"), ("5", r"\text{The answer is }6")),
     Rule("currency", _currency, ("5", "£5"), ("5", "£50")),
     Rule(

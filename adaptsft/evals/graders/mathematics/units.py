@@ -7,7 +7,7 @@ import re
 
 # A text that is no unit: what stands before it is not the whole answer without it.
 _NO_UNIT = re.compile(
-    r"\s*(?:and|or|if|when|where|for|mod|base|to|not|no|but|in|is|are|more|less|choose|each|"
+    r"\s*(?:and|or|if|when|where|for|mod|base|to|not|no|but|in(?=\s+\w)|is|are|more|less|choose|each|"
     r"million|billion|thousand|hundred|dozen|[ap]\.? ?m\b)\b",
     re.IGNORECASE,
 )

@@ -27,10 +27,11 @@ from sympy.logic.boolalg import Boolean
 
 from adaptsft.evals.graders.mathematics.latex import top_level
 
-# units.py has taken off the units, and knows that `3 \\text{ or more}` has none
-_NORMAL_FORM = replace(LatexExtractionConfig().normalization_config, units=False)
-
-
+# Units and arguments without braces have been seen to: math-verify takes `3 \text{ or more}` for
+# a 3, and gives braces to the 1 of `\frac{1}{49}\begin{pmatrix} 16`.
+_NORMAL_FORM = replace(
+    LatexExtractionConfig().normalization_config, units=False, malformed_operators=False
+)
 _GAMMA = re.compile(r"\\gamma(?![a-zA-Z])")
 
 
@@ -62,6 +63,8 @@ def value(text: str, imaginary: bool = False) -> Any:
             or any(derivative.doit() == 0 for derivative in found.atoms(sympy.Derivative))
         ):
             return None
+        if isinstance(found, sympy.MatrixExpr):  # a number times a matrix
+            found = sympy.Matrix(found.doit()).applyfunc(lambda entry: entry.doit())
         if imaginary:
             found = found.subs({s: sympy.I for s in found.free_symbols if s.name == "i"})
     except Exception:  # whatever a parser raises, it is "not understood"
@@ -111,7 +114,7 @@ def _inequality(read: Any) -> bool:
 def equal(gold: Any, answer: Any, options: dict[str, Any]) -> bool:
     """verify, corrected for numbers.
 
-    A decimal must agree to one in a thousand however small it is, exact numbers to 12 digits.
+    A decimal must agree to one in a thousand however small it is, exact numbers to 25 digits.
     """
     correct = verify(gold, answer, timeout_seconds=None, **options)  # pyrefly: ignore[bad-argument-type]
     decimal = any(isinstance(x, sympy.Expr) and x.has(sympy.Float) for x in (gold, answer))
@@ -121,8 +124,10 @@ def equal(gold: Any, answer: Any, options: dict[str, Any]) -> bool:
     if numbers is None:
         return correct
     difference, size = numbers
+    if not decimal:
+        return difference <= 1e-25
     # From 0.001 on, the six decimals that verify compares are at least three digits.
-    return difference <= 1e-12 or (correct and decimal and (size >= 0.001 or difference <= 0.001))
+    return difference <= 1e-12 or (correct and (size >= 0.001 or difference <= 0.001))
 
 
 def _relative_difference(a: Any, b: Any) -> tuple[float, float] | None:
