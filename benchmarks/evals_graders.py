@@ -8,7 +8,8 @@ are counted apart. Beside our graders stands math-verify as its readme calls it.
 --golds, --responses: 10,000 answers like those to MATH are made of the golds of MATH-500 (half with
 a digit changed) and recorded responses, and graded on --workers processes.
 
-Results: benchmarks/results/evals_graders.json.
+Results: benchmarks/results/evals_graders.json, under --name. Those of a "first reading" are of the
+commit named there, whose rules had not been tried on the cases.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def main() -> None:
     asked.add_argument("--golds", type=Path, help="math500_math_oai.jsonl")
     asked.add_argument("--responses", type=Path, help="{cases: [{response}]}")
     asked.add_argument("--workers", type=int, default=2)
+    asked.add_argument("--name", default="now")
     options = asked.parse_args()
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     results: dict[str, Any] = {
@@ -50,7 +52,8 @@ def main() -> None:
     }
     if options.golds and options.responses:
         results["speed"] = speed(options.golds, options.responses, options.workers)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    RESULTS.write_text(json.dumps(known | {options.name: results}, indent=1) + "\n")
     for name, graders in results["cases"].items():
         for grader, found in graders.items():
             print(f"{name:24} {grader:14} {found}")

@@ -1,4 +1,6 @@
-"""Recorded verdicts of the graders' originals, of ../shared/cases; skipped without them."""
+"""Recorded verdicts of the graders' originals, of ../shared/cases; skipped without them. And cases
+of our own, in tests/evals/cases: docs/graders.md says how they were written.
+"""
 
 import json
 import re
@@ -129,3 +131,29 @@ def test_gsm8k_verdicts(cases) -> None:
             robust.grade({"gold": case["gold"], "response": case["response_tail"]})["correct"]
             == case["expected"]
         ), case
+
+
+def own_cases(name: str) -> list[dict]:
+    cases = json.loads((Path(__file__).parent / "cases" / f"{name}.json").read_text())["cases"]
+    return [case for case in cases if not case.get("contestable")]
+
+
+@pytest.mark.parametrize("name", ["math_1", "math_2"])
+def test_math_robust_on_own_cases(name: str) -> None:
+    chosen = own_cases(name)
+    verdicts = grade_all("math-robust", chosen)
+    missed = [c for c, v in zip(chosen, verdicts, strict=True) if v["correct"] != c["expected"]]
+    assert not [case for case in missed if not case["expected"]]  # no false positive
+    assert len(missed) <= 0.01 * len(chosen), missed
+
+
+def test_mcq_robust_on_own_cases() -> None:
+    chosen = own_cases("mcq")
+    verdicts = grade_all("mcq-robust", chosen)
+    missed = [
+        case
+        for case, verdict in zip(chosen, verdicts, strict=True)
+        if (verdict["correct"], verdict["extracted"]) != (case["expected"], case["extracted"])
+    ]
+    assert not [case for case in missed if not case["expected"] and case["extracted"]]
+    assert len(missed) <= 0.03 * len(chosen), missed
