@@ -3,6 +3,7 @@
 A new grader is a function `record -> verdict` in this package and an entry in GRADERS.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,24 +33,31 @@ class Grader:
         module, function = self.function.split(":")
         return getattr(import_module(f"adaptsft.evals.graders.{module}"), function)
 
-    def check(self, record: object, line: int) -> None:
+    def ungraded(self, reason: str) -> dict:
+        """The verdict on what cannot be graded."""
+        return dict.fromkeys(self.writes) | {"error": reason}
+
+    def check(self, record: object) -> None:
         """Raises DataError where the record lacks a key, or one holds no text."""
+        if isinstance(record, DataError):  # of the line that it was read from
+            raise record
         if not isinstance(record, dict):
-            raise DataError(f"line {line}: a JSON object is needed, not {record!r:.80}")
+            raise DataError(f"a JSON object is needed, not {record!r:.80}")
         for key in self.reads:
             found = [name for name in key.split("|") if name in record]
             if not found:
                 raise DataError(
-                    f"line {line}: {self.name} reads {key.replace('|', ' or ')}, but the keys are "
+                    f"{self.name} reads {key.replace('|', ' or ')}, but the keys are "
                     f"{', '.join(record) or 'none'}"
                 )
             value = record[found[0]]
             kind: type | tuple[type, ...] = dict if key == "options" else str
             if key == "gold" and self.isolated:  # the math graders read numbers too
                 kind = (str, int, float)
-            if not isinstance(value, kind) or isinstance(value, bool):
+            finite = not isinstance(value, float) or math.isfinite(value)
+            if not isinstance(value, kind) or isinstance(value, bool) or not finite:
                 wanted = "an object" if kind is dict else "text"
-                raise DataError(f"line {line}: {found[0]} is {value!r:.80}; it must be {wanted}")
+                raise DataError(f"{found[0]} is {value!r:.80}; it must be {wanted}")
 
 
 _MATH_READS = ("prediction|response", "gold")
