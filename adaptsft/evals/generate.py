@@ -145,6 +145,7 @@ def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
             items=task.items,
             limit=plan.limit,
             seed=plan.seed,
+            retry_errors=plan.retry_errors,
         )
 
 

@@ -181,7 +181,7 @@ def _by_harness(
         "per_sample_index_acc": {},
         "rates": {
             "truncated": None,
-            "error": None,
+            "error": found.rates.get("error"),
             "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)},
             "timeout": {},
         },
