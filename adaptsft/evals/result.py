@@ -82,15 +82,20 @@ def metrics_of(grader: str, verdict: dict[str, Any]) -> dict[str, Any]:
 def scored(
     sample: dict[str, Any], fields: dict[str, Any], verdicts: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """A record of scored.jsonl: the sample, what each grader extracted, and its metrics by name."""
+    """A record of scored.jsonl: the sample, what each grader extracted, and its metrics by name.
+
+    And `grading_errors`, where a grader gave one.
+    """
     scores, extracted = {}, {}
+    errors = {name: verdict["error"] for name, verdict in verdicts.items() if "error" in verdict}
     for name, verdict in verdicts.items():
         if "extracted" in verdict:
             extracted[name] = verdict["extracted"]
         scores |= metrics_of(name, verdict)
     gold = fields.get("gold", fields.get("answer"))
     kept = {key: sample[key] for key in sample if key != "key"}
-    return kept | {"extracted": extracted, "gold": gold, "scores": scores}
+    kept |= {"extracted": extracted, "gold": gold, "scores": scores}
+    return kept | ({"grading_errors": errors} if errors else {})
 
 
 def estimates(name: str, table: metrics.Scores) -> dict[str, dict[str, Any]]:

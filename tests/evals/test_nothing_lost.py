@@ -215,4 +215,6 @@ def test_a_broken_record_is_left_out_of_the_mean_and_said(
         1,
         3,
     )
-    assert samples.read_lines(folder / "scored.jsonl")[0][0]["output"].endswith("\ud83d")
+    scored, _ = samples.read_lines(folder / "scored.jsonl")
+    assert scored[0]["output"].endswith("\ud83d") and "grading_errors" not in scored[0]
+    assert scored[2]["grading_errors"]["medical-m1"].startswith("gold is 'C'")

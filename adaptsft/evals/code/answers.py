@@ -42,7 +42,8 @@ def grade_answers(
     for record in records:
         text = record["question"] + record["response"] if task.prompt.raw else record["response"]
         try:
-            program, error = sanitize(text, by_id[record["task_id"]].entry_point), None
+            entry_point = by_id[record["task_id"]].entry_point
+            program, error = sanitize(text, entry_point, SECONDS), None
         except OutOfTime:
             program, error = "", f"no program was found in {SECONDS:g} s of CPU"
         solutions.append({"task_id": record["task_id"], "solution": program})
