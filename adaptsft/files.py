@@ -35,9 +35,11 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes, sync: bool = False) -> None:
-    """Replace the content of a file in one step."""
+    """Replace the content of a file in one step. Lone surrogates, not in UTF-8, are escaped."""
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
     with replacing(path, sync) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content)
 
 
 def lock(folder: Path) -> TextIO:

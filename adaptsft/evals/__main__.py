@@ -18,6 +18,7 @@ take any outputs: see `… grade --help`.
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -45,6 +46,8 @@ OWN_PARSER = ("grade", "judge", "winrate")  # these parse their arguments themse
 
 def main(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if command in OWN_PARSER:
             return _function_of(command)(arguments[1:])
@@ -163,6 +166,11 @@ def _add_generation_options(one: argparse.ArgumentParser) -> None:
         type=int,
         default=42,
         help="each sample has its own seed, derived from this one (default: 42)",
+    )
+    one.add_argument(
+        "--retry-errors",
+        action="store_true",
+        help="ask again for answers that were recorded with an error (a refused request, …)",
     )
     one.add_argument(
         "--batch-size",

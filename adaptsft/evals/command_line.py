@@ -1,12 +1,17 @@
-"""Types of arguments that several command lines share, and records from stdin."""
+"""What several command lines share: types of arguments, and JSON lines in and out."""
 
+import codecs
 import json
 import math
 import sys
 from argparse import ArgumentTypeError
+from collections.abc import Iterable
 from typing import Any
 
 from adaptsft.errors import DataError
+from adaptsft.evals import samples
+
+BLANK = "the line is blank"
 
 
 def positive(text: str) -> int:
@@ -32,13 +37,49 @@ def temperatures(text: str) -> tuple[float, ...]:
 
 
 def read_stdin() -> list[Any]:
-    """One JSON value per line. Raises DataError with the number of the first line that is none."""
-    records = []
-    for number, line in enumerate(sys.stdin, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(
-                f"stdin, line {number}: not JSON ({error}): {line.strip()!r:.80}"
-            ) from None
-    return records
+    """What each line of stdin holds: a JSON value, or a DataError, which is not raised."""
+    lines = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    if not lines[-1]:  # what follows the end of the last line is none
+        lines.pop()
+    return [_value(line) for line in lines]
+
+
+def _value(line: bytes) -> Any:
+    if not line.strip():
+        return DataError(BLANK)
+    try:
+        # Python programs write lone surrogates so, where they write them at all
+        return json.loads(line.decode(errors="surrogatepass"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
+        return DataError(f"not JSON ({error}): {line.decode(errors='replace').strip()!r:.80}")
+
+
+def write_stdout(verdicts: Iterable[Any]) -> None:
+    """JSON lines, in UTF-8 whatever the terminal's encoding is."""
+    sys.stdout.flush()
+    sys.stdout.buffer.writelines(samples.to_json(verdict).encode() + b"\n" for verdict in verdicts)
+    sys.stdout.buffer.flush()
+
+
+def count_errors(verdicts: list[dict[str, Any]], wanted: tuple[str, ...]) -> int:
+    """The exit code, after what is wrong with the verdicts was said on stderr.
+
+    A verdict with null for all that is `wanted` is of a line that could not be graded: 3, unless
+    such lines are blank.
+    """
+    lines = [(number, verdict) for number, verdict in enumerate(verdicts, 1) if "error" in verdict]
+    ungraded = [line for line in lines if all(line[1].get(key) is None for key in wanted)]
+    failed = [line for line in lines if line not in ungraded]
+    for found, what in (
+        (ungraded, "could not be graded"),
+        (failed, "count as wrong, since grading failed"),
+    ):
+        if found:
+            number, verdict = found[0]
+            print(
+                f"{len(found)} of {len(verdicts)} lines {what}; the first is line {number}: "
+                f"{verdict['error']}",
+                file=sys.stderr,
+            )
+    broken = any(verdict["error"] != BLANK for _, verdict in ungraded)
+    return DataError.exit_code if broken else 0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from adaptsft.errors import DataError
 from adaptsft.evals.readers import READERS, Record, generate_records
+from adaptsft.evals.samples import to_json
 from adaptsft.evals.tasks import Source, Task
 
 
@@ -65,7 +66,7 @@ def load_items(task: Task, data_dir: Path | None = None) -> Items:
             f"{task.name}: {where} has {len(items)} items, the task names {task.items}: is it "
             "another version of the data?"
         )
-    content = json.dumps(items, sort_keys=True, ensure_ascii=False).encode()
+    content = to_json(items, sort_keys=True).encode()
     digest = hashlib.sha256(content).hexdigest()
     if not source.file and source.sha256 is not None and digest != source.sha256:
         raise DataError(
@@ -162,7 +163,7 @@ def _file_records(path: Path, source: Source, task: Task) -> Iterator[Record]:
         if isinstance(values, dict):
             values = [{"id": key} | value for key, value in values.items()]
         return iter(values)
-    lines = enumerate(text.splitlines(), 1)
+    lines = enumerate(text.split("\n"), 1)  # U+2028 and others are part of a line
     return iter([_parse(line, f"{path}:{number}") for number, line in lines if line.strip()])
 
 

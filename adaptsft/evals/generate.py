@@ -5,6 +5,7 @@ A run that was killed continues where it stopped when it is started again.
 
 import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from adaptsft.distributed.ranks import (
     rank0_first,
     world_size,
 )
-from adaptsft.errors import CheckpointError, ConfigError
+from adaptsft.errors import CheckpointError, ConfigError, DataError
 from adaptsft.evals import samples
 from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.folder_lock import backend_identity, locked
 from adaptsft.evals.prompts import messages_of
-from adaptsft.evals.protocol import Backend, Output, Request, Sampling
+from adaptsft.evals.protocol import Backend, Output, Request, Sampling, Stopped
 from adaptsft.evals.samples import Samples, digest
 from adaptsft.evals.tasks import Task, load_task, to_dict
 
@@ -42,6 +43,7 @@ class Plan:
     limit: int | None = None  # only the first items
     max_tokens: int | None = None
     seed: int = 42  # the paper's
+    retry_errors: bool = False  # ask again for answers that were recorded with an error
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -67,6 +69,7 @@ def answer(options: argparse.Namespace) -> int:
         options.limit,
         options.max_tokens,
         options.seed,
+        options.retry_errors,
     )
     with process_group("cpu"):
         backend = raise_on_all_ranks(lambda: open_backend(options.backend, options))
@@ -115,7 +118,9 @@ def _by_prompt(task: Task, items: Items, backend: Backend, plan: Plan, temperatu
         requests = raise_on_all_ranks(lambda: requests_of(chosen, task, backend, n, plan.seed))
         # all ranks have read before one writes: each must find the same samples missing
         have = raise_on_all_ranks(lambda: Samples(folder, rank()))
-        raise_on_all_ranks(lambda: _answer(have, requests, backend, sampling, label))
+        raise_on_all_ranks(
+            lambda: _answer(have, requests, backend, sampling, label, plan.retry_errors)
+        )
 
 
 def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
@@ -140,6 +145,7 @@ def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
             items=task.items,
             limit=plan.limit,
             seed=plan.seed,
+            retry_errors=plan.retry_errors,
         )
 
 
@@ -175,11 +181,20 @@ def planned(task: Task, plan: Plan, temperature: float) -> int:
 
 
 def _answer(
-    have: Samples, requests: list[Request], backend: Backend, sampling: Sampling, label: str
+    have: Samples,
+    requests: list[Request],
+    backend: Backend,
+    sampling: Sampling,
+    label: str,
+    retry_errors: bool,
 ) -> None:
     """Generate and record this rank's share of the missing samples."""
     keyed = [(key_of(request, backend, sampling), request) for request in requests]
-    missing = [(key, request) for key, request in keyed if key not in have.records]
+    missing = [
+        (key, request)
+        for key, request in keyed
+        if key not in have.records or (retry_errors and have.records[key].get("error"))
+    ]
     # the longest first: memory runs out at once or not at all, and the last batches are the fast
     # ones
     missing.sort(key=lambda pair: -len(pair[1].text or str(pair[1].messages)))
@@ -196,16 +211,29 @@ def _answer(
     with bar:
         for start in range(0, len(mine), backend.batch_size):
             batch = mine[start : start + backend.batch_size]
-            outputs = backend.generate([request for _, request in batch], sampling)
+            stopped = None
+            try:
+                outputs = backend.generate([request for _, request in batch], sampling)
+            except Stopped as error:
+                outputs, stopped = error.outputs, error
             pairs = zip(batch, outputs, strict=True)
             try:
-                have.add([_record(key, request, output) for (key, request), output in pairs])
+                have.add([_record(*asked, output) for asked, output in pairs if output is not None])
             except OSError as error:
                 raise CheckpointError(
                     f"{have.file}: cannot be written: {error}. Its samples are kept: the same "
                     "command continues from them"
                 ) from None
+            if stopped is not None:
+                raise DataError(str(stopped))  # to all ranks, without the outputs
             bar.update(min(len(batch) * world_size(), bar.total - bar.n))
+    failed = [have.records[key] for key, _ in mine if have.records[key].get("error")]
+    if failed:
+        print(
+            f"{label}: {len(failed)} of {len(mine)} answers were recorded with an error, the first "
+            f"is item {failed[0]['item_id']}: {failed[0]['error']}. --retry-errors asks again",
+            file=sys.stderr,
+        )
 
 
 def key_of(request: Request, backend: Backend, sampling: Sampling) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from adaptsft.errors import DataError
+
 Message = dict[str, str]  # role, content
 
 
@@ -35,14 +37,23 @@ class Sampling:
 
 class Output(NamedTuple):
     text: str
-    # "stop", "length" (max_tokens or the window reached), or, where nothing was generated,
-    # "prompt_too_long" or "error: WHY"
-    finish_reason: str
+    # "stop", "length" (max_tokens or the window reached), "prompt_too_long" (nothing was
+    # generated), "error" (so says `error`), or what else a server gave: "content_filter", None, …
+    finish_reason: str | None
     n_tokens: int
     # of the model's next-token distribution in nats, mean over the tokens that it drew at
     # temperature 1, the end included; None where that is not known
     entropy: float | None = None
     drawn: int | None = None  # how many these are; 0 where nothing was generated
+    error: str | None = None  # why there is no answer, or not the whole one; asked again on demand
+
+
+class Stopped(DataError):
+    """A backend or judge that cannot go on, with what it has; None where it has nothing."""
+
+    def __init__(self, message: str, outputs: Sequence[Any] = ()) -> None:  # pickled by message
+        super().__init__(message)
+        self.outputs = outputs
 
 
 class Likelihood(NamedTuple):
@@ -66,7 +77,10 @@ class Backend(Protocol):
         ...
 
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
-        """One output per request, in order."""
+        """One output per request, in order; of one that failed it has the `error`.
+
+        Raises Stopped where all further requests would fail.
+        """
         ...
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:

@@ -1,6 +1,7 @@
 """What result.json holds beside the grades themselves. Its schema is result.schema.json."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -143,14 +144,29 @@ def finite(estimate: dict[str, Any]) -> dict[str, Any]:
 def rates(
     sampled: list[dict[str, Any]], verdicts: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Shares of the samples that ended early, and of the verdicts without an answer or in time."""
+    """Shares of the samples that ended early, and of the verdicts that are none."""
     reasons = [sample["finish_reason"] for sample in sampled]
+    ended = [
+        reason not in ("stop", "length") or bool(sample.get("error"))
+        for reason, sample in zip(reasons, sampled, strict=True)
+    ]
+    counts = Counter("null" if reason is None else reason for reason in reasons)
     return {
         "truncated": _share([reason == "length" for reason in reasons]),
-        "error": _share([reason not in ("stop", "length") for reason in reasons]),
+        "error": _share(ended),
+        "finish_reasons": {reason: n / len(reasons) for reason, n in counts.most_common()},
         "unparsed": shares("unparsed", verdicts),
         "timeout": shares("timeout", verdicts),
+        "ungraded": {
+            name: _share([is_ungraded(name, verdict) for verdict in found])
+            for name, found in verdicts.items()
+        },
     }
+
+
+def is_ungraded(grader: str, verdict: dict[str, Any]) -> bool:
+    """Whether there is no score in it: the record could not be graded, or the judge chose none."""
+    return all(score is None for score in metrics_of(grader, verdict).values())
 
 
 def shares(key: str, verdicts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:

@@ -17,9 +17,17 @@ from adaptsft.errors import DataError
 from adaptsft.files import write_atomically
 
 
+def to_json(value: Any, **options: Any) -> str:
+    """As json.dumps, in UTF-8's characters: lone surrogates, which UTF-8 lacks, are escapes.
+
+    They come from servers that cut an answer inside an emoji, and are read back as they were.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return text.encode(errors="backslashreplace").decode()  # as JSON escapes them
+
+
 def digest(*parts: Any) -> str:
-    content = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(to_json(parts, sort_keys=True).encode()).hexdigest()
 
 
 def seed_of(run_seed: int, task: str, item_id: str, sample: int) -> int:
@@ -33,7 +41,7 @@ def folders(out: Path) -> list[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, to_json(value, indent=1) + "\n")
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
@@ -42,8 +50,8 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
@@ -58,10 +66,11 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
         raise DataError(f"{path}: cannot be read: {error}") from None
     complete = content[: content.rfind(b"\n") + 1]
     records = []
-    for number, line in enumerate(complete.splitlines(), 1):
+    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            if line.strip():
+                records.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}:{number}: not JSON ({error}): the file is damaged; remove this line, and "
                 "it is generated again"
@@ -77,7 +86,8 @@ class Samples:
         self.records: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob(f"{name}.rank*.jsonl")):
             records, complete = read_lines(path)
-            self.records |= {record["key"]: record for record in records}
+            for record in records:
+                self._keep(record, path)
             if path == self.file and complete < path.stat().st_size:
                 os.truncate(path, complete)
 
@@ -87,8 +97,21 @@ class Samples:
             file.writelines(map(_line, records))
             file.flush()
             os.fsync(file.fileno())
-        self.records |= {record["key"]: record for record in records}
+        for record in records:
+            self._keep(record, self.file)
+
+    def _keep(self, record: Any, path: Path) -> None:
+        """Of samples with one key the last one counts, and one with an error only for want of
+        another."""
+        if not isinstance(record, dict) or not isinstance(record.get("key"), str):
+            raise DataError(
+                f"{path}: {to_json(record)[:80]} is no sample, it has no `key`: remove this line, "
+                "or name another --out"
+            )
+        before = self.records.get(record["key"])
+        if before is None or before.get("error") or not record.get("error"):
+            self.records[record["key"]] = record
 
 
 def _line(record: Any) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return to_json(record) + "\n"

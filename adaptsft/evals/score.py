@@ -64,7 +64,24 @@ def _line(found: dict[str, Any]) -> str:
     ]
     if found["entropy"] is not None:
         shown.append(f"entropy {found['entropy']['value']:.3f} nats per token")
+    rates = found["rates"]
+    if rates["error"]:
+        odd = [
+            f"{reason} {100 * share:.1f} %"
+            for reason, share in rates.get("finish_reasons", {}).items()
+            if reason not in ("stop", "length")
+        ]
+        shown.append(f"[answers with errors: {100 * rates['error']:.1f} %{_listed(odd)}]")
+    left_out = [
+        f"{name} {100 * share:.1f} %" for name, share in rates.get("ungraded", {}).items() if share
+    ]
+    if left_out:
+        shown.append(f"[without a score, left out of the means: {', '.join(left_out)}]")
     return "  ".join(shown)
+
+
+def _listed(parts: list[str]) -> str:
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def score(folder: Path, grading: Grading) -> dict[str, Any]:
@@ -79,10 +96,16 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     items = {item["id"]: item["fields"] for item in samples.read_lines(folder / "items.jsonl")[0]}
     sampled = _samples(folder, asked)
     records = [
-        items[sample["item_id"]] | {"response": sample["output"], "output": sample["output"]}
+        task.grading
+        | items[sample["item_id"]]
+        | {"response": sample["output"], "output": sample["output"]}
         for sample in sampled
     ]
     verdicts = {name: grade(name, records, task, grading, folder) for name in task.graders}
+    for name, graded in verdicts.items():
+        if all(result.is_ungraded(name, verdict) for verdict in graded):
+            reason = graded[0].get("error") or "no reason given"
+            raise DataError(f"{folder}: {name} could grade none of its answers: {reason}")
     scored = [
         result.scored(
             sample, items[sample["item_id"]], {name: verdicts[name][i] for name in verdicts}
@@ -175,7 +198,7 @@ def _by_harness(
         "per_sample_index_acc": {},
         "rates": {
             "truncated": None,
-            "error": None,
+            "error": found.rates.get("error"),
             "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)}
             | result.shares("unparsed", verdicts),
             "timeout": {},

@@ -137,6 +137,8 @@ def _about(page: Page, record: Record, n: int, mean: float | None, metric: str |
             about.append(f"their {page.code(metric)} {100 * mean:.1f} %")
     if record.get("finish_reason"):
         about.append(f"ended by {page.code(str(record['finish_reason']))}")
+    if record.get("error"):
+        about.append(page.code(str(record["error"])))
     if record.get("n_tokens"):
         about.append(f"{record['n_tokens']:,} tokens")
     return about

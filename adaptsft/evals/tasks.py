@@ -79,6 +79,8 @@ class Task:
     prompt: Prompt = field(default_factory=Prompt)
     decoding: Decoding = field(default_factory=Decoding)
     # keys of GRADERS, "code" or "judge"; with `harness` those beside lm-eval's own
+    # optional keys that graders read, such as units: strict, for every item
+    grading: dict[str, Any] = field(default_factory=dict)
     graders: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)  # {header in tables: metric}
     gated: bool = False  # access must be requested from the owners
@@ -163,6 +165,15 @@ def _problem(task: Task) -> str | None:
     for grader in task.graders:
         if grader not in known:
             return f"graders: {grader}: choose from {', '.join(known)}"
+    optional: dict[str, tuple[str, ...]] = {}
+    for grader in task.graders:
+        optional |= GRADERS[grader].optional if grader in GRADERS else {}
+    for key, value in task.grading.items():
+        if key not in optional:
+            known = ", ".join(optional) or "nothing more"
+            return f"grading: {key}: no grader of the task reads it; they read {known}"
+        if optional[key] and value not in optional[key]:
+            return f"grading: {key}: {value}: choose {' or '.join(optional[key])}"
     if task.decoding.n < 1 or task.decoding.temperature < 0:
         return "decoding: n must be at least 1 and temperature at least 0"
     return next(filter(None, map(_source_problem, task.sources)), None)

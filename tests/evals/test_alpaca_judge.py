@@ -187,7 +187,9 @@ def test_a_local_model_judges(tiny_model: Callable[..., Path]) -> None:
         logits = backend.model(backend.tokenizer(text, return_tensors="pt").input_ids).logits[0, -1]
     m, big = (logits[backend.tokenizer.convert_tokens_to_ids(letter)] for letter in "mM")
     expected = 2 - float(torch.sigmoid(m - big))
-    assert judge_prompt.preference(found, is_switched=False) == pytest.approx(expected, abs=1e-5)
+    assert judge_prompt.preference(found.logprobs, is_switched=False) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_outputs_that_address_the_judge() -> None:

@@ -19,7 +19,7 @@ from adaptsft.evals.backends.hf import HuggingFace, label_of
 from adaptsft.evals.backends.http import HTTP
 from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.prompts import fill
-from adaptsft.evals.protocol import Request, Sampling
+from adaptsft.evals.protocol import Output, Request, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.model.tiny import make_tiny_model
 
@@ -134,7 +134,7 @@ def test_a_prompt_that_fills_the_context_is_not_answered(backend):
         )
     finally:
         backend.context = context
-    assert outputs[1] == ("", "prompt_too_long", 0, None, 0)
+    assert outputs[1] == Output("", "prompt_too_long", 0, None, 0)
     assert 0 < outputs[0].n_tokens < 20
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from adaptsft.errors import DataError
 from adaptsft.evals.graders import mmlu_prox
 from adaptsft.evals.graders.choice import grade
 from adaptsft.evals.graders.grading import grade_all
@@ -296,8 +295,12 @@ def test_where_it_differs_from_the_imitations_as_the_page_says() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(DataError, match="line 1: mcq-robust reads options or lang"):
-        grade_all("mcq-robust", [{"response": "", "gold": "A"}])
+    def refusal(record: dict) -> str:
+        (verdict,) = grade_all("mcq-robust", [record])
+        assert verdict["correct"] is None and verdict["extracted"] is None
+        return verdict["error"]
+
+    assert "mcq-robust reads options or lang" in refusal({"response": "", "gold": "A"})
     for record, message in (
         ({"options": DRUGS, "gold": "E"}, r"gold is 'E'.*A, B, C, D"),
         ({"options": {"1": "one"}, "gold": "1"}, r"options are .*capital letters"),
@@ -307,5 +310,4 @@ def test_what_is_refused() -> None:
         ({"lang": "sw", "gold": "K"}, r"gold is 'K'.*J"),
         ({"options": ["x"], "gold": "A"}, "options is .*must be an object"),
     ):
-        with pytest.raises(DataError, match=f"line 1: {message}"):
-            grade_all("mcq-robust", [{"response": "A"} | record])
+        assert re.match(message, refusal({"response": "A"} | record))

@@ -1,24 +1,20 @@
 """Hostile and endless answers, through the processes that grade them."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adaptsft.errors import DataError
 from adaptsft.evals.graders.grading import grade_all
 from adaptsft.evals.graders.mathematics import paper, robust
 from adaptsft.evals.graders.pool import grade_isolated
 from adaptsft.evals.graders.registry import GRADERS
 from tests.conftest import REPO
-from tests.evals.pipeline import evals
 
 ENDLESS = (
     "9^{9^{9^{9}}}",
@@ -111,51 +107,11 @@ def test_a_worker_may_not_write_or_start_anything(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_of_a_worker_name_the_line() -> None:
-    with pytest.raises(DataError, match=r"line 2: match_types holds nonsense"):
-        grade_all(
-            "math-robust",
-            [
-                {"gold": "1", "prediction": "1"},
-                {"gold": "1", "prediction": "1", "match_types": ["nonsense"]},
-            ],
-        )
-
-
-@pytest.fixture
-def grade(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, str], tuple[int, str, str]]:
-    """`grade GRADER` on some lines; returns its exit code, stdout and stderr."""
-
-    def run(grader: str, lines: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-        code = evals("grade", grader)
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def test_command_writes_a_line_for_a_line(grade: Callable[[str, str], tuple]) -> None:
-    records = [
-        {"output": "AB", "answer": "AB"},
-        {"output": "ab", "answer": "AB"},
-        {"output": "X", "answer": "AB"},
-    ]
-    code, out, err = grade("figfont", "".join(json.dumps(record) + "\n" for record in records))
-    assert code == 0, err
-    verdicts = [json.loads(line) for line in out.splitlines()]
-    assert [list(verdict) for verdict in verdicts] == [
-        ["exact_match", "jw_paper", "jw_standard"]
-    ] * 3
-    assert [verdict["exact_match"] for verdict in verdicts] == [True, False, False]
-
-
-def test_command_names_a_broken_line_before_it_grades(grade: Callable[[str, str], tuple]) -> None:
-    code, out, err = grade("figfont", '{"output": "a", "answer": "a"}\n{"output": "a"\n')
-    assert code == DataError.exit_code
-    assert "line 2" in err and "not JSON" in err
-    assert out == ""
+def test_what_a_worker_cannot_grade_is_said() -> None:
+    good, bad = {"gold": "1", "prediction": "1"}, {"match_types": ["nonsense"]}
+    found = grade_all("math-robust", [good, good | bad, good], workers=1)
+    assert [verdict["correct"] for verdict in found] == [True, None, True]
+    assert found[1]["error"].startswith("match_types holds nonsense")
 
 
 def test_workers_end_with_their_parent() -> None:

@@ -105,6 +105,7 @@ def test_generated_answers(tmp_path: Path) -> None:
         {"item_id": f"mmlu_prox_sw_{category.replace(' ', '_')}/0", "output": answers[i % 4]}
         for i, category in enumerate(CATEGORIES)
     ]
+    outputs[3]["output"] = None  # of a request that failed: an error, and no answer
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in outputs))
     backend = Replay(tmp_path / "answers.jsonl", {}, "recorded")
     found = evaluate(
@@ -112,7 +113,7 @@ def test_generated_answers(tmp_path: Path) -> None:
     )
     assert found.metrics["exact_match"]["value"] == pytest.approx(8 / 14)
     assert found.metrics["exact_match"]["n"] == found.n_items == 14
-    assert found.rates == {"unparsed": pytest.approx(3 / 14)}
+    assert found.rates == {"unparsed": pytest.approx(3 / 14), "error": pytest.approx(1 / 14)}
     assert set(found.settings["num_fewshot"].values()) == {5}
     assert found.records[0]["prompt"].count("Je, 2 + 2 ni ngapi?") == 6
     assert found.records[0]["fields"] == {

@@ -2,6 +2,7 @@ r"""math-robust: every rule and form both ways, answers in what models write, an
 golds of the benchmarks: in Unicode they are right, with a digit or a sign changed they are not.
 """
 
+import io
 import json
 import random
 import re
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from adaptsft.errors import DataError
+from adaptsft.errors import ConfigError, DataError
+from adaptsft.evals.__main__ import main
 from adaptsft.evals.graders.__main__ import describe_math_rules
 from adaptsft.evals.graders.grading import grade_all
 from adaptsft.evals.graders.mathematics.forms import FORMS, Form
@@ -18,6 +20,7 @@ from adaptsft.evals.graders.mathematics.paper_text import last_box
 from adaptsft.evals.graders.mathematics.robust import grade
 from adaptsft.evals.graders.mathematics.rules import RULES, Rule
 from adaptsft.evals.graders.mathematics.unicode import to_latex
+from adaptsft.evals.tasks import load_task
 from tests.conftest import REPO
 
 AROUND = ("So it is $\\boxed{%s}$.", "It is %s, so\n\n**Final Answer**: \\[\\boxed{ %s }\\]")
@@ -252,3 +255,33 @@ def test_golds_with_a_digit_or_a_sign_changed_are_wrong(golds: list[str]) -> Non
 )
 def test_unicode_as_latex(text: str, latex: str) -> None:
     assert to_latex(text) == latex
+
+
+def test_a_task_asks_for_units(tmp_path: Path) -> None:
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("extends: math500\ntitle: MATH-500, units\ngrading: {units: strict}\n")
+    assert load_task(str(strict)).grading == {"units": "strict"}
+    for grading, message in (
+        ("{units: exact}", "units: exact: choose ignore or strict"),
+        ("{unit: strict}", "unit: no grader of the task reads it; they read units, "),
+    ):
+        strict.write_text(f"extends: math500\ngrading: {grading}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_task(str(strict))
+
+
+def test_the_command_asks_for_units(capsys, monkeypatch) -> None:
+    for grader, units, code, correct in (
+        ("math-robust", "strict", 0, False),
+        ("math-robust", "ignore", 0, True),
+        ("math-paper", "strict", ConfigError.exit_code, None),
+    ):
+        monkeypatch.setattr(
+            "sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"gold": "5 cm", "prediction": "5"}'))
+        )
+        assert main(["grade", grader, "--units", units]) == code
+        out = capsys.readouterr()
+        if correct is None:
+            assert f"--units strict: {grader} does not read units" in out.err
+        else:
+            assert json.loads(out.out)["correct"] is correct

@@ -123,7 +123,7 @@ def test_a_prompt_that_does_not_fit_is_said_and_the_others_are_answered(model, h
     ours = opened(model, max_model_len=24)
     prompts = [PROMPTS[0], "the lazy dog " * 30, PROMPTS[3]]
     first, second, third = ours.generate(requests(ours, prompts), Sampling(max_tokens=40))
-    assert second == ("", "prompt_too_long", 0, None, None)
+    assert second == ("", "prompt_too_long", 0, None, None, None)
     free = answers(hf, Sampling(max_tokens=40), [prompts[0], prompts[2]])
     for found, whole in zip((first, third), free, strict=True):
         assert whole[0].startswith(found.text)
@@ -135,11 +135,13 @@ def test_one_bad_prompt_does_not_lose_the_batch(model, hf):
     ours = opened(model)
     prompts = ["" if i == 2 else prompt for i, prompt in enumerate([*PROMPTS, *PROMPTS])]
     found = answers(ours, prompts=prompts)
-    assert found[2] == ("", "error: VLLMValidationError: The decoder prompt cannot be empty", 0)
+    assert found[2] == ("", "error", 0)
+    (refused,) = ours.generate(requests(ours, [""]), GREEDY)
+    assert refused.error == "VLLMValidationError: The decoder prompt cannot be empty"
     whole = answers(hf)
     assert found[:2] + found[3:] == whole[:2] + whole[3:] + whole
-    assert ours.engine.batches == [8, 4, 2, 2, 1, 1, 4]
-    assert [reason[:6] for _, reason, _ in answers(ours, prompts=["", ""])] == ["error:"] * 2
+    assert ours.engine.batches[:7] == [8, 4, 2, 2, 1, 1, 4]
+    assert [reason for _, reason, _ in answers(ours, prompts=["", ""])] == ["error"] * 2
     ours.ends, ends = [10**6], ours.ends
     with pytest.raises(ConfigError, match="refuses any prompt: VLLMValidationError: token_id"):
         answers(ours)

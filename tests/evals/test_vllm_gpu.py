@@ -22,7 +22,7 @@ def test_vllm_answers_as_transformers_does(tmp_path):
     hf = HuggingFace(str(folder), "plain", dtype="fp32")
     asked = [Request(str(i), 0, i, [], text) for i, text in enumerate(PROMPTS)]
     found = ours.generate(asked, Sampling(max_tokens=12))
-    assert found[1].finish_reason.startswith("error: ") and not found[1].text
+    assert found[1].finish_reason == "error" and found[1].error and not found[1].text
     assert found[3].finish_reason == "prompt_too_long"
     kept = [asked[i] for i in (0, 2, 4)]
     wanted = hf.generate(kept, Sampling(max_tokens=12))

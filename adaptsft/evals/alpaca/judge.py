@@ -21,6 +21,7 @@ from adaptsft.evals.alpaca.judges import Judge, LocalJudge, RecordedJudge, Serve
 from adaptsft.evals.alpaca.outputs import Record, pairs_of, read_outputs
 from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.command_line import positive
+from adaptsft.evals.protocol import Stopped
 from adaptsft.evals.samples import Samples, digest
 
 # Of the prompts of 802 recorded judgements of alpaca-7b: 4,018 characters and 828 tokens of
@@ -49,7 +50,13 @@ def main(arguments: list[str]) -> int:
     if options.max_cost is not None and (cost is None or cost > options.max_cost):
         reason = "needs --price" if cost is None else f"the estimate is {cost:.2f}"
         raise ConfigError(f"--max-cost {options.max_cost:g}: {reason}")
-    records = annotate(pairs, _open(options), options.out, escape=not options.unescaped)
+    records = annotate(
+        pairs,
+        _open(options),
+        options.out,
+        escape=not options.unescaped,
+        retry_errors=options.retry_errors,
+    )
     samples.write_json(options.out / "annotations.json", records)
     found = warnings(pairs)
     facts = {
@@ -85,11 +92,17 @@ def _open(options: argparse.Namespace) -> Judge:
     return LocalJudge(open_backend("hf", wanted))
 
 
-def annotate(pairs: list[Record], judge: Judge, folder: Path, escape: bool = True) -> list[Record]:
-    """The pairs with annotator, preference, is_switched and logprobs.
+def annotate(
+    pairs: list[Record],
+    judge: Judge,
+    folder: Path,
+    escape: bool = True,
+    retry_errors: bool = False,
+) -> list[Record]:
+    """The pairs with annotator, preference, is_switched and logprobs, or also an error.
 
     Equal outputs are a draw, and not sent. Judgements are appended to `folder` as they come; those
-    that are there are not asked for again.
+    that are there are not asked for again, but with `retry_errors` those that have an error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # a name of their own: the folder may be that of a task, with its samples
@@ -99,7 +112,11 @@ def annotate(pairs: list[Record], judge: Judge, folder: Path, escape: bool = Tru
         if pair["output_1"] != pair["output_2"]:
             messages = _messages(pair, escape)
             asked[number] = (digest(judge.name, messages), messages)
-    missing = [(key, messages) for key, messages in asked.values() if key not in have.records]
+    missing = [
+        (key, messages)
+        for key, messages in asked.values()
+        if key not in have.records or (retry_errors and have.records[key].get("error"))
+    ]
     bar = tqdm(
         total=len(asked),
         initial=len(asked) - len(missing),
@@ -110,22 +127,29 @@ def annotate(pairs: list[Record], judge: Judge, folder: Path, escape: bool = Tru
     with bar:
         for start in range(0, len(missing), judge.batch_size):
             batch = missing[start : start + judge.batch_size]
-            found = judge.judge([messages for _, messages in batch])
+            stopped = None
+            try:
+                found = judge.judge([messages for _, messages in batch])
+            except Stopped as error:
+                found, stopped = error.outputs, error
             judged = zip(batch, found, strict=True)
-            have.add([{"key": key, "logprobs": logprobs} for (key, _), logprobs in judged])
+            have.add([{"key": key} | one._asdict() for (key, _), one in judged if one is not None])
+            if stopped is not None:
+                raise stopped
             bar.update(len(batch))
     records = []
     for number, pair in enumerate(pairs):
-        value, logprobs, order = 1.5, None, switched(pair["instruction"])
+        value, logprobs, error, order = 1.5, None, None, switched(pair["instruction"])
         if number in asked:
-            logprobs = have.records[asked[number][0]]["logprobs"]
+            judged = have.records[asked[number][0]]
+            logprobs, error = judged["logprobs"], judged.get("error")
             value = preference(logprobs, order)
         judgement = {
             "annotator": judge.name,
             "preference": None if math.isnan(value) else value,
             "is_switched": order,
             "logprobs": logprobs,
-        }
+        } | ({"error": error} if error else {})
         records.append(pair | judgement)
     return records
 
@@ -222,6 +246,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-cost", type=float, help="with --price: refuse to start where the estimate is higher"
     )
     parse.add_argument("--estimate", action="store_true", help="print the estimate, and stop")
+    parse.add_argument(
+        "--retry-errors",
+        action="store_true",
+        help="ask again for judgements that were recorded with an error",
+    )
     parse.add_argument("--limit", type=positive, help="only the first pairs")
     parse.add_argument(
         "--unescaped",

@@ -20,19 +20,36 @@ import numpy as np
 from adaptsft.evals.protocol import Message
 
 PROMPT = Path(__file__).with_name("judge_prompt.txt")
+# of a letter in a token: spaces, also as tokenizers write them, emphasis, and quotes
+_AROUND = " \t\r\n\u00a0\u0120\u010a\u2581*_`'\""
 SEED = 0  # of the order; the default of that repository
 
 
 def switched(instruction: str) -> bool:
     """Whether the model's output comes first, as m."""
-    return random.Random(f"is_switched_outputs{instruction}{SEED}").choices([False, True])[0]
+    seed = f"is_switched_outputs{instruction}{SEED}".encode(errors="surrogatepass")  # as of a str
+    return random.Random(seed).choices([False, True])[0]
 
 
 def preference(logprobs: dict[str, float], is_switched: bool) -> float:
-    """From 1 (the reference) to 2 (the model); NaN where the judge gave neither m nor M."""
-    m, big = (logprobs.get(letter, -math.inf) for letter in "mM")
-    if max(m, big) == -math.inf:
+    """From 1 (the reference) to 2 (the model); NaN where the judge gave neither m nor M.
+
+    Tokens with spaces or emphasis around a letter count as the letter, and those of one letter are
+    summed; but where both letters are there by themselves and are likelier than these, they alone
+    count, as in the published judgements.
+    """
+    bare = [logprobs.get(letter, -math.inf) for letter in "mM"]
+    read = [
+        np.logaddexp.reduce(
+            [value for token, value in logprobs.items() if token.strip(_AROUND) == letter],
+            initial=-math.inf,
+        )
+        for letter in "mM"
+    ]
+    if max(read) == -math.inf:
         return math.nan
+    as_published = min(bare) > -math.inf and np.exp(bare).sum() >= np.exp(read).sum() / 2
+    m, big = bare if as_published else read
     p = float(np.exp(m - np.logaddexp(m, big)))
     return 1 + p if is_switched else 2 - p
 

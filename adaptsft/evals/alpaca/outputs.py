@@ -68,6 +68,9 @@ def read_json_list(path: Path, keys: tuple[str, ...]) -> list[Record]:
     for number, record in enumerate(content):
         if missing := [key for key in keys if not isinstance(record, dict) or key not in record]:
             raise DataError(f"{path}, item {number}: {', '.join(missing)} missing")
+        for key in ("instruction", "output", "output_1", "output_2"):
+            if key in keys and not isinstance(record[key], str):
+                raise DataError(f"{path}, item {number}: {key} is {record[key]!r:.80}, not text")
     return content
 
 

@@ -159,6 +159,12 @@ def _print_table(results: list[dict[str, Any]]) -> None:
     references = ", ".join(sorted({result["reference"] for result in results}))
     judges = ", ".join(sorted({result["judge"] for result in results}))
     print(f"reference: {references}; judge: {judges}")
+    for result in results:
+        if unjudged := result["n_without_preference"]:
+            print(
+                f"{result['model']}: {unjudged} of {unjudged + result['n_total']} pairs unjudged, "
+                "and left out: neither m nor M was among the judge's first tokens"
+            )
     models_of: dict[str, list[str]] = {}
     for result in results:
         for note in result["notes"]:

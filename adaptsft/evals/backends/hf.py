@@ -6,6 +6,7 @@ With `torchrun` the ranks share the items.
 import argparse
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,10 @@ def fingerprint(folder: Path) -> str:
     return total.hexdigest()
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+UNREADABLE = "the prompt holds a lone surrogate, which no tokenizer reads: mend the item"
+
+
 class HuggingFace:
     def __init__(
         self,
@@ -146,9 +151,13 @@ class HuggingFace:
     def generate(self, requests: Sequence[Request], params: Sampling) -> list[Output]:
         """In batches of prompts of similar length."""
         params = replace(params, stop=params.stop + self.renderer.end.strings)
-        prompts = [self.renderer.ids(request.text or "") for request in requests]
-        outputs: list[Output] = [Output("", "", 0)] * len(requests)
-        order = sorted(range(len(requests)), key=lambda i: len(prompts[i]))
+        outputs: list[Output] = [Output("", "error", 0, None, 0, UNREADABLE)] * len(requests)
+        prompts = {
+            i: self.renderer.ids(request.text or "")
+            for i, request in enumerate(requests)
+            if not SURROGATE.search(request.text or "")
+        }
+        order = sorted(prompts, key=lambda i: len(prompts[i]))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             seeds = [requests[i].seed for i in batch]

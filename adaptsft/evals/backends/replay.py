@@ -6,11 +6,13 @@ samples, in order.
 """
 
 import argparse
+import codecs
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
@@ -29,13 +31,14 @@ class Replay:
             )
         names = {"id": "item_id", "output": "output", "finish_reason": "finish_reason"} | fields
         try:
-            text = path.read_text()
+            content = path.read_bytes()
+            text = content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogatepass")
             records = (
                 json.loads(text)
                 if text.lstrip().startswith("[")
-                else [json.loads(line) for line in text.splitlines() if line.strip()]
+                else _lines(path, text.split("\n"))
             )
-        except (OSError, UnicodeDecodeError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"--replay {path}: cannot be read: {error}") from None
         self.path, self.answers = path, defaultdict(list)
         for number, record in enumerate(records, 1):
@@ -50,14 +53,17 @@ class Replay:
                     f"--replay {path}, record {number}: {wanted} are wanted, it has {have}; name "
                     "them by --replay-fields"
                 )
-            self.answers[str(record[names["id"]])].append(
-                Output(record[names["output"]], record.get(names["finish_reason"]) or "stop", 0)
-            )
+            text, reason = record[names["output"]], record.get(names["finish_reason"]) or "stop"
+            error = record.get("error")  # of our own samples
+            if not isinstance(text, str):
+                text, error = "", f"the recorded {names['output']!r} is {text!r:.80}, not text"
+            error = None if error is None else str(error)
+            self.answers[str(record[names["id"]])].append(Output(text, str(reason), 0, error=error))
         self.identity = {
             "backend": "replay",
             "model": label,
             "objective": label,
-            "revision": hashlib.sha256(text.encode()).hexdigest(),
+            "revision": hashlib.sha256(content).hexdigest(),
             "template": None,
             "dtype": None,
             "device": None,
@@ -82,6 +88,17 @@ class Replay:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         raise ConfigError("--backend replay has no likelihoods: use hf, vllm or http for this task")
+
+
+def _lines(path: Path, lines: list[str]) -> list[Any]:
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                records.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"--replay {path}:{number}: not JSON: {error}") from None
+    return records
 
 
 def open_backend(options: argparse.Namespace) -> Replay:

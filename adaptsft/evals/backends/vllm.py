@@ -214,9 +214,11 @@ class VLLM:
 
 def _output(result: Any) -> Output:
     if isinstance(result, Exception):
-        return Output("", f"error: {reason_of(result)}", 0)
+        return Output("", "error", 0, error=reason_of(result))
     answer = result.outputs[0]
-    reason = answer.finish_reason or "error: it has not finished"
+    reason = answer.finish_reason
+    if reason is None:
+        return Output(answer.text, "error", len(answer.token_ids), error="it has not finished")
     # the token that ended it is the last one; the reason is text where a stop string did
     ended = reason == "stop" and not isinstance(answer.stop_reason, str)
     return Output(answer.text, reason, len(answer.token_ids) - ended)

@@ -21,9 +21,11 @@ def grade_answers(
 ) -> list[dict[str, Any]]:
     """`records` hold question and response; the program is taken out of them as evalplus does.
 
-    Returns base and plus (bool), timeout, and extracted: the program.
+    Returns base and plus (bool), timeout, and extracted: the program. An answer in which it is not
+    found in time fails, and its `error` says so.
     """
     try:
+        from adaptsft.evals.code.extract import SECONDS, OutOfTime
         from adaptsft.evals.code.sanitize import sanitize  # its parser, tree-sitter, is optional
     except ImportError as error:
         raise ConfigError(f"{task.name} needs {error.name}: pip install 'adaptsft[eval]'") from None
@@ -36,11 +38,16 @@ def grade_answers(
         family for family, prefix in problems.FAMILIES.items() if version.startswith(prefix)
     )
     by_id = problems.load(family, data_dir, [version]).by_id
-    solutions = []
+    solutions, errors = [], []
     for record in records:
         text = record["question"] + record["response"] if task.prompt.raw else record["response"]
-        program = sanitize(text, by_id[record["task_id"]].entry_point)
+        try:
+            entry_point = by_id[record["task_id"]].entry_point
+            program, error = sanitize(text, entry_point, SECONDS), None
+        except OutOfTime:
+            program, error = "", f"no program was found in {SECONDS:g} s of CPU"
         solutions.append({"task_id": record["task_id"], "solution": program})
+        errors.append(error)
     graded = grade(
         solutions,
         data_dir=data_dir,
@@ -53,8 +60,9 @@ def grade_answers(
         {
             "base": verdict["base"] == "pass",
             "plus": verdict["plus"] == "pass",
-            "timeout": verdict["timeout"],
+            "timeout": verdict["timeout"] or error is not None,
             "extracted": solution["solution"],
         }
-        for verdict, solution in zip(graded, solutions, strict=True)
+        | ({} if error is None else {"error": error})
+        for verdict, solution, error in zip(graded, solutions, errors, strict=True)
     ]

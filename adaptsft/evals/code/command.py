@@ -1,7 +1,6 @@
 """python -m adaptsft.evals grade code --data-dir DIR --allow-code-exec < in.jsonl > out.jsonl"""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,14 @@ from tqdm import tqdm
 
 from adaptsft.evals.code import sandbox
 from adaptsft.evals.code.evalplus import grade, pass_at_1
-from adaptsft.evals.command_line import read_stdin
+from adaptsft.evals.command_line import count_errors, read_stdin, write_stdout
 
 
 def main(arguments: list[str]) -> int:
-    """Verdicts go to stdout, pass@1 to stderr. Returns 0; raises UserError."""
+    """Verdicts go to stdout, pass@1 to stderr. Returns 0, or 3 where lines could not be graded.
+
+    Raises UserError.
+    """
     options = _parser().parse_args(arguments)
     records = read_stdin()
     bar = tqdm(total=len(records), desc="programs", unit="program", mininterval=1.0, delay=1.0)
@@ -28,11 +30,12 @@ def main(arguments: list[str]) -> int:
             cache_dir=options.cache_dir,
             progress=bar.update,
         )
-    sys.stdout.writelines(json.dumps(verdict) + "\n" for verdict in verdicts)
-    for name in sorted({verdict["data"] for verdict in verdicts}):
-        found = [verdict for verdict in verdicts if verdict["data"] == name]
+    write_stdout(verdicts)
+    graded = [verdict for verdict in verdicts if "error" not in verdict]
+    for name in sorted({verdict["data"] for verdict in graded}):
+        found = [verdict for verdict in graded if verdict["data"] == name]
         print(f"{name}: {_summary(found)}", file=sys.stderr)
-    return 0
+    return count_errors(verdicts, ("base", "plus"))
 
 
 def _summary(verdicts: list[dict[str, Any]]) -> str:
@@ -52,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs programs against the tests of HumanEval+ and MBPP+. Reads JSON lines "
         "with task_id (HumanEval/… or Mbpp/…) and solution (a whole program: prompt and "
         "completion); writes one line for each, in order: task_id, base and plus (pass or fail), "
-        "reason, test, timeout, untested, data.",
+        "reason, test, timeout, untested, data; of a line that cannot be graded base and plus are "
+        "null, and `error` says why.",
         epilog="A solution is run as it is; adaptsft.evals.code.sanitize extracts one from an "
         "answer. How programs are isolated: docs/code_execution.md",
     )

@@ -35,10 +35,10 @@ def grade(
 ) -> list[Record]:
     """Verdicts on `records` ({"task_id", "solution"}), in their order.
 
-    A verdict is what `judge` returns, and "data", the version. `workers` sandboxes run at a time
+    A verdict is what `judge` returns, and "data", the version; of a record that names no problem
+    base and plus are None, and its `error` says why. `workers` sandboxes run at a time
     (0: one per core), each with `sandbox.Limits`. `progress` is called with 1 after each record.
-    Raises ConfigError without `allow_code_exec` or where nothing isolates; DataError for a record
-    that names no problem.
+    Raises ConfigError without `allow_code_exec` or where nothing isolates.
     """
     if not allow_code_exec:
         raise ConfigError(
@@ -50,7 +50,8 @@ def grade(
     cache = cache_dir or _default_cache()
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         try:
-            needed = {(found.name, problem.task_id): problem for found, problem in tasks}
+            known = [task for task in tasks if not isinstance(task, DataError)]
+            needed = {(found.name, problem.task_id): problem for found, problem in known}
             truths = pool.map(
                 lambda item: expected_outputs(item[1], cache / item[0][0]), needed.items()
             )
@@ -59,12 +60,16 @@ def grade(
             )
             expected = dict(zip(needed, bar, strict=True))
 
-            def work(item: tuple[tuple[Problems, Problem], Record]) -> Record:
-                (found, problem), record = item
-                verdict = judge(problem, expected[found.name, problem.task_id], record["solution"])
+            def work(item: tuple[tuple[Problems, Problem] | DataError, Record]) -> Record:
+                task, record = item
+                if isinstance(task, DataError):
+                    verdict: Record = {"base": None, "plus": None, "error": str(task)}
+                else:
+                    wanted = expected[task[0].name, task[1].task_id]
+                    verdict = judge(task[1], wanted, record["solution"]) | {"data": task[0].name}
                 if progress is not None:
                     progress(1)
-                return verdict | {"data": found.name}
+                return verdict
 
             return list(pool.map(work, zip(tasks, records, strict=True)))
         except BaseException:
@@ -79,34 +84,36 @@ def _default_cache() -> Path:
 
 def _problems_of(
     records: Sequence[Record], data_dir: Path, version: Iterable[str]
-) -> list[tuple[Problems, Problem]]:
-    """The problem of each record, with the data set that it is in."""
-    families = [_family(record, number) for number, record in enumerate(records, 1)]
-    data = {family: problems.load(family, data_dir, version) for family in sorted(set(families))}
-    tasks = []
-    for number, (family, record) in enumerate(zip(families, records, strict=True), 1):
-        found = data[family]
-        if record["task_id"] not in found.by_id:
-            raise DataError(
-                f"record {number}: task_id {record['task_id']!r} is not in {found.name}; another "
-                "--version has it, or none"
-            )
-        tasks.append((found, found.by_id[record["task_id"]]))
+) -> list[tuple[Problems, Problem] | DataError]:
+    """The problem of each record, with the data set that it is in; or why there is none."""
+    families = [_family(record) for record in records]
+    named = sorted({family for family in families if isinstance(family, str)})
+    data = {family: problems.load(family, data_dir, version) for family in named}
+    tasks: list[tuple[Problems, Problem] | DataError] = []
+    for family, record in zip(families, records, strict=True):
+        if isinstance(family, DataError):
+            tasks.append(family)
+        elif (problem := data[family].by_id.get(record["task_id"])) is None:
+            reason = f"task_id {record['task_id']!r:.80} is not in {data[family].name}; another "
+            tasks.append(DataError(f"{reason}--version has it, or none"))
+        else:
+            tasks.append((data[family], problem))
     return tasks
 
 
-def _family(record: Record, number: int) -> str:
+def _family(record: Any) -> str | DataError:
+    if isinstance(record, DataError):  # of the line that it was read from
+        return record
+    if not isinstance(record, dict):
+        return DataError(f"a JSON object is needed, not {record!r:.80}")
     for key in ("task_id", "solution"):
         if not isinstance(record.get(key), str):
-            raise DataError(
-                f"record {number}: {key!r} must be a text; the record has "
-                f"{', '.join(record) or 'nothing'}"
+            return DataError(
+                f"{key!r} must be a text; the record has {', '.join(record) or 'nothing'}"
             )
     family = record["task_id"].partition("/")[0]
     if family not in problems.FAMILIES:
-        raise DataError(
-            f"record {number}: task_id {record['task_id']!r} must begin with HumanEval/ or Mbpp/"
-        )
+        return DataError(f"task_id {record['task_id']!r:.80} must begin with HumanEval/ or Mbpp/")
     return family
 
 

@@ -1,58 +1,32 @@
 """From a model's text to the program in it, as evalplus 0.3.1 does (evalplus/sanitize.py).
 
-It uses tree-sitter's Python grammar: the longest run of lines that is valid Python; of that, the
+The longest run of lines that is valid Python (extract.py); of that, by tree-sitter's grammar, the
 imports, and of functions, classes and assignments at its top level those that the wanted function
 needs. The first of two definitions counts; a function without `return` and anything decorated are
 left out.
 """
 
-import ast
-import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 
 import tree_sitter_python
 from tree_sitter import Language, Node, Parser
 
+from adaptsft.evals.code.extract import SECONDS, code_extract
+
 PYTHON = Language(tree_sitter_python.language())
 
 
-def code_extract(text: str) -> str:
-    """The run of two or more lines with most non-blank ones that parses, the first of equals.
+def sanitize(text: str, entry_point: str | None = None, seconds: float = SECONDS) -> str:
+    """The program in `text`: its imports, and all definitions or those `entry_point` needs.
 
-    The first line where no run parses.
+    Raises OutOfTime where it is not found in `seconds` of CPU.
     """
-    lines = text.split("\n")
-    filled = [0]
-    for line in lines:
-        filled.append(filled[-1] + bool(line.strip()))
-    # evalplus tries every run; from the largest down, the first that parses is the same one
-    by_size = defaultdict(list)
-    for first in range(len(lines)):
-        for last in range(first + 1, len(lines)):
-            by_size[filled[last + 1] - filled[first]].append((first, last))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strange escapes in the text
-        for size in sorted(by_size, reverse=True):
-            for first, last in by_size[size]:
-                run = "\n".join(lines[first : last + 1])
-                if size > 0 and _parses(run):
-                    return run
-    return lines[0]
-
-
-def sanitize(text: str, entry_point: str | None = None) -> str:
-    """The program in `text`: its imports, and all definitions or those `entry_point` needs."""
-    code = code_extract(text)
-    return _needed(code.encode(), entry_point).decode().strip() or code
-
-
-def _parses(code: str) -> bool:
+    code = code_extract(text, seconds)
     try:
-        ast.parse(code)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return False
-    return True
+        encoded = code.encode()
+    except UnicodeEncodeError:  # a lone surrogate: no program, the first line of the answer
+        return code
+    return _needed(encoded, entry_point).decode().strip() or code
 
 
 def _needed(code: bytes, entry_point: str | None) -> bytes:

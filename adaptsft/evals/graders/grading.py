@@ -18,10 +18,10 @@ def grade_all(
     """The verdicts of grader `name` on the records, in their order.
 
     `workers`: processes of an isolated grader; 0 is one per core. `progress` is called with 1 after
-    each record (tqdm's `update`). A record that runs out of time, or kills its process, is wrong,
-    and its verdict has `timeout: true` or an `error`. Raises ConfigError for an unknown grader or a
-    missing package, DataError (with the record's number, from 1) for a record that cannot be
-    graded.
+    each record (tqdm's `update`). An answer that runs out of time, or kills its process, is wrong,
+    and its verdict has `timeout: true` or an `error`. A record that cannot be graded (a key is
+    missing or not of its type) has None for all that the grader writes, and an `error`. Raises
+    ConfigError for an unknown grader or a missing package.
     """
     if name not in GRADERS:
         raise ConfigError(f"grader {name!r} is unknown; there are {', '.join(GRADERS)}")
@@ -29,16 +29,18 @@ def grade_all(
     missing = [package for package in grader.needs if find_spec(package) is None]
     if missing:
         raise ConfigError(f"grader {name} needs {', '.join(missing)}: pip install 'adaptsft[eval]'")
-    for line, record in enumerate(records, 1):
-        grader.check(record, line)
     if grader.isolated:
         return grade_isolated(grader, records, workers, progress)
     verdicts = []
-    for line, record in enumerate(records, 1):
+    for record in records:
         try:
-            verdicts.append(grader.verdict(record))
+            grader.check(record)
+            verdict = grader.verdict(record)
         except DataError as error:
-            raise DataError(f"line {line}: {error}") from None
+            verdict = grader.ungraded(str(error))
+        except Exception as error:  # something in the record is of a type that `check` lets pass
+            verdict = grader.ungraded(f"{type(error).__name__}: {error}"[:200])
+        verdicts.append(verdict)
         if progress:
             progress(1)
     return verdicts

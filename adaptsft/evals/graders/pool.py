@@ -37,22 +37,24 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
 
     def grade(self, record: dict) -> dict:
-        """The verdict on a record; raises DataError where the grader does."""
+        """The verdict on a record."""
+        try:
+            self.grader.check(record)
+            request = json.dumps(record).encode() + b"\n"
+        except (DataError, RecursionError) as error:
+            return self.grader.ungraded(str(error))
         process = self.process if self.process and self.process.poll() is None else self._start()
         assert process.stdin and process.stdout
         with contextlib.suppress(BrokenPipeError):  # it has died: there is no answer either
-            process.stdin.write(json.dumps(record).encode() + b"\n")
+            process.stdin.write(request)
             process.stdin.flush()
         answer = process.stdout.readline()
-        if not answer:
+        if not answer.endswith(b"\n"):  # of one that died while it wrote there is a part
             code = process.wait()
             if code in (-signal.SIGPROF, -signal.SIGALRM):
                 return FAILED | {"timeout": True}
             return FAILED | {"error": f"the grading process ended with exit code {code}"}
-        verdict = json.loads(answer)
-        if "data_error" in verdict:
-            raise DataError(verdict["data_error"])
-        return verdict
+        return json.loads(answer)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.close()
@@ -84,20 +86,17 @@ def grade_isolated(
     for worker in everyone:
         idle.put(worker)
 
-    def grade(numbered: tuple[int, dict]) -> dict:
-        line, record = numbered
+    def grade(record: dict) -> dict:
         worker = idle.get()
         try:
             return worker.grade(record)
-        except DataError as error:
-            raise DataError(f"line {line}: {error}") from None
         finally:
             idle.put(worker)
 
     threads = ThreadPoolExecutor(count)
     try:
         verdicts = []
-        for verdict in threads.map(grade, enumerate(records, 1)):
+        for verdict in threads.map(grade, records):
             verdicts.append(verdict)
             if progress:
                 progress(1)
@@ -143,12 +142,11 @@ def serve(name: str, seconds: float) -> None:
     sys.addaudithook(forbid)
     channel.write(READY)
     for line in sys.stdin:
-        record = json.loads(line)
         set_timers(seconds)
         try:
-            verdict = {**verdict_on(record), "timeout": False}
+            verdict = {**verdict_on(json.loads(line)), "timeout": False}
         except DataError as error:
-            verdict = {"data_error": str(error)}
+            verdict = grader.ungraded(str(error))
         except Exception as error:  # sympy gave up on this answer; the others must still be graded
             verdict = FAILED | {"error": f"{type(error).__name__}: {error}"[:200]}
         set_timers(0)

@@ -3,8 +3,9 @@
 A new grader is a function `record -> verdict` in this package and an entry in GRADERS.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 
@@ -17,6 +18,8 @@ class Grader:
     function: str  # "module:function" in this package, imported when first needed
     help: str
     reads: tuple[str, ...]  # keys that a record must have; "a|b" is either
+    # further keys of a record with their values, where these are a choice; tasks may set them
+    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     writes: tuple[str, ...] = ("correct", "extracted")  # and `unparsed`, where no answer was found
     needs: tuple[str, ...] = ()  # packages of the extra `eval`
     # CPU time that a record may take, in a process of its own; None: harmless, graded in this one
@@ -32,24 +35,31 @@ class Grader:
         module, function = self.function.split(":")
         return getattr(import_module(f"adaptsft.evals.graders.{module}"), function)
 
-    def check(self, record: object, line: int) -> None:
+    def ungraded(self, reason: str) -> dict:
+        """The verdict on what cannot be graded."""
+        return dict.fromkeys(self.writes) | {"error": reason}
+
+    def check(self, record: object) -> None:
         """Raises DataError where the record lacks a key, or one holds no text."""
+        if isinstance(record, DataError):  # of the line that it was read from
+            raise record
         if not isinstance(record, dict):
-            raise DataError(f"line {line}: a JSON object is needed, not {record!r:.80}")
+            raise DataError(f"a JSON object is needed, not {record!r:.80}")
         for key in self.reads:
             found = [name for name in key.split("|") if name in record]
             if not found:
                 raise DataError(
-                    f"line {line}: {self.name} reads {key.replace('|', ' or ')}, but the keys are "
+                    f"{self.name} reads {key.replace('|', ' or ')}, but the keys are "
                     f"{', '.join(record) or 'none'}"
                 )
             value = record[found[0]]
             kind: type | tuple[type, ...] = dict if found[0] == "options" else str
             if key == "gold" and self.isolated:  # the math graders read numbers too
                 kind = (str, int, float)
-            if not isinstance(value, kind) or isinstance(value, bool):
+            finite = not isinstance(value, float) or math.isfinite(value)
+            if not isinstance(value, kind) or isinstance(value, bool) or not finite:
                 wanted = "an object" if kind is dict else "text"
-                raise DataError(f"line {line}: {found[0]} is {value!r:.80}; it must be {wanted}")
+                raise DataError(f"{found[0]} is {value!r:.80}; it must be {wanted}")
 
 
 _MATH_READS = ("prediction|response", "gold")
@@ -72,6 +82,7 @@ GRADERS = {
             "mathematics.robust:grade",
             "mathematics, without the published grader's known errors",
             reads=_MATH_READS,
+            optional={"units": ("ignore", "strict"), "precision": (), "match_types": ()},
             needs=(*_MATH_NEEDS, "math_verify"),
             seconds=3.0,
         ),

@@ -20,7 +20,8 @@ class Evaluation:
     # item_id, prompt, output, extracted, gold, scores of each item, and `fields`: what our graders
     # read of it, where the task has any
     records: list[dict[str, Any]]
-    rates: dict[str, float]  # `unparsed`: share of generated answers in which nothing was found
+    # of generated answers: `unparsed`, in which nothing was found; `error`, that were not given
+    rates: dict[str, float]
     n_items: int
     data_sha256: str  # of all items, whatever the limit
     temperature: float | None  # of generated answers; None where likelihoods are compared
@@ -37,13 +38,15 @@ def evaluate(
     limit: int | None = None,
     num_fewshot: int | None = None,
     seed: int = 42,
+    retry_errors: bool = False,
 ) -> Evaluation:
     """Run a task of TASKS, or of an lm-eval YAML file. All ranks call it, and all get the result.
 
     Answers are appended to `folder` as they come; those that are there are not asked for again.
     Without a backend all must be there: that is how recorded answers are scored anew. `items`: how
     many the data must have. `limit`: the first ones only, of each subject where the task has
-    subjects. `num_fewshot` overrides the pinned number. Raises ConfigError for an unknown task,
+    subjects. `num_fewshot` overrides the pinned number; `retry_errors` asks again for answers that
+    were recorded with an error. Raises ConfigError for an unknown task,
     DataError for data that is missing or not what was named.
     """
     loaded = load(name, data_dir, num_fewshot)
@@ -54,7 +57,7 @@ def evaluate(
             f"{name}: the data has {found} items, the task names {items}: is it another version of "
             "the data?"
         )
-    model = Model(name, backend, folder, seed)
+    model = Model(name, backend, folder, seed, retry_errors)
     results = lm_eval.evaluate(model, loaded, limit=limit, bootstrap_iters=1000)
     assert results is not None  # lm-eval gives None on ranks but its first; it sees one (Model)
     read = TASKS[name].fields if name in TASKS else None
@@ -73,7 +76,12 @@ def evaluate(
     return Evaluation(
         metrics=_metrics(summary, n),
         records=records,
-        rates={"unparsed": sum(unparsed) / len(unparsed)} if unparsed else {},
+        rates={
+            "unparsed": sum(unparsed) / len(unparsed),
+            "error": model.failed / len(unparsed),
+        }
+        if unparsed
+        else {},
         n_items=n,
         data_sha256=digest(
             [[leaf, [dict(item) for item in leaves[leaf].eval_docs]] for leaf in sorted(leaves)]

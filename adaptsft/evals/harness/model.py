@@ -23,14 +23,23 @@ class Model(LM):
     counted.)
     """
 
-    def __init__(self, task: str, backend: Backend | None, folder: Path, seed: int) -> None:
+    def __init__(
+        self,
+        task: str,
+        backend: Backend | None,
+        folder: Path,
+        seed: int,
+        retry_errors: bool = False,
+    ) -> None:
         super().__init__()
+        self.retry_errors, self.failed = retry_errors, 0  # answers that are errors
         self.task, self.backend, self.folder, self.seed = task, backend, folder, seed
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         def ask(backend: Backend, questions: Sequence[Any]) -> list[Any]:
             pairs = [(context, continuation) for _, context, continuation in questions]
-            return [[found.logprob, found.greedy] for found in backend.loglikelihood(pairs)]
+            found = backend.loglikelihood(pairs)
+            return [{"answer": [one.logprob, one.greedy]} for one in found]
 
         answers = self._answers([("loglikelihood", *request.args) for request in requests], ask)
         return [(logprob, greedy) for logprob, greedy in answers]
@@ -59,7 +68,11 @@ class Model(LM):
                 )
                 for _, text, _, item, sample in questions
             ]
-            return [output.text for output in backend.generate(prompts, *settings)]
+            outputs = backend.generate(prompts, *settings)
+            return [
+                {"answer": one.text} | ({"error": one.error} if one.error else {})
+                for one in outputs
+            ]
 
         seen: dict[str, int] = {}
         questions = []
@@ -95,7 +108,7 @@ class Model(LM):
             missing = {
                 key: question
                 for key, question in zip(keys, questions, strict=True)
-                if key not in have.records
+                if key not in have.records or (self.retry_errors and have.records[key].get("error"))
             }
             # the longest prompts first: memory runs out at once or never
             mine = sorted(missing.items(), key=lambda pair: -len(pair[1][1]))[rank::world]
@@ -111,13 +124,14 @@ class Model(LM):
                     batch = mine[start : start + self.backend.batch_size]
                     answers = ask(self.backend, [question for _, question in batch])
                     pairs = zip(batch, answers, strict=True)
-                    have.add([{"key": key, "answer": answer} for (key, _), answer in pairs])
+                    have.add([{"key": key} | answer for (key, _), answer in pairs])
                     bar.update(len(batch))
 
         # all ranks have read before one writes: each must find the same answers missing
         have = _on_all_ranks(read)
         _on_all_ranks(add)
         records = have.records if world == 1 else Samples(self.folder, rank).records
+        self.failed = sum(bool(records[key].get("error")) for key in keys)
         return [records[key]["answer"] for key in keys]
 
 

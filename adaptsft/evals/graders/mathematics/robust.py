@@ -32,6 +32,7 @@ from adaptsft.evals.graders.mathematics.latex import squeeze
 from adaptsft.evals.graders.mathematics.rules import rewrite, several_solutions
 from adaptsft.evals.graders.mathematics.unicode import to_latex
 from adaptsft.evals.graders.mathematics.values import equal, equal_values
+from adaptsft.evals.graders.registry import GRADERS
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
 
@@ -42,7 +43,6 @@ MATCH_TYPES = {
     "string": _LETTERS,
     "NativeLetters": _LETTERS,
 }
-UNITS = ("ignore", "strict")
 LONGEST = 10_000  # characters of an answer that is more than compared as text
 
 _DELIMITERS_BUT_DOLLAR = re.compile(r"\\boxed|\\\(|\\\[|\$\$|\\begin\{(?:align|equation|gather)")
@@ -73,8 +73,9 @@ def grade(record: dict) -> dict:
     text = record["response"] if "response" in record else record["prediction"]
     if asked := record.get("match_types"):
         return _by_math_verify(gold, text, tuple(asked), options)
-    if (units := record.get("units", "ignore")) not in UNITS:
-        raise DataError(f"units is {units!r}; it must be {' or '.join(UNITS)}")
+    allowed = GRADERS["math-robust"].optional["units"]
+    if (units := record.get("units", "ignore")) not in allowed:
+        raise DataError(f"units is {units!r}; it must be {' or '.join(allowed)}")
 
     gold = _bare(to_latex(gold)) or gold
     text = of_this_question(text)
