@@ -1,11 +1,11 @@
 r"""The math grader that aims to be right: math-verify, with its known errors corrected.
 
-An answer is found (answer), rewritten by the rules of rules, compared as text, then by
-the forms of forms, which decide alone where a pair is of their kind, and only then read by
-math-verify (values). Text first: what is the same text needs no parser that can hang. Each
-rule and form holds the case that it is for, and docs/graders.md lists them.
-
-Where no answer stands in a box or alone, math-verify looks for it in the prose.
+An answer is found (answer.py), rewritten (rules.py), compared as text, then by the forms of
+forms.py, which decide alone where a pair is of their kind; its unit is taken off (units.py), and
+only then do math-verify and sympy compare (formulas.py, equality.py, solutions.py). Text first:
+what is the same text needs no parser that can hang. Each rule and form holds the case that it is
+for, and docs/graders.md lists them. Where no answer stands in a box or alone, math-verify looks
+for it in the prose.
 
 Runs without time limits of its own (math-verify's SIGALRM fails outside the main thread,
 Math-Verify#55, and hangs remain, #65): only in a process that can be killed (pool.py).
@@ -27,11 +27,11 @@ from math_verify import (
 from adaptsft.errors import DataError
 from adaptsft.evals.graders.mathematics import units as math_units
 from adaptsft.evals.graders.mathematics.answer import boxed, of_this_question, stated
+from adaptsft.evals.graders.mathematics.equality import equal, equal_values
 from adaptsft.evals.graders.mathematics.forms import FORMS
 from adaptsft.evals.graders.mathematics.latex import squeeze
 from adaptsft.evals.graders.mathematics.rules import rewrite, several_solutions
 from adaptsft.evals.graders.mathematics.unicode import to_latex
-from adaptsft.evals.graders.mathematics.values import equal, equal_values
 from adaptsft.evals.graders.registry import GRADERS
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
