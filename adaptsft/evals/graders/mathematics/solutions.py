@@ -1,7 +1,7 @@
 r"""Inequalities, set-builders and unions as sets of real numbers.
 
-`x<1 \text{ or } x>6`, `\{x \mid x>2\}`, `x \in [1,2]`: math-verify has an inequality and its interval
-one way only (Math-Verify#10), and reads "or" as a list.
+`x<1 \text{ or } x>6`, `\{x \mid x>2\}`, `x \in [1,2]`: math-verify has an inequality and its
+interval one way only (Math-Verify#10), and reads "or" as a list.
 """
 
 import re
