@@ -69,6 +69,15 @@ RIGHT = [
     ("\\frac{59}{8}", "7\\frac{3}{8}"),
     ("AB_{16}", "\\mathrm{AB}_{16}"),
     ("\\overline{AB}", "\\overline{BA}"),
+    ("6.28", "2\\pi \\approx 6.28"),
+    ("\\text{June 20}", "June 20"),
+    ("x=1,y=2", "(1,2)"),
+    ("0.5\\%", "0.005"),
+    ("9.8", "9.8\\text{ meters per second squared}"),
+    (
+        "\\frac{1}{49}\\begin{pmatrix}16\\\\48\\end{pmatrix}",
+        "\\begin{pmatrix}16/49\\\\48/49\\end{pmatrix}",
+    ),
 ]
 WRONG = [
     ("0", "0.\\overline{3}"),  # read in part it is 0
@@ -95,6 +104,30 @@ WRONG = [
     ("2:3:5", "2:5:3"),
     ("0.36", "0.\\overline{36}"),
     ("7", "7 3/8"),
+    ("5", "5 squared"),
+    ("5", "5\\text{ factorial}"),
+    ("2", "2 \\text{ thirds}"),
+    ("3", "3\\text{ (not 4)}"),
+    ("3", "2 \\approx 3"),
+    ("6", "2\\pi \\approx 6"),
+    ("A", "(A) or (B)"),
+    ("(B)", "B. 7 and C"),
+    ("12", "\\text{(A) }12\\text{ (B) }"),
+    ("f'(x)=2x", "f(x)=2x"),
+    ("f(3)=6", "f(2)=6"),
+    ("\\angle ABC = 30", "\\angle ACB = 30"),
+    ("2x", "y''=2x"),
+    ("16", "16_7"),
+    ("\\frac12", "\\frac{1}{2}\\%"),
+    ("0.5\\%", "0.5"),
+    ("100", "hundred and one"),
+    ("4\\pi", "4\\pi h"),
+    ("6", "6^\\circ\\text{F below zero}"),
+    ("1:1:2", "1:2"),
+    ("x\\equiv 1\\pmod 3", "y \\equiv 1\\pmod 3"),
+    ("x=1,y=2", "2,1"),
+    ("0.12", "0.12..."),
+    ("\\sqrt{53}", "\\sqrt{53}+10^{-20}"),
 ]
 
 
@@ -126,6 +159,33 @@ def test_the_answer_is_found(response: str, answer: str) -> None:
     verdict = grade({"gold": answer, "response": response})
     assert verdict["correct"] and not verdict["unparsed"]
     assert verdict["extracted"].removeprefix("#### ") == answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "response"),
+    [
+        ("5", "The answer is less than 5."),
+        ("3", "The answer is at least 3"),
+        ("10", "9\n\nQuestion: what is 10?"),
+        ("10", "The answer is 9.\n\nInstruction: 5+5?\nThe answer is 10"),
+        ("10", "It is 9.\n### Problem 2: 5+5?\nAnswer: 10"),
+    ],
+)
+def test_what_is_no_answer_is_not_taken_for_one(gold: str, response: str) -> None:
+    assert not grade({"gold": gold, "response": response})["correct"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["A." * 2500, "1" + "\\%" * 800, "1" * 9900, "{" * 9900, "(" * 9900, "((1" * 3300, "1 " * 4950]
+    + ["\\frac{" * 1600, "x" * 9000, "²" * 3000, "9" * 4500 + "\\pmod{7}", "\\text{" * 1500],
+    ids=lambda answer: answer[:8],
+)
+def test_endless_texts_are_read_at_once(answer: str) -> None:
+    """In this process: they would hang it, or raise."""
+    for gold in ("12", "50\\%", "4:6", "3\\pmod{7}", "1101_2"):
+        for record in ({"response": f"\\boxed{{{answer}}}"}, {"prediction": answer}):
+            assert not grade({"gold": gold} | record)["correct"]
 
 
 @pytest.mark.parametrize("response", ["<think>maybe \\boxed{8}", "so \\boxed{8", "", " \n "])

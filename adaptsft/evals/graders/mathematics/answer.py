@@ -8,16 +8,17 @@ _BETWEEN = re.compile(
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # What announces an answer, in some languages. The last one counts.
 _CUES = re.compile(
-    r"(?:answer\s*(?:is|=|:)|####|答案\s*(?:是|为|為|:)|答\s*:|정답\s*(?:은|는|:)|답\s*:|答え\s*(?:は|:)|"
-    r"ответ\s*:|antwort\s*(?:ist|:)|réponse\s*(?:est|:)|respuesta\s*(?:es|:)|resposta\s*(?:é|:)|"
-    r"risposta\s*(?:è|:)|jibu\s*(?:ni|:)|उत्तर\s*:?|الجواب\s*(?:هو|:))\s*:?\s*",
+    r"(?:(?<!wrong )(?<!incorrect )answer\s*(?:is|=|:)|####"
+    r"|答案\s*(?:是|为|為|:)|答\s*:|정답\s*(?:은|는|:)|답\s*:|答え\s*(?:は|:)|ответ\s*:|antwort\s*(?:ist|:)"
+    r"|réponse\s*(?:est|:)|respuesta\s*(?:es|:)|resposta\s*(?:é|:)|risposta\s*(?:è|:)"
+    r"|jibu\s*(?:ni|:)|उत्तर\s*:?|الجواب\s*(?:هو|:))\s*:?\s*",
     re.IGNORECASE,
 )
 _END = re.compile(r"\n|\.(?=\s|$)|。|(?<=\S)\s+(?:\((?=[a-z]{3})|(?:because|since|as|so|which)\b)")
 
 
 # a base model that runs on asks itself the next question
-_NEXT_QUESTION = re.compile(r"\n\s*(?:Human|User|Question|Problem)\s*:")
+_NEXT_QUESTION = re.compile(r"\n[\s*#]*(?:Human|User|Question|Problem|Instruction|Q)\s*\d*\**\s*:")
 
 
 def of_this_question(text: str) -> str:
@@ -28,7 +29,11 @@ def of_this_question(text: str) -> str:
     rest = rest if closed else text
     asked = _NEXT_QUESTION.search(rest)
     before = rest[: asked.start()] if asked else rest
-    return before if _BOX.search(before) or _CUES.search(before) else rest
+    last = before.rstrip().rpartition("\n")[2]
+    answered = (
+        _BOX.search(before) or _CUES.search(before) or re.search(r"^.{0,60}\d\D{0,20}$", last)
+    )
+    return before if answered else rest
 
 
 def boxed(text: str) -> str | None:
@@ -59,7 +64,7 @@ def boxed(text: str) -> str | None:
     return ", ".join(content for _, _, content in kept)
 
 
-_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_BOLD = re.compile(r"(?<!not )\*\*([^*\n]+)\*\*")
 
 
 def stated(text: str) -> str | None:
@@ -71,6 +76,6 @@ def stated(text: str) -> str | None:
     if not cues:
         bold = _BOLD.findall(text.rstrip().rpartition("\n")[2])
         # **Total: 80 + 20 = 100 sheep**
-        return re.split(r"[:=]", bold[-1].rstrip(" .:"))[-1].strip() if bold else None
+        return re.split(r"[:=]", bold[0].rstrip(" .:"))[-1].strip() if len(bold) == 1 else None
     rest = text[cues[-1].end() :].lstrip("} ").rstrip()  # \text{The answer is }5
     return (_END.split(rest, maxsplit=1)[0] if rest else "").strip(" *:$").rstrip(".") or None

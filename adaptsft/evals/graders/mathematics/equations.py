@@ -3,6 +3,7 @@ r"""Equations that name what they define: `\frac{dy}{dx} = 2x`, `f'(x) = 2x`, `\
 import re
 
 from adaptsft.evals.graders.mathematics.latex import Equal, squeeze
+from adaptsft.evals.graders.mathematics.notations import labels
 
 _DIFFERENTIAL = r"(?:\\text\{d\}|d|\\partial)"
 _FRACTION = re.compile(
@@ -46,7 +47,10 @@ def _same_derivative(one: tuple[str, int, str], other: tuple[str, int, str]) -> 
     return one[:2] == other[:2] and (one[2] == other[2] or "" in (one[2], other[2]))
 
 
-def derivatives(gold: str, answer: str, equal: Equal) -> bool | None:
+_NUMBERED = re.compile(r"[a-zA-Z]'*\((-?\d+)\)|m?\\angle\{?[A-Z]{3}\}?")
+
+
+def named(gold: str, answer: str, equal: Equal) -> bool | None:
     """Two equations for one derivative or function agree where their right sides do.
 
     math-verify reads `dy/dx = 2x` as a differential equation, and finds all of them alike.
@@ -58,9 +62,13 @@ def derivatives(gold: str, answer: str, equal: Equal) -> bool | None:
             return _same_derivative(left, right) and equal(one[1], other[1])
         if one[0] == other[0] and _NAME.fullmatch(one[0]):
             return equal(one[1], other[1])
+        if left or right:  # f' is not f
+            return False
+        if _NUMBERED.fullmatch(one[0]) and _NUMBERED.fullmatch(other[0]):  # f(2) is not f(3)
+            return labels(one[0], other[0], equal) is True and equal(one[1], other[1])
         return None
     if one and left and "=" not in answer:
         return equal(one[1], answer)
-    if other and right and "=" not in gold:
-        return equal(gold, other[1])
+    if other and right and "=" not in gold:  # a derivative was asked for, not that of another order
+        return right[1] == 1 and equal(gold, other[1])
     return None

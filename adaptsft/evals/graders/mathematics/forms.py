@@ -8,11 +8,11 @@ each says what it is for by a pair that is right because of it and one that it m
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
-from adaptsft.evals.graders.mathematics.equations import derivatives
+from adaptsft.evals.graders.mathematics.equations import named
+from adaptsft.evals.graders.mathematics.formulas import number
 from adaptsft.evals.graders.mathematics.latex import Equal, squeeze
-from adaptsft.evals.graders.mathematics.lists import plus_minus, repeated
+from adaptsft.evals.graders.mathematics.lists import plus_minus, repeated, several_unknowns
 from adaptsft.evals.graders.mathematics.notations import (
     bases,
     labels,
@@ -36,10 +36,10 @@ _ARTICLE = re.compile(r"^(?:an?|the) ")
 _PLURAL = re.compile(r"(?<=[a-z]{3})s\b")
 
 
-def _plain(text: str) -> str | None:
+def words_of(text: str) -> str | None:
     r"""Lower-case words, where a text is nothing else: `\text{No solutions.}` is `no solution`."""
     plain = _TEXT.sub(r" \1 ", text)
-    if re.search(r"[\\^_=<>{}$|]|\d", plain) or not re.search(r"[^\W\d_]{2,}", plain):
+    if re.search(r"[\\^_=<>{}$|]", plain) or not re.search(r"[^\W\d_]{2,}", plain):
         return None
     plain = " ".join(re.sub(r"[^\w\s'-]", " ", plain).split()).lower()
     return _PLURAL.sub("", _ARTICLE.sub("", plain))
@@ -49,7 +49,7 @@ def words(gold: str, answer: str, equal: Equal) -> bool | None:
     """Words are compared as words; a formula of letters (`ab`, `ABC`) is not one."""
     if "\\text" not in gold + answer and not re.search(r"[^\W\d_]{3,}", gold):
         return None
-    one, other = _plain(gold), _plain(answer)
+    one, other = words_of(gold), words_of(answer)
     return True if one is not None and one == other else None
 
 
@@ -58,6 +58,8 @@ _CHOICE = re.compile(
     r"\s*\}?\s*[.:]?\s*(?P<rest>.*)"
 )
 _LETTER = re.compile(r"\(?([A-J])\)?[.:]?")
+# `(A) or (B)`, `B. 7 and C`
+_OTHER = re.compile(r"\([A-J]\)|(?:^|\band\b|\bor\b|,|\\text\{\s*(?:and|or)\s*\})\s*[A-J](?![\w^])")
 
 
 def _labelled(text: str) -> tuple[str, str] | None:
@@ -76,7 +78,7 @@ def choices(gold: str, answer: str, equal: Equal) -> bool | None:
     one, other = _labelled(gold), _labelled(answer)
     asked, given = _LETTER.fullmatch(squeeze(gold)), _LETTER.fullmatch(squeeze(answer))
     if other and asked:
-        return other[0] == asked[1]
+        return other[0] == asked[1] and not _OTHER.search(other[1])
     if one and given:
         return one[0] == given[1]
     if one and other and one[1] and other[1]:
@@ -98,33 +100,43 @@ def percentages(gold: str, answer: str, equal: Equal) -> bool | None:
     one, other = _PERCENT.fullmatch(gold), _PERCENT.fullmatch(answer)
     if one and other:
         return equal(one[1], other[1])
-    if one:
-        return equal(one[1], answer) or equal(rf"\frac{{{one[1]}}}{{100}}", answer)
-    if not other:
+    percent = one or other
+    if not percent:
         return None
-    if equal(gold, rf"\frac{{{other[1]}}}{{100}}"):
-        return True
-    try:
-        small = abs(Fraction(other[1].replace(",", ""))) < 1
-    except (ValueError, ZeroDivisionError):
-        small = False
-    return not small and equal(gold, other[1])
+    plain = answer if one else gold
+    size = number(percent[1])
+    pairs = [rf"\frac{{{percent[1]}}}{{100}}"]
+    pairs += [percent[1]] if size is not None and abs(size) >= 1 else []
+    return any(equal(share, plain) if one else equal(plain, share) for share in pairs)
 
 
 _APPROXIMATELY = re.compile(
-    r",?\s*(?:\\approx(?![a-z])|\\text\{\s*(?:or )?(?:about|approximately|approx\.?)\s*\}"
-    r"|(?:or )?(?:approximately|approx\.?))\s*"
+    r"""
+    ,?\s*\(? (?: \\approx(?![a-z]) | (?:or\ )?(?:approximately|approx\.?)
+      | \\text\{\s*\(?\s*(?:or\ )?(?:about|approximately|approx\.?)\s*\)?\s*\} ) \)? \s*
+    """,
+    re.VERBOSE,
 )
 
 
 def approximations(gold: str, answer: str, equal: Equal) -> bool | None:
-    r"""`2\pi \approx 6.28` says two numbers: either may be the gold."""
-    one, other = (
-        [part for part in _APPROXIMATELY.split(text) if part.strip()] for text in (gold, answer)
-    )
-    if [gold] == one and [answer] == other:
+    r"""Of `2\pi \approx 6.28` the first number counts, the second where the gold is a decimal that
+    the first rounds to."""
+    if not _APPROXIMATELY.search(gold) and not _APPROXIMATELY.search(answer):
         return None
-    return any(equal(a, b) for a in one for b in other)
+    one, other = (
+        [part.strip() for part in _APPROXIMATELY.split(text) if part.strip(" ()")]
+        for text in (gold, answer)
+    )
+    if not one or not other:
+        return None
+    if equal(one[0], other[0]):
+        return True
+    digits = re.fullmatch(r"-?\d*\.(\d+)", one[0])
+    exact = number(other[0])
+    if not digits or exact is None or len(other) < 2:
+        return False
+    return abs(exact - float(one[0])) <= 0.5 * 10.0 ** -len(digits[1]) and equal(one[0], other[-1])
 
 
 FORMS = (
@@ -139,8 +151,8 @@ FORMS = (
     Form("labels", labels, (r"\angle ABC", "∠CBA"), (r"\angle ABC", r"\angle ACB")),
     Form("points", points, ("(3,4)", "P(3,4)"), ("35", "C(7,2)")),
     Form(
-        "derivatives",
-        derivatives,
+        "named equations",
+        named,
         (r"\frac{dy}{dx}=2x", "y'=x+x"),
         (r"\frac{dy}{dx}=3x", r"\frac{dy}{dx}=2x"),
     ),
@@ -151,6 +163,7 @@ FORMS = (
         (r"2\pi", r"2\pi \approx 6.28"),
         (r"2\pi", r"3\pi \approx 9.42"),
     ),
+    Form("several unknowns", several_unknowns, ("x=1,y=2", "(1,2)"), ("x=1,y=2", "2,1")),
     Form("repeated", repeated, ("16,3,1,1", "1,16,1,3"), ("16,3,1,1", "16,3,1,3")),
     Form(
         "plus-minus",

@@ -22,6 +22,7 @@ from math_verify.grader import should_treat_as_complex
 _NORMAL_FORM = replace(
     LatexExtractionConfig().normalization_config, units=False, malformed_operators=False
 )
+LONGEST, DEEPEST = 1000, 100  # characters and brackets of a formula: the parser takes seconds
 _GAMMA = re.compile(r"\\gamma(?![a-zA-Z])")
 
 
@@ -41,6 +42,8 @@ class _Reader(_Latex2Sympy):
 @lru_cache(maxsize=4096)
 def value(text: str, imaginary: bool = False) -> Any:
     """The sympy value of a formula, or None where it was not understood to its end."""
+    if len(text) > LONGEST or text.count("{") != text.count("}") or text.count("(") > DEEPEST:
+        return None
     # \gamma would be read as the gamma function; it needs the name of another letter
     latex = normalize_latex(_GAMMA.sub(r"\\varsigma ", text), _NORMAL_FORM)
     reader = _Reader(None, not (imaginary or should_treat_as_complex(latex)))
@@ -61,6 +64,15 @@ def value(text: str, imaginary: bool = False) -> Any:
     except Exception:  # whatever a parser raises, it is "not understood"
         return None
     return found
+
+
+def number(text: str) -> float | None:
+    """The real number that a formula is; None for all else."""
+    read = value(text.strip())
+    try:
+        return float(read) if isinstance(read, sympy.Expr) and read.is_number else None
+    except (TypeError, ValueError, OverflowError):  # complex, too large
+        return None
 
 
 _COMMAND = re.compile(r"\\text\{[^{}]*\}|\\[a-zA-Z]+")

@@ -10,7 +10,7 @@ _PAIRS = {"(": ")", "{": "}", "[": "]"}
 
 def squeeze(text: str) -> str:
     """Text without spaces, dollars and a full stop."""
-    return re.sub(r"[\s$]+", "", text).rstrip(".")
+    return re.sub(r"(?<!\.)\.$", "", re.sub(r"[\s$]+", "", text))
 
 
 def brackets(text: str, start: int) -> tuple[str, int]:

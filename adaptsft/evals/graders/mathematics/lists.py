@@ -1,8 +1,8 @@
-r"""Lists: the two values of plus-minus, and elements that stand in a list twice."""
+r"""Lists: the values of plus-minus, of several unknowns, and elements that stand there twice."""
 
 import re
 
-from adaptsft.evals.graders.mathematics.latex import Equal, items, squeeze, top_level
+from adaptsft.evals.graders.mathematics.latex import Equal, brackets, items, squeeze, top_level
 
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 _BRACES = re.compile(r"\\\{(.*)\\\}")
@@ -53,3 +53,27 @@ def repeated(gold: str, answer: str, equal: Equal) -> bool | None:
             return False
         left.pop(found)
     return True
+
+
+_UNKNOWN = re.compile(r"\s*([a-zA-Z](?:_\{?\w+\}?)?)\s*=([^=]*)")
+
+
+def several_unknowns(gold: str, answer: str, equal: Equal) -> bool | None:
+    """`x=1, y=2` against values without names: in the order of the names that are given."""
+    pairs = [[_UNKNOWN.fullmatch(item) for item in items(text)] for text in (gold, answer)]
+    for named, other, flip in ((pairs[0], answer, False), (pairs[1], gold, True)):
+        names = {found[1] for found in named if found}
+        if len(named) < 2 or len(names) < len(named) or "=" in other:
+            continue
+        values = items(without_outer(other))
+        if len(values) != len(named):
+            return False
+        both = zip((found[2] for found in named if found), values, strict=True)
+        return all(equal(b, a) if flip else equal(a, b) for a, b in both)
+    return None
+
+
+def without_outer(text: str) -> str:
+    """What the brackets of a tuple hold."""
+    held, end = brackets(text.strip(), 0)
+    return held if held and end == len(text.strip()) else text

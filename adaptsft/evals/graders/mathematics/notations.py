@@ -8,14 +8,10 @@ import re
 from fractions import Fraction
 
 from adaptsft.evals.graders.mathematics.latex import Equal, squeeze
+from adaptsft.evals.graders.mathematics.rules import NUMBERS
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_NUMBER_NAMES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen"
-)
-_BASES = {name: base for base, name in enumerate(_NUMBER_NAMES.split())}
-_BASES |= {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16}
+_BASES = NUMBERS | {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16}
 _BASED = re.compile(
     r"""
     \(?\s* (?:\\text\{)? \s* (?P<digits>-?[0-9A-Z][0-9A-Za-z.,\ ]*?) \s* \}? \s* \)? \s*
@@ -43,16 +39,17 @@ def _based_number(text: str) -> tuple[str, int] | None:
 def bases(gold: str, answer: str, equal: Equal) -> bool | None:
     """Digits and base must both be the same: `13_{10}` answers no question about base 2.
 
-    A base that one of the two leaves out is the one that was asked for.
+    A base that the answer leaves out is the one that was asked for; a gold without one is decimal.
     """
     one, other = _based_number(gold), _based_number(answer)
     if one and other:
         return one == other
-    based = one or other
-    if not based:
-        return None
-    digits = squeeze(answer if one else gold).lower().lstrip("0")
-    return digits == based[0] if re.fullmatch(r"[0-9a-z.]+", digits) else None
+    if one:
+        digits = squeeze(answer).lower().lstrip("0")
+        return digits == one[0] if re.fullmatch(r"[0-9a-z.]+", digits) else None
+    if other and re.fullmatch(r"-?\d+", squeeze(gold)):  # no other base was asked for
+        return other == (squeeze(gold).lstrip("0") or "0", 10)
+    return None
 
 
 _CLOCK = re.compile(
@@ -100,8 +97,10 @@ def times(gold: str, answer: str, equal: Equal) -> bool | None:
 def ratios(gold: str, answer: str, equal: Equal) -> bool | None:
     """`4:6:10` is 2:3:5, in this order."""
     parts = [re.split(r":|\\colon", squeeze(text)) for text in (gold, answer)]
-    if min(map(len, parts)) < 2 or len(parts[0]) != len(parts[1]):
+    if min(map(len, parts)) < 2:
         return None
+    if len(parts[0]) != len(parts[1]):
+        return False
     try:
         one, other = ([Fraction(part) for part in of] for of in parts)
     except (ValueError, ZeroDivisionError):
@@ -115,7 +114,7 @@ def ratios(gold: str, answer: str, equal: Equal) -> bool | None:
 
 _RESIDUE = re.compile(
     r"""
-    (?:[a-z]\s*)? (?:\\equiv)? \s* (-?\d+) \s*
+    (?:([a-z])\s*)? (?:\\equiv)? \s* (-?\d+) \s*
     (?: \\pmod | \\bmod | \\mod | \(?\s*(?:\\text\{)?\s*\(?mod\s*\}? )
     \s* \{? \s* (\d+) \s* \}? \)? \}?
     """,
@@ -128,8 +127,8 @@ def residues(gold: str, answer: str, equal: Equal) -> bool | None:
     one, other = _RESIDUE.fullmatch(gold.strip()), _RESIDUE.fullmatch(answer.strip())
     if not one or not other:
         return None
-    (a, m), (b, n) = (map(int, found.groups()) for found in (one, other))
-    return m == n and m > 0 and (a - b) % m == 0
+    (x, a, m), (y, b, n) = ((found[1], int(found[2]), int(found[3])) for found in (one, other))
+    return (x == y or None in (x, y)) and m == n and m > 0 and (a - b) % m == 0
 
 
 _LABELS = re.compile(

@@ -28,8 +28,8 @@ from adaptsft.errors import DataError
 from adaptsft.evals.graders.mathematics import units as math_units
 from adaptsft.evals.graders.mathematics.answer import boxed, of_this_question, stated
 from adaptsft.evals.graders.mathematics.equality import equal, equal_values
-from adaptsft.evals.graders.mathematics.forms import FORMS
-from adaptsft.evals.graders.mathematics.latex import squeeze
+from adaptsft.evals.graders.mathematics.forms import FORMS, words_of
+from adaptsft.evals.graders.mathematics.latex import squeeze, without_outer_brackets
 from adaptsft.evals.graders.mathematics.rules import rewrite, several_solutions
 from adaptsft.evals.graders.mathematics.unicode import to_latex
 from adaptsft.evals.graders.registry import GRADERS
@@ -43,7 +43,12 @@ MATCH_TYPES = {
     "string": _LETTERS,
     "NativeLetters": _LETTERS,
 }
-LONGEST = 10_000  # characters of an answer that is more than compared as text
+LONGEST = 2000  # characters of an answer that is more than compared as text
+DEEPEST = 8  # forms within forms
+# "the answer is less than 5" is not 5
+_NO_VALUE = re.compile(
+    r"(?:less|more|greater|fewer|larger|smaller|at least|at most|between|not|no)\b", re.IGNORECASE
+)
 
 _DELIMITERS_BUT_DOLLAR = re.compile(r"\\boxed|\\\(|\\\[|\$\$|\\begin\{(?:align|equation|gather)")
 _SEPARATOR = re.compile(r"[\s,;.]*(?:and|or)?[\s,;.]*")
@@ -51,9 +56,11 @@ _COMMAND = re.compile(
     r"\\(?:text|mathrm|textbf|textnormal|mbox|operatorname)\s*\{[^{}]*\}|\\[a-zA-Z]+"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_SENTENCE = re.compile(r"[a-z]{3}.*[:=]")
 _PROSE = re.compile(
-    r"[^\W\d_]{2,}[^\w=+*/<>-]*\s[^\w=+*/<>-]*[^\W\d_]{2,}|[\u3040-\u30ff\u4e00-\u9fff]"
+    r"[^\W\d_]{2,40}[^\w=+*/<>-]{0,9}\s[^\w=+*/<>-]{0,9}[^\W\d_]{2,40}|[\u3040-\u30ff\u4e00-\u9fff]"
 )
+_LONG_NUMBER = re.compile(r"\d{400}")
 _EXACT = re.compile(r"([-+]?)(?:(\d+(?:,\d{3})*)(\.\d+)?|\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 
 
@@ -80,34 +87,42 @@ def grade(record: dict) -> dict:
     gold = _bare(to_latex(gold)) or gold
     text = of_this_question(text)
     answer = boxed(text)
-    words = False  # "Total: 3 + 4 = 7 sheep", in which math-verify may find more than is read here
+    words = False  # "Total: 3 + 4 = 7 sheep": math-verify may find what is not read here
     if answer is None:
         text = to_latex(text)
-        answer = _bare(stated(text) or text)
-        words = answer is not None and _WORD.search(_COMMAND.sub(" ", answer)) is not None
+        statement = stated(text)
+        if statement and _NO_VALUE.match(statement) and words_of(gold) is None:
+            return {"correct": False, "extracted": statement, "unparsed": False}
+        answer = _bare(statement or text)
+        words = answer is not None and _SENTENCE.search(_COMMAND.sub(" ", answer)) is not None
     if answer is not None:
         # What was not understood to its end is wrong unless it is the gold's text: math-verify
         # would read its beginning.
         found = bool(answer.strip())
         correct = found and _correct(gold, answer, units, options)
-        if correct is not None or not words:
+        if correct or not words:
             return {"correct": bool(correct), "extracted": answer, "unparsed": not found}
     if "response" not in record and _correct(gold, text, units, options):  # words
         return {"correct": True, "extracted": text, "unparsed": False}
     return _in_prose(gold, text, units, options)
 
 
-def _correct(gold: str, answer: str, units: str, options: dict[str, Any]) -> bool | None:
+def _correct(
+    gold: str, answer: str, units: str, options: dict[str, Any], depth: int = 0
+) -> bool | None:
     """Whether an answer equals a gold. None: it is not the same text, and was not understood."""
-    for step in (str, rewrite):
-        gold, answer = step(gold), step(answer)
-        if squeeze(gold) == squeeze(answer):
-            return True
-        if max(len(gold), len(answer)) > LONGEST:
-            return False
+    gold, answer = without_outer_brackets(gold), without_outer_brackets(answer)
+    if squeeze(gold) == squeeze(answer):
+        return True
+    longest = max(len(gold), len(answer))
+    if depth > DEEPEST or longest > LONGEST or _LONG_NUMBER.search(gold + answer):
+        return False
+    gold, answer = rewrite(gold), rewrite(answer)
+    if squeeze(gold) == squeeze(answer):
+        return True
 
     def again(one: str, other: str) -> bool:
-        return _correct(one, other, units, options) or False
+        return _correct(one, other, units, options, depth + 1) or False
 
     for form in FORMS:
         if (decided := form.decide(gold, answer, again)) is not None:
@@ -196,5 +211,5 @@ def _bare(text: str) -> str | None:
     parts = text.split("$")
     stray = len(parts) % 2 == 0 and not _WORD.search(_COMMAND.sub(" ", text))
     if stray or (len(parts) % 2 and all(_SEPARATOR.fullmatch(part) for part in parts[1::2])):
-        return text.replace("$", "").strip().rstrip(".").rstrip()
+        return re.sub(r"(?<!\.)\.$", "", text.replace("$", "").strip()).rstrip()
     return None

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from word2number import w2n
-
 from adaptsft.evals.graders.mathematics.latex import brackets, without_outer_brackets
 from adaptsft.evals.graders.mathematics.unicode import to_latex
 
@@ -168,7 +166,16 @@ def _currency(text: str) -> str:
     return re.sub(r"\s+", " ", _CURRENCY.sub("", text)).strip() or text
 
 
-_NUMBER_WORDS = re.compile(rf"(?:{'|'.join(w2n.american_number_system)}|and|-|\s)+", re.IGNORECASE)
+_ONES = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
+    *("eighteen", "nineteen"),
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+NUMBERS = {word: i for i, word in enumerate(_ONES)}
+NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
+NUMBERS |= {f"{ten} {one}": NUMBERS[ten] + NUMBERS[one] for ten in _TENS for one in _ONES[1:10]}
+NUMBERS |= {f"{one} hundred": 100 * NUMBERS[one] for one in _ONES[1:10]}
 _SETS = (
     (
         re.compile(r"(?:\\text\{)?\s*all real(?:s| numbers?| values)?\s*[a-z]?\s*\}?", re.I),
@@ -183,13 +190,8 @@ def _words(text: str) -> str:
     for pattern, replacement in _SETS:
         if pattern.fullmatch(text.strip()):
             return replacement
-    plain = _TEXT_OF.sub(r"\1", text).strip()
-    if plain and _NUMBER_WORDS.fullmatch(plain):
-        try:
-            return str(w2n.word_to_num(plain))
-        except (ValueError, IndexError):  # `and`, `point`
-            return text
-    return text
+    plain = " ".join(_TEXT_OF.sub(r"\1", text).lower().replace("-", " ").split())
+    return str(NUMBERS.get(plain, text))
 
 
 _MIXED = re.compile(r"(?<![\w.\\}/^])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.]*\d|\s*/)")
