@@ -177,8 +177,11 @@ def test_what_is_no_answer_is_not_taken_for_one(gold: str, response: str) -> Non
 
 @pytest.mark.parametrize(
     "answer",
-    ["A." * 2500, "1" + "\\%" * 800, "1" * 9900, "{" * 9900, "(" * 9900, "((1" * 3300, "1 " * 4950]
-    + ["\\frac{" * 1600, "x" * 9000, "²" * 3000, "9" * 4500 + "\\pmod{7}", "\\text{" * 1500],
+    [
+        *("A." * 2500, "1" + "\\%" * 800, "1" * 9900, "{" * 9900, "(" * 9900, "((1" * 3300),
+        *("1 " * 4950, "\\frac{" * 1600, "x" * 9000, "²" * 3000, "9" * 4500 + "\\pmod{7}"),
+        "\\text{" * 1500,
+    ],
     ids=lambda answer: answer[:8],
 )
 def test_endless_texts_are_read_at_once(answer: str) -> None:
