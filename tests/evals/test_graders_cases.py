@@ -138,7 +138,7 @@ def own_cases(name: str) -> list[dict]:
     return [case for case in cases if not case.get("contestable")]
 
 
-@pytest.mark.parametrize("name", ["math_1", "math_2"])
+@pytest.mark.parametrize("name", ["math_1", "math_2", "math_3"])
 def test_math_robust_on_own_cases(name: str) -> None:
     chosen = own_cases(name)
     verdicts = grade_all("math-robust", chosen)

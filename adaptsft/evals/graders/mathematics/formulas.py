@@ -23,7 +23,13 @@ _NORMAL_FORM = replace(
     LatexExtractionConfig().normalization_config, units=False, malformed_operators=False
 )
 LONGEST, DEEPEST = 1000, 100  # characters and brackets of a formula: the parser takes seconds
-_GAMMA = re.compile(r"\\gamma(?![a-zA-Z])")
+# What math-verify takes for something else gets the name of a letter that nobody uses.
+_OTHER_NAMES = (
+    (re.compile(r"\\gamma(?![a-zA-Z])"), r"\\varsigma "),  # not the gamma function
+    (re.compile(r"(?<![a-zA-Z\\])E(?=_)"), r"\\varrho "),  # not Euler's number
+    # not 0, because v does not depend on t
+    (re.compile(r"\\frac\{d\s*([a-zA-Z])\}\{d\s*([a-z])\}"), r"\1_{\2\2\2}"),
+)
 
 
 class _Reader(_Latex2Sympy):
@@ -44,8 +50,9 @@ def value(text: str, imaginary: bool = False) -> Any:
     """The sympy value of a formula, or None where it was not understood to its end."""
     if len(text) > LONGEST or text.count("{") != text.count("}") or text.count("(") > DEEPEST:
         return None
-    # \gamma would be read as the gamma function; it needs the name of another letter
-    latex = normalize_latex(_GAMMA.sub(r"\\varsigma ", text), _NORMAL_FORM)
+    for pattern, name in _OTHER_NAMES:
+        text = pattern.sub(name, text)
+    latex = normalize_latex(text, _NORMAL_FORM)
     reader = _Reader(None, not (imaginary or should_treat_as_complex(latex)))
     try:
         found = reader.parse(latex)

@@ -33,10 +33,11 @@ def plus_minus(gold: str, answer: str, equal: Equal) -> bool | None:
     r"""`\frac{1 \pm \sqrt 5}{2}` is the list of its two values, wherever the sign stands."""
     if not re.search(r"\\(?:pm|mp)(?![a-z])", gold + answer):
         return None
-    one, other = _values(gold), _values(answer)
-    if len(one) < 2 or len(other) < 2:
-        return len(one) == len(other) and equal(one[0], other[0])
-    return equal(",".join(one), ",".join(other))
+    one, other = (
+        ",".join(_values(text)) if re.search(r"\\(?:pm|mp)(?![a-z])", text) else text
+        for text in (gold, answer)
+    )
+    return equal(one, other)
 
 
 def repeated(gold: str, answer: str, equal: Equal) -> bool | None:

@@ -127,7 +127,9 @@ def _correct(
     for form in FORMS:
         if (decided := form.decide(gold, answer, again)) is not None:
             return decided
-    (gold, asked), (answer, given) = math_units.split(gold, False), math_units.split(answer, True)
+    gold, asked = math_units.split(gold, letters=False)
+    variables = re.search(r"[a-zA-Z]", _COMMAND.sub(" ", gold)) is not None
+    answer, given = math_units.split(answer, letters=not variables)
     if units == "strict" and asked and math_units.normal(asked) != math_units.normal(given):
         return False
     if (asked or given) and squeeze(gold) == squeeze(answer):
