@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from adaptsft.distributed.ranks import (
     process_group,
     raise_on_all_ranks,
@@ -19,13 +17,14 @@ from adaptsft.distributed.ranks import (
     rank0_first,
     world_size,
 )
-from adaptsft.errors import CheckpointError, ConfigError, DataError
+from adaptsft.errors import ConfigError
 from adaptsft.evals import samples
+from adaptsft.evals.asking import ask_for_missing
 from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.folder_lock import backend_identity, locked
 from adaptsft.evals.prompts import messages_of
-from adaptsft.evals.protocol import Backend, Output, Request, Sampling, Stopped
+from adaptsft.evals.protocol import Backend, Output, Request, Sampling
 from adaptsft.evals.samples import Samples, digest
 from adaptsft.evals.tasks import Task, load_task, to_dict
 
@@ -189,45 +188,20 @@ def _answer(
     retry_errors: bool,
 ) -> None:
     """Generate and record this rank's share of the missing samples."""
-    keyed = [(key_of(request, backend, sampling), request) for request in requests]
-    missing = [
-        (key, request)
-        for key, request in keyed
-        if key not in have.records or (retry_errors and have.records[key].get("error"))
-    ]
-    # the longest first: memory runs out at once or not at all, and the last batches are the fast
-    # ones
-    missing.sort(key=lambda pair: -len(pair[1].text or str(pair[1].messages)))
-    mine = missing[rank() :: world_size()]
-    bar = tqdm(
-        total=len(requests),
-        initial=len(requests) - len(missing),
-        desc=label,
-        unit="answer",
-        disable=rank() != 0,
-        smoothing=0.1,
-        mininterval=1.0,
+    asked = {key_of(request, backend, sampling): request for request in requests}
+    mine = ask_for_missing(
+        have,
+        asked,
+        lambda batch: backend.generate(batch, sampling),
+        _record,
+        batch_size=backend.batch_size,
+        label=label,
+        retry_errors=retry_errors,
+        length=lambda request: len(request.text or str(request.messages)),
+        rank=rank(),
+        world=world_size(),
     )
-    with bar:
-        for start in range(0, len(mine), backend.batch_size):
-            batch = mine[start : start + backend.batch_size]
-            stopped = None
-            try:
-                outputs = backend.generate([request for _, request in batch], sampling)
-            except Stopped as error:
-                outputs, stopped = error.outputs, error
-            pairs = zip(batch, outputs, strict=True)
-            try:
-                have.add([_record(*asked, output) for asked, output in pairs if output is not None])
-            except OSError as error:
-                raise CheckpointError(
-                    f"{have.file}: cannot be written: {error}. Its samples are kept: the same "
-                    "command continues from them"
-                ) from None
-            if stopped is not None:
-                raise DataError(str(stopped))  # to all ranks, without the outputs
-            bar.update(min(len(batch) * world_size(), bar.total - bar.n))
-    failed = [have.records[key] for key, _ in mine if have.records[key].get("error")]
+    failed = [have.records[key] for key in mine if have.records[key].get("error")]
     if failed:
         print(
             f"{label}: {len(failed)} of {len(mine)} answers were recorded with an error, the first "
@@ -251,10 +225,9 @@ def _prompt(request: Request) -> Any:
     return request.messages if request.text is None else request.text
 
 
-def _record(key: str, request: Request, output: Output) -> dict[str, Any]:
+def _record(request: Request, output: Output) -> dict[str, Any]:
     prompt = _prompt(request)
     return {
-        "key": key,
         "item_id": request.item_id,
         "sample": request.sample,
         "seed": request.seed,
