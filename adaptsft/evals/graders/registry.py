@@ -47,6 +47,12 @@ class Grader:
     def isolated(self) -> bool:
         return self.seconds is not None
 
+    @property
+    def metrics(self) -> list[str]:
+        """What it writes by the names in tables: `correct` is called as the grader is."""
+        scores = (key for key in self.writes if key != "extracted")
+        return [self.name if key == "correct" else key for key in scores]
+
     @cached_property
     def verdict(self) -> Callable[[dict], dict]:
         """The function itself, without limits."""
