@@ -5,6 +5,7 @@ A run that was killed continues where it stopped when it is started again.
 
 import argparse
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.evals import samples
 from adaptsft.evals.asking import ask_for_missing
 from adaptsft.evals.backends.registry import open_backend
+from adaptsft.evals.backends.replay import Replay
 from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.folder_lock import backend_identity, locked
 from adaptsft.evals.prompts import messages_of
@@ -51,8 +53,8 @@ def run_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def answer(options: argparse.Namespace) -> int:
-    """Generate what a command line asks for, on all ranks; returns the number of this rank."""
+def answer(options: argparse.Namespace) -> list[Path]:
+    """Generate what a command line asks for, on all ranks; returns the folders on rank 0."""
     tasks = [load_task(name) for name in options.tasks.split(",") if name]
     code = [task.name for task in tasks if "code" in task.graders]
     if code and getattr(options, "allow_code_exec", None) is False:
@@ -72,12 +74,12 @@ def answer(options: argparse.Namespace) -> int:
     )
     with process_group("cpu"):
         backend = raise_on_all_ranks(lambda: open_backend(options.backend, options))
-        generate(tasks, backend, plan)
-        return rank()
+        folders = generate(tasks, backend, plan)
+        return folders if rank() == 0 else []
 
 
-def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
-    """All ranks call it together. Raises UserError on all of them."""
+def generate(tasks: list[Task], backend: Backend, plan: Plan) -> list[Path]:
+    """The folders of the answers. All ranks call it together. Raises UserError on all of them."""
     harness = [task.name for task in tasks if task.runner == "harness"]
     if harness and (plan.temperatures, plan.n, plan.max_tokens) != (None, None, None):
         raise ConfigError(
@@ -90,16 +92,26 @@ def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
         for task in tasks
         if task.runner == "generate"
     }
+    folders: list[Path] = []
+    asked: dict[str, float] = {}
     for task in tasks:
         if task.runner == "harness":
-            _by_harness(task, backend, plan)
-        else:
-            for temperature in plan.temperatures or (task.decoding.temperature,):
-                _by_prompt(task, loaded[task.name], backend, plan, temperature)
+            folders.append(plan.out / task.name / "harness")
+            asked |= _by_harness(task, backend, plan, folders[-1])
+            continue
+        for temperature in plan.temperatures or (task.decoding.temperature,):
+            folders.append(plan.out / task.name / mode(temperature))
+            wanted = _by_prompt(task, loaded[task.name], backend, plan, temperature, folders[-1])
+            asked |= {key: max(n, asked.get(key, 0)) for key, n in wanted.items()}
+    if isinstance(backend, Replay) and rank() == 0 and (unused := backend.unused(asked)):
+        print(unused, file=sys.stderr)
+    return folders
 
 
-def _by_prompt(task: Task, items: Items, backend: Backend, plan: Plan, temperature: float) -> None:
-    folder = plan.out / task.name / mode(temperature)
+def _by_prompt(
+    task: Task, items: Items, backend: Backend, plan: Plan, temperature: float, folder: Path
+) -> dict[str, float]:
+    """{item: how many samples of it were asked for}"""
     sampling = task.sampling(temperature, plan.max_tokens)
     chosen, n = items.items[: plan.limit], planned(task, plan, temperature)
     asked = {
@@ -120,23 +132,24 @@ def _by_prompt(task: Task, items: Items, backend: Backend, plan: Plan, temperatu
         raise_on_all_ranks(
             lambda: _answer(have, requests, backend, sampling, label, plan.retry_errors)
         )
+    return dict.fromkeys((item.id for item in chosen), n)
 
 
-def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
+def _by_harness(task: Task, backend: Backend, plan: Plan, folder: Path) -> dict[str, float]:
+    """{item: how many samples of it were asked for}, the latter being lm-eval's to say."""
     from adaptsft.evals.harness.evaluate import evaluate  # lm-eval is optional, and slow to import
 
-    folder = plan.out / task.name / "harness"
     asked = {
         "schema_version": SCHEMA_VERSION,
         "task": to_dict(task),
-        "data": {"dir": plan.data_dir and str(plan.data_dir), "limit": plan.limit},
+        "data": {"dir": plan.data_dir and str(plan.data_dir.resolve()), "limit": plan.limit},
         "backend": backend.identity,
         "params": {},
         "seed": plan.seed,
         "n": 1,
     }
     with locked(folder, asked, []):
-        evaluate(
+        found = evaluate(
             task.harness_task,
             backend,
             folder,
@@ -146,6 +159,7 @@ def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
             seed=plan.seed,
             retry_errors=plan.retry_errors,
         )
+    return {record["item_id"]: math.inf for record in found.records}
 
 
 def mode(temperature: float) -> str:

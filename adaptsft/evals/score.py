@@ -32,10 +32,15 @@ class Grading:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """`python -m adaptsft.evals score`. An error in one task does not stop the others."""
+    """`python -m adaptsft.evals score`."""
     folders = samples.folders(options.out)
     if not folders:
         raise DataError(f"{options.out}: no run.json below it: run generate first")
+    return score_folders(folders, options)
+
+
+def score_folders(folders: list[Path], options: argparse.Namespace) -> int:
+    """Score them one by one, and show their figures. An error in one does not stop the others."""
     grading = Grading(options.workers, options.data_dir, options.allow_code_exec)
     errors = []
     for folder in folders:

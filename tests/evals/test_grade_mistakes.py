@@ -68,3 +68,12 @@ def test_values_that_the_math_graders_refuse(capsys, monkeypatch) -> None:
         "ignore or strict",
     ]
     assert set(GRADERS["math-robust"].optional["match_types"].choices) == set(MATCH_TYPES)
+
+
+@pytest.mark.parametrize("grader", ["medical-paper", "medical-m1", "mcq-robust"])
+def test_options_are_called_by_capital_letters(capsys, monkeypatch, grader: str) -> None:
+    """The published graders look for capital letters alone, and would read one that is none."""
+    record = {"options": {"a": "yes", "b": "no"}, "gold": "b", "response": "The answer is B."}
+    code, [verdict], _ = grade(capsys, monkeypatch, [record], grader)
+    assert code == 3 and verdict["correct"] is None
+    assert verdict["error"] == "options are called a, b; they must be capital letters"

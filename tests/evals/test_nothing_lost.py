@@ -188,10 +188,10 @@ def test_a_broken_record_is_left_out_of_the_mean_and_said(
     rows = [{"question": f"q{i}", "options": options, "gold": gold} for i, gold in enumerate(golds)]
     folder = tmp_path / "out" / "broken" / "greedy"
     (tmp_path / "mine.jsonl").write_text(
-        "".join(json.dumps({"question": f"q{i}", "answer": "#### 18"}) + "\n" for i in range(4))
+        "".join(json.dumps(row | {"answer_idx": "A"}) + "\n" for row in rows)
     )
     (tmp_path / "broken.yaml").write_text(
-        "extends: gsm8k\nsources: [{file: mine.jsonl, reader: gsm8k}]\nitems: 4\n"
+        "extends: gsm8k\nsources: [{file: mine.jsonl, reader: choices}]\nitems: 4\n"
         "graders: [medical-m1]\ncolumns: {Mine: medical-m1}\n"
     )
     (tmp_path / "o.jsonl").write_text(
