@@ -116,6 +116,25 @@ def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, ca
     )
 
 
+def test_a_task_of_lm_eval_is_scored_from_another_folder(tmp_path, capsys, monkeypatch):
+    pytest.importorskip(
+        "lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'"
+    )
+    mmlu_prox_sw(tmp_path / "data")
+    items = [f"mmlu_prox_sw_{category.replace(' ', '_')}/0" for category in CATEGORIES]
+    rows = [{"item_id": item, "output": "Jibu ni (B)."} for item in [*items, "nosuch/0"]]
+    samples.write_lines(tmp_path / "answers.jsonl", rows)
+    (tmp_path / "few.yaml").write_text("extends: mmlu_prox_sw\nitems: 14\n")
+    monkeypatch.chdir(tmp_path)
+    settings = ["--tasks", "few.yaml", "--data-dir", "data", "--out", "out"]
+    assert evals("generate", *settings, "--backend", "replay", "--replay", "answers.jsonl") == 0
+    assert "1 of 15 outputs were not used (first id 'nosuch/0')" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evals("score", "../out") == 0
+    assert "mcq-robust 100.00" in capsys.readouterr().out
+
+
 def test_answers_to_lm_evals_questions_are_read_by_mcq_robust_too(tmp_path, capsys):
     """MMLU-ProX, beside lm-eval's pattern: the first sentence of the prompt's."""
     pytest.importorskip(
