@@ -1,6 +1,7 @@
 """What was answered before a server or a disk gives up is kept, and the message says so."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_task_of_lm_eval_keeps_what_was_answered(
     likelihoods: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Server.replies = {"": echo, "fog around: a tundra": (401, b"who are you")}
-    assert evals("generate", *likelihoods) == 3  # the longest are asked first: this near the end
+    assert evals("generate", *likelihoods) == 3
     err = capsys.readouterr().err
     assert "adaptsft.evals: DataError: --url " in err
     assert "401 who are you. Recorded answers are kept: the same command resumes" in err
@@ -77,3 +78,29 @@ def test_an_address_without_its_scheme(
     for command in (["run", *asked], ["judge", *judged]):
         assert evals(*command, "--out", tmp_path / "out", "--url", address) == 2
         assert f"--url {address}: write http:// or https:// before it" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full(
+    likelihoods: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel lets no file grow beyond some size: the error of a disk that is full."""
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = tmp_path / "out" / "five" / "harness" / "samples.rank0.jsonl"
+
+    def full(prompt: str) -> dict:
+        if len(Server.asked) == 9:  # the first of the second batch
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, was[1]))
+        return echo(prompt)
+
+    Server.replies = {"": full}
+    try:
+        assert evals("generate", *likelihoods) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+    err = capsys.readouterr().err
+    assert "CheckpointError" in err and f"{file}: cannot be written: " in err
+    kept = len(samples_of(file.parent))
+    assert kept == 8
+    Server.replies, Server.asked[:] = {"": echo}, []
+    assert evals("generate", *likelihoods) == 0
+    assert len(Server.asked) == 20 - kept
