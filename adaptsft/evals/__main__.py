@@ -104,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--data-dir",
         type=Path,
-        help="folder of the data files: the code grader reads its tests there",
+        help="folder of the data files: the code grader reads its tests there, and lm-eval's "
+        "tasks their items (default of these: the one that they were answered with)",
     )
     report.add_argument("runs", nargs="*", type=Path, help="folders of evaluations: one row each")
     report.add_argument(

@@ -67,19 +67,22 @@ def count_errors(verdicts: list[dict[str, Any]], wanted: tuple[str, ...]) -> int
     A verdict with null for all that is `wanted` is of a line that could not be graded: 3, unless
     such lines are blank.
     """
-    lines = [(number, verdict) for number, verdict in enumerate(verdicts, 1) if "error" in verdict]
-    ungraded = [line for line in lines if all(line[1].get(key) is None for key in wanted)]
-    failed = [line for line in lines if line not in ungraded]
+    blank, ungraded, failed = [], [], []
+    for number, verdict in enumerate(verdicts, 1):
+        if (error := verdict.get("error")) is not None:
+            broken = all(verdict.get(key) is None for key in wanted)
+            kind = blank if error == BLANK else ungraded if broken else failed
+            kind.append((number, error))
     for found, what in (
         (ungraded, "could not be graded"),
         (failed, "count as wrong, since grading failed"),
+        (blank, "have no verdict"),
     ):
         if found:
-            number, verdict = found[0]
+            number, error = found[0]
             print(
                 f"{len(found)} of {len(verdicts)} lines {what}; the first is line {number}: "
-                f"{verdict['error']}",
+                f"{error}",
                 file=sys.stderr,
             )
-    broken = any(verdict["error"] != BLANK for _, verdict in ungraded)
-    return DataError.exit_code if broken else 0
+    return DataError.exit_code if ungraded else 0

@@ -3,6 +3,7 @@
 Data that differs from what the task's file names is refused.
 """
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -11,10 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adaptsft.errors import DataError
+from adaptsft.errors import ConfigError, DataError
+from adaptsft.evals.graders.registry import GRADERS
+from adaptsft.evals.prompts import problem_of
 from adaptsft.evals.readers import READERS, Record, generate_records
 from adaptsft.evals.samples import to_json
 from adaptsft.evals.tasks import Source, Task
+
+# beside the answer, what those read that are no GRADERS
+OTHERS_READ = {"code": ("task_id", "question"), "judge": ("instruction", "dataset")}
 
 
 class Item(NamedTuple):
@@ -43,7 +49,8 @@ def load_items(task: Task, data_dir: Path | None = None) -> Items:
     """Every item of a task.
 
     Raises DataError where the data cannot be found, its sha256 or number is not the task's, or a
-    record lacks a field; ConfigError where a library is missing.
+    record lacks a field; ConfigError where a library is missing, or the prompt or a grader of the
+    task reads what the items lack.
     """
     source, records = _open(task, data_dir)
     read, where = READERS[source.reader], source.file or source.hub or source.generator
@@ -66,6 +73,7 @@ def load_items(task: Task, data_dir: Path | None = None) -> Items:
             f"{task.name}: {where} has {len(items)} items, the task names {task.items}: is it "
             "another version of the data?"
         )
+    _check(task, items[0])
     content = to_json(items, sort_keys=True).encode()
     digest = hashlib.sha256(content).hexdigest()
     if not source.file and source.sha256 is not None and digest != source.sha256:
@@ -75,6 +83,24 @@ def load_items(task: Task, data_dir: Path | None = None) -> Items:
         )
     origin = f"{where} ({source.origin})" if source.origin else where
     return Items(items, digest, origin, source.verified)
+
+
+def _check(task: Task, item: Item) -> None:
+    """Raises ConfigError where the prompt or a grader reads what an item lacks."""
+    if problem := problem_of(task.prompt, item.fields):
+        raise ConfigError(f"{task.name}: {problem}")
+    record = task.grading | item.fields | {"response": "", "output": ""}
+    for name in task.graders:
+        try:
+            if name in GRADERS:
+                GRADERS[name].check(record)
+            elif missing := [key for key in OTHERS_READ[name] if key not in item.fields]:
+                raise DataError(f"{name} reads {', '.join(missing)}")
+        except DataError as error:
+            raise ConfigError(
+                f"{task.name}: graders: {error} (item {item.id!r}): choose another grader, or "
+                "name the field under sources.fields"
+            ) from None
 
 
 def _open(task: Task, data_dir: Path | None) -> tuple[Source, Iterator[Record]]:
@@ -148,7 +174,8 @@ def _file_records(path: Path, source: Source, task: Task) -> Iterator[Record]:
 
         return iter(pq.read_table(path).to_pylist())
     try:
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if path.suffix == ".tsv":
@@ -157,18 +184,29 @@ def _file_records(path: Path, source: Source, task: Task) -> Iterator[Record]:
     if path.suffix == ".json":
         values = _parse(text, str(path))
         if source.key:
-            if source.key not in values:
+            if source.key not in _object(values, str(path)):
                 raise DataError(f"{path}: no {source.key!r} in it, but {', '.join(values)}")
             values = values[source.key]
         if isinstance(values, dict):
-            values = [{"id": key} | value for key, value in values.items()]
-        return iter(values)
+            values = [
+                {"id": key} | _object(value, f"{path}, {key!r}") for key, value in values.items()
+            ]
+        if not isinstance(values, list):
+            raise DataError(f"{path}: a list or object of records is needed, not {values!r:.80}")
+        return iter([_object(value, f"{path}, record {i}") for i, value in enumerate(values, 1)])
     lines = enumerate(text.split("\n"), 1)  # U+2028 and others are part of a line
-    return iter([_parse(line, f"{path}:{number}") for number, line in lines if line.strip()])
+    places = ((line, f"{path}:{number}") for number, line in lines if line.strip())
+    return iter([_object(_parse(line, place), place) for line, place in places])
 
 
 def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}") from None
+
+
+def _object(value: Any, place: str) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: a JSON object is needed, not {value!r:.80}")
+    return value

@@ -5,12 +5,11 @@ A run that was killed continues where it stopped when it is started again.
 
 import argparse
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from adaptsft.distributed.ranks import (
     process_group,
@@ -19,13 +18,15 @@ from adaptsft.distributed.ranks import (
     rank0_first,
     world_size,
 )
-from adaptsft.errors import CheckpointError, ConfigError, DataError
+from adaptsft.errors import ConfigError
 from adaptsft.evals import samples
+from adaptsft.evals.asking import ask_for_missing
 from adaptsft.evals.backends.registry import open_backend
+from adaptsft.evals.backends.replay import Replay
 from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.folder_lock import backend_identity, locked
 from adaptsft.evals.prompts import messages_of
-from adaptsft.evals.protocol import Backend, Output, Request, Sampling, Stopped
+from adaptsft.evals.protocol import Backend, Output, Request, Sampling
 from adaptsft.evals.samples import Samples, digest
 from adaptsft.evals.tasks import Task, load_task, to_dict
 
@@ -52,8 +53,8 @@ def run_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def answer(options: argparse.Namespace) -> int:
-    """Generate what a command line asks for, on all ranks; returns the number of this rank."""
+def answer(options: argparse.Namespace) -> list[Path]:
+    """Generate what a command line asks for, on all ranks; returns the folders on rank 0."""
     tasks = [load_task(name) for name in options.tasks.split(",") if name]
     code = [task.name for task in tasks if "code" in task.graders]
     if code and getattr(options, "allow_code_exec", None) is False:
@@ -73,12 +74,12 @@ def answer(options: argparse.Namespace) -> int:
     )
     with process_group("cpu"):
         backend = raise_on_all_ranks(lambda: open_backend(options.backend, options))
-        generate(tasks, backend, plan)
-        return rank()
+        folders = generate(tasks, backend, plan)
+        return folders if rank() == 0 else []
 
 
-def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
-    """All ranks call it together. Raises UserError on all of them."""
+def generate(tasks: list[Task], backend: Backend, plan: Plan) -> list[Path]:
+    """The folders of the answers. All ranks call it together. Raises UserError on all of them."""
     harness = [task.name for task in tasks if task.runner == "harness"]
     if harness and (plan.temperatures, plan.n, plan.max_tokens) != (None, None, None):
         raise ConfigError(
@@ -91,16 +92,26 @@ def generate(tasks: list[Task], backend: Backend, plan: Plan) -> None:
         for task in tasks
         if task.runner == "generate"
     }
+    folders: list[Path] = []
+    asked: dict[str, float] = {}
     for task in tasks:
         if task.runner == "harness":
-            _by_harness(task, backend, plan)
-        else:
-            for temperature in plan.temperatures or (task.decoding.temperature,):
-                _by_prompt(task, loaded[task.name], backend, plan, temperature)
+            folders.append(plan.out / task.name / "harness")
+            asked |= _by_harness(task, backend, plan, folders[-1])
+            continue
+        for temperature in plan.temperatures or (task.decoding.temperature,):
+            folders.append(plan.out / task.name / mode(temperature))
+            wanted = _by_prompt(task, loaded[task.name], backend, plan, temperature, folders[-1])
+            asked |= {key: max(n, asked.get(key, 0)) for key, n in wanted.items()}
+    if isinstance(backend, Replay) and rank() == 0 and (unused := backend.unused(asked)):
+        print(unused, file=sys.stderr)
+    return folders
 
 
-def _by_prompt(task: Task, items: Items, backend: Backend, plan: Plan, temperature: float) -> None:
-    folder = plan.out / task.name / mode(temperature)
+def _by_prompt(
+    task: Task, items: Items, backend: Backend, plan: Plan, temperature: float, folder: Path
+) -> dict[str, float]:
+    """{item: how many samples of it were asked for}"""
     sampling = task.sampling(temperature, plan.max_tokens)
     chosen, n = items.items[: plan.limit], planned(task, plan, temperature)
     asked = {
@@ -121,23 +132,24 @@ def _by_prompt(task: Task, items: Items, backend: Backend, plan: Plan, temperatu
         raise_on_all_ranks(
             lambda: _answer(have, requests, backend, sampling, label, plan.retry_errors)
         )
+    return dict.fromkeys((item.id for item in chosen), n)
 
 
-def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
+def _by_harness(task: Task, backend: Backend, plan: Plan, folder: Path) -> dict[str, float]:
+    """{item: how many samples of it were asked for}, the latter being lm-eval's to say."""
     from adaptsft.evals.harness.evaluate import evaluate  # lm-eval is optional, and slow to import
 
-    folder = plan.out / task.name / "harness"
     asked = {
         "schema_version": SCHEMA_VERSION,
         "task": to_dict(task),
-        "data": {"dir": plan.data_dir and str(plan.data_dir), "limit": plan.limit},
+        "data": {"dir": plan.data_dir and str(plan.data_dir.resolve()), "limit": plan.limit},
         "backend": backend.identity,
         "params": {},
         "seed": plan.seed,
         "n": 1,
     }
     with locked(folder, asked, []):
-        evaluate(
+        found = evaluate(
             task.harness_task,
             backend,
             folder,
@@ -147,6 +159,7 @@ def _by_harness(task: Task, backend: Backend, plan: Plan) -> None:
             seed=plan.seed,
             retry_errors=plan.retry_errors,
         )
+    return {record["item_id"]: math.inf for record in found.records}
 
 
 def mode(temperature: float) -> str:
@@ -189,45 +202,20 @@ def _answer(
     retry_errors: bool,
 ) -> None:
     """Generate and record this rank's share of the missing samples."""
-    keyed = [(key_of(request, backend, sampling), request) for request in requests]
-    missing = [
-        (key, request)
-        for key, request in keyed
-        if key not in have.records or (retry_errors and have.records[key].get("error"))
-    ]
-    # the longest first: memory runs out at once or not at all, and the last batches are the fast
-    # ones
-    missing.sort(key=lambda pair: -len(pair[1].text or str(pair[1].messages)))
-    mine = missing[rank() :: world_size()]
-    bar = tqdm(
-        total=len(requests),
-        initial=len(requests) - len(missing),
-        desc=label,
-        unit="answer",
-        disable=rank() != 0,
-        smoothing=0.1,
-        mininterval=1.0,
+    asked = {key_of(request, backend, sampling): request for request in requests}
+    mine = ask_for_missing(
+        have,
+        asked,
+        lambda batch: backend.generate(batch, sampling),
+        _record,
+        batch_size=backend.batch_size,
+        label=label,
+        retry_errors=retry_errors,
+        length=lambda request: len(request.text or str(request.messages)),
+        rank=rank(),
+        world=world_size(),
     )
-    with bar:
-        for start in range(0, len(mine), backend.batch_size):
-            batch = mine[start : start + backend.batch_size]
-            stopped = None
-            try:
-                outputs = backend.generate([request for _, request in batch], sampling)
-            except Stopped as error:
-                outputs, stopped = error.outputs, error
-            pairs = zip(batch, outputs, strict=True)
-            try:
-                have.add([_record(*asked, output) for asked, output in pairs if output is not None])
-            except OSError as error:
-                raise CheckpointError(
-                    f"{have.file}: cannot be written: {error}. Its samples are kept: the same "
-                    "command continues from them"
-                ) from None
-            if stopped is not None:
-                raise DataError(str(stopped))  # to all ranks, without the outputs
-            bar.update(min(len(batch) * world_size(), bar.total - bar.n))
-    failed = [have.records[key] for key, _ in mine if have.records[key].get("error")]
+    failed = [have.records[key] for key in mine if have.records[key].get("error")]
     if failed:
         print(
             f"{label}: {len(failed)} of {len(mine)} answers were recorded with an error, the first "
@@ -251,10 +239,9 @@ def _prompt(request: Request) -> Any:
     return request.messages if request.text is None else request.text
 
 
-def _record(key: str, request: Request, output: Output) -> dict[str, Any]:
+def _record(request: Request, output: Output) -> dict[str, Any]:
     prompt = _prompt(request)
     return {
-        "key": key,
         "item_id": request.item_id,
         "sample": request.sample,
         "seed": request.seed,

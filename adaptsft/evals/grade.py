@@ -5,10 +5,11 @@ cannot be graded.
 """
 
 import argparse
+from contextlib import suppress
 
 from tqdm import tqdm
 
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.code.command import main as grade_code
 from adaptsft.evals.command_line import count_errors, read_stdin, write_stdout
 from adaptsft.evals.graders.grading import grade_all
@@ -22,12 +23,13 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     records = read_stdin()
     if options.units:
-        if "units" not in GRADERS[options.grader].optional:
+        grader = GRADERS[options.grader]
+        if "units" not in grader.optional:
             raise ConfigError(f"--units {options.units}: {options.grader} does not read units")
-        records = [
-            {"units": options.units} | record if isinstance(record, dict) else record
-            for record in records
-        ]
+        for number, record in enumerate(records):
+            with suppress(DataError):  # what is refused is shown with the keys that it came with
+                grader.check(record)
+                records[number] = {"units": options.units} | record
     bar = tqdm(total=len(records), desc=options.grader, unit="answer", mininterval=1.0, delay=1.0)
     with bar:
         verdicts = grade_all(options.grader, records, workers=options.workers, progress=bar.update)
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("grader", metavar="GRADER", choices=GRADERS, help="one of the list below")
     parser.add_argument(
         "--units",
-        choices=GRADERS["math-robust"].optional["units"],
+        choices=GRADERS["math-robust"].optional["units"].choices,
         help="math-robust: strict asks for the gold's unit (default: ignore, as benchmarks do); "
         "a record's own `units` goes before",
     )

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from adaptsft.errors import did_you_mean
 from adaptsft.evals.protocol import Message
 from adaptsft.evals.tasks import Prompt
 
@@ -20,6 +21,26 @@ def fill(template: str, fields: dict[str, Any]) -> str:
         return str(fields[found[1]]) if found[1] in fields else found[0]
 
     return re.sub(r"\{([^}]*)\}", value, template)
+
+
+_COMMAND = re.compile(r"\\\w+(?:\{[^{}]*\})*")  # of LaTeX, with what it is given: \boxed{answer}
+_PLACEHOLDER = re.compile(r"(?<![\\\w^$])\{([A-Za-z_]\w*)\}")
+
+
+def problem_of(prompt: Prompt, fields: dict[str, Any]) -> str | None:
+    """What is wrong with a prompt for an item with these fields, or None: it names a field that is
+    not there, or none at all."""
+    known = ", ".join(fields)
+    for name in _PLACEHOLDER.findall(_COMMAND.sub("", prompt.user)):
+        if name not in fields:
+            hint = did_you_mean(name, fields)
+            return (
+                f"prompt.user has {{{name}}}, and the items have {known}{hint or ';'} spaces in "
+                "the braces keep such a text as it is"
+            )
+    if not any(f"{{{name}}}" in prompt.user for name in fields):
+        return f"prompt.user names no field of the items, which have {known}: write {{question}}"
+    return None
 
 
 def messages_of(prompt: Prompt, fields: dict[str, Any]) -> list[Message]:

@@ -86,6 +86,6 @@ class Backend(Protocol):
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """log p(continuation | context) of (context, continuation) pairs, in order.
 
-        The context may be empty.
+        The context may be empty. Raises Stopped where one of them cannot be had.
         """
         ...

@@ -78,6 +78,14 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
     return records, len(complete)
 
 
+def keep(records: dict[str, dict[str, Any]], record: dict[str, Any]) -> None:
+    """Of samples with one key the last one counts, and one with an error only for want of
+    another."""
+    before = records.get(record["key"])
+    if before is None or before.get("error") or not record.get("error"):
+        records[record["key"]] = record
+
+
 class Samples:
     """The samples of a folder: those that any rank has written, and this rank's file to add to."""
 
@@ -101,16 +109,12 @@ class Samples:
             self._keep(record, self.file)
 
     def _keep(self, record: Any, path: Path) -> None:
-        """Of samples with one key the last one counts, and one with an error only for want of
-        another."""
         if not isinstance(record, dict) or not isinstance(record.get("key"), str):
             raise DataError(
                 f"{path}: {to_json(record)[:80]} is no sample, it has no `key`: remove this line, "
                 "or name another --out"
             )
-        before = self.records.get(record["key"])
-        if before is None or before.get("error") or not record.get("error"):
-            self.records[record["key"]] = record
+        keep(self.records, record)
 
 
 def _line(record: Any) -> str:

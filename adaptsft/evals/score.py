@@ -14,6 +14,7 @@ from tqdm import tqdm
 from adaptsft.errors import DataError, UserError
 from adaptsft.evals import metrics, result, samples
 from adaptsft.evals.alpaca.annotations import Annotations, read_annotations
+from adaptsft.evals.alpaca.outputs import read_json_list
 from adaptsft.evals.alpaca.winrate import evaluate as evaluate_win_rate
 from adaptsft.evals.code.answers import grade_answers
 from adaptsft.evals.graders.grading import grade_all
@@ -31,10 +32,15 @@ class Grading:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """`python -m adaptsft.evals score`. An error in one task does not stop the others."""
+    """`python -m adaptsft.evals score`."""
     folders = samples.folders(options.out)
     if not folders:
         raise DataError(f"{options.out}: no run.json below it: run generate first")
+    return score_folders(folders, options)
+
+
+def score_folders(folders: list[Path], options: argparse.Namespace) -> int:
+    """Score them one by one, and show their figures. An error in one does not stop the others."""
     grading = Grading(options.workers, options.data_dir, options.allow_code_exec)
     errors = []
     for folder in folders:
@@ -126,7 +132,11 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     if "judge" in task.graders:
         found |= _length_controlled(folder, grading)
     written = result.header(asked, task) | {
-        "grader": [{"name": name, "version": _grader_version(name)} for name in task.graders],
+        "grader": [
+            {"name": name, "version": _grader_version(name)}
+            | (_judged_by(folder) if name == "judge" else {})
+            for name in task.graders
+        ],
         "metrics": found,
         "entropy": result.entropy(sampled, shape[0]),
         "per_sample_index_acc": {name: metrics.by_sample(table) for name, table in tables.items()},
@@ -246,7 +256,7 @@ def grade(
     Raises ConfigError where an option that it needs is missing.
     """
     if name == "judge":
-        return _judgements(folder, len(records))
+        return _judgements(folder, records)
     bar = tqdm(total=len(records), desc=f"{task.name} {name}", unit="answer", mininterval=1.0)
     with bar:
         if name == "code":
@@ -261,23 +271,41 @@ def grade(
         return grade_all(name, records, workers=grading.workers, progress=bar.update)
 
 
-def _judgements(folder: Path, answers: int) -> list[dict[str, Any]]:
+def _judgements(folder: Path, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     path, preferences = folder / "annotations.json", _annotations(folder).preference
-    if len(preferences) != answers:
-        raise DataError(f"{path}: {len(preferences)} judgements of {answers} answers: judge again")
+    again = f"judge again: `{_how_to_judge(folder)}`"
+    if len(preferences) != len(answers):
+        raise DataError(f"{path}: {len(preferences)} judgements of {len(answers)} answers: {again}")
+    judged = read_json_list(path, ("instruction", "output_2"))
+    for number, (one, answer) in enumerate(zip(judged, answers, strict=True)):
+        for theirs, ours in (("instruction", "instruction"), ("output_2", "output")):
+            if one[theirs] != answer.get(ours):
+                raise DataError(
+                    f"{path}, item {number}: {theirs} is {one[theirs]!r:.60}, the {ours} here "
+                    f"{answer.get(ours)!r:.60}: these are judgements of other answers; {again}"
+                )
     if np.isnan(preferences).all():
         raise DataError(
-            f"{path}: the judge chose in none of {answers} pairs: it must answer with m or M"
+            f"{path}: the judge chose in none of {len(answers)} pairs: it must answer with m or M"
         )
     return [{"win_rate": None if math.isnan(p) else float(p)} for p in preferences]
+
+
+def _how_to_judge(folder: Path) -> str:
+    return f"python -m adaptsft.evals judge {folder} REFERENCE --out {folder} --judge …"
+
+
+def _judged_by(folder: Path) -> dict[str, str]:
+    found = _annotations(folder)
+    return {"judge": found.judge, "reference": found.reference}
 
 
 def _annotations(folder: Path) -> Annotations:
     """The judgements of a folder. Raises DataError, with the command that makes them."""
     if not (folder / "annotations.json").is_file():
-        how = f"python -m adaptsft.evals judge {folder} REFERENCE --out {folder} --judge …"
         raise DataError(
-            f"{folder}: its answers have not been judged: `{how}`, then score (docs/alpaca_eval.md)"
+            f"{folder}: its answers have not been judged: `{_how_to_judge(folder)}`, then score "
+            "(docs/alpaca_eval.md)"
         )
     return read_annotations(folder / "annotations.json")[0]
 

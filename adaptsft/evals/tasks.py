@@ -7,7 +7,8 @@ of that task as a whole.
 """
 
 import argparse
-import difflib
+import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +17,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adaptsft.errors import ConfigError
-from adaptsft.evals.graders.registry import GRADERS
+from adaptsft.errors import ConfigError, did_you_mean
+from adaptsft.evals.graders.registry import GRADERS, Option
 from adaptsft.evals.protocol import Sampling
 from adaptsft.evals.readers import GENERATORS, READERS
 
 FOLDER = Path(__file__).parent / "tasks"
+# metrics of those that are no GRADERS
+OTHER_WRITES = {"code": ("base", "plus"), "judge": ("win_rate", "lc_win_rate")}
+_OF_SAMPLES = re.compile(r"/(?:pass@\d+|paper_rounding)$")
 CHOICES = "mmlu_prox_"  # the tasks of lm-eval whose answers mcq-robust reads as well
 
 
@@ -78,9 +82,9 @@ class Task:
     items: int = 0  # how many there must be
     prompt: Prompt = field(default_factory=Prompt)
     decoding: Decoding = field(default_factory=Decoding)
-    # keys of GRADERS, "code" or "judge"; with `harness` those beside lm-eval's own
     # optional keys that graders read, such as units: strict, for every item
     grading: dict[str, Any] = field(default_factory=dict)
+    # keys of GRADERS, "code" or "judge"; with `harness` those beside lm-eval's own
     graders: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)  # {header in tables: metric}
     gated: bool = False  # access must be requested from the owners
@@ -105,14 +109,16 @@ def load_task(name: str) -> Task:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "`python -m adaptsft.evals tasks` lists them"
-        raise ConfigError(f"--tasks {name}: no such task; {hint}")
+        raise ConfigError(f"--tasks {name}: no such task{_hint(name)}")
     task = from_dict(_read(path), str(path))
     task.name = path.stem
     if problem := _problem(task):
         raise ConfigError(f"{path}: {problem}")
     return task
+
+
+def _hint(name: str) -> str:
+    return did_you_mean(name, names()) or "; `python -m adaptsft.evals tasks` lists them"
 
 
 def from_dict(values: Any, origin: str) -> Task:
@@ -132,7 +138,8 @@ def to_dict(task: Task) -> dict[str, Any]:
     return asdict(task)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> Any:
+    """The keys of a file, and of those that it extends. `above`: the files that extend it."""
     try:
         values = OmegaConf.create(yaml.safe_load(path.read_text()) or {})
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -141,7 +148,13 @@ def _read(path: Path) -> Any:
     if base is None:
         return values
     below = path.with_name(f"{base}.yaml")
-    inherited = _read(below if below.is_file() else FOLDER / f"{base}.yaml")
+    below = below if below.is_file() else FOLDER / f"{base}.yaml"
+    above = (*above, path.resolve())
+    if not below.is_file():
+        raise ConfigError(f"{path}: extends: {base}: no such task{_hint(str(base))}")
+    if below.resolve() in above:
+        raise ConfigError(f"{path}: extends: {base}: which is itself, or extends this file")
+    inherited = _read(below, above)
     if "columns" in values:  # a mapping would be merged: two tasks would fill one column
         inherited.pop("columns", None)
     return OmegaConf.merge(inherited, values)
@@ -155,28 +168,57 @@ def _problem(task: Task) -> str | None:
         return "title, group and columns are needed: they make the tables"
     if task.items <= 0:
         return "items: how many items the data must have"
+    if twice := [grader for grader in task.graders if task.graders.count(grader) > 1]:
+        return f"graders: {twice[0]} is there twice"
     if task.runner == "harness":
         return _harness_problem(task)
     if not task.sources:
         return "sources: where the items come from"
     if not task.graders:
         return "graders: what grades the answers"
-    known = (*GRADERS, "code", "judge")
+    if problem := _graders_problem(task) or _decoding_problem(task.decoding):
+        return problem
+    return next(filter(None, map(_source_problem, task.sources)), None)
+
+
+def _graders_problem(task: Task) -> str | None:
+    known = (*GRADERS, *OTHER_WRITES)
+    optional: dict[str, Option] = {}
+    metrics: list[str] = []
     for grader in task.graders:
         if grader not in known:
             return f"graders: {grader}: choose from {', '.join(known)}"
-    optional: dict[str, tuple[str, ...]] = {}
-    for grader in task.graders:
-        optional |= GRADERS[grader].optional if grader in GRADERS else {}
+        if grader in GRADERS:
+            optional |= GRADERS[grader].optional
+            metrics += GRADERS[grader].metrics
+        else:
+            metrics += OTHER_WRITES[grader]
+    for column, metric in task.columns.items():
+        if _OF_SAMPLES.sub("", metric) not in metrics:
+            return (
+                f"columns: {column}: {metric}: no grader of the task gives it"
+                f"{did_you_mean(metric, metrics)}; they give {', '.join(metrics)}, and with "
+                "several samples METRIC/pass@K and METRIC/paper_rounding"
+            )
     for key, value in task.grading.items():
         if key not in optional:
-            known = ", ".join(optional) or "nothing more"
-            return f"grading: {key}: no grader of the task reads it; they read {known}"
-        if optional[key] and value not in optional[key]:
-            return f"grading: {key}: {value}: choose {' or '.join(optional[key])}"
-    if task.decoding.n < 1 or task.decoding.temperature < 0:
-        return "decoding: n must be at least 1 and temperature at least 0"
-    return next(filter(None, map(_source_problem, task.sources)), None)
+            readable = ", ".join(optional) or "nothing more"
+            return f"grading: {key}: no grader of the task reads it; they read {readable}"
+        if wanted := optional[key].problem(value):
+            return f"grading: {key}: {value}: it must be {wanted}"
+    return None
+
+
+def _decoding_problem(decoding: Decoding) -> str | None:
+    for key, right, wanted in (
+        ("n", decoding.n >= 1, "1 or more"),
+        ("temperature", 0 <= decoding.temperature < math.inf, "0 (greedy) or above"),
+        ("max_tokens", decoding.max_tokens >= 1, "1 or more"),
+        ("top_p", 0 < decoding.top_p <= 1, "above 0 and at most 1"),
+    ):
+        if not right:
+            return f"decoding: {key}: {getattr(decoding, key)}: it must be {wanted}"
+    return None
 
 
 def _harness_problem(task: Task) -> str | None:
@@ -187,6 +229,8 @@ def _harness_problem(task: Task) -> str | None:
             f"graders: {', '.join(task.graders)}: lm-eval grades its tasks itself; only those of "
             f"{CHOICES}* are read by a grader of ours too"
         )
+    if task.grading:
+        return f"grading: {', '.join(task.grading)}: no grader of these tasks reads more"
     if set(task.graders) - {"mcq-robust"}:
         return f"graders: {', '.join(task.graders)}: only mcq-robust reads these tasks"
     return None
@@ -212,13 +256,16 @@ have is recorded in every result."""
 
 def list_tasks(options: argparse.Namespace) -> int:
     """`python -m adaptsft.evals tasks`."""
-    print(f"{'task':24} {'items':>6}  {'data':9} {'graders':28} title")
+    rows = [("task", "items", "data", "graders", "title")]
     for name in names():
         task = load_task(name)
         state = "verified" if any(source.verified for source in task.sources) else "unverified"
         state = "gated" if task.gated else state
         own = [f"lm-eval {task.harness_task}"] if task.runner == "harness" else []
         graders = ", ".join([*own, *task.graders])
-        print(f"{name:24} {task.items:6}  {state:9} {graders:28} {task.title}")
+        rows.append((name, str(task.items), state, graders, task.title))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, items, state, graders, title in rows:
+        print(f"{name:{wide[0]}} {items:>{wide[1]}}  {state:{wide[2]}} {graders:{wide[3]}} {title}")
     print(f"\n{LEGEND}")
     return 0

@@ -1,13 +1,17 @@
-"""What the tests of the code grader share: whether code can be run, and a data set."""
+"""What tests share: of the code grader whether code can be run, and a data set; and a server."""
 
 import gzip
 import json
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from adaptsft.errors import ConfigError
 from adaptsft.evals.code import sandbox
+from tests.evals.odd_server import Server
 
 try:
     sandbox.isolation()
@@ -35,3 +39,13 @@ def data_dir(tmp_path: Path) -> Path:
             gzip.compress(json.dumps(DOUBLE).encode())
         )
     return tmp_path
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Server.replies, Server.asked = {}, []
+    monkeypatch.setattr("adaptsft.evals.backends.http.time.sleep", lambda seconds: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()

@@ -166,7 +166,7 @@ def test_every_line_of_the_command_has_its_verdict(command: Callable[..., tuple]
         )
     assert verdicts[0]["plus"] == "pass"
     assert "surrogates not allowed" in verdicts[-1]["reason"], "as where the program is run"
-    assert code == DataError.exit_code and "6 of 8 lines could not be graded" in err
+    assert code == DataError.exit_code and "5 of 8 lines could not be graded" in err
     code, out, err = command(f"{right}\n")
     assert (code, out) == (ConfigError.exit_code, "") and "add --allow-code-exec" in err
 

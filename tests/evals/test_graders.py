@@ -201,7 +201,7 @@ def test_unknown_grader_and_missing_keys_are_named() -> None:
         grade_all("maths", [])
     found = grade_all("math-paper", [{"gold": 1, "response": ""}, {"gold": 1}])
     assert found[0]["correct"] is False and found[1]["correct"] is None
-    assert found[1]["error"].startswith("math-paper reads prediction or response")
+    assert found[1]["error"].startswith("math-paper reads response or prediction")
     [verdict] = grade_all("mmlu-prox", [{"lang": "sw", "response": 3, "gold": "A"}])
     assert verdict["error"].startswith("response is 3")
     assert all(grader.isolated for name, grader in GRADERS.items() if name.startswith("math"))

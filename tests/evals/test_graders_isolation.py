@@ -111,7 +111,7 @@ def test_what_a_worker_cannot_grade_is_said() -> None:
     good, bad = {"gold": "1", "prediction": "1"}, {"match_types": ["nonsense"]}
     found = grade_all("math-robust", [good, good | bad, good], workers=1)
     assert [verdict["correct"] for verdict in found] == [True, None, True]
-    assert found[1]["error"].startswith("match_types holds nonsense")
+    assert found[1]["error"].startswith("match_types is ['nonsense']; it must be a list of latex")
 
 
 def test_workers_end_with_their_parent() -> None:

@@ -58,13 +58,14 @@ def test_every_line_has_its_verdict(grade: Grade) -> None:
         assert verdict["correct"] is (True if reason is None else None), verdict
         assert reason is None or verdict["error"].startswith(reason), verdict
     assert code == 3
-    assert "11 of 14 lines could not be graded; the first is line 2: the line is blank" in err
+    assert "9 of 14 lines could not be graded; the first is line 3: not JSON" in err
+    assert "2 of 14 lines have no verdict; the first is line 2: the line is blank" in err
 
 
 def test_blank_lines_alone_are_no_error(grade: Grade) -> None:
     code, verdicts, err = grade("figfont", b'{"output": "A", "answer": "A"}\n\n')
     assert code == 0 and [verdict["exact_match"] for verdict in verdicts] == [True, None]
-    assert "1 of 2 lines could not be graded; the first is line 2: the line is blank" in err
+    assert err == "1 of 2 lines have no verdict; the first is line 2: the line is blank\n"
     assert grade("figfont", b"")[:2] == (0, [])
     code, verdicts, err = grade("figfont", b'{"output": "A", "answer": "A"}')
     assert (code, len(verdicts), err) == (0, 1, "")
@@ -187,10 +188,10 @@ def test_a_broken_record_is_left_out_of_the_mean_and_said(
     rows = [{"question": f"q{i}", "options": options, "gold": gold} for i, gold in enumerate(golds)]
     folder = tmp_path / "out" / "broken" / "greedy"
     (tmp_path / "mine.jsonl").write_text(
-        "".join(json.dumps({"question": f"q{i}", "answer": "#### 18"}) + "\n" for i in range(4))
+        "".join(json.dumps(row | {"answer_idx": "A"}) + "\n" for row in rows)
     )
     (tmp_path / "broken.yaml").write_text(
-        "extends: gsm8k\nsources: [{file: mine.jsonl, reader: gsm8k}]\nitems: 4\n"
+        "extends: gsm8k\nsources: [{file: mine.jsonl, reader: choices}]\nitems: 4\n"
         "graders: [medical-m1]\ncolumns: {Mine: medical-m1}\n"
     )
     (tmp_path / "o.jsonl").write_text(

@@ -1,9 +1,6 @@
 """Replies that are no answers: each is recorded with its reason, through a real server."""
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +8,10 @@ import jsonschema
 import pytest
 
 from adaptsft.evals.alpaca import judge_prompt
+from tests.evals.odd_server import Server, stop
 from tests.evals.pipeline import SCHEMA, evals, results_of, samples_of
 
 LONE = "half an emoji \ud83d"  # as JSON has it: "\\ud83d"
-
-
-class Server(BaseHTTPRequestHandler):
-    """Gives the reply, or (status, body), of the longest name that is in the question."""
-
-    replies: dict[str, Any]
-    asked: list[str]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = body["messages"][-1]["content"]
-        self.asked.append(content)
-        named = [name for name in self.replies if name in content]
-        reply = self.replies[max(named, key=len)] if named else stop(content="#### 18")
-        status, content = reply if isinstance(reply, tuple) else (200, reply)
-        if isinstance(content, dict):
-            content = json.dumps({"choices": [content]}).encode()
-        self.send_response(status)
-        cut = b"CUT" in content
-        self.send_header("Content-Length", str(len(content) + 100 * cut))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    Server.replies, Server.asked = {}, []
-    monkeypatch.setattr("adaptsft.evals.backends.http.time.sleep", lambda seconds: None)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-
-
-def stop(**message: object) -> dict:
-    return {"message": message, "finish_reason": "stop"}
 
 
 # reply -> (text, finish reason, what the error says)

@@ -21,26 +21,43 @@ def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
     settings += ["--data-dir", shared_data, "--limit", 4]
     assert evals("run", "--tasks", "alpaca_eval", "--out", tmp_path / "out", *settings) == 3
     assert f"python -m adaptsft.evals judge {folder} REFERENCE" in capsys.readouterr().err
-    records = [
-        {
-            "generator_1": "reference",
-            "generator_2": "mine",
-            "output_1": "a",
-            "output_2": "bb",
-            "preference": p,
-        }
-        for p in (2, 1.25, None)
+    asked = [
+        item["fields"]["instruction"] for item in samples.read_lines(folder / "items.jsonl")[0]
     ]
-    samples.write_json(folder / "annotations.json", records)
+
+    def judged(*preferences: float | None) -> list[dict]:
+        return [
+            {
+                "annotator": "a judge",
+                "generator_1": "reference",
+                "generator_2": "mine",
+                "instruction": instruction,
+                "output_1": "a",
+                "output_2": f"answer {i}",
+                "preference": p,
+            }
+            for i, (instruction, p) in enumerate(zip(asked, preferences, strict=False))
+        ]
+
+    samples.write_json(folder / "annotations.json", judged(2, 1.25, None))
     assert evals("score", folder) == 3
-    assert "3 judgements of 4 answers" in capsys.readouterr().err
-    samples.write_json(folder / "annotations.json", records[2:] * 4)
+    assert "3 judgements of 4 answers: judge again: `python -m" in capsys.readouterr().err
+    # the model on the reference's side, the answers of a run before, other instructions
+    swapped = {"output_1": "answer 0", "output_2": "a"}
+    for other in (swapped, {"output_2": "before"}, {"instruction": "?"}):
+        records = judged(2, 1.25, None, 1)
+        samples.write_json(folder / "annotations.json", [records[0] | other, *records[1:]])
+        assert evals("score", folder) == 3
+        assert "these are judgements of other answers; judge again" in capsys.readouterr().err
+    samples.write_json(folder / "annotations.json", judged(None, None, None, None))
     assert evals("score", folder) == 3 and not (folder / "result.json").exists()
     assert "the judge chose in none of 4 pairs" in capsys.readouterr().err
-    samples.write_json(folder / "annotations.json", [*records, records[0] | {"preference": 1.0}])
+    samples.write_json(folder / "annotations.json", judged(2, 1.25, None, 1.0))
     assert evals("score", folder) == 0
     result = json.loads((folder / "result.json").read_text())
     jsonschema.validate(result, SCHEMA)
+    [grader] = result["grader"]
+    assert (grader["judge"], grader["reference"]) == ("a judge", "reference")
     assert result["metrics"]["win_rate"] == {
         "value": pytest.approx(1.25 / 3),
         "se": pytest.approx(np.std([1, 0.25, 0], ddof=1) / 3**0.5),
@@ -50,7 +67,7 @@ def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
     assert "AlpacaEval 2 WR (greedy)" in (tmp_path / "out" / "report.md").read_text()
     shutil.copytree(tmp_path / "out", tmp_path / "other")
     folder = tmp_path / "other" / "alpaca_eval" / "greedy"
-    samples.write_json(folder / "annotations.json", [records[1], *[records[2]] * 2, records[0]])
+    samples.write_json(folder / "annotations.json", judged(1.25, None, None, 2))
     assert evals("score", folder) == 0
     capsys.readouterr()
     assert evals("compare", tmp_path / "out", tmp_path / "other") == 0
@@ -97,6 +114,25 @@ def test_a_task_of_lm_eval_goes_through_the_same_stages(tiny_model, tmp_path, ca
     assert evals("generate", "--model", tiny_model("qwen2"), *settings) == 2, (
         "another model's answers are not mixed with these"
     )
+
+
+def test_a_task_of_lm_eval_is_scored_from_another_folder(tmp_path, capsys, monkeypatch):
+    pytest.importorskip(
+        "lm_eval", reason="lm-eval is not installed: pip install 'adaptsft[harness]'"
+    )
+    mmlu_prox_sw(tmp_path / "data")
+    items = [f"mmlu_prox_sw_{category.replace(' ', '_')}/0" for category in CATEGORIES]
+    rows = [{"item_id": item, "output": "Jibu ni (B)."} for item in [*items, "nosuch/0"]]
+    samples.write_lines(tmp_path / "answers.jsonl", rows)
+    (tmp_path / "few.yaml").write_text("extends: mmlu_prox_sw\nitems: 14\n")
+    monkeypatch.chdir(tmp_path)
+    settings = ["--tasks", "few.yaml", "--data-dir", "data", "--out", "out"]
+    assert evals("generate", *settings, "--backend", "replay", "--replay", "answers.jsonl") == 0
+    assert "1 of 15 outputs were not used (first id 'nosuch/0')" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evals("score", "../out") == 0
+    assert "mcq-robust 100.00" in capsys.readouterr().out
 
 
 def test_answers_to_lm_evals_questions_are_read_by_mcq_robust_too(tmp_path, capsys):

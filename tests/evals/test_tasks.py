@@ -71,8 +71,11 @@ def test_listing(capsys, monkeypatch):
     monkeypatch.setattr(tasks, "load_task", SHIPPED.get)
     assert main(["tasks"]) == 0
     listed = capsys.readouterr().out
-    assert "math500                     500  verified  math-paper, math-robust" in listed
-    assert "nejm                        603  gated" in listed
+    assert (
+        "math500                 500  verified   math-paper, math-robust               MATH-500"
+        in listed
+    )
+    assert "nejm                    603  gated      medical-paper" in listed
 
 
 @pytest.mark.parametrize("name", sorted(ON_FILE.values()))
@@ -224,7 +227,7 @@ def test_the_hub_out_of_reach_says_what_to_fetch():
         ({"runner": "harness"}, "harness_task"),
         ({"runner": "harness", "harness_task": "mmlu"}, "graders: math-paper: lm-eval grades"),
         ({"runner": "harness", "harness_task": "mmlu_prox_sw"}, "only mcq-robust reads"),
-        ({"decoding": {"n": 0}}, "n must be at least 1"),
+        ({"decoding": {"n": 0}}, "decoding: n: 0: it must be 1 or more"),
     ],
 )
 def test_a_bad_task_is_refused(tmp_path, keys, message):

@@ -11,17 +11,15 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
-
 from adaptsft.errors import ConfigError
 from adaptsft.evals import samples
 from adaptsft.evals.alpaca import winrate
 from adaptsft.evals.alpaca.judge_prompt import PROMPT, messages_of, preference, switched
 from adaptsft.evals.alpaca.judges import Judge, LocalJudge, RecordedJudge, ServerJudge
 from adaptsft.evals.alpaca.outputs import Record, pairs_of, read_outputs
+from adaptsft.evals.asking import ask_for_missing
 from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.command_line import positive
-from adaptsft.evals.protocol import Stopped
 from adaptsft.evals.samples import Samples, digest
 
 # Of the prompts of 802 recorded judgements of alpaca-7b: 4,018 characters and 828 tokens of
@@ -112,31 +110,16 @@ def annotate(
         if pair["output_1"] != pair["output_2"]:
             messages = _messages(pair, escape)
             asked[number] = (digest(judge.name, messages), messages)
-    missing = [
-        (key, messages)
-        for key, messages in asked.values()
-        if key not in have.records or (retry_errors and have.records[key].get("error"))
-    ]
-    bar = tqdm(
-        total=len(asked),
-        initial=len(asked) - len(missing),
-        desc=f"judge {judge.name}",
+    ask_for_missing(
+        have,
+        dict(asked.values()),
+        judge.judge,
+        lambda _, judgement: judgement._asdict(),
+        batch_size=judge.batch_size,
+        label=f"judge {judge.name}",
         unit="pair",
-        mininterval=1.0,
+        retry_errors=retry_errors,
     )
-    with bar:
-        for start in range(0, len(missing), judge.batch_size):
-            batch = missing[start : start + judge.batch_size]
-            stopped = None
-            try:
-                found = judge.judge([messages for _, messages in batch])
-            except Stopped as error:
-                found, stopped = error.outputs, error
-            judged = zip(batch, found, strict=True)
-            have.add([{"key": key} | one._asdict() for (key, _), one in judged if one is not None])
-            if stopped is not None:
-                raise stopped
-            bar.update(len(batch))
     records = []
     for number, pair in enumerate(pairs):
         value, logprobs, error, order = 1.5, None, None, switched(pair["instruction"])

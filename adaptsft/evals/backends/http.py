@@ -26,8 +26,10 @@ from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampli
 ATTEMPTS = 6  # with pauses of 1, 2, 4, 8, 16 seconds between
 # what a message may have in place of content
 BESIDE = ("refusal", "tool_calls", "function_call", "reasoning_content", "reasoning")
-# statuses that say that any other request would fare the same: the key, the model, the load
 KEPT = "Recorded answers are kept: the same command resumes"
+# of the logprobs of a prompt that is given back
+ECHOED = ("text_offset", "tokens", "token_logprobs", "top_logprobs")
+# statuses that say that any other request would fare the same: the key, the model, the load
 OF_SERVER = {401, 402, 403, 404, 405, 407, 425, 429, 503}
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that are worth another attempt
 
@@ -62,6 +64,8 @@ class HTTP:
                 f"--template {template}: with --backend http use auto (the server's own), "
                 f"{', '.join(FORMATS)}"
             )
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"--url {url}: write http:// or https:// before it")
         self.url, self.model = url.rstrip("/"), model
         self.template, self.timeout = template, timeout
         self.parallel, self.batch_size = parallel, 8 * parallel
@@ -141,17 +145,19 @@ class HTTP:
                     "temperature": 0,
                 },
             )
-            found = reply["choices"][0]["logprobs"]
+            found = reply["choices"][0].get("logprobs")
+            if not isinstance(found, dict) or any(
+                not isinstance(found.get(key), list) for key in ECHOED
+            ):
+                reason = (
+                    f"{self.model} gives no logprobs with echo, which this task is scored by: "
+                    "use a server that does, such as vLLM, or --backend hf"
+                )
+                raise Unanswered(reason, reason, Blame.SERVER)
             end = len(context) + len(continuation)
             scored = [
                 (logprob, max(best.values(), default=logprob) if best else logprob)
-                for offset, token, logprob, best in zip(
-                    found["text_offset"],
-                    found["tokens"],
-                    found["token_logprobs"],
-                    found["top_logprobs"],
-                    strict=True,
-                )
+                for offset, token, logprob, best in zip(*map(found.get, ECHOED), strict=True)
                 if offset + len(token) > len(context.rstrip())
                 and offset < end
                 and logprob is not None
@@ -162,7 +168,14 @@ class HTTP:
                 len(scored),
             )
 
-        return self.map(one, pairs)
+        answers, end = self.settled(one, pairs, lambda: None)
+        end = end or next((one for one in answers if isinstance(one, Unanswered)), None)
+        if end is not None:
+            raise Stopped(
+                f"--url {self.url}: {end.reason}. {KEPT}",
+                [None if isinstance(answer, Unanswered) else answer for answer in answers],
+            )
+        return answers
 
     def settled(
         self, one: Callable[[Any], Any], work: Sequence[Any], probe: Callable[[], Any]

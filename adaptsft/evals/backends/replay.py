@@ -2,7 +2,7 @@
 
 --replay is a JSON-lines file (or a JSON list) of objects with an id and an output; `--replay-fields
 id=task_id,output=completion` names them as the file does. Several objects with the same id are its
-samples, in order.
+samples, in order. Of our own samples.rank*.jsonl those count that `score` would take.
 """
 
 import argparse
@@ -16,6 +16,9 @@ from typing import Any
 
 from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
+from adaptsft.evals.samples import keep
+
+OWN = {"key", "item_id", "sample", "prompt_sha"}  # keys of our own samples
 
 
 class Replay:
@@ -40,6 +43,8 @@ class Replay:
             )
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"--replay {path}: cannot be read: {error}") from None
+        if isinstance(records, list):
+            records = _kept(records)
         self.path, self.answers = path, defaultdict(list)
         for number, record in enumerate(records, 1):
             if (
@@ -86,8 +91,29 @@ class Replay:
             )
         return [self.answers[request.item_id][request.sample] for request in requests]
 
+    def unused(self, asked: dict[str, float]) -> str | None:
+        """How many outputs are more than were asked for, {item: samples}, or None."""
+        have = [(item_id, i) for item_id, of in self.answers.items() for i in range(len(of))]
+        left = [item_id for item_id, i in have if i >= asked.get(item_id, 0)]
+        if not left:
+            return None
+        return (
+            f"--replay {self.path}: {len(left)} of {len(have)} outputs were not used (first id "
+            f"{left[0]!r}): no item has this id, or fewer samples of it were asked for"
+        )
+
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         raise ConfigError("--backend replay has no likelihoods: use hf, vllm or http for this task")
+
+
+def _kept(records: list[Any]) -> list[Any]:
+    """Without those of our own samples that were asked again, in whose place is what came."""
+    own: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if not (isinstance(record, dict) and record.keys() >= OWN):
+            return records
+        keep(own, record)
+    return list(own.values())
 
 
 def _lines(path: Path, lines: list[str]) -> list[Any]:

@@ -29,6 +29,7 @@ from adaptsft.evals.graders.choice_text import (
     without_thoughts,
 )
 from adaptsft.evals.graders.choice_words import SEVEN
+from adaptsft.evals.graders.options import check_options
 
 
 def _boxed(response: str, mark: Callable[[str], str], letters: str) -> str | None:
@@ -164,15 +165,9 @@ def grade(record: dict) -> dict:
 
 def _checked(record: dict) -> dict[str, str]:
     options: dict[str, str] | None = record.get("options")
-    gold = record["gold"]
     if options is None:
         if record["lang"] not in SEVEN:
             raise DataError(f"lang is {record['lang']!r}; the known ones are {', '.join(SEVEN)}")
         options = dict.fromkeys("ABCDEFGHIJ", "")
-    if not options or not all(isinstance(text, str) for text in options.values()):
-        raise DataError(f"options are {options!r}; they must be an object from letters to texts")
-    if not all(len(letter) == 1 and "A" <= letter <= "Z" for letter in options):
-        raise DataError(f"options are called {', '.join(options)}; they must be capital letters")
-    if gold not in options:
-        raise DataError(f"gold is {gold!r}; it must be a letter of options ({', '.join(options)})")
+    check_options(options, record["gold"])
     return options

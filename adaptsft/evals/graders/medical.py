@@ -11,7 +11,7 @@ the score.
 import difflib
 import re
 
-from adaptsft.errors import DataError
+from adaptsft.evals.graders.options import check_options
 
 LETTERS = "ABCDEFGHIJKLMN"
 
@@ -65,22 +65,14 @@ def extract_box(text: str) -> str:
     return text
 
 
-def _check(record: dict) -> None:
-    options, gold = record["options"], record["gold"]
-    if not options or not all(isinstance(option, str) for option in options.values()):
-        raise DataError(f"options are {options!r}; they must be an object from letters to texts")
-    if gold not in options:
-        raise DataError(f"gold is {gold!r}; it must be a letter of options ({', '.join(options)})")
-
-
 def grade_paper(record: dict) -> dict:
-    _check(record)
+    check_options(record["options"], record["gold"])
     extracted, guessed = match_choice(record["response"], record["options"])
     return {"correct": extracted == record["gold"], "extracted": extracted, "unparsed": guessed}
 
 
 def grade_m1(record: dict) -> dict:
-    _check(record)
+    check_options(record["options"], record["gold"])
     options, gold = record["options"], record["gold"]
     extracted, guessed = extract_box(record["response"]), False
     answer = extracted.lower()

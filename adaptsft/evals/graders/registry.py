@@ -13,13 +13,31 @@ from adaptsft.errors import DataError
 
 
 @dataclass(frozen=True)
+class Option:
+    """A key that a record may have: one of the choices, a list of some, or a whole number."""
+
+    choices: tuple[str, ...] = ()  # none: a whole number, 0 or above
+    several: bool = False
+
+    def problem(self, value: object) -> str | None:
+        """What the value must be, where it is not."""
+        if not self.choices:
+            right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            return None if right else "a whole number, 0 or above"
+        if self.several:
+            right = isinstance(value, list | tuple) and all(one in self.choices for one in value)
+            return None if right else f"a list of {', '.join(self.choices)}"
+        return None if value in self.choices else " or ".join(self.choices)
+
+
+@dataclass(frozen=True)
 class Grader:
     name: str
     function: str  # "module:function" in this package, imported when first needed
     help: str
-    reads: tuple[str, ...]  # keys that a record must have; "a|b" is either
-    # further keys of a record with their values, where these are a choice; tasks may set them
-    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reads: tuple[str, ...]  # keys that a record must have; "a|b" is a, or b where there is no a
+    # further keys of a record; tasks may set them for all
+    optional: dict[str, Option] = field(default_factory=dict)
     writes: tuple[str, ...] = ("correct", "extracted")  # and `unparsed`, where no answer was found
     needs: tuple[str, ...] = ()  # packages of the extra `eval`
     # CPU time that a record may take, in a process of its own; None: harmless, graded in this one
@@ -28,6 +46,12 @@ class Grader:
     @property
     def isolated(self) -> bool:
         return self.seconds is not None
+
+    @property
+    def metrics(self) -> list[str]:
+        """What it writes by the names in tables: `correct` is called as the grader is."""
+        scores = (key for key in self.writes if key != "extracted")
+        return [self.name if key == "correct" else key for key in scores]
 
     @cached_property
     def verdict(self) -> Callable[[dict], dict]:
@@ -60,9 +84,12 @@ class Grader:
             if not isinstance(value, kind) or isinstance(value, bool) or not finite:
                 wanted = "an object" if kind is dict else "text"
                 raise DataError(f"{found[0]} is {value!r:.80}; it must be {wanted}")
+        for key, option in self.optional.items():
+            if key in record and (wanted := option.problem(record[key])):
+                raise DataError(f"{key} is {record[key]!r:.80}; it must be {wanted}")
 
 
-_MATH_READS = ("prediction|response", "gold")
+_MATH_READS = ("response|prediction", "gold")
 _MATH_NEEDS = ("latex2sympy2_extended", "word2number")
 _CHOICE_READS = ("response", "options", "gold")
 
@@ -82,7 +109,11 @@ GRADERS = {
             "mathematics.robust:grade",
             "mathematics, without the published grader's known errors",
             reads=_MATH_READS,
-            optional={"units": ("ignore", "strict"), "precision": (), "match_types": ()},
+            optional={
+                "units": Option(("ignore", "strict")),
+                "precision": Option(),
+                "match_types": Option(("latex", "expr", "string", "NativeLetters"), several=True),
+            },
             needs=(*_MATH_NEEDS, "math_verify"),
             seconds=3.0,
         ),

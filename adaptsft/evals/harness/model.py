@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError, DataError
+from adaptsft.evals.asking import ask_for_missing
 from adaptsft.evals.harness.library import LM, Instance
-from adaptsft.evals.protocol import Backend, Request, Sampling
+from adaptsft.evals.protocol import Backend, Likelihood, Output, Request, Sampling
 from adaptsft.evals.samples import Samples, digest, seed_of
 
 T = TypeVar("T")
@@ -36,12 +36,16 @@ class Model(LM):
         self.task, self.backend, self.folder, self.seed = task, backend, folder, seed
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        def ask(backend: Backend, questions: Sequence[Any]) -> list[Any]:
-            pairs = [(context, continuation) for _, context, continuation in questions]
-            found = backend.loglikelihood(pairs)
-            return [{"answer": [one.logprob, one.greedy]} for one in found]
+        def ask(backend: Backend, questions: Sequence[Any]) -> list[Likelihood]:
+            return backend.loglikelihood(
+                [(context, continuation) for _, context, continuation in questions]
+            )
 
-        answers = self._answers([("loglikelihood", *request.args) for request in requests], ask)
+        answers = self._answers(
+            [("loglikelihood", *request.args) for request in requests],
+            ask,
+            lambda _, found: {"answer": [found.logprob, found.greedy]},
+        )
         return [(logprob, greedy) for logprob, greedy in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -51,7 +55,7 @@ class Model(LM):
         )
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        def ask(backend: Backend, questions: Sequence[Any]) -> list[Any]:
+        def ask(backend: Backend, questions: Sequence[Any]) -> list[Output]:
             settings = {sampling_of(wanted) for _, _, wanted, _, _ in questions}
             if len(settings) > 1:
                 raise ConfigError(
@@ -68,11 +72,10 @@ class Model(LM):
                 )
                 for _, text, _, item, sample in questions
             ]
-            outputs = backend.generate(prompts, *settings)
-            return [
-                {"answer": one.text} | ({"error": one.error} if one.error else {})
-                for one in outputs
-            ]
+            return backend.generate(prompts, *settings)
+
+        def record(_: Any, output: Output) -> dict[str, Any]:
+            return {"answer": output.text} | ({"error": output.error} if output.error else {})
 
         seen: dict[str, int] = {}
         questions = []
@@ -80,10 +83,13 @@ class Model(LM):
             item = f"{request.task_name}/{request.doc_id}"
             questions.append(("generate", *request.args, item, seen.setdefault(item, 0)))
             seen[item] += 1
-        return self._answers(questions, ask)
+        return self._answers(questions, ask, record)
 
     def _answers(
-        self, questions: list[tuple], ask: Callable[[Backend, Sequence[Any]], list[Any]]
+        self,
+        questions: list[tuple],
+        ask: Callable[[Backend, Sequence[Any]], list[Any]],
+        record: Callable[[Any, Any], dict[str, Any]],
     ) -> list[Any]:
         """The answer to each question (kind, prompt, …), of which this rank asks its share.
 
@@ -103,29 +109,20 @@ class Model(LM):
             return have
 
         def add() -> None:
-            if self.backend is None:
+            if (backend := self.backend) is None:
                 return
-            missing = {
-                key: question
-                for key, question in zip(keys, questions, strict=True)
-                if key not in have.records or (self.retry_errors and have.records[key].get("error"))
-            }
-            # the longest prompts first: memory runs out at once or never
-            mine = sorted(missing.items(), key=lambda pair: -len(pair[1][1]))[rank::world]
-            bar = tqdm(
-                total=len(mine),
-                desc=f"{self.task} {questions[0][0]}",
-                unit="answer",
-                disable=rank != 0,
-                mininterval=1.0,
+            ask_for_missing(
+                have,
+                dict(zip(keys, questions, strict=True)),
+                lambda batch: ask(backend, batch),
+                record,
+                batch_size=backend.batch_size,
+                label=f"{self.task} {questions[0][0]}",
+                retry_errors=self.retry_errors,
+                length=lambda question: len(question[1]),
+                rank=rank,
+                world=world,
             )
-            with bar:
-                for start in range(0, len(mine), self.backend.batch_size):
-                    batch = mine[start : start + self.backend.batch_size]
-                    answers = ask(self.backend, [question for _, question in batch])
-                    pairs = zip(batch, answers, strict=True)
-                    have.add([{"key": key} | answer for (key, _), answer in pairs])
-                    bar.update(len(batch))
 
         # all ranks have read before one writes: each must find the same answers missing
         have = _on_all_ranks(read)

@@ -80,7 +80,7 @@ def grade(record: dict) -> dict:
     text = record["response"] if "response" in record else record["prediction"]
     if asked := record.get("match_types"):
         return _by_math_verify(gold, text, tuple(asked), options)
-    allowed = GRADERS["math-robust"].optional["units"]
+    allowed = GRADERS["math-robust"].optional["units"].choices
     if (units := record.get("units", "ignore")) not in allowed:
         raise DataError(f"units is {units!r}; it must be {' or '.join(allowed)}")
 
