@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import sys
 from pathlib import Path
 
 from adaptsft.drawing import canvas, save
@@ -158,6 +159,8 @@ def run_command(options: argparse.Namespace) -> int:
     if not runs:
         raise ConfigError("report: name the folders of evaluations")
     tables = build(runs, compare=bool(options.compare))
+    for reason in (reason for table in tables for reason in table.left_out):
+        print(f"adaptsft.evals: left out: {reason}", file=sys.stderr)
     disagreements = (
         markdown_of(runs, Wanted(options.disagreements)) if options.disagreements else ""
     )

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptsft.errors import DataError, UserError
-from adaptsft.evals import metrics, result, samples
+from adaptsft.evals import metrics, origin, result, samples
 from adaptsft.evals.alpaca.annotations import Annotations, read_annotations
 from adaptsft.evals.alpaca.winrate import evaluate as evaluate_win_rate
 from adaptsft.evals.code.answers import grade_answers
@@ -126,6 +126,7 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     if "judge" in task.graders:
         found |= _length_controlled(folder, grading)
     written = result.header(asked, task) | {
+        "made_from": origin.digest_of(folder, asked),
         "grader": [{"name": name, "version": _grader_version(name)} for name in task.graders],
         "metrics": found,
         "entropy": result.entropy(sampled, shape[0]),
@@ -188,6 +189,7 @@ def _by_harness(
     }
     samples.write_json(folder / "run.json", asked)
     written = result.header(asked, task) | {
+        "made_from": origin.digest_of(folder, asked),
         "grader": [
             {"name": "lm-eval", "version": found.settings["lm_eval"]},
             *({"name": name, "version": _grader_version(name)} for name in task.graders),

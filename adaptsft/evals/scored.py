@@ -9,6 +9,7 @@ from typing import Any
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import read_scored
+from adaptsft.evals.origin import outdated, score_command
 from adaptsft.files import distinct
 
 Record = dict[str, Any]
@@ -78,17 +79,16 @@ def _folders(run: Path) -> dict[str, Path]:
 
 def read(folder: Path) -> Scored:
     """Raises DataError where it is not scored, or not all of it."""
-    again = f"run `python -m adaptsft.evals score {folder}` first"
     if not ((folder / "result.json").is_file() and (folder / "scored.jsonl").is_file()):
-        raise DataError(f"{folder}: not scored yet: {again}")
+        raise DataError(f"{folder}: not scored yet: {score_command(folder)}")
+    asked, result = (samples.read_json(folder / f"{name}.json") for name in ("run", "result"))
+    if reason := outdated(folder, asked, result):
+        raise DataError(reason)
     items: dict[str, list[Record]] = {}
     for record in read_scored(folder):
         items.setdefault(record["item_id"], []).append(record)
-    asked, result = (samples.read_json(folder / f"{name}.json") for name in ("run", "result"))
-    if set(asked.get("item_ids", ())) != items.keys() or asked["n"] != result["gen"]["n"]:
-        raise DataError(
-            f"{folder}: was generated anew, or more of it, since it was scored: {again}"
-        )
+    if set(asked["item_ids"]) != items.keys():
+        raise DataError(f"{folder}: scored.jsonl has other items: {score_command(folder)}")
     return Scored(folder, asked, result, items)
 
 

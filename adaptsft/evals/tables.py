@@ -7,6 +7,7 @@ from typing import Any, Literal
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import against_best
+from adaptsft.evals.origin import outdated, score_command
 from adaptsft.files import distinct
 
 MARK = "~"  # beside a score that is within noise of the best one
@@ -51,29 +52,40 @@ class Table:
     footnotes: list[str]
     compared: bool
     sampled: bool = False
+    left_out: list[str] = field(default_factory=list)  # folders, with the reason
 
 
-def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(folder, result.json) of every scored task below `run`.
+def read_results(run: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[tuple[str, str]]]:
+    """(folder, result.json) of every scored task below `run`; (group, why) of those left out: not
+    scored, or answers have changed since.
 
-    Raises DataError where there is none, or one of another version.
+    Raises DataError where nothing is left, or a result is of another version.
     """
-    found = [
-        (folder, samples.read_json(folder / "result.json"))
-        for folder in samples.folders(run)
-        if (folder / "result.json").is_file()
-    ]
+    found, left_out = list[tuple[Path, dict[str, Any]]](), list[tuple[str, str]]()
+    for folder in samples.folders(run):
+        asked, reason = samples.read_json(folder / "run.json"), None
+        if not (folder / "result.json").is_file():
+            reason = f"{folder}: not scored yet: {score_command(folder)}"
+        else:
+            result = samples.read_json(folder / "result.json")
+            if result.get("schema_version") != 1:
+                raise DataError(
+                    f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, "
+                    "this version reads 1: score again"
+                )
+            reason = outdated(folder, asked, result)
+        if reason is None:
+            found.append((folder, result))
+        else:
+            left_out.append((asked["task"]["group"], reason))
     if not found:
-        raise DataError(
-            f"{run}: no result.json below it: run `python -m adaptsft.evals score {run}` first"
+        why = (
+            left_out[0][1]
+            if left_out
+            else f"{run}: no result.json below it: " + (score_command(run))
         )
-    for folder, result in found:
-        if result.get("schema_version") != 1:
-            raise DataError(
-                f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, this "
-                "version reads 1: score again"
-            )
-    return found
+        raise DataError(why)
+    return found, left_out
 
 
 def build(
@@ -85,7 +97,8 @@ def build(
     Rows are called by `labels`, by default by the runs' objectives. `compare` marks, in every
     column, the best run and those that a paired bootstrap over the items does not separate from it.
     """
-    results = {run: read_results(run) for run in runs}
+    read = {run: read_results(run) for run in runs}
+    results = {run: found for run, (found, _) in read.items()}
     labels = labels or _labels(results)
     tables: dict[str, Table] = {}
     # (group, column) -> (row, folder, metric)
@@ -120,6 +133,11 @@ def build(
             _mark(tables[group], column, compared)
     for table in tables.values():
         _note_unparsed(table)
+    for _, left_out in read.values():
+        for group, reason in left_out:
+            table = tables.get(group) or next(iter(tables.values()))
+            table.left_out.append(reason)
+            _footnote(table, f"left out: {reason}")
     ordered = []
     for group, table in tables.items():
         beside = _sampled(group, results, labels, compare)
