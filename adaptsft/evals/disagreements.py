@@ -11,6 +11,7 @@ from adaptsft.errors import ConfigError, DataError, UserError, require_known
 from adaptsft.evals import samples
 from adaptsft.evals.compare import difference, item_scores, require_same_data
 from adaptsft.evals.metrics import Difference
+from adaptsft.evals.result import differ
 from adaptsft.evals.scored import Record, Scored, folders_of, read, unlike
 
 
@@ -111,12 +112,12 @@ def _two_runs(name: str, scored: list[Scored], wanted: Wanted) -> Compared:
         kinds |= _runs_differ(a, b, metric, *scores)
     if wanted.kind != "runs":
         for letter, one in zip("AB", scored, strict=True):
-            differ = kinds[f"graders differ in {letter}"] = {}
+            differing = kinds[f"graders differ in {letter}"] = {}
             for item in (item for item in one.items if all(item in each.items for each in scored)):
-                found = [r for r in one.items[item] if _differ(r, one.graders)]
+                found = [r for r in one.items[item] if differ(r, one.graders)]
                 if found:
                     shown = (found[0] if each is one else each.items[item][0] for each in scored)
-                    differ[item] = Shown(len(found), tuple(shown))
+                    differing[item] = Shown(len(found), tuple(shown))
     cases = _cases(kinds, wanted, scores)
     return Compared(name, (a, b), metric, rows, kinds, cases, unlike(a, b))
 
@@ -183,7 +184,7 @@ def _one_run(name: str, scored: list[Scored], wanted: Wanted) -> Compared:
     kinds: dict[str, dict[str, Shown]] = {}
     for item, records in run.items.items():
         for record in records:
-            if _differ(record, graders):
+            if differ(record, graders):
                 said = ", ".join(f"{one} {verdict(record['scores'].get(one))}" for one in graders)
                 first = kinds.setdefault(said, {}).get(item, Shown(0, (record,)))
                 kinds[said][item] = first._replace(weight=first.weight + 1)
@@ -195,10 +196,6 @@ def verdict(score: Any) -> str:
     if score is None:
         return "no score"
     return ("wrong", "right")[score] if isinstance(score, bool) else f"{score:.3f}"
-
-
-def _differ(record: Record, graders: list[str]) -> bool:
-    return len({record["scores"][name] for name in graders if name in record["scores"]}) > 1
 
 
 def _row(name: str, a: dict[str, float], b: dict[str, float]) -> Row | None:

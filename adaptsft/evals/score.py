@@ -117,7 +117,8 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
         name: np.array([record["scores"][name] for record in scored], dtype=float).reshape(shape)
         for name in scored[0]["scores"]
     }
-    disagreements = [record for record in scored if _disagree(record["scores"], task.graders)]
+    graders = result.right_or_wrong(scored)
+    disagreements = [record for record in scored if result.differ(record, graders)]
     samples.write_lines(folder / "scored.jsonl", scored)
     samples.write_lines(folder / "disagreements.jsonl", disagreements)
     found: dict[str, Any] = {}
@@ -154,10 +155,6 @@ def _samples(folder: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
     return [answers[pair] for pair in wanted]
 
 
-def _disagree(scores: dict[str, Any], graders: list[str]) -> bool:
-    return len({scores[name] for name in graders if name in scores}) > 1
-
-
 def _by_harness(
     folder: Path, asked: dict[str, Any], task: Task, grading: Grading
 ) -> dict[str, Any]:
@@ -175,11 +172,8 @@ def _by_harness(
         seed=asked["seed"],
     )
     verdicts, own = _beside_harness(found.records, task, grading, folder)
-    disagreements = [
-        record
-        for record in found.records
-        if task.graders and _disagree(record["scores"], [*found.metrics, *task.graders])
-    ]
+    graders = result.right_or_wrong(found.records)
+    disagreements = [record for record in found.records if result.differ(record, graders)]
     samples.write_lines(folder / "scored.jsonl", found.records)
     if task.graders:
         samples.write_lines(folder / "disagreements.jsonl", disagreements)
@@ -221,7 +215,8 @@ def _beside_harness(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
     """The verdicts of the task's graders on what lm-eval has graded, and their metrics.
 
-    Adds to each record what they extracted and its scores, and takes its `fields` away.
+    Adds to each record what they extracted and its scores, and takes its `fields` away. Beside
+    them lm-eval's 1.0 and 0.0 become right and wrong.
     """
     fields = [record.pop("fields", {}) for record in records]
     answers = [
@@ -230,6 +225,8 @@ def _beside_harness(
     verdicts = {name: grade(name, answers, task, grading, folder) for name in task.graders}
     for i, record in enumerate(records if task.graders else []):
         record["extracted"] = {"lm-eval": record["extracted"]}
+        for name, score in record["scores"].items():
+            record["scores"][name] = bool(score) if score in (0.0, 1.0) else score
         for name in task.graders:
             record["extracted"][name] = verdicts[name][i]["extracted"]
             record["scores"] |= result.metrics_of(name, verdicts[name][i])

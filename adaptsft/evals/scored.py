@@ -10,6 +10,7 @@ from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import read_scored
 from adaptsft.evals.origin import outdated, score_command
+from adaptsft.evals.result import right_or_wrong
 from adaptsft.files import distinct
 
 Record = dict[str, Any]
@@ -34,9 +35,8 @@ class Scored:
 
     @cached_property
     def graders(self) -> list[str]:
-        """Those whose verdicts can be compared with one another: right or wrong."""
-        metrics = self.metrics
-        return [one["name"] for one in self.result["grader"] if one["name"] in metrics]
+        """Those whose verdicts can be compared with one another, as `score` did."""
+        return right_or_wrong(self.records)
 
 
 def folders_of(runs: list[Path]) -> list[dict[str, Path]]:

@@ -128,6 +128,9 @@ def test_answers_to_lm_evals_questions_are_read_by_mcq_robust_too(tmp_path, caps
     assert len(differ) == result["disagreements"] == 7
     assert {row["extracted"]["mcq-robust"] for row in differ} == {"B"}
     assert "sw robust (greedy) 21.4 %" in capsys.readouterr().out
+    capsys.readouterr()
+    assert evals("compare", tmp_path / "out", "--disagreements", 0) == 0
+    assert "exact_match wrong, mcq-robust right: 7" in capsys.readouterr().out
     before = result["metrics"]
     assert evals("score", tmp_path / "out") == 0
     assert json.loads((folder / "result.json").read_text())["metrics"] == before
