@@ -62,7 +62,8 @@ def comma_separated(tables: list[Table]) -> str:
     """One line per cell: figures for other programs, `percent` as fractions."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    figures = ("value", "se", "n", "best", "within_noise", "unit", "unparsed")
+    figures = ("value", "se", "n", "best", "within_noise", "unit")
+    figures += ("unparsed", "truncated", "error", "ungraded")
     writer.writerow(["group", "objective", "column", *figures, "notes"])
     for table in tables:
         for (row, column), cell in table.cells.items():

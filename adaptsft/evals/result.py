@@ -158,10 +158,15 @@ def rates(
         "finish_reasons": {reason: n / len(reasons) for reason, n in counts.most_common()},
         "unparsed": shares("unparsed", verdicts),
         "timeout": shares("timeout", verdicts),
-        "ungraded": {
-            name: _share([is_ungraded(name, verdict) for verdict in found])
-            for name, found in verdicts.items()
-        },
+        "ungraded": ungraded(verdicts),
+    }
+
+
+def ungraded(verdicts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Of each grader, the share of verdicts without a score."""
+    return {
+        name: _share([is_ungraded(name, verdict) for verdict in found])
+        for name, found in verdicts.items()
     }
 
 

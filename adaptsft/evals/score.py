@@ -72,6 +72,8 @@ def _line(found: dict[str, Any]) -> str:
             if reason not in ("stop", "length")
         ]
         shown.append(f"[answers with errors: {100 * rates['error']:.1f} %{_listed(odd)}]")
+    if rates["truncated"]:
+        shown.append(f"[cut off at max_tokens: {100 * rates['truncated']:.1f} %]")
     left_out = [
         f"{name} {100 * share:.1f} %" for name, share in rates.get("ungraded", {}).items() if share
     ]
@@ -198,6 +200,7 @@ def _by_harness(
             "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)}
             | result.shares("unparsed", verdicts),
             "timeout": {},
+            "ungraded": result.ungraded(verdicts),
         },
         "disagreements": len(disagreements),
         "disagreements_path": "disagreements.jsonl" if task.graders else None,

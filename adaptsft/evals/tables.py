@@ -27,7 +27,12 @@ class Cell:
     best: bool = False
     within_noise: bool = False  # of the best
     unit: Literal["percent", "nats"] = "percent"
-    unparsed: float | None = None  # share of the answers in which the grader found none
+    # shares of the answers: in which the grader found none, that were cut off at max_tokens, that
+    # ended by an error, and that have no score; None: not known
+    unparsed: float | None = None
+    truncated: float | None = None
+    error: float | None = None
+    ungraded: float | None = None
 
     def figure(self) -> str:
         factor, digits = (100, 1) if self.unit == "percent" else (1, 3)
@@ -123,9 +128,8 @@ def build(
                     )
                 if column not in table.columns:
                     table.columns.append(column)
-                unparsed = _unparsed(result, metric)
                 table.cells[row, column] = Cell(
-                    **result["metrics"][metric], notes=[*notes], unparsed=unparsed
+                    **result["metrics"][metric], notes=[*notes], **_shares(result, metric)
                 )
                 entries.setdefault((task["group"], column), []).append((row, folder, metric))
     if compare:
@@ -133,6 +137,7 @@ def build(
             _mark(tables[group], column, compared)
     for table in tables.values():
         _note_unparsed(table)
+        _note_ends(table)
     for _, left_out in read.values():
         for group, reason in left_out:
             table = tables.get(group) or next(iter(tables.values()))
@@ -187,10 +192,21 @@ def _passes(result: dict[str, Any], metric: str) -> list[str]:
     return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
 
 
-def _unparsed(result: dict[str, Any], metric: str) -> float | None:
-    """Of the grader whose metric this is; lm-eval's have names of their own."""
-    rates = result["rates"]["unparsed"]
-    return rates.get(metric, rates.get("lm-eval"))
+def _shares(result: dict[str, Any], metric: str) -> dict[str, float | None]:
+    """Of the answers behind a metric, by the names of a Cell."""
+    rates = result["rates"]
+
+    def of_grader(shares: dict[str, float]) -> float | None:
+        """lm-eval, the code grader and the judge have metrics with names of their own."""
+        others = [share for name, share in shares.items() if name in ("lm-eval", "code", "judge")]
+        return shares.get(metric, others[0] if others else None)
+
+    return {
+        "unparsed": of_grader(rates["unparsed"]),
+        "truncated": rates["truncated"],
+        "error": rates["error"],
+        "ungraded": of_grader(rates.get("ungraded", {})),
+    }
 
 
 def _note_unparsed(table: Table) -> None:
@@ -207,6 +223,26 @@ def _note_unparsed(table: Table) -> None:
         text = f"{row}: answers in which the grader found none, or guessed it: {', '.join(shares)}"
         for cell in concerned.values():
             cell.notes.append(_footnote(table, text))
+
+
+def _note_ends(table: Table) -> None:
+    """A footnote for every row with answers that were cut off, ended by an error or have no score:
+    the shares, with the columns that have them."""
+    for row in table.rows:
+        said: dict[str, list[str]] = {}
+        for column in table.columns:
+            if cell := table.cells.get((row, column)):
+                shares = (
+                    ("cut off", cell.truncated),
+                    ("ended by an error", cell.error),
+                    ("without a score", cell.ungraded),
+                )
+                if text := "; ".join(f"{what} {100 * of:.1f} %" for what, of in shares if of):
+                    said.setdefault(text, []).append(column)
+        parts = [f"{', '.join(columns)}: {text}" for text, columns in said.items()]
+        for column in (column for columns in said.values() for column in columns):
+            note = _footnote(table, f"{row}: of the answers: {'. '.join(parts)}")
+            table.cells[row, column].notes.append(note)
 
 
 def _footnote(table: Table, text: str) -> int:
