@@ -31,6 +31,7 @@ def header(asked: dict[str, Any], task: Task) -> dict[str, Any]:
             "group": task.group,
             "columns": task.columns,
             "version": task.version,
+            "grading": task.grading,
             "data_sha256": asked["data"]["sha256"],
             "n_items": len(asked["item_ids"]),
         },

@@ -14,6 +14,7 @@ from adaptsft.evals.result import right_or_wrong
 from adaptsft.files import distinct
 
 Record = dict[str, Any]
+SHOWN = 80  # characters of a setting that two runs do not share
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,29 @@ def unlike(a: Scored, b: Scored) -> list[str]:
     for name in {**settings[0], **settings[1]}:
         x, y = (run.get(name) for run in settings)
         notes += [f"{name}: {x} in A, {y} in B"] if x != y else []
+    for key in ("version", "prompt", "grading"):
+        x, y = (_leaves(run.asked["task"].get(key), f"task's {key}") for run in (a, b))
+        for name in {**x, **y}:
+            if x.get(name) != y.get(name):
+                notes.append(f"{name}: {_short(x.get(name))} in A, {_short(y.get(name))} in B")
     both = len(a.items.keys() & b.items.keys())
     if both < max(len(a.items), len(b.items)):
         notes.append(
             f"A has {len(a.items)} items, B {len(b.items)}: the {both} of both are compared"
         )
     return notes
+
+
+def _leaves(value: Any, name: str) -> Record:
+    """{name.key.key: value} of a nested mapping."""
+    if not isinstance(value, dict):
+        return {name: value}
+    found: Record = {}
+    for key, part in value.items():
+        found |= _leaves(part, f"{name}.{key}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = samples.to_json(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

@@ -93,7 +93,7 @@ def _task(page: Page, task: Compared, full: bool) -> None:
     counts = [f"{kind}: {len(items)}" for kind, items in task.kinds.items()]
     page.paragraph("\n".join(counts) or "No disagreement.")
     for note in task.notes:
-        page.paragraph(f"Note: {note}")
+        page.paragraph(f"Note: {page.code(note)}")
     questions = _questions(task.scored[0].folder)
     for number, case in enumerate(task.cases, 1):
         count, kinds = f"{number} of {len(task.cases)}", "; ".join(case.kinds)

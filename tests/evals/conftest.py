@@ -50,6 +50,7 @@ def evaluated(tmp_path, capsys):
         task: str = "letters",
         data: int | None = None,  # how many questions there are, where not all are asked
         graders: str = "medical-paper, medical-m1",
+        more: str = "",  # lines of the task's file
     ) -> Path:
         folder = tmp_path / "data" / task
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def evaluated(tmp_path, capsys):
         (folder / f"{task}.yaml").write_text(
             "extends: medqa\ncolumns: {Letters: medical-m1}\n"
             f"graders: [{graders}]\n"
-            f"sources: [{{file: questions.jsonl, reader: openbookqa}}]\nitems: {number}\n"
+            f"sources: [{{file: questions.jsonl, reader: openbookqa}}]\nitems: {number}\n{more}"
         )
         replay = tmp_path / f"{name}.jsonl"
         outputs = enumerate(answers if several else ([answer] for answer in answers))
