@@ -10,10 +10,11 @@ import numpy as np
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.metrics import Difference, Scores, paired_bootstrap, pass_at_k
+from adaptsft.evals.origin import score_command
 
 
 def read_scored(folder: Path) -> list[dict[str, Any]]:
-    return samples.read_lines(folder / "scored.jsonl")[0]
+    return samples.read_lines(folder / "scored.jsonl", score_command(folder))[0]
 
 
 def item_scores(records: Iterable[dict[str, Any]], metric: str) -> dict[str, float]:

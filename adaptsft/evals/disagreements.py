@@ -62,6 +62,7 @@ class Compared:
     kinds: dict[str, dict[str, Shown]]  # kind -> item -> …
     cases: list[Case]
     notes: list[str] = field(default_factory=list)
+    by_runs: bool = True  # whether items on which runs differ were looked for
 
 
 def compare_runs(runs: list[Path], wanted: Wanted) -> tuple[list[Compared], list[str]]:
@@ -89,7 +90,7 @@ def compare_runs(runs: list[Path], wanted: Wanted) -> tuple[list[Compared], list
         try:
             compared.append(compare(name, [read(tasks[name]) for tasks in found], wanted))
         except UserError as error:
-            errors.append(error)
+            errors.append(type(error)(f"{name}: {error}"))
     if not compared:
         raise errors[0] if errors else DataError("; ".join(skipped))
     return compared, [*skipped, *map(str, errors)]
@@ -119,7 +120,8 @@ def _two_runs(name: str, scored: list[Scored], wanted: Wanted) -> Compared:
                     shown = (found[0] if each is one else each.items[item][0] for each in scored)
                     differing[item] = Shown(len(found), tuple(shown))
     cases = _cases(kinds, wanted, scores)
-    return Compared(name, (a, b), metric, rows, kinds, cases, unlike(a, b))
+    by_runs = wanted.kind != "graders"
+    return Compared(name, (a, b), metric, rows, kinds, cases, unlike(a, b), by_runs)
 
 
 def decisive(a: Scored, b: Scored, asked: str | None) -> str:

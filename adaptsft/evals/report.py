@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from adaptsft.drawing import canvas, save
@@ -141,33 +142,44 @@ def plot(tables: list[Table], path: Path) -> None:
     save(figure, path)
 
 
-def write(tables: list[Table], folder: Path, disagreements: str = "") -> None:
-    """report.md, .csv, .tex and .png, and disagreements.md where there is such a text."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(tables: list[Table], folder: Path, disagreements: Callable[[], str] | None) -> None:
+    """report.md, .csv, .tex and .png; then disagreements.md, where there is what makes its text.
+
+    Raises ConfigError where the folder cannot be written.
+    """
     text = markdown(tables)
-    if disagreements:
-        write_atomically(folder / DISAGREEMENTS, disagreements)
-        text += f"\n[Answers on which runs or graders disagree]({DISAGREEMENTS})\n"
-    write_atomically(folder / "report.md", text)
-    write_atomically(folder / "report.csv", comma_separated(tables))
-    write_atomically(folder / "report.tex", latex(tables))
-    plot(tables, folder / "report.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if disagreements is not None:
+            text += f"\n[Answers on which runs or graders disagree]({DISAGREEMENTS})\n"
+        write_atomically(folder / "report.md", text)
+        write_atomically(folder / "report.csv", comma_separated(tables))
+        write_atomically(folder / "report.tex", latex(tables))
+        plot(tables, folder / "report.png")
+        if disagreements is not None:
+            write_atomically(folder / DISAGREEMENTS, disagreements())
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written: {error}: name another folder by --to"
+        ) from None
 
 
 def run_command(options: argparse.Namespace) -> int:
     """`python -m adaptsft.evals report`."""
+    if options.compare and options.runs:
+        raise ConfigError(
+            f"report {' '.join(map(str, options.runs))} --compare …: runs are named before "
+            "--compare and behind it: name them all behind it"
+        )
     runs = options.compare or options.runs
     if not runs:
         raise ConfigError("report: name the folders of evaluations")
     tables = build(runs, compare=bool(options.compare))
     for reason in (reason for table in tables for reason in table.left_out):
         print(f"adaptsft.evals: left out: {reason}", file=sys.stderr)
-    disagreements = (
-        markdown_of(runs, Wanted(options.disagreements)) if options.disagreements else ""
-    )
-    folder = options.to or runs[0]
-    write(tables, folder, disagreements)
+    folder, wanted = options.to or runs[0], Wanted(options.disagreements)
+    write(tables, folder, (lambda: markdown_of(runs, wanted)) if wanted.number else None)
     print(f"\n{markdown(tables)}\n{folder}/report.md, .csv, .tex, .png")
-    if disagreements:
+    if wanted.number:
         print(folder / DISAGREEMENTS)
     return 0

@@ -255,7 +255,13 @@ def _footnote(table: Table, text: str) -> int:
 def _mark(table: Table, column: str, entries: list[tuple[str, Path, str]]) -> None:
     if len(entries) < 2:
         return
-    best, same = against_best([(folder, metric) for _, folder, metric in entries])
+    try:
+        best, same = against_best([(folder, metric) for _, folder, metric in entries])
+    except DataError as error:
+        number = _footnote(table, f"{column}: not compared: {error}")
+        for row, _, _ in entries:
+            table.cells[row, column].notes.append(number)
+        return
     for i, (row, _, _) in enumerate(entries):
         table.cells[row, column].best = i == best
         table.cells[row, column].within_noise = i != best and same[i]

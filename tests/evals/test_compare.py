@@ -53,10 +53,10 @@ def test_both_directions(evaluated, compared):
     assert (mirrored[:3], mirrored[4:]) == (["60.0", "80.0", "+20.0"], ["10", "1", "3"])
     assert mirrored[3] == f"{-high:+.1f}/{-low:+.1f}"
     assert figures(there, "medical-paper")[:3] == ["60.0", "60.0", "+0.0"]
-    assert "A right, B wrong: 3\nA wrong, B right: 1\n" in there
-    assert "graders differ in A: 2\ngraders differ in B: 0\n" in there
-    assert "A right, B wrong: 1\nA wrong, B right: 3\n" in back
-    assert "graders differ in A: 0\ngraders differ in B: 2\n" in back
+    assert "A right, B wrong: 3 items\nA wrong, B right: 1 item\n" in there
+    assert "graders differ in A: 2 items\ngraders differ in B: 0 items\n" in there
+    assert "A right, B wrong: 1 item\nA wrong, B right: 3 items\n" in back
+    assert "graders differ in A: 0 items\ngraders differ in B: 2 items\n" in back
     # one of each kind that there is
     chosen = items(there)
     assert chosen[0] in ("q0", "q1", "q2") and chosen[1] == "q6" and chosen[2] in ("q8", "q9")
@@ -135,7 +135,7 @@ def test_of_several_samples_a_differing_one_is_shown(evaluated, compared):
     b = evaluated("b", [[BOTH, BOTH, NEITHER], [BOTH, NEITHER, NEITHER], [NEITHER] * 3])
     text = compared(a, b, "--disagreements", 1)
     assert figures(text, "medical-m1")[:3] == ["77.8", "33.3", "-44.4"]
-    assert "A better: 2\nB better: 0\ngraders differ in A: 1\n" in text
+    assert "A better: 2 items\nB better: 0 items\ngraders differ in A: 1 item\n" in text
     assert items(text)[0] in ("q1", "q2")
     text = compared(a, b, "--disagreements", 9)
     chosen = dict(zip(items(text), text.split("── ")[1:], strict=False))

@@ -34,3 +34,34 @@ def test_how_answers_ended(evaluated, tmp_path, capsys):
     found = cells(run)["a Letters (greedy)"]
     shares = [float(found[name]) for name in ("truncated", "error", "ungraded")]
     assert shares == [0.5, 0.25, 0.25]
+
+
+def test_what_cannot_be_compared_is_on_the_page(evaluated, tmp_path, capsys):
+    """One task on other data: its column has no mark, the other task's has."""
+    a, b = evaluated("a", [BOTH, BOTH]), evaluated("b", [BOTH, NEITHER])
+    for run, data in ((a, 1), (b, 2)):
+        evaluated(run.name, [BOTH], task="other", data=data, more="columns: {Other: medical-m1}\n")
+    to = tmp_path / "to"
+    assert evals("report", "--compare", a, b, "--disagreements", 1, "--to", to) == 0
+    found = cells(to)
+    assert found["a Letters (greedy)"]["best"] == "True"
+    assert found["a Other (greedy)"]["best"] == found["b Other (greedy)"]["best"] == "False"
+    assert "Other (greedy): not compared: " in found["b Other (greedy)"]["notes"]
+    page = (to / "disagreements.md").read_text()
+    assert "Not compared: `other/greedy: " in page and "evaluated on other data" in page
+    # nothing at all can be compared
+    runs = [run / "other" for run in (a, b)]
+    assert evals("report", *runs, "--disagreements", 1, "--to", to) == 0
+    assert "Not compared: `other/greedy: " in (to / "disagreements.md").read_text()
+    assert "](disagreements.md)" in (to / "report.md").read_text()
+
+
+def test_what_report_refuses(evaluated, tmp_path, capsys):
+    runs = [evaluated("a", [BOTH]), evaluated("b", [NEITHER])]
+    assert evals("report", runs[0], "--compare", *runs) == 2
+    assert "name them all behind it" in capsys.readouterr().err
+    (file := tmp_path / "file").write_text("")
+    assert evals("report", *runs, "--to", file) == 2
+    assert f"{file}: cannot be written: " in capsys.readouterr().err
+    assert evals("compare", *runs, "--to", file / "below") == 2
+    assert f"--to {file / 'below'}: cannot be written: " in capsys.readouterr().err

@@ -55,7 +55,9 @@ def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
     capsys.readouterr()
     assert evals("compare", tmp_path / "out", tmp_path / "other") == 0
     shown = capsys.readouterr().out
-    assert "A better: 1\nB better: 1\n" in shown, "items that were not judged count in neither"
+    assert "A better: 1 item\nB better: 1 item\n" in shown, (
+        "items that were not judged count in neither"
+    )
     assert "alpaca_eval/greedy, runs by win_rate" in shown and "│ answer 0" in shown
     assert evals("compare", tmp_path / "out") == 3
     assert "none that says right or wrong: name a second run" in capsys.readouterr().err
