@@ -10,38 +10,32 @@ from pathlib import Path
 from adaptsft.drawing import canvas, save
 from adaptsft.errors import ConfigError
 from adaptsft.evals.disagreements import Wanted
+from adaptsft.evals.pages import Markdown
 from adaptsft.evals.side_by_side import NAME as DISAGREEMENTS, markdown as markdown_of
-from adaptsft.evals.tables import MARK, OF_SAMPLES, Table, build
+from adaptsft.evals.tables import MARK, OF_SAMPLES, Cell, Table, build
 from adaptsft.files import write_atomically
 
 
 def markdown(tables: list[Table]) -> str:
-    parts = []
+    page = Markdown()
     for table in tables:
-        parts += [
-            f"## {table.group}",
-            "",
-            "| objective | " + " | ".join(table.columns) + " |",
-            "|---" * (len(table.columns) + 1) + "|",
+        page.heading(table.group, 2)
+        rows = [
+            [row, *(_cell(table.cells.get((row, column))) for column in table.columns)]
+            for row in table.rows
         ]
-        for row in table.rows:
-            cells = []
-            for column in table.columns:
-                cell = table.cells.get((row, column))
-                if cell is None:
-                    cells.append("")
-                    continue
-                text = f"**{cell.text()}**" if cell.best else cell.text()
-                notes = ", ".join(map(str, cell.notes))
-                cells.append(f"{text} [{notes}]" if notes else text)
-            parts.append(f"| {row} | " + " | ".join(cells) + " |")
-        parts += [
-            "",
-            _legend(table),
-            *[f"[{number}] {note}  " for number, note in enumerate(table.footnotes, 1)],
-            "",
-        ]
-    return "\n".join(parts)
+        page.table(["objective", *table.columns], rows, names=1)
+        page.paragraph(_legend(table))
+        page.paragraph("\n".join(f"[{i}] {note}" for i, note in enumerate(table.footnotes, 1)))
+    return str(page)
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    text = f"**{cell.text()}**" if cell.best else cell.text()
+    notes = ", ".join(map(str, cell.notes))
+    return f"{text} [{notes}]" if notes else text
 
 
 def _legend(table: Table) -> str:

@@ -256,15 +256,19 @@ def _mark(table: Table, column: str, entries: list[tuple[str, Path, str]]) -> No
     if len(entries) < 2:
         return
     try:
-        best, same = against_best([(folder, metric) for _, folder, metric in entries])
+        found = against_best([(folder, metric) for _, folder, metric in entries])
     except DataError as error:
         number = _footnote(table, f"{column}: not compared: {error}")
         for row, _, _ in entries:
             table.cells[row, column].notes.append(number)
         return
     for i, (row, _, _) in enumerate(entries):
-        table.cells[row, column].best = i == best
-        table.cells[row, column].within_noise = i != best and same[i]
+        cell = table.cells[row, column]
+        cell.best = i == found.index
+        cell.within_noise = i != found.index and found.same[i]
+        if found.items < cell.n:
+            text = f"{column}: the best is that on the {found.items} items that all rows have"
+            cell.notes.append(_footnote(table, text))
 
 
 def _mode(result: dict[str, Any]) -> str:

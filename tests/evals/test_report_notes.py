@@ -65,3 +65,27 @@ def test_what_report_refuses(evaluated, tmp_path, capsys):
     assert f"{file}: cannot be written: " in capsys.readouterr().err
     assert evals("compare", *runs, "--to", file / "below") == 2
     assert f"--to {file / 'below'}: cannot be written: " in capsys.readouterr().err
+
+
+def test_the_best_is_that_on_shared_items(evaluated, tmp_path):
+    """`few` has the higher mean, of easy questions alone; on those `all` is better."""
+    few = evaluated("few", [BOTH, BOTH, NEITHER], data=9)
+    rest = evaluated("all", [BOTH, BOTH, BOTH, *[NEITHER] * 6], data=9)
+    assert evals("report", "--compare", few, rest, "--to", tmp_path) == 0
+    found = cells(tmp_path)
+    values = [float(found[f"{name} Letters (greedy)"]["value"]) for name in ("few", "all")]
+    assert values[0] > values[1]
+    assert found["all Letters (greedy)"]["best"] == "True"
+    assert found["few Letters (greedy)"]["within_noise"] == "True"
+    note = "Letters (greedy): the best is that on the 3 items that all rows have"
+    assert note in found["all Letters (greedy)"]["notes"]
+    assert note not in found["few Letters (greedy)"]["notes"]
+
+
+def test_pipes_do_not_break_a_table(evaluated, tmp_path):
+    run = evaluated("a|b", [BOTH], more="columns: {'Letters | m1': medical-m1}\n")
+    assert evals("report", run, "--to", tmp_path) == 0
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    rows = [line.replace(r"\|", "") for line in lines if line.startswith("| ")]
+    assert len(rows) == 3 and {row.count("|") for row in rows} == {3}
+    assert r"Letters \| m1 (greedy)" in "".join(lines) and r"| a\|b |" in "".join(lines)
