@@ -68,28 +68,24 @@ def read_results(run: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[tup
     """
     found, left_out = list[tuple[Path, dict[str, Any]]](), list[tuple[str, str]]()
     for folder in samples.folders(run):
-        asked, reason = samples.read_json(folder / "run.json"), None
+        asked = samples.read_json(folder / "run.json")
         if not (folder / "result.json").is_file():
             reason = f"{folder}: not scored yet: {score_command(folder)}"
-        else:
-            result = samples.read_json(folder / "result.json")
-            if result.get("schema_version") != 1:
-                raise DataError(
-                    f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, "
-                    "this version reads 1: score again"
-                )
-            reason = outdated(folder, asked, result)
-        if reason is None:
-            found.append((folder, result))
-        else:
             left_out.append((asked["task"]["group"], reason))
+            continue
+        result = samples.read_json(folder / "result.json")
+        if result.get("schema_version") != 1:
+            raise DataError(
+                f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, this "
+                "version reads 1: score again"
+            )
+        if reason := outdated(folder, asked, result):
+            left_out.append((asked["task"]["group"], reason))
+        else:
+            found.append((folder, result))
     if not found:
-        why = (
-            left_out[0][1]
-            if left_out
-            else f"{run}: no result.json below it: " + (score_command(run))
-        )
-        raise DataError(why)
+        nothing = f"{run}: no result.json below it: {score_command(run)}"
+        raise DataError("; ".join(reason for _, reason in left_out) or nothing)
     return found, left_out
 
 
@@ -192,7 +188,7 @@ def _passes(result: dict[str, Any], metric: str) -> list[str]:
     return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
 
 
-def _shares(result: dict[str, Any], metric: str) -> dict[str, float | None]:
+def _shares(result: dict[str, Any], metric: str) -> dict[str, Any]:
     """Of the answers behind a metric, by the names of a Cell."""
     rates = result["rates"]
 
