@@ -117,16 +117,24 @@ def unlike(a: Scored, b: Scored) -> list[str]:
     for name in {**settings[0], **settings[1]}:
         x, y = (run.get(name) for run in settings)
         notes += [f"{name}: {x} in A, {y} in B"] if x != y else []
-    for key in ("version", "prompt", "grading"):
-        x, y = (_leaves(run.asked["task"].get(key), f"task's {key}") for run in (a, b))
-        for name in {**x, **y}:
-            if x.get(name) != y.get(name):
-                notes.append(f"{name}: {_short(x.get(name))} in A, {_short(y.get(name))} in B")
+    notes += other_task(a.asked, b.asked)
     both = len(a.items.keys() & b.items.keys())
     if both < max(len(a.items), len(b.items)):
         notes.append(
             f"A has {len(a.items)} items, B {len(b.items)}: the {both} of both are compared"
         )
+    return notes
+
+
+def other_task(a: Record, b: Record, names: tuple[str, str] = ("A", "B")) -> list[str]:
+    """Where the tasks of two run.json are not asked or graded alike: a note each."""
+    notes = []
+    for key in ("version", "prompt", "grading"):
+        x, y = (_leaves(asked["task"].get(key), f"task's {key}") for asked in (a, b))
+        for name in {**x, **y}:
+            left, right = x.get(name), y.get(name)
+            if left != right:
+                notes.append(f"{name}: {_short(left)} in {names[0]}, {_short(right)} in {names[1]}")
     return notes
 
 

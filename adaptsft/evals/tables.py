@@ -8,6 +8,7 @@ from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import against_best
 from adaptsft.evals.origin import outdated, score_command
+from adaptsft.evals.scored import other_task
 from adaptsft.files import distinct
 
 MARK = "~"  # beside a score that is within noise of the best one
@@ -258,7 +259,10 @@ def _mark(table: Table, column: str, entries: list[tuple[str, Path, str]]) -> No
         for row, _, _ in entries:
             table.cells[row, column].notes.append(number)
         return
+    asked = [samples.read_json(folder / "run.json") for _, folder, _ in entries]
     for i, (row, _, _) in enumerate(entries):
+        for note in other_task(asked[0], asked[i], (entries[0][0], row)):
+            table.cells[row, column].notes.append(_footnote(table, f"{column}: {note}"))
         cell = table.cells[row, column]
         cell.best = i == found.index
         cell.within_noise = i != found.index and found.same[i]

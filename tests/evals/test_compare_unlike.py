@@ -5,9 +5,9 @@ from tests.evals.pipeline import BOTH, M1_ALONE, NEITHER, evals
 
 def test_other_prompts_and_grading_are_said(evaluated, compared, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
-    a = evaluated("a", ["0.5", "\\boxed{B}"], graders="mcq-robust, math-robust")
+    a = evaluated("a", ["0.5", "\\boxed{B}"], graders="medical-m1, math-robust")
     more = 'version: 2\ngrading: {units: strict}\nprompt: {system: "Be\\n# brief."}\n'
-    b = evaluated("b", [BOTH, NEITHER], graders="mcq-robust, math-robust", more=more)
+    b = evaluated("b", [BOTH, NEITHER], graders="medical-m1, math-robust", more=more)
     text = compared(a, b, "--disagreements", 0, "--to", tmp_path / "to")
     for note in (
         "task's version: 1 in A, 2 in B",
@@ -16,6 +16,9 @@ def test_other_prompts_and_grading_are_said(evaluated, compared, tmp_path, monke
     ):
         assert note in text, text
     assert "\n# brief" not in (tmp_path / "to" / "disagreements.md").read_text()
+    assert evals("report", "--compare", a, b, "--to", tmp_path / "to") == 0
+    report = (tmp_path / "to" / "report.md").read_text()
+    assert "Letters (greedy): task's version: 1 in a, 2 in b" in report
     result = (b / "letters" / "greedy" / "result.json").read_text()
     assert '"grading": {\n   "units": "strict"' in result
 
