@@ -56,3 +56,17 @@ def test_what_is_not_scored_is_said(evaluated, tmp_path, capsys):
     assert evals("report", run) == 0
     said = f"left out: {run / 'other' / 'greedy'}: not scored yet: run `python -m adaptsft.evals"
     assert said in capsys.readouterr().err and said in (run / "report.md").read_text()
+
+
+def test_another_limit_is_another_result(evaluated, tmp_path, capsys):
+    run = evaluated("a", [BOTH, NEITHER, BOTH])
+    task = tmp_path / "data" / "letters"
+    again = ["--tasks", task / "letters.yaml", "--data-dir", task, "--out", run]
+    again += ["--backend", "replay", "--replay", tmp_path / "a.jsonl"]
+    for limit, code in ((2, 3), (3, 0)):
+        assert evals("generate", *again, "--limit", limit) == 0
+        assert evals("report", run) == code
+        assert ("since it was scored" in capsys.readouterr().err) == bool(code)
+    assert evals("generate", *again, "--limit", 1) == 0 and evals("score", run) == 0
+    assert evals("report", run) == 0
+    assert evals("generate", *again, "--limit", 3) == 0 and evals("report", run) == 3
