@@ -3,17 +3,18 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.metrics import Difference, Scores, paired_bootstrap, pass_at_k
+from adaptsft.evals.origin import score_command
 
 
 def read_scored(folder: Path) -> list[dict[str, Any]]:
-    return samples.read_lines(folder / "scored.jsonl")[0]
+    return samples.read_lines(folder / "scored.jsonl", score_command(folder))[0]
 
 
 def item_scores(records: Iterable[dict[str, Any]], metric: str) -> dict[str, float]:
@@ -28,18 +29,6 @@ def item_scores(records: Iterable[dict[str, Any]], metric: str) -> dict[str, flo
         return {item: pass_at_k(np.array([s]), int(k)).value for item, s in complete.items()}
     means = {item: [s for s in scores if not math.isnan(s)] for item, scores in values.items()}
     return {item: float(np.mean(scores)) for item, scores in means.items() if scores}
-
-
-def compare(a: Path, b: Path, metric: str) -> Difference:
-    """b against a, two scored folders of the same task.
-
-    Raises DataError where their data is not the same.
-    """
-    require_same_data(a, b)
-    found = difference(*(item_scores(read_scored(folder), metric) for folder in (a, b)))
-    if found is None:
-        raise DataError(f"{a} and {b}: no item has a {metric} in both: give both the same --limit")
-    return found
 
 
 def require_same_data(a: Path, b: Path) -> None:
@@ -61,19 +50,32 @@ def _column(scores: dict[str, float], items: list[str]) -> Scores:
     return np.array([[scores[item]] for item in items])
 
 
-def against_best(entries: list[tuple[Path, str]]) -> tuple[int, list[bool]]:
-    """Which of some (folder, metric) entries is best, and which are not distinguishable from it.
+class Best(NamedTuple):
+    index: int
+    same: list[bool]  # of each entry, whether it is not distinguishable from the best
+    items: int  # that all entries have, on which they are compared
+
+
+def against_best(entries: list[tuple[Path, str]]) -> Best:
+    """Which of some (folder, metric) entries is best on the items that all have, and which are not
+    distinguishable from it.
 
     The best has the highest mean; another is not distinguishable where the 95 % interval of the
-    difference holds 0.
+    difference holds 0. Raises DataError where their data is not the same, or they share no item.
     """
-    means = [
-        float(np.mean(list(item_scores(read_scored(folder), metric).values())))
-        for folder, metric in entries
-    ]
-    best = int(np.argmax(means))
+    for folder, _ in entries[1:]:
+        require_same_data(entries[0][0], folder)
+    scores = [item_scores(read_scored(folder), metric) for folder, metric in entries]
+    shared = [item for item in scores[0] if all(item in one for one in scores)]
+    if not shared:
+        raise DataError(
+            f"no item has a {entries[0][1]} in all of {', '.join(str(run) for run, _ in entries)}: "
+            "give all the same --limit"
+        )
+    columns = [_column(one, shared) for one in scores]
+    best = int(np.argmax([column.mean() for column in columns]))
     same = []
-    for i, (folder, metric) in enumerate(entries):
-        difference = None if i == best else compare(entries[best][0], folder, metric)
-        same.append(difference is None or difference.low <= 0.0 <= difference.high)
-    return best, same
+    for i, column in enumerate(columns):
+        found = None if i == best else paired_bootstrap(columns[best], column)
+        same.append(found is None or found.low <= 0.0 <= found.high)
+    return Best(best, same, len(shared))

@@ -11,6 +11,7 @@ from adaptsft.errors import ConfigError, DataError, UserError, require_known
 from adaptsft.evals import samples
 from adaptsft.evals.compare import difference, item_scores, require_same_data
 from adaptsft.evals.metrics import Difference
+from adaptsft.evals.result import differ
 from adaptsft.evals.scored import Record, Scored, folders_of, read, unlike
 
 
@@ -61,6 +62,7 @@ class Compared:
     kinds: dict[str, dict[str, Shown]]  # kind -> item -> …
     cases: list[Case]
     notes: list[str] = field(default_factory=list)
+    by_runs: bool = True  # whether items on which runs differ were looked for
 
 
 def compare_runs(runs: list[Path], wanted: Wanted) -> tuple[list[Compared], list[str]]:
@@ -88,7 +90,7 @@ def compare_runs(runs: list[Path], wanted: Wanted) -> tuple[list[Compared], list
         try:
             compared.append(compare(name, [read(tasks[name]) for tasks in found], wanted))
         except UserError as error:
-            errors.append(error)
+            errors.append(type(error)(f"{name}: {error}"))
     if not compared:
         raise errors[0] if errors else DataError("; ".join(skipped))
     return compared, [*skipped, *map(str, errors)]
@@ -111,14 +113,15 @@ def _two_runs(name: str, scored: list[Scored], wanted: Wanted) -> Compared:
         kinds |= _runs_differ(a, b, metric, *scores)
     if wanted.kind != "runs":
         for letter, one in zip("AB", scored, strict=True):
-            differ = kinds[f"graders differ in {letter}"] = {}
+            differing = kinds[f"graders differ in {letter}"] = {}
             for item in (item for item in one.items if all(item in each.items for each in scored)):
-                found = [r for r in one.items[item] if _differ(r, one.graders)]
+                found = [r for r in one.items[item] if differ(r, one.graders)]
                 if found:
                     shown = (found[0] if each is one else each.items[item][0] for each in scored)
-                    differ[item] = Shown(len(found), tuple(shown))
+                    differing[item] = Shown(len(found), tuple(shown))
     cases = _cases(kinds, wanted, scores)
-    return Compared(name, (a, b), metric, rows, kinds, cases, unlike(a, b))
+    by_runs = wanted.kind != "graders"
+    return Compared(name, (a, b), metric, rows, kinds, cases, unlike(a, b), by_runs)
 
 
 def decisive(a: Scored, b: Scored, asked: str | None) -> str:
@@ -183,7 +186,7 @@ def _one_run(name: str, scored: list[Scored], wanted: Wanted) -> Compared:
     kinds: dict[str, dict[str, Shown]] = {}
     for item, records in run.items.items():
         for record in records:
-            if _differ(record, graders):
+            if differ(record, graders):
                 said = ", ".join(f"{one} {verdict(record['scores'].get(one))}" for one in graders)
                 first = kinds.setdefault(said, {}).get(item, Shown(0, (record,)))
                 kinds[said][item] = first._replace(weight=first.weight + 1)
@@ -195,10 +198,6 @@ def verdict(score: Any) -> str:
     if score is None:
         return "no score"
     return ("wrong", "right")[score] if isinstance(score, bool) else f"{score:.3f}"
-
-
-def _differ(record: Record, graders: list[str]) -> bool:
-    return len({record["scores"][name] for name in graders if name in record["scores"]}) > 1
 
 
 def _row(name: str, a: dict[str, float], b: dict[str, float]) -> Row | None:

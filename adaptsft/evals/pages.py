@@ -92,7 +92,7 @@ class Markdown:
         self.parts.append(f"{'#' * level} {text}")
 
     def paragraph(self, text: str) -> None:
-        self.parts.append(text.replace("\n", "  \n"))
+        self.parts += [text.replace("\n", "  \n")] if text else []
 
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[str]], names: int | None = None

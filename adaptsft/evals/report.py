@@ -3,43 +3,39 @@
 import argparse
 import csv
 import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from adaptsft.drawing import canvas, save
 from adaptsft.errors import ConfigError
 from adaptsft.evals.disagreements import Wanted
+from adaptsft.evals.pages import Markdown
 from adaptsft.evals.side_by_side import NAME as DISAGREEMENTS, markdown as markdown_of
-from adaptsft.evals.tables import MARK, OF_SAMPLES, Table, build
+from adaptsft.evals.tables import MARK, OF_SAMPLES, Cell, Table, build
 from adaptsft.files import write_atomically
 
 
 def markdown(tables: list[Table]) -> str:
-    parts = []
+    page = Markdown()
     for table in tables:
-        parts += [
-            f"## {table.group}",
-            "",
-            "| objective | " + " | ".join(table.columns) + " |",
-            "|---" * (len(table.columns) + 1) + "|",
+        page.heading(table.group, 2)
+        rows = [
+            [row, *(_cell(table.cells.get((row, column))) for column in table.columns)]
+            for row in table.rows
         ]
-        for row in table.rows:
-            cells = []
-            for column in table.columns:
-                cell = table.cells.get((row, column))
-                if cell is None:
-                    cells.append("")
-                    continue
-                text = f"**{cell.text()}**" if cell.best else cell.text()
-                notes = ", ".join(map(str, cell.notes))
-                cells.append(f"{text} [{notes}]" if notes else text)
-            parts.append(f"| {row} | " + " | ".join(cells) + " |")
-        parts += [
-            "",
-            _legend(table),
-            *[f"[{number}] {note}  " for number, note in enumerate(table.footnotes, 1)],
-            "",
-        ]
-    return "\n".join(parts)
+        page.table(["objective", *table.columns], rows, names=1)
+        page.paragraph(_legend(table))
+        page.paragraph("\n".join(f"[{i}] {note}" for i, note in enumerate(table.footnotes, 1)))
+    return str(page)
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    text = f"**{cell.text()}**" if cell.best else cell.text()
+    notes = ", ".join(map(str, cell.notes))
+    return f"{text} [{notes}]" if notes else text
 
 
 def _legend(table: Table) -> str:
@@ -61,7 +57,8 @@ def comma_separated(tables: list[Table]) -> str:
     """One line per cell: figures for other programs, `percent` as fractions."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    figures = ("value", "se", "n", "best", "within_noise", "unit", "unparsed")
+    figures = ("value", "se", "n", "best", "within_noise", "unit")
+    figures += ("unparsed", "truncated", "error", "ungraded")
     writer.writerow(["group", "objective", "column", *figures, "notes"])
     for table in tables:
         for (row, column), cell in table.cells.items():
@@ -139,31 +136,44 @@ def plot(tables: list[Table], path: Path) -> None:
     save(figure, path)
 
 
-def write(tables: list[Table], folder: Path, disagreements: str = "") -> None:
-    """report.md, .csv, .tex and .png, and disagreements.md where there is such a text."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(tables: list[Table], folder: Path, disagreements: Callable[[], str] | None) -> None:
+    """report.md, .csv, .tex and .png; then disagreements.md, where there is what makes its text.
+
+    Raises ConfigError where the folder cannot be written.
+    """
     text = markdown(tables)
-    if disagreements:
-        write_atomically(folder / DISAGREEMENTS, disagreements)
-        text += f"\n[Answers on which runs or graders disagree]({DISAGREEMENTS})\n"
-    write_atomically(folder / "report.md", text)
-    write_atomically(folder / "report.csv", comma_separated(tables))
-    write_atomically(folder / "report.tex", latex(tables))
-    plot(tables, folder / "report.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if disagreements is not None:
+            text += f"\n[Answers on which runs or graders disagree]({DISAGREEMENTS})\n"
+        write_atomically(folder / "report.md", text)
+        write_atomically(folder / "report.csv", comma_separated(tables))
+        write_atomically(folder / "report.tex", latex(tables))
+        plot(tables, folder / "report.png")
+        if disagreements is not None:
+            write_atomically(folder / DISAGREEMENTS, disagreements())
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written: {error}: name another folder by --to"
+        ) from None
 
 
 def run_command(options: argparse.Namespace) -> int:
     """`python -m adaptsft.evals report`."""
+    if options.compare and options.runs:
+        raise ConfigError(
+            f"report {' '.join(map(str, options.runs))} --compare …: runs are named before "
+            "--compare and behind it: name them all behind it"
+        )
     runs = options.compare or options.runs
     if not runs:
         raise ConfigError("report: name the folders of evaluations")
     tables = build(runs, compare=bool(options.compare))
-    disagreements = (
-        markdown_of(runs, Wanted(options.disagreements)) if options.disagreements else ""
-    )
-    folder = options.to or runs[0]
-    write(tables, folder, disagreements)
+    for reason in (reason for table in tables for reason in table.left_out):
+        print(f"adaptsft.evals: left out: {reason}", file=sys.stderr)
+    folder, wanted = options.to or runs[0], Wanted(options.disagreements)
+    write(tables, folder, (lambda: markdown_of(runs, wanted)) if wanted.number else None)
     print(f"\n{markdown(tables)}\n{folder}/report.md, .csv, .tex, .png")
-    if disagreements:
+    if wanted.number:
         print(folder / DISAGREEMENTS)
     return 0

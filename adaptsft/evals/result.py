@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def header(asked: dict[str, Any], task: Task) -> dict[str, Any]:
             "group": task.group,
             "columns": task.columns,
             "version": task.version,
+            "grading": task.grading,
             "data_sha256": asked["data"]["sha256"],
             "n_items": len(asked["item_ids"]),
         },
@@ -157,16 +159,37 @@ def rates(
         "finish_reasons": {reason: n / len(reasons) for reason, n in counts.most_common()},
         "unparsed": shares("unparsed", verdicts),
         "timeout": shares("timeout", verdicts),
-        "ungraded": {
-            name: _share([is_ungraded(name, verdict) for verdict in found])
-            for name, found in verdicts.items()
-        },
+        "ungraded": ungraded(verdicts),
+    }
+
+
+def ungraded(verdicts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Of each grader, the share of verdicts without a score."""
+    return {
+        name: _share([is_ungraded(name, verdict) for verdict in found])
+        for name, found in verdicts.items()
     }
 
 
 def is_ungraded(grader: str, verdict: dict[str, Any]) -> bool:
     """Whether there is no score in it: the record could not be graded, or the judge chose none."""
     return all(score is None for score in metrics_of(grader, verdict).values())
+
+
+def right_or_wrong(records: Iterable[dict[str, Any]]) -> list[str]:
+    """The metrics, of records of scored.jsonl, that say right or wrong (or nothing): those whose
+    verdicts can be held against each other."""
+    said: dict[str, set[type]] = {}
+    for record in records:
+        for name, score in record["scores"].items():
+            said.setdefault(name, set()).add(type(score))
+    return [name for name, types in said.items() if bool in types <= {bool, type(None)}]
+
+
+def differ(record: dict[str, Any], graders: list[str]) -> bool:
+    """Whether one says right and another wrong. No score is neither."""
+    scores = {record["scores"].get(name) for name in graders}
+    return len(scores - {None}) > 1
 
 
 def shares(key: str, verdicts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:

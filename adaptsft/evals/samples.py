@@ -55,10 +55,13 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
-def read_lines(path: Path) -> tuple[list[Any], int]:
+def read_lines(
+    path: Path, hint: str = "remove this line, and it is generated again"
+) -> tuple[list[Any], int]:
     """The records of a JSON-lines file, and the bytes that they take.
 
-    A last line without its end was cut off by a crash, and is left out.
+    A last line without its end was cut off by a crash, and is left out. Raises DataError for
+    another that is damaged, with the `hint` at what helps.
     """
     try:
         content = path.read_bytes()
@@ -72,8 +75,7 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
                 records.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}:{number}: not JSON ({error}): the file is damaged; remove this line, and "
-                "it is generated again"
+                f"{path}:{number}: not JSON ({error}): the file is damaged; {hint}"
             ) from None
     return records, len(complete)
 

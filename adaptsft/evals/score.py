@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptsft.errors import DataError, UserError
-from adaptsft.evals import metrics, result, samples
+from adaptsft.evals import metrics, origin, result, samples
 from adaptsft.evals.alpaca.annotations import Annotations, read_annotations
 from adaptsft.evals.alpaca.outputs import read_json_list
 from adaptsft.evals.alpaca.winrate import evaluate as evaluate_win_rate
@@ -78,6 +78,8 @@ def _line(found: dict[str, Any]) -> str:
             if reason not in ("stop", "length")
         ]
         shown.append(f"[answers with errors: {100 * rates['error']:.1f} %{_listed(odd)}]")
+    if rates["truncated"]:
+        shown.append(f"[cut off at max_tokens: {100 * rates['truncated']:.1f} %]")
     left_out = [
         f"{name} {100 * share:.1f} %" for name, share in rates.get("ungraded", {}).items() if share
     ]
@@ -123,7 +125,8 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
         name: np.array([record["scores"][name] for record in scored], dtype=float).reshape(shape)
         for name in scored[0]["scores"]
     }
-    disagreements = [record for record in scored if _disagree(record["scores"], task.graders)]
+    graders = result.right_or_wrong(scored)
+    disagreements = [record for record in scored if result.differ(record, graders)]
     samples.write_lines(folder / "scored.jsonl", scored)
     samples.write_lines(folder / "disagreements.jsonl", disagreements)
     found: dict[str, Any] = {}
@@ -132,6 +135,7 @@ def score(folder: Path, grading: Grading) -> dict[str, Any]:
     if "judge" in task.graders:
         found |= _length_controlled(folder, grading)
     written = result.header(asked, task) | {
+        "made_from": origin.digest_of(folder, asked),
         "grader": [
             {"name": name, "version": _grader_version(name)}
             | (_judged_by(folder) if name == "judge" else {})
@@ -163,10 +167,6 @@ def _samples(folder: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
     return [answers[pair] for pair in wanted]
 
 
-def _disagree(scores: dict[str, Any], graders: list[str]) -> bool:
-    return len({scores[name] for name in graders if name in scores}) > 1
-
-
 def _by_harness(
     folder: Path, asked: dict[str, Any], task: Task, grading: Grading
 ) -> dict[str, Any]:
@@ -184,11 +184,8 @@ def _by_harness(
         seed=asked["seed"],
     )
     verdicts, own = _beside_harness(found.records, task, grading, folder)
-    disagreements = [
-        record
-        for record in found.records
-        if task.graders and _disagree(record["scores"], [*found.metrics, *task.graders])
-    ]
+    graders = result.right_or_wrong(found.records)
+    disagreements = [record for record in found.records if result.differ(record, graders)]
     samples.write_lines(folder / "scored.jsonl", found.records)
     if task.graders:
         samples.write_lines(folder / "disagreements.jsonl", disagreements)
@@ -198,6 +195,7 @@ def _by_harness(
     }
     samples.write_json(folder / "run.json", asked)
     written = result.header(asked, task) | {
+        "made_from": origin.digest_of(folder, asked),
         "grader": [
             {"name": "lm-eval", "version": found.settings["lm_eval"]},
             *({"name": name, "version": _grader_version(name)} for name in task.graders),
@@ -212,6 +210,7 @@ def _by_harness(
             "unparsed": {"lm-eval": found.rates.get("unparsed", 0.0)}
             | result.shares("unparsed", verdicts),
             "timeout": {},
+            "ungraded": result.ungraded(verdicts),
         },
         "disagreements": len(disagreements),
         "disagreements_path": "disagreements.jsonl" if task.graders else None,
@@ -229,7 +228,8 @@ def _beside_harness(
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
     """The verdicts of the task's graders on what lm-eval has graded, and their metrics.
 
-    Adds to each record what they extracted and its scores, and takes its `fields` away.
+    Adds to each record what they extracted and its scores, and takes its `fields` away. Beside
+    them lm-eval's 1.0 and 0.0 become right and wrong.
     """
     fields = [record.pop("fields", {}) for record in records]
     answers = [
@@ -238,6 +238,8 @@ def _beside_harness(
     verdicts = {name: grade(name, answers, task, grading, folder) for name in task.graders}
     for i, record in enumerate(records if task.graders else []):
         record["extracted"] = {"lm-eval": record["extracted"]}
+        for name, score in record["scores"].items():
+            record["scores"][name] = bool(score) if score in (0.0, 1.0) else score
         for name in task.graders:
             record["extracted"][name] = verdicts[name][i]["extracted"]
             record["scores"] |= result.metrics_of(name, verdicts[name][i])

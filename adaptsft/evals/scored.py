@@ -9,9 +9,12 @@ from typing import Any
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import read_scored
+from adaptsft.evals.origin import outdated, score_command
+from adaptsft.evals.result import right_or_wrong
 from adaptsft.files import distinct
 
 Record = dict[str, Any]
+SHOWN = 80  # characters of a setting that two runs do not share
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,8 @@ class Scored:
 
     @cached_property
     def graders(self) -> list[str]:
-        """Those whose verdicts can be compared with one another: right or wrong."""
-        metrics = self.metrics
-        return [one["name"] for one in self.result["grader"] if one["name"] in metrics]
+        """Those whose verdicts can be compared with one another, as `score` did."""
+        return right_or_wrong(self.records)
 
 
 def folders_of(runs: list[Path]) -> list[dict[str, Path]]:
@@ -78,17 +80,16 @@ def _folders(run: Path) -> dict[str, Path]:
 
 def read(folder: Path) -> Scored:
     """Raises DataError where it is not scored, or not all of it."""
-    again = f"run `python -m adaptsft.evals score {folder}` first"
     if not ((folder / "result.json").is_file() and (folder / "scored.jsonl").is_file()):
-        raise DataError(f"{folder}: not scored yet: {again}")
+        raise DataError(f"{folder}: not scored yet: {score_command(folder)}")
+    asked, result = (samples.read_json(folder / f"{name}.json") for name in ("run", "result"))
+    if reason := outdated(folder, asked, result):
+        raise DataError(reason)
     items: dict[str, list[Record]] = {}
     for record in read_scored(folder):
         items.setdefault(record["item_id"], []).append(record)
-    asked, result = (samples.read_json(folder / f"{name}.json") for name in ("run", "result"))
-    if set(asked.get("item_ids", ())) != items.keys() or asked["n"] != result["gen"]["n"]:
-        raise DataError(
-            f"{folder}: was generated anew, or more of it, since it was scored: {again}"
-        )
+    if set(asked["item_ids"]) != items.keys():
+        raise DataError(f"{folder}: scored.jsonl has other items: {score_command(folder)}")
     return Scored(folder, asked, result, items)
 
 
@@ -116,9 +117,37 @@ def unlike(a: Scored, b: Scored) -> list[str]:
     for name in {**settings[0], **settings[1]}:
         x, y = (run.get(name) for run in settings)
         notes += [f"{name}: {x} in A, {y} in B"] if x != y else []
+    notes += other_task(a.asked, b.asked)
     both = len(a.items.keys() & b.items.keys())
     if both < max(len(a.items), len(b.items)):
         notes.append(
             f"A has {len(a.items)} items, B {len(b.items)}: the {both} of both are compared"
         )
     return notes
+
+
+def other_task(a: Record, b: Record, names: tuple[str, str] = ("A", "B")) -> list[str]:
+    """Where the tasks of two run.json are not asked or graded alike: a note each."""
+    notes = []
+    for key in ("version", "prompt", "grading"):
+        x, y = (_leaves(asked["task"].get(key), f"task's {key}") for asked in (a, b))
+        for name in {**x, **y}:
+            left, right = x.get(name), y.get(name)
+            if left != right:
+                notes.append(f"{name}: {_short(left)} in {names[0]}, {_short(right)} in {names[1]}")
+    return notes
+
+
+def _leaves(value: Any, name: str) -> Record:
+    """{name.key.key: value} of a nested mapping."""
+    if not isinstance(value, dict):
+        return {name: value}
+    found: Record = {}
+    for key, part in value.items():
+        found |= _leaves(part, f"{name}.{key}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = samples.to_json(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, UserError
 from adaptsft.evals import samples
 from adaptsft.evals.disagreements import (
     Case,
@@ -36,28 +36,44 @@ def run_command(options: argparse.Namespace) -> int:
     tasks = tuple(name for name in (options.tasks or "").split(",") if name)
     wanted = Wanted(options.disagreements, tasks, options.metric, options.kind, options.seed)
     terminal = Terminal(shutil.get_terminal_size((100, 24)).columns)
-    lay_out(terminal, options.runs, wanted, options.full)
+    found = compare_runs(options.runs, wanted)
+    lay_out(terminal, options.runs, found, options.full)
     if options.to:
-        options.to.mkdir(parents=True, exist_ok=True)
-        page = markdown(options.runs, wanted, options.full)
-        write_atomically(options.to / NAME, page)
+        page = Markdown()
+        lay_out(page, options.runs, found, options.full)
+        try:
+            options.to.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.to / NAME, str(page))
+        except OSError as error:
+            raise ConfigError(f"--to {options.to}: cannot be written: {error}") from None
     encoding = sys.stdout.encoding or "utf-8"  # not every terminal has every character
     print(str(terminal).encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
+    if options.to:
+        print(f"\n{options.to / NAME}")
     return 0
 
 
-def markdown(runs: list[Path], wanted: Wanted, full: bool = False) -> str:
-    """Of one run, or of the first run and each of the others."""
+def markdown(runs: list[Path], wanted: Wanted) -> str:
+    """Of one run, or of the first run and each of the others. Where runs cannot be compared, the
+    page says why."""
     page = Markdown()
     for pair in [[runs[0], other] for other in runs[1:]] or [runs]:
-        lay_out(page, pair, wanted, full)
+        try:
+            found = compare_runs(pair, wanted)
+        except UserError as error:
+            page.heading(" against ".join(page.code(str(run)) for run in reversed(pair)), 1)
+            page.paragraph(f"Not compared: {page.code(str(error))}")
+        else:
+            lay_out(page, pair, found)
     return str(page)
 
 
-def lay_out(page: Page, runs: list[Path], wanted: Wanted, full: bool = False) -> None:
-    """Put the tables and the disagreements of two runs, or one, on a page. `full`: nothing is
-    shortened."""
-    tasks, skipped = compare_runs(runs, wanted)
+def lay_out(
+    page: Page, runs: list[Path], found: tuple[list[Compared], list[str]], full: bool = False
+) -> None:
+    """Put the tables and the disagreements of two runs, or one, on a page: what `compare_runs`
+    found. `full`: nothing is shortened."""
+    tasks, skipped = found
     two = len(runs) == 2
     models = [page.code(one.result["model"]["objective"]) for one in tasks[0].scored]
     page.heading(" against ".join("BA" if len({*models}) < len(runs) else reversed(models)), 1)
@@ -88,17 +104,21 @@ def _cells(page: Page, row: Row) -> list[str]:
 
 
 def _task(page: Page, task: Compared, full: bool) -> None:
-    by = f", runs by {page.code(task.metric)}" if task.metric else ""
+    by = f", runs by {page.code(task.metric)}" if task.metric and task.by_runs else ""
     page.heading(f"{page.code(task.name)}{by}", 2)
-    counts = [f"{kind}: {len(items)}" for kind, items in task.kinds.items()]
+    counts = [f"{kind}: {_items(len(items))}" for kind, items in task.kinds.items()]
     page.paragraph("\n".join(counts) or "No disagreement.")
     for note in task.notes:
-        page.paragraph(f"Note: {note}")
+        page.paragraph(f"Note: {page.code(note)}")
     questions = _questions(task.scored[0].folder)
     for number, case in enumerate(task.cases, 1):
         count, kinds = f"{number} of {len(task.cases)}", "; ".join(case.kinds)
         page.heading(f"{count}: item {page.code(case.item)}: {kinds}", 3)
         _case(page, task, case, questions, full)
+
+
+def _items(number: int) -> str:
+    return "1 item" if number == 1 else f"{number:,} items"
 
 
 def _case(page: Page, task: Compared, case: Case, questions: dict[str, Record], full: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from adaptsft.errors import DataError
 from adaptsft.evals import samples
 from adaptsft.evals.compare import against_best
+from adaptsft.evals.origin import outdated, score_command
+from adaptsft.evals.scored import other_task
 from adaptsft.files import distinct
 
 MARK = "~"  # beside a score that is within noise of the best one
@@ -26,7 +28,12 @@ class Cell:
     best: bool = False
     within_noise: bool = False  # of the best
     unit: Literal["percent", "nats"] = "percent"
-    unparsed: float | None = None  # share of the answers in which the grader found none
+    # shares of the answers: in which the grader found none, that were cut off at max_tokens, that
+    # ended by an error, and that have no score; None: not known
+    unparsed: float | None = None
+    truncated: float | None = None
+    error: float | None = None
+    ungraded: float | None = None
 
     def figure(self) -> str:
         factor, digits = (100, 1) if self.unit == "percent" else (1, 3)
@@ -51,29 +58,36 @@ class Table:
     footnotes: list[str]
     compared: bool
     sampled: bool = False
+    left_out: list[str] = field(default_factory=list)  # folders, with the reason
 
 
-def read_results(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(folder, result.json) of every scored task below `run`.
+def read_results(run: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[tuple[str, str]]]:
+    """(folder, result.json) of every scored task below `run`; (group, why) of those left out: not
+    scored, or answers have changed since.
 
-    Raises DataError where there is none, or one of another version.
+    Raises DataError where nothing is left, or a result is of another version.
     """
-    found = [
-        (folder, samples.read_json(folder / "result.json"))
-        for folder in samples.folders(run)
-        if (folder / "result.json").is_file()
-    ]
-    if not found:
-        raise DataError(
-            f"{run}: no result.json below it: run `python -m adaptsft.evals score {run}` first"
-        )
-    for folder, result in found:
+    found, left_out = list[tuple[Path, dict[str, Any]]](), list[tuple[str, str]]()
+    for folder in samples.folders(run):
+        asked = samples.read_json(folder / "run.json")
+        if not (folder / "result.json").is_file():
+            reason = f"{folder}: not scored yet: {score_command(folder)}"
+            left_out.append((asked["task"]["group"], reason))
+            continue
+        result = samples.read_json(folder / "result.json")
         if result.get("schema_version") != 1:
             raise DataError(
                 f"{folder / 'result.json'}: schema_version {result.get('schema_version')}, this "
                 "version reads 1: score again"
             )
-    return found
+        if reason := outdated(folder, asked, result):
+            left_out.append((asked["task"]["group"], reason))
+        else:
+            found.append((folder, result))
+    if not found:
+        nothing = f"{run}: no result.json below it: {score_command(run)}"
+        raise DataError("; ".join(reason for _, reason in left_out) or nothing)
+    return found, left_out
 
 
 def build(
@@ -85,7 +99,8 @@ def build(
     Rows are called by `labels`, by default by the runs' objectives. `compare` marks, in every
     column, the best run and those that a paired bootstrap over the items does not separate from it.
     """
-    results = {run: read_results(run) for run in runs}
+    read = {run: read_results(run) for run in runs}
+    results = {run: found for run, (found, _) in read.items()}
     labels = labels or _labels(results)
     tables: dict[str, Table] = {}
     # (group, column) -> (row, folder, metric)
@@ -110,9 +125,8 @@ def build(
                     )
                 if column not in table.columns:
                     table.columns.append(column)
-                unparsed = _unparsed(result, metric)
                 table.cells[row, column] = Cell(
-                    **result["metrics"][metric], notes=[*notes], unparsed=unparsed
+                    **result["metrics"][metric], notes=[*notes], **_shares(result, metric)
                 )
                 entries.setdefault((task["group"], column), []).append((row, folder, metric))
     if compare:
@@ -120,6 +134,12 @@ def build(
             _mark(tables[group], column, compared)
     for table in tables.values():
         _note_unparsed(table)
+        _note_ends(table)
+    for _, left_out in read.values():
+        for group, reason in left_out:
+            table = tables.get(group) or next(iter(tables.values()))
+            table.left_out.append(reason)
+            _footnote(table, f"left out: {reason}")
     ordered = []
     for group, table in tables.items():
         beside = _sampled(group, results, labels, compare)
@@ -169,10 +189,21 @@ def _passes(result: dict[str, Any], metric: str) -> list[str]:
     return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
 
 
-def _unparsed(result: dict[str, Any], metric: str) -> float | None:
-    """Of the grader whose metric this is; lm-eval's have names of their own."""
-    rates = result["rates"]["unparsed"]
-    return rates.get(metric, rates.get("lm-eval"))
+def _shares(result: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Of the answers behind a metric, by the names of a Cell."""
+    rates = result["rates"]
+
+    def of_grader(shares: dict[str, float]) -> float | None:
+        """lm-eval, the code grader and the judge have metrics with names of their own."""
+        others = [share for name, share in shares.items() if name in ("lm-eval", "code", "judge")]
+        return shares.get(metric, others[0] if others else None)
+
+    return {
+        "unparsed": of_grader(rates["unparsed"]),
+        "truncated": rates["truncated"],
+        "error": rates["error"],
+        "ungraded": of_grader(rates.get("ungraded", {})),
+    }
 
 
 def _note_unparsed(table: Table) -> None:
@@ -191,6 +222,26 @@ def _note_unparsed(table: Table) -> None:
             cell.notes.append(_footnote(table, text))
 
 
+def _note_ends(table: Table) -> None:
+    """A footnote for every row with answers that were cut off, ended by an error or have no score:
+    the shares, with the columns that have them."""
+    for row in table.rows:
+        said: dict[str, list[str]] = {}
+        for column in table.columns:
+            if cell := table.cells.get((row, column)):
+                shares = (
+                    ("cut off", cell.truncated),
+                    ("ended by an error", cell.error),
+                    ("without a score", cell.ungraded),
+                )
+                if text := "; ".join(f"{what} {100 * of:.1f} %" for what, of in shares if of):
+                    said.setdefault(text, []).append(column)
+        parts = [f"{', '.join(columns)}: {text}" for text, columns in said.items()]
+        for column in (column for columns in said.values() for column in columns):
+            note = _footnote(table, f"{row}: of the answers: {'. '.join(parts)}")
+            table.cells[row, column].notes.append(note)
+
+
 def _footnote(table: Table, text: str) -> int:
     """The number of a footnote, from 1."""
     if text not in table.footnotes:
@@ -201,10 +252,23 @@ def _footnote(table: Table, text: str) -> int:
 def _mark(table: Table, column: str, entries: list[tuple[str, Path, str]]) -> None:
     if len(entries) < 2:
         return
-    best, same = against_best([(folder, metric) for _, folder, metric in entries])
+    try:
+        found = against_best([(folder, metric) for _, folder, metric in entries])
+    except DataError as error:
+        number = _footnote(table, f"{column}: not compared: {error}")
+        for row, _, _ in entries:
+            table.cells[row, column].notes.append(number)
+        return
+    asked = [samples.read_json(folder / "run.json") for _, folder, _ in entries]
     for i, (row, _, _) in enumerate(entries):
-        table.cells[row, column].best = i == best
-        table.cells[row, column].within_noise = i != best and same[i]
+        for note in other_task(asked[0], asked[i], (entries[0][0], row)):
+            table.cells[row, column].notes.append(_footnote(table, f"{column}: {note}"))
+        cell = table.cells[row, column]
+        cell.best = i == found.index
+        cell.within_noise = i != found.index and found.same[i]
+        if found.items < cell.n:
+            text = f"{column}: the best is that on the {found.items} items that all rows have"
+            cell.notes.append(_footnote(table, text))
 
 
 def _mode(result: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from adaptsft.evals.__main__ import main
 from tests.conftest import REPO
 
 SCHEMA = json.loads((REPO / "adaptsft" / "evals" / "result.schema.json").read_text())
+# the gold is B; what the two graders make of an answer: m1 takes the box first, the paper's never
+BOTH, NEITHER, M1_ALONE = "\\boxed{B}", "\\boxed{A}", "\\boxed{B} The answer is A."
 
 
 def evals(*arguments: object) -> int:

@@ -7,75 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 from adaptsft.evals import samples
 from tests.conftest import REPO
-from tests.evals.pipeline import evals
+from tests.evals.pipeline import BOTH, M1_ALONE, NEITHER, evals
 
 PAGE = REPO / "docs" / "evaluation.md"
-# the gold is B; what the two graders make of an answer: m1 takes the box first, the paper's never
-BOTH, NEITHER, M1_ALONE = "\\boxed{B}", "\\boxed{A}", "\\boxed{B} The answer is A."
-
-
-@pytest.fixture
-def evaluated(tmp_path, capsys):
-    """`evaluated("a", [answer, …])`: a run with an answer to each of some questions, or with a list
-    of answers, on disk and scored."""
-
-    def run(
-        name: str,
-        answers: list,
-        task: str = "letters",
-        data: int | None = None,  # how many questions there are, where not all are asked
-        graders: str = "medical-paper, medical-m1",
-    ) -> Path:
-        folder = tmp_path / "data" / task
-        folder.mkdir(parents=True, exist_ok=True)
-        number, several = data or len(answers), isinstance(answers[0], list)
-        choices = {"label": ["A", "B"], "text": ["yes", "no"]}
-        samples.write_lines(
-            folder / "questions.jsonl",
-            (
-                {"id": f"q{i}", "question_stem": f"Question {i}?", "answerKey": "B"}
-                | {"choices": choices}
-                for i in range(number)
-            ),
-        )
-        (folder / f"{task}.yaml").write_text(
-            "extends: medqa\ncolumns: {Letters: medical-m1}\n"
-            f"graders: [{graders}]\n"
-            f"sources: [{{file: questions.jsonl, reader: openbookqa}}]\nitems: {number}\n"
-        )
-        replay = tmp_path / f"{name}.jsonl"
-        outputs = enumerate(answers if several else ([answer] for answer in answers))
-        samples.write_lines(
-            replay, ({"item_id": f"q{i}", "output": text} for i, texts in outputs for text in texts)
-        )
-        settings = ["--tasks", folder / f"{task}.yaml", "--data-dir", folder]
-        settings += ["--limit", len(answers), "--backend", "replay", "--replay", replay]
-        if several:
-            settings += ["--temperature", 1, "--n", len(answers[0])]
-        assert evals("generate", *settings, "--out", tmp_path / name) == 0
-        assert evals("score", tmp_path / name) == 0
-        capsys.readouterr()
-        return tmp_path / name
-
-    return run
-
-
-@pytest.fixture
-def compared(capsys, monkeypatch):
-    """What `compare` prints for some arguments."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: object) -> str:
-        assert evals("compare", *arguments) == 0
-        return capsys.readouterr().out
-
-    return run
 
 
 def figures(text: str, metric: str) -> list[str]:
@@ -116,10 +53,10 @@ def test_both_directions(evaluated, compared):
     assert (mirrored[:3], mirrored[4:]) == (["60.0", "80.0", "+20.0"], ["10", "1", "3"])
     assert mirrored[3] == f"{-high:+.1f}/{-low:+.1f}"
     assert figures(there, "medical-paper")[:3] == ["60.0", "60.0", "+0.0"]
-    assert "A right, B wrong: 3\nA wrong, B right: 1\n" in there
-    assert "graders differ in A: 2\ngraders differ in B: 0\n" in there
-    assert "A right, B wrong: 1\nA wrong, B right: 3\n" in back
-    assert "graders differ in A: 0\ngraders differ in B: 2\n" in back
+    assert "A right, B wrong: 3 items\nA wrong, B right: 1 item\n" in there
+    assert "graders differ in A: 2 items\ngraders differ in B: 0 items\n" in there
+    assert "A right, B wrong: 1 item\nA wrong, B right: 3 items\n" in back
+    assert "graders differ in A: 0 items\ngraders differ in B: 2 items\n" in back
     # one of each kind that there is
     chosen = items(there)
     assert chosen[0] in ("q0", "q1", "q2") and chosen[1] == "q6" and chosen[2] in ("q8", "q9")
@@ -198,7 +135,7 @@ def test_of_several_samples_a_differing_one_is_shown(evaluated, compared):
     b = evaluated("b", [[BOTH, BOTH, NEITHER], [BOTH, NEITHER, NEITHER], [NEITHER] * 3])
     text = compared(a, b, "--disagreements", 1)
     assert figures(text, "medical-m1")[:3] == ["77.8", "33.3", "-44.4"]
-    assert "A better: 2\nB better: 0\ngraders differ in A: 1\n" in text
+    assert "A better: 2 items\nB better: 0 items\ngraders differ in A: 1 item\n" in text
     assert items(text)[0] in ("q1", "q2")
     text = compared(a, b, "--disagreements", 9)
     chosen = dict(zip(items(text), text.split("── ")[1:], strict=False))
@@ -326,7 +263,7 @@ def test_runs_that_cannot_be_compared(evaluated, compared, capsys, tmp_path, mon
     )
     assert evals("score", b) == 0
     samples.write_lines(folder / "scored.jsonl", rows[:1])
-    assert f"since it was scored: run `python -m adaptsft.evals score {folder}`" in refused(3, a, b)
+    assert f"has other items: run `python -m adaptsft.evals score {folder}`" in refused(3, a, b)
     data = evaluated("more", [BOTH, BOTH], data=3)
     assert "evaluated on other data" in refused(3, a, data)
     shutil.copytree(a / "letters", a / "again" / "letters")

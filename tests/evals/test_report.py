@@ -8,8 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from adaptsft.errors import DataError
-from adaptsft.evals import compare, samples
+from adaptsft.evals import samples
 from adaptsft.evals.data import load_items
 from adaptsft.evals.tasks import load_task
 from tests.evals.pipeline import SCHEMA, evals
@@ -167,16 +166,3 @@ def test_answers_without_an_option_are_counted_and_shown(shared_data, tmp_path, 
     with (tmp_path / "out" / "report.csv").open() as file:
         cells = {row["column"]: row for row in csv.DictReader(file)}
     assert float(cells["OpenBookQA robust (greedy)"]["unparsed"]) == pytest.approx(5 / 12)
-
-
-def test_other_items_or_data_are_not_compared(replayed, tmp_path):
-    good, bad = (replayed / name / "openbookqa" / "greedy" for name in ("good", "bad"))
-    assert compare.compare(good, bad, "medical-m1").n == 60
-    for path in bad.iterdir():
-        if path.is_file() and not path.name.startswith("."):
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    asked = json.loads((tmp_path / "run.json").read_text())
-    asked["data"]["sha256"] = "0" * 64
-    (tmp_path / "run.json").write_text(json.dumps(asked))
-    with pytest.raises(DataError, match="evaluated on other data"):
-        compare.compare(good, tmp_path, "medical-m1")

@@ -72,7 +72,9 @@ def test_alpaca_eval_is_scored_once_it_is_judged(shared_data, tmp_path, capsys):
     capsys.readouterr()
     assert evals("compare", tmp_path / "out", tmp_path / "other") == 0
     shown = capsys.readouterr().out
-    assert "A better: 1\nB better: 1\n" in shown, "items that were not judged count in neither"
+    assert "A better: 1 item\nB better: 1 item\n" in shown, (
+        "items that were not judged count in neither"
+    )
     assert "alpaca_eval/greedy, runs by win_rate" in shown and "│ answer 0" in shown
     assert evals("compare", tmp_path / "out") == 3
     assert "none that says right or wrong: name a second run" in capsys.readouterr().err
@@ -164,6 +166,9 @@ def test_answers_to_lm_evals_questions_are_read_by_mcq_robust_too(tmp_path, caps
     assert len(differ) == result["disagreements"] == 7
     assert {row["extracted"]["mcq-robust"] for row in differ} == {"B"}
     assert "sw robust (greedy) 21.4 %" in capsys.readouterr().out
+    capsys.readouterr()
+    assert evals("compare", tmp_path / "out", "--disagreements", 0) == 0
+    assert "exact_match wrong, mcq-robust right: 7" in capsys.readouterr().out
     before = result["metrics"]
     assert evals("score", tmp_path / "out") == 0
     assert json.loads((folder / "result.json").read_text())["metrics"] == before
