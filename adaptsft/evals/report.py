@@ -136,7 +136,9 @@ def plot(tables: list[Table], path: Path) -> None:
     save(figure, path)
 
 
-def write(tables: list[Table], folder: Path, disagreements: Callable[[], str] | None) -> None:
+def write(
+    tables: list[Table], folder: Path, disagreements: Callable[[], str] | None = None
+) -> None:
     """report.md, .csv, .tex and .png; then disagreements.md, where there is what makes its text.
 
     Raises ConfigError where the folder cannot be written.

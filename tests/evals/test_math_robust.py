@@ -325,7 +325,7 @@ def test_a_task_asks_for_units(tmp_path: Path) -> None:
     strict.write_text("extends: math500\ntitle: MATH-500, units\ngrading: {units: strict}\n")
     assert load_task(str(strict)).grading == {"units": "strict"}
     for grading, message in (
-        ("{units: exact}", "units: exact: choose ignore or strict"),
+        ("{units: exact}", "units: exact: it must be ignore or strict"),
         ("{unit: strict}", "unit: no grader of the task reads it; they read units, "),
     ):
         strict.write_text(f"extends: math500\ngrading: {grading}\n")
