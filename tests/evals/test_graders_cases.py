@@ -140,7 +140,8 @@ def own_cases(name: str) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["math_1", "math_2", "math_3"])
 def test_math_robust_on_own_cases(name: str) -> None:
-    chosen = own_cases(name)
+    # what takes its 3 s each is among the field cases
+    chosen = [case for case in own_cases(name) if case["family"] != "hang"]
     verdicts = grade_all("math-robust", chosen)
     missed = [c for c, v in zip(chosen, verdicts, strict=True) if v["correct"] != c["expected"]]
     assert not [case for case in missed if not case["expected"]]  # no false positive
