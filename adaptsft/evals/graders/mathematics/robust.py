@@ -65,7 +65,7 @@ _EXACT = re.compile(r"([-+]?)(?:(\d+(?:,\d{3})*)(\.\d+)?|\\frac\{(\d+)\}\{(\d+)\
 
 
 def grade(record: dict) -> dict:
-    """`prediction` and `response` are both read as text that holds an answer.
+    """The verdict on `response`, a whole answer; without one on `prediction`, its result.
 
     Optional keys: `units`, "ignore" (default) or "strict"; `match_types`, the ways of extraction
     to keep to (then the text is left to math-verify as it is); `precision`, decimals (6);

@@ -39,7 +39,7 @@ _VALUE = r"""
 _WORDS = re.compile(
     rf"""
     {_VALUE}
-    ((?: \s+[A-Za-z]{{4,}}\.? | \s*(?:{_KNOWN})(?![a-z]) | \s+per\s+[a-z]+ | \s+of\s+[a-z]+ )+)
+    ((?: \s+[A-Za-z]{{4,}}\.? | \s*(?:{_KNOWN})(?![a-z]) | \s+per\s+[a-z]+ )+)
     {_POWER}
     """,
     re.VERBOSE,
