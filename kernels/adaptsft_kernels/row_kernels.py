@@ -21,30 +21,26 @@ class Head(NamedTuple):
 
 
 class RowKernels(Protocol):
-    """`sums` comes first, then `gradient` of the same rows, or of none."""
+    """What a chunk's rows come down to, and their G: exp(z_i - offset), and minus the sum of these
+    at the target, times the soft cap's slope. The gradient of the logits is G times one number per
+    row, which holds all that depends on the objective."""
 
-    # rows of dz that may wait for `take`; 0: those of one chunk, to be taken before the next `sums`
+    # rows of G that may wait for `take`; 0: those of one chunk, to be taken before the next `sums`
     capacity: int
 
-    def sums(self, x: Tensor, y: Tensor, wanted: Sequence[str]) -> tuple[Sums, dict[str, Tensor]]:
+    def sums(
+        self, x: Tensor, y: Tensor, wanted: Sequence[str], append: bool
+    ) -> tuple[Sums, dict[str, Tensor]]:
         """Sums over the logits of x [n,D] with targets y [n], and the statistics `wanted`, of
-        token_statistics.ON_REQUEST, each [n]."""
+        token_statistics.ON_REQUEST, each [n]. append: G of all these rows too, in the same pass."""
         ...
 
-    def gradient(
-        self,
-        y: Tensor,
-        highest: Tensor,
-        at_others: Tensor,
-        at_target: Tensor,
-        active: Tensor | None,
-    ) -> None:
-        """Append dz of the rows `active` (None: all): at_others exp(z_i - highest), and at_target
-        at y, times the soft cap's slope."""
+    def append(self, y: Tensor, sums: Sums, active: Tensor | None) -> None:
+        """Append G of the rows `active` (None: all) of the last `sums`, which has appended none."""
         ...
 
     def take(self) -> Tensor:
-        """All appended dz, [k,V]; the next `gradient` begins anew."""
+        """All appended G, [k,V]; the next row appended is the first again."""
         ...
 
 
