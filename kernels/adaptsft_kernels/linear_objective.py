@@ -28,7 +28,7 @@ from adaptsft_kernels.gradients import (
     unrounded_reductions,
 )
 from adaptsft_kernels.implementations import choose_implementation, row_kernels
-from adaptsft_kernels.row_kernels import Head, RowKernels, accumulator
+from adaptsft_kernels.row_kernels import Head, RowKernels, accumulator, factors
 from adaptsft_kernels.token_statistics import (
     ON_REQUEST,
     Sums,
@@ -111,15 +111,12 @@ def linear_objective(
         raise ValueError(
             f"logits_dtype={logits_dtype} must be {dtype} or that of hidden, {hidden.dtype}"
         )
-    logits_dtype = logits_dtype or dtype
     implementation = choose_implementation(implementation, hidden.device, hidden.dtype)
     leaves = (hidden, weight, bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in leaves]
-    on_cpu = hidden.device.type == "cpu"
     if skip_zeros is None:
-        skip_zeros = on_cpu or getattr(objective, "sparse", False)
-    autocast_off = torch.autocast(hidden.device.type, enabled=False)
-    with torch.no_grad(), autocast_off, unrounded_reductions():
+        skip_zeros = hidden.device.type == "cpu" or getattr(objective, "sparse", False)
+    with torch.no_grad():
         if target_idx is None:
             target_idx = (targets != ignore_index).nonzero().squeeze(1)
             targets = targets[target_idx]
@@ -129,62 +126,77 @@ def linear_objective(
             reference = _at(reference, target_idx)
         check_range(targets, len(weight))
         state = _per_token(state, source, len(targets))
-        tokens = _Tokens(targets, target_idx, sequence, token_weight, state, reference)
-        # bf16 products are slow on most CPUs, and cannot return fp32 there
-        factor = weight.detach().to(dtype) if on_cpu else weight.detach()
-        head = Head(factor, bias, softcap, logit_scale)
-        held, gathered = rows_held(
-            len(targets), len(weight), factor.dtype, logits_dtype, hidden.device.type, chunk_size
-        )
-        if implementation == "torch":
-            gathered = held
-        capacity = gathered if any(wanted) else 0
-        rows = min(held, len(targets))
-        kernels = row_kernels(implementation, head, dtype, logits_dtype, rows, capacity)
-        rounded = logits_dtype == factor.dtype and len(targets) <= MOST_ROUNDINGS * gathered
-        sum_dtype = factor.dtype if rounded else dtype
-        gradients = GradientSums(hidden, head, kernels, wanted, sum_dtype)
-        loss, outputs = _forward(
-            hidden, head, kernels, gradients, tokens, objective, scale, skip_zeros, held
-        )
-    leaves = (hidden, weight, bias)
-    return LossWithGradients.apply(loss, unit_upstream, *leaves, *gradients.results()), outputs
+        tokens = Tokens(targets, target_idx, sequence, token_weight, state, reference)
+        head = Head(factors(weight), bias, softcap, logit_scale)
+        choices = scale, skip_zeros, chunk_size, implementation, logits_dtype or dtype
+        loss, outputs, grads = loss_and_gradients(hidden, head, tokens, objective, wanted, *choices)
+    return LossWithGradients.apply(loss, unit_upstream, *leaves, *grads), outputs
 
 
-class _Tokens(NamedTuple):
+class Tokens(NamedTuple):
     """What is known of the target tokens before any logit is computed."""
 
     targets: Tensor  # int64 [n]
     idx: Tensor  # int64 [n]: their rows of hidden
-    sequence: Tensor | None  # int64 [n]
-    weight: Tensor | None  # fp32 [n], of the objective's results
-    state: Any  # a NamedTuple of [n], or None
-    reference: Any  # likewise
+    sequence: Tensor | None = None  # int64 [n]
+    weight: Tensor | None = None  # fp32 [n], of the objective's results
+    state: Any = None  # a NamedTuple of [n], or None
+    reference: Any = None  # likewise
 
-    def at(self, span: slice) -> "_Tokens":
+    def at(self, span: slice) -> "Tokens":
         sequence, weight = (None if x is None else x[span] for x in (self.sequence, self.weight))
         state, reference = _at(self.state, span), _at(self.reference, span)
-        return _Tokens(self.targets[span], self.idx[span], sequence, weight, state, reference)
+        return Tokens(self.targets[span], self.idx[span], sequence, weight, state, reference)
 
 
-def _forward(
+def loss_and_gradients(
+    hidden: Tensor,
+    head: Head,
+    tokens: Tokens,
+    objective: Objective,
+    wanted: list[bool],
+    scale: float | Tensor,
+    skip_zeros: bool,
+    chunk_size: int,
+    implementation: str,
+    logits_dtype: torch.dtype,
+) -> tuple[Tensor, TokenOutputs, list[Tensor | None]]:
+    """The loss (0-d), the statistics, and those `wanted` of the gradients of hidden, weight and
+    bias, without autograd."""
+    dtype, count = accumulator(hidden.dtype), len(tokens.targets)
+    factor, device = head.weight, hidden.device.type
+    held, gathered = rows_held(count, len(factor), factor.dtype, logits_dtype, device, chunk_size)
+    if implementation == "torch":
+        gathered = held
+    capacity, rows = gathered if any(wanted) else 0, min(held, count)
+    with torch.autocast(device, enabled=False), unrounded_reductions():
+        kernels = row_kernels(implementation, head, dtype, logits_dtype, rows, capacity)
+        rounded = logits_dtype == factor.dtype and count <= MOST_ROUNDINGS * gathered
+        gradients = GradientSums(hidden, head, kernels, wanted, factor.dtype if rounded else dtype)
+        loss, outputs = _over_chunks(
+            hidden, head, kernels, gradients, tokens, objective, scale, skip_zeros, held
+        )
+        return loss, outputs, gradients.results()
+
+
+def _over_chunks(
     hidden: Tensor,
     head: Head,
     kernels: RowKernels,
     gradients: GradientSums,
-    tokens: _Tokens,
+    tokens: Tokens,
     objective: Objective,
     scale: float | Tensor,
     skip_zeros: bool,
     chunk_size: int,
 ) -> tuple[Tensor, TokenOutputs]:
-    """The loop over chunks: the loss and the statistics; the gradients are left in `gradients`."""
+    """The loss and the statistics; the gradients are left in `gradients`."""
     count = len(tokens.targets)
     spans = [slice(i, min(i + chunk_size, count)) for i in range(0, count, chunk_size)]
     wanted = [name for name in ON_REQUEST if name in getattr(objective, "needs", ())]
     one_pass = any(gradients.wanted) and not skip_zeros
 
-    def statistics_at(chunk: _Tokens, append: bool = False) -> tuple[TokenStatistics, Sums]:
+    def statistics_at(chunk: Tokens, append: bool = False) -> tuple[TokenStatistics, Sums]:
         x = hidden[chunk.idx].to(head.weight.dtype)
         sums, requested = kernels.sums(x, chunk.targets, wanted, append)
         return statistics_of(sums, requested, chunk.sequence, chunk.reference), sums
@@ -235,7 +247,7 @@ def _cat(parts: tuple[Any, ...]) -> Any:
 
 
 def _evaluate(
-    objective: Objective, statistics: TokenStatistics, tokens: _Tokens
+    objective: Objective, statistics: TokenStatistics, tokens: Tokens
 ) -> tuple[Tensor, Tensor]:
     loss, weight = objective(statistics, tokens.state)
     shape, dtype = statistics.logp.shape, statistics.logp.dtype

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptsft_kernels.token_statistics import Sums
 
+ALIGN = 64  # elements
 LOWEST = -1e30  # stands for -inf; finite, so that 0 * LOWEST is 0 and not NaN
 
 
@@ -44,6 +45,11 @@ class RowKernels(Protocol):
         ...
 
 
+def row_stride(vocabulary: int) -> int:
+    """Elements from one row of logits or of G to the next, so that every row is aligned."""
+    return -(-vocabulary // ALIGN) * ALIGN
+
+
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a @ b into out. On CUDA, bf16 factors give an fp32 `out` the matrix unit's accumulator as it
     is, without rounding to bf16."""
@@ -52,6 +58,12 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     if a.dtype == torch.bfloat16:
         return torch.mm(a, b, out_dtype=out.dtype, out=out)
     return out.copy_(a @ b)  # bf16 logits on a CPU, which multiplies in fp32
+
+
+def factors(x: Tensor) -> Tensor:
+    """What enters a product: x itself, on a CPU in fp32 at least: bf16 products are slow on most of
+    them, and cannot return fp32."""
+    return x.detach().to(accumulator(x.dtype)) if x.device.type == "cpu" else x.detach()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

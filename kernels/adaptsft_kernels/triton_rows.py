@@ -24,11 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaptsft_kernels.row_kernels import LOWEST, Head, product
+from adaptsft_kernels.row_kernels import LOWEST, Head, product, row_stride
 from adaptsft_kernels.token_statistics import SMALLEST, Sums
 from adaptsft_kernels.torch_rows import finish, on_request
 
-ALIGN = 64  # elements
 # a product and the sum it goes into are one instruction; Triton's own default differs by version
 ROW = {"BLOCK": 2048, "num_warps": 8, "enable_fp_fusion": True}
 GRADIENT = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": True}
@@ -106,11 +105,6 @@ class TritonRows:
 
     def _head(self) -> dict[str, float]:
         return {"LOGIT_SCALE": float(self.head.logit_scale), "CAP": float(self.head.softcap or 0.0)}
-
-
-def row_stride(vocabulary: int) -> int:
-    """Elements from one row of logits or of G to the next."""
-    return triton.cdiv(vocabulary, ALIGN) * ALIGN
 
 
 # a count or an address that is a multiple of 16 in one step and not in the next would compile the
