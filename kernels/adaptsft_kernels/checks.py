@@ -4,6 +4,16 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from adaptsft_kernels.row_kernels import accumulator
+
+
+def dtype_of_logits(asked: torch.dtype | None, hidden: torch.dtype) -> torch.dtype:
+    """`asked`, or for None what products of such factors are summed in. Raises ValueError."""
+    usual = accumulator(hidden)
+    if asked not in (None, usual, hidden):
+        raise ValueError(f"logits_dtype={asked} must be {usual} or that of hidden, {hidden}")
+    return asked or usual
+
 
 def check_range(targets: Tensor, vocabulary: int) -> None:
     """Raise ValueError for targets outside of [0, vocabulary). On CUDA, reading them would wait for

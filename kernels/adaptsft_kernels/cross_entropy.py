@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptsft_kernels.checks import check_head, check_range
+from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
 from adaptsft_kernels.implementations import choose_implementation
 from adaptsft_kernels.linear_objective import Tokens, loss_and_gradients
 from adaptsft_kernels.log_probs import linear_logprobs
@@ -104,7 +104,8 @@ def _reduced(
     head = Head(factors(weight), bias, softcap, logit_scale)
     implementation = choose_implementation(implementation, hidden.device, hidden.dtype)
     scale = 1.0 / max(len(idx), 1) if mean else 1.0
-    choices = scale, False, chunk_size, implementation, logits_dtype or accumulator(weight.dtype)
+    logits_dtype = dtype_of_logits(logits_dtype, hidden.dtype)
+    choices = scale, False, chunk_size, implementation, logits_dtype
     loss, _, grads = loss_and_gradients(hidden, head, tokens, nll, wanted, *choices)
     results = [weight.new_empty(0) if g is None else g.to(weight.dtype) for g in grads]
     return loss, results[0], results[1], results[2]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptsft_kernels.checks import check_head, check_range
+from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
 from adaptsft_kernels.chunks import rows_held
 from adaptsft_kernels.gradients import (
     GradientSums,
@@ -106,11 +106,7 @@ def linear_objective(
     if reference is not None:
         of_rows |= {f"reference.{name}": x for name, x in reference._asdict().items()}
     check_head(hidden, weight, of_rows, target_idx, bias)
-    dtype = accumulator(hidden.dtype)
-    if logits_dtype not in (None, dtype, hidden.dtype):
-        raise ValueError(
-            f"logits_dtype={logits_dtype} must be {dtype} or that of hidden, {hidden.dtype}"
-        )
+    logits_dtype = dtype_of_logits(logits_dtype, hidden.dtype)
     implementation = choose_implementation(implementation, hidden.device, hidden.dtype)
     leaves = (hidden, weight, bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in leaves]
@@ -128,7 +124,7 @@ def linear_objective(
         state = _per_token(state, source, len(targets))
         tokens = Tokens(targets, target_idx, sequence, token_weight, state, reference)
         head = Head(factors(weight), bias, softcap, logit_scale)
-        choices = scale, skip_zeros, chunk_size, implementation, logits_dtype or dtype
+        choices = scale, skip_zeros, chunk_size, implementation, logits_dtype
         loss, outputs, grads = loss_and_gradients(hidden, head, tokens, objective, wanted, *choices)
     return LossWithGradients.apply(loss, unit_upstream, *leaves, *grads), outputs
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaptsft_kernels.checks import check_head, check_range
+from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
 from adaptsft_kernels.chunks import rows_held
 from adaptsft_kernels.gradients import (
     coefficients,
@@ -87,7 +87,7 @@ def linear_rows(
     """
     weight = factors(weight)
     dtype, (count, vocabulary) = accumulator(weight.dtype), (len(hidden), len(weight))
-    logits_dtype = logits_dtype or dtype
+    logits_dtype = dtype_of_logits(logits_dtype, hidden.dtype)
     implementation = choose_implementation(implementation, hidden.device, hidden.dtype)
     device = hidden.device.type
     held, _ = rows_held(count, vocabulary, weight.dtype, logits_dtype, device, chunk_size)
@@ -174,7 +174,9 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:
-    hidden, weight, _, _, _, ctx.logit_scale, *_ = inputs
+    hidden, weight, _, bias, _, ctx.logit_scale, *_ = inputs
+    # not needs_input_grad, which ends at the last argument that was given
+    ctx.wanted = [x is not None and x.requires_grad for x in (hidden, weight, bias)]
     *_, coefficient, g = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(hidden, weight, coefficient, g)
@@ -182,10 +184,11 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, d_logp: Tensor, *_: Tensor):
     hidden, weight, coefficient, g = ctx.saved_tensors
-    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
     a = d_logp * coefficient * -ctx.logit_scale
-    results = linear_rows_backward(g, a, hidden, weight, wanted)
-    of_hidden, of_weight, of_bias = (x if w else None for x, w in zip(results, wanted, strict=True))
+    results = linear_rows_backward(g, a, hidden, weight, ctx.wanted)
+    of_hidden, of_weight, of_bias = (
+        x if wanted else None for x, wanted in zip(results, ctx.wanted, strict=True)
+    )
     return of_hidden, of_weight, None, of_bias, *[None] * 7
 
 

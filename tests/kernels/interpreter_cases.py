@@ -17,6 +17,7 @@ from triton.runtime import interpreter
 from adaptsft_kernels import (
     TokenStatistics,
     choose_implementation,
+    linear_logprobs,
     linear_objective,
     triton_rows,
 )
@@ -294,6 +295,23 @@ def test_statistics_on_request_are_those_of_torch() -> None:
     _, found = TritonRows(head, torch.float32, 3, 3).sums(*call)
     assert found.keys() == set(ON_REQUEST)
     torch.testing.assert_close(found, true)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_log_probs_equal_fp64(head: dict) -> None:
+    hidden, weight, bias, targets = head_of()
+    options = {key: value for key, value in head.items() if key != "bias"}
+    given = (hidden, weight, bias if "bias" in head else None, targets)
+    found = linear_logprobs(
+        hidden, weight, targets, given[2], chunk_size=4, implementation="triton", **options
+    )
+    leaves = [x for x in given[:3] if x is not None]
+    grads = torch.autograd.grad(-found[0].sum(), leaves)
+    _, *true = dense(*given, nll, **options)
+    wanted = (true[len(leaves)], true[len(leaves) + 2], *true[: len(leaves)])
+    assert not any(x[targets == -100].any() for x in found)
+    learned = (x[targets != -100] for x in found)
+    assert_close((*learned, *grads), wanted, TOLERANCE)
 
 
 def test_frozen_inputs_and_two_backwards() -> None:
