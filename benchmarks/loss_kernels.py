@@ -255,7 +255,7 @@ def main() -> int:
     out = args.out or Path(__file__).parent / "results" / f"loss_kernels_{args.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     machine = environment()
-    for package in ("liger-kernel", "cut-cross-entropy"):
+    for package in ("liger-kernel", "cut-cross-entropy", "trl"):
         if importlib.util.find_spec(package.replace("-", "_")):
             machine["versions"][package] = version(package)
     result: dict[str, Any] = {"environment": machine, "rounds": args.rounds}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from adaptsft_kernels import TokenStatistics, linear_objective
+from adaptsft_kernels import TokenStatistics, linear_logprobs, linear_objective
 
 IGNORED = -100
 
@@ -92,6 +92,22 @@ def ours(problem: Problem, rho: float = 1.0, **options: Any) -> Tensor:
     return linear_objective(*call, target_idx=idx, **options)[0]
 
 
+def log_probs(problem: Problem) -> Tensor:
+    """log p per token, differentiable, as losses of one's own take it."""
+    idx = problem.target_idx
+    return -linear_logprobs(problem.hidden[idx], problem.weight, problem.targets[idx])[0].sum()
+
+
+def trl_head(problem: Problem) -> Tensor:
+    """The same by TRL's fused head, with the entropy that `log_probs` gives too."""
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
+
+    learned = problem.targets != IGNORED  # as TRL finds them: by waiting for the device
+    call = problem.hidden[learned], problem.weight, None, problem.targets[learned]
+    options = 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ("log_probs", "entropy")
+    return -_ChunkedLogProbFunction.apply(*call, *options)[0].sum()
+
+
 def bare(problem: Problem) -> None:
     """The three matrix products of the rows with a target, and nothing else: what no implementation
     that computes them can beat."""
@@ -152,9 +168,13 @@ def candidates(device: str, rhos: list[float]) -> dict[str, Run]:
     runs: dict[str, Run] = {"bare products": bare, "ours": ours}
     if device == "cuda":
         runs["ours, bf16 logits"] = partial(ours, logits_dtype=torch.bfloat16)
+        runs["ours, two passes"] = partial(ours, skip_zeros=True)
         runs["ours, torch"] = partial(ours, implementation="torch")
     mode = {"logits_dtype": torch.bfloat16} if device == "cuda" else {}
     runs |= {f"ours, rho={rho:g} *": partial(ours, rho=rho, **mode) for rho in rhos}
+    runs |= {"log probs, ours": log_probs}
+    if importlib.util.find_spec("trl"):
+        runs |= {"log probs, TRL": trl_head}
     runs |= {"naive": naive, "checkpointed chunks": checkpointed_chunks}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         runs["torch"] = of_torch

@@ -120,8 +120,8 @@ def test_the_rehearsal_works_to_the_tables(tmp_path, monkeypatch):
     profile = json.loads((tmp_path / "profile_bf16.json").read_text())
     assert f"| all | {profile['ms']:.3f} |" in text
     tuned = json.loads((tmp_path / "tune_fp32.json").read_text())["row_kernels"]
-    fastest = min(found["ms"] for found in tuned if found["kernel"] == "row_sums")
-    assert f"{fastest:.4f}" in next(line for line in lines if "| row_sums |" in line)
+    fastest = min(found["ms"] for found in tuned if found["kernel"] == "row_pass")
+    assert f"{fastest:.4f}" in next(line for line in lines if "| row_pass |" in line)
     for name in ("loss_dense.json", "train_step_constant.json", "tune_bf16.json"):
         assert f"not measured ({name} is not there)" in text
     assert "liger-kernel: not measured" in text and text.startswith("Not measured on a GPU")
@@ -220,7 +220,7 @@ def test_the_breakdown_adds_up_where_kernels_overlap():
         kernel("ncclDevKernel_ReduceScatter", 20, 60),  # half of it beside the product
         kernel(flash, 60, 70),
         kernel("multi_tensor_apply_kernel<FusedAdamMathFunctor>", 70, 75),
-        kernel("row_sums", 75, 80),
+        kernel("row_pass", 75, 80),
         kernel("elementwise_kernel", 80, 85),
         {"cat": "gpu_user_annotation", "name": "FSDP::all_gather", "ts": 0, "dur": 100},
         {"cat": "cpu_op", "name": "aten::mm", "ts": 0, "dur": 100},

@@ -29,8 +29,8 @@ from adaptsft_kernels.chunks import rows_held
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KINDS = {  # of kernels (CUDA) and operators (CPU), by parts of their names
     "matrix products": ("gemm", "nvjet", "cutlass", "aten::mm", "aten::addmm", "xmma"),
-    "row sums": ("row_sums",),
-    "dz": ("row_gradient",),
+    "rows": ("row_pass",),
+    "G of active rows": ("row_gradient",),
 }
 
 
@@ -151,8 +151,8 @@ def main() -> None:
         of_kind[kind_of(name)] += ms
     work = {  # FLOP, bytes
         "matrix products": ((2 + 4 * args.rho) * n * v * d, 0.0),
-        "row sums": (0.0, float(n * v * logits.itemsize)),
-        "dz": (0.0, args.rho * n * v * (logits.itemsize + dtype.itemsize)),
+        "rows": (0.0, float(n * v * (logits.itemsize + (dtype.itemsize if args.rho == 1 else 0)))),
+        "G of active rows": (0.0, args.rho * n * v * (logits.itemsize + dtype.itemsize)),
     }
     total, kinds = sum(of_kind.values()), []
     print(f"{'':18}{'ms':>10}{'share':>8}{'TFLOP/s':>10}{'GB/s':>8}{'of ceiling':>12}")

@@ -6,7 +6,7 @@ grid, in about a minute.
 
 For the two row kernels: milliseconds and GB/s over blocks and warps. For the whole loss:
 milliseconds, forward and backward, and peak memory over the two buffers. <- marks what is set now.
-The constants are fixed in the source (SUMS and GRADIENT in triton_rows.py, CHUNK_BYTES and
+The constants are fixed in the source (ROW and GRADIENT in triton_rows.py, CHUNK_BYTES and
 GATHERED_BYTES in chunks.py) and nothing chooses them at run time: another choice rounds
 differently, and two runs of a training must give the same bits.
 """
@@ -56,30 +56,34 @@ def tune_row_kernels(
     """Both row kernels on one chunk that no cache holds."""
     weight, targets = problem["weight"], problem["targets"][:4096]
     n, v = len(targets), len(weight)
-    settings = {"row_sums": triton_rows.SUMS, "row_gradient": triton_rows.GRADIENT}
-    block_now = triton_rows.SUMS["BLOCK"]
+    settings = {"row_pass": triton_rows.ROW, "row_gradient": triton_rows.GRADIENT}
+    block_now = triton_rows.ROW["BLOCK"]
     # the buffer gets room for what the largest block reads beyond its last row
-    triton_rows.SUMS["BLOCK"] = max(BLOCKS)
+    triton_rows.ROW["BLOCK"] = max(BLOCKS)
     kernels = triton_rows.TritonRows(Head(weight, None, None, 1.0), logits, n, n)
-    triton_rows.SUMS["BLOCK"] = block_now
-    sums, _ = kernels.sums(problem["hidden"][:n], targets, ())
-    coefficients = 1 / sums.total, -torch.ones_like(sums.total)
+    triton_rows.ROW["BLOCK"] = block_now
+    sums, _ = kernels.sums(problem["hidden"][:n], targets, (), append=False)
 
-    def gradient() -> None:
-        kernels.gradient(targets, sums.highest, *coefficients, None)
+    def row_pass() -> None:
+        kernels.launch_row_pass(targets, append=True)
         kernels.take()
 
-    read, written = n * v * logits.itemsize, n * v * weight.itemsize
-    moved = {"row_sums": read, "row_gradient": read + written}
-    calls = {"row_sums": lambda: kernels.launch_sums(targets), "row_gradient": gradient}
+    def gradient() -> None:
+        kernels.append(targets, sums, None)
+        kernels.take()
+
+    moved = n * v * (logits.itemsize + weight.itemsize)  # read and written, by either
+    calls = {"row_pass": row_pass, "row_gradient": gradient}
     found = []
     print(f"{'':14}{'block':>8}{'warps':>7}{'ms':>10}{'GB/s':>8}{'of copy':>9}")
     for name, call in calls.items():
         now = dict(settings[name])
         for block, warps in itertools.product(BLOCKS, WARPS):
+            if block < 8 * 32 * warps:  # a thread's 16 bytes of bf16
+                continue
             settings[name].update(BLOCK=block, num_warps=warps)
             ms = milliseconds(call, device, rounds)
-            rate, is_set = moved[name] / ms / 1e6, settings[name] == now
+            rate, is_set = moved / ms / 1e6, settings[name] == now
             found.append({"kernel": name, "block": block, "warps": warps, "ms": ms})
             found[-1] |= {"gb_per_s": rate, "set": is_set}
             figures = f"{ms:10.4f}{rate:8.0f}{rate / copy:9.0%}{' <-' if is_set else ''}"
