@@ -43,6 +43,10 @@ def batches() -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": torch.where(torch.arange(LENGTH) < masked, -100, ids)}
 
 
+def one_batch() -> dict[str, Tensor]:
+    return {name: x[:ROWS] for name, x in batches().items()}
+
+
 def dataset() -> Dataset:
     return Dataset.from_dict({name: x.tolist() for name, x in batches().items()})
 
@@ -127,6 +131,13 @@ def test_the_recipe_on_one_rank(split, tiny_model, tmp_path, assert_same_steps):
     assert_same_steps(weights(trainer.model), False)
 
 
+def test_evaluation_in_trl_is_the_nll(tiny_model, tmp_path):
+    trainer = run_recipe(tiny_model(), tmp_path, per_device_eval_batch_size=ROWS)
+    shown = trainer.evaluate(dataset().select(range(ROWS)))["eval_loss"]
+    with torch.no_grad():
+        assert shown == pytest.approx(float(trainer.model(**one_batch()).loss), rel=1e-5)
+
+
 def test_transformers_trainer_takes_the_model_as_it_is(tiny_model, tmp_path, assert_same_steps):
     model = add_fused_loss(load(tiny_model(tied=True)), focus)
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": ROWS // 2}
@@ -136,8 +147,8 @@ def test_transformers_trainer_takes_the_model_as_it_is(tiny_model, tmp_path, ass
         train_dataset=dataset(),
         eval_dataset=dataset().select(range(ROWS)),
     )
-    batch = {name: x[:ROWS] for name, x in batches().items()}
-    nll = float(load(tiny_model(tied=True))(**batch).loss)
+    with torch.no_grad():
+        nll = float(load(tiny_model(tied=True))(**one_batch()).loss)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(nll, rel=1e-5)
     trainer.train()
     assert_same_steps(weights(model), True)
@@ -211,10 +222,6 @@ def on_ranks(tiny_model, tmp_path_factory) -> dict[str, dict[str, Tensor]]:
 def test_the_recipe_on_two_ranks(name, on_ranks, assert_same_steps):
     _, tied, _ = ON_TWO_RANKS[name]
     assert_same_steps(on_ranks[name], tied)
-
-
-def one_batch() -> dict[str, Tensor]:
-    return {name: x[:ROWS] for name, x in batches().items()}
 
 
 def test_without_labels_or_in_evaluation_the_model_is_what_it_was(tiny_model):
