@@ -154,26 +154,24 @@ def test_transformers_trainer_takes_the_model_as_it_is(tiny_model, tmp_path, ass
     assert_same_steps(weights(model), True)
 
 
-HALF, QUARTER = (
-    {"per_device_train_batch_size": ROWS // 2},
-    {
-        "per_device_train_batch_size": ROWS // 4,
-        "gradient_accumulation_steps": 2,
-    },
-)
-# (who wraps the model, whether its head is tied, the split); accelerate's sharding comes last, as
-# its state outlives a trainer
+HALF = {"per_device_train_batch_size": ROWS // 2}
+QUARTER = {"per_device_train_batch_size": ROWS // 4, "gradient_accumulation_steps": 2}
+# (who shards the model, whether its head is tied, the split); accelerate comes last, as its state
+# outlives a trainer
 ON_TWO_RANKS = {
-    "DDP": ("accelerate", False, HALF),
-    "DDP, accumulated": ("accelerate", False, QUARTER),
-    "FSDP2 of transformers": ("transformers", False, QUARTER),
-    "FSDP2 of accelerate": ("fsdp", False, QUARTER),
-    "FSDP2 of accelerate, tied": ("fsdp", True, HALF),
+    "DDP": ("DDP", False, QUARTER),
+    "FSDP2 of transformers": ("transformers", False, HALF),
+    "FSDP2 of accelerate": ("accelerate", False, QUARTER),
+    "FSDP2 of accelerate, tied": ("accelerate", True, HALF),
 }
 
 
-def shard_by_accelerate(trainer: Trainer) -> None:
-    """What fsdp="full_shard" does in TrainingArguments, where there are GPUs."""
+LOAD, ACCELERATOR = AutoModelForCausalLM.from_pretrained, Trainer.create_accelerator_and_postprocess
+
+
+def accelerator_that_shards(trainer: Trainer) -> None:
+    """What fsdp="full_shard" in TrainingArguments does where there are GPUs."""
+    ACCELERATOR(trainer)
     state = trainer.accelerator.state
     state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
@@ -182,27 +180,18 @@ def shard_by_accelerate(trainer: Trainer) -> None:
 
 
 def train_on_ranks(models: dict[bool, Path], folder: Path) -> int:
-    create = Trainer.create_accelerator_and_postprocess
-    from_pretrained = AutoModelForCausalLM.from_pretrained
     results = {}
     for name, (how, tied, split) in ON_TWO_RANKS.items():
         with pytest.MonkeyPatch.context() as patch:
             if how == "transformers":
-                sharded = functools.partial(
-                    from_pretrained, distributed_config=DistributedConfig(fsdp_size=2)
-                )
+                sharded = functools.partial(LOAD, distributed_config=DistributedConfig(fsdp_size=2))
                 patch.setattr(AutoModelForCausalLM, "from_pretrained", sharded)
-            if how == "fsdp":
-
-                def created(trainer: Trainer) -> None:
-                    create(trainer)
-                    shard_by_accelerate(trainer)
-
-                patch.setattr(Trainer, "create_accelerator_and_postprocess", created)
+            if how == "accelerate":
+                patch.setattr(Trainer, ACCELERATOR.__name__, accelerator_that_shards)
             trainer = run_recipe(models[tied], folder / "out", ddp_backend="gloo", **split)
         wrapped = trainer.model_wrapped
         assert dist.get_world_size() == 2
-        assert isinstance(wrapped, DDP if how == "accelerate" else FSDPModule)
+        assert isinstance(wrapped, DDP if how == "DDP" else FSDPModule)
         results[name] = weights(trainer.model)
     if dist.get_rank() == 0:
         torch.save(results, folder / "weights.pt")
