@@ -39,6 +39,8 @@ def loss_settings(train: TrainConfig, dtype: torch.dtype, device: torch.device) 
         "implementation": train.loss_implementation,
         "logits_dtype": torch.bfloat16 if train.loss_logits == "bf16" else None,
         "chunk_size": train.loss_chunk,
+        # the loop differentiates the loss as it is, unless each micro-batch is averaged by itself
+        "unit_upstream": train.loss_reduction == "step",
     }
 
 

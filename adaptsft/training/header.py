@@ -38,7 +38,7 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnE
         objective += ", token weights of the base model"
     if config.controller.name != "fixed":
         objective += f", {config.controller.name} controller"
-    settings = {name: value for name, value in model.loss_settings.items() if name != "chunk_size"}
+    settings = {name: model.loss_settings[name] for name in ("implementation", "logits_dtype")}
     loss = describe_implementation(run.device, dtype, **settings)
     print0(f"objective: {objective}; loss by adaptsft_kernels in {loss}")
     print0(

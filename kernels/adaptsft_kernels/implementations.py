@@ -5,8 +5,10 @@ import os
 from importlib.metadata import version
 
 import torch
+from torch import Tensor
 
-from adaptsft_kernels.row_kernels import accumulator
+from adaptsft_kernels.row_kernels import Head, RowKernels, accumulator
+from adaptsft_kernels.torch_rows import TorchRows
 
 
 def choose_implementation(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -29,6 +31,24 @@ def choose_implementation(implementation: str, device: torch.device, dtype: torc
     if implementation == "auto":
         return "triton" if device.type == "cuda" and not missing else "torch"
     return implementation
+
+
+def row_kernels(
+    implementation: str,
+    head: Head,
+    dtype: torch.dtype,
+    logits_dtype: torch.dtype,
+    rows: int,
+    capacity: int,
+    packed: Tensor | None = None,
+) -> RowKernels:
+    """Those of "torch", with accumulators in `dtype`, or of "triton", with buffers for the logits
+    of `rows` rows and for G of `capacity` rows, the latter in `packed` if that is given."""
+    if implementation == "torch":
+        return TorchRows(head, dtype, logits_dtype)
+    from adaptsft_kernels.triton_rows import TritonRows  # needs triton, which is optional
+
+    return TritonRows(head, logits_dtype, rows, capacity, packed)
 
 
 def describe_implementation(

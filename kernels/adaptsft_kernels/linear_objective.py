@@ -5,10 +5,12 @@ delta_iy), with the token weight -p f'(p). An objective is therefore a function 
 statistics to (loss, weight), and everything else is shared. Gradients are computed in the forward
 pass and scaled by the upstream gradient in the backward pass. Per chunk of rows:
 
-    logits = x W^T -> five sums per row -> TokenStatistics -> the objective, in plain torch on [n]
-    -> dz -> d hidden, d weight
+    logits = x W^T -> sums per row, and G -> TokenStatistics -> the objective, in plain torch on [n]
+    -> d hidden = a (G W), d weight = G^T (a x)
 
-The passes over [n,V] are those of `torch_rows` or `triton_rows`.
+dz factorises: in dz_i = a_i G_i, only the number a_i of a row depends on the objective, so that one
+pass over a row both sums it and writes G. Passes over [n,V] are those of `torch_rows` or
+`triton_rows`.
 """
 
 from collections.abc import Callable
@@ -16,12 +18,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
 from adaptsft_kernels.chunks import rows_held
-from adaptsft_kernels.gradients import GradientSums, LossWithGradients, unrounded_reductions
-from adaptsft_kernels.implementations import choose_implementation
-from adaptsft_kernels.row_kernels import Head, RowKernels, accumulator
+from adaptsft_kernels.gradients import (
+    GradientSums,
+    LossWithGradients,
+    coefficients,
+    unrounded_reductions,
+)
+from adaptsft_kernels.implementations import choose_implementation, row_kernels
+from adaptsft_kernels.row_kernels import Head, RowKernels, accumulator, factors
 from adaptsft_kernels.token_statistics import (
     ON_REQUEST,
     Sums,
@@ -29,13 +36,13 @@ from adaptsft_kernels.token_statistics import (
     TokenStatistics,
     statistics_of,
 )
-from adaptsft_kernels.torch_rows import TorchRows
 
 # of a bf16 sum of d weight: they cost 1e-3 each, and are allowed only where bf16 logits cost 6e-3
 MOST_ROUNDINGS = 4
 Objective = Callable[[TokenStatistics, Any], tuple[Tensor, Tensor]]
 
 
+@torch.compiler.disable(reason="the objective is any function: linear_logprobs can be compiled")
 def linear_objective(
     hidden: Tensor,
     weight: Tensor,
@@ -57,6 +64,7 @@ def linear_objective(
     implementation: str = "auto",
     logits_dtype: torch.dtype | None = None,
     skip_zeros: bool | None = None,
+    unit_upstream: bool = False,
 ) -> tuple[Tensor, TokenOutputs]:
     """scale * sum of the objective over the target tokens, and the statistics of each of them.
 
@@ -88,29 +96,24 @@ def linear_objective(
     skip_zeros: tokens of weight 0 take no part in the two gradient products. On CUDA that waits for
     the device once per chunk, for the number of those that do; None therefore means: on CPU, or
     where the objective has `sparse = True`.
+    unit_upstream: a promise that backward begins at this very loss, with gradient 1, which spares
+    a pass over the gradients. It is checked, on CUDA by the device.
 
-    Raises ValueError for shapes, dtypes and choices that do not fit each other, and for a weight
-    that is a DTensor.
+    Raises ValueError for shapes, dtypes and choices that do not fit each other, for targets outside
+    of the vocabulary (on CUDA the device raises, later) and for a weight that is a DTensor.
     """
     of_rows = {"targets": targets, "source": source, "sequence": sequence}
     of_rows["token_weight"] = token_weight
     if reference is not None:
         of_rows |= {f"reference.{name}": x for name, x in reference._asdict().items()}
-    _check(hidden, weight, of_rows, target_idx, bias)
-    dtype = accumulator(hidden.dtype)
-    if logits_dtype not in (None, dtype, hidden.dtype):
-        raise ValueError(
-            f"logits_dtype={logits_dtype} must be {dtype} or that of hidden, {hidden.dtype}"
-        )
-    logits_dtype = logits_dtype or dtype
+    check_head(hidden, weight, of_rows, target_idx, bias)
+    logits_dtype = dtype_of_logits(logits_dtype, hidden.dtype)
     implementation = choose_implementation(implementation, hidden.device, hidden.dtype)
     leaves = (hidden, weight, bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in leaves]
-    on_cpu = hidden.device.type == "cpu"
     if skip_zeros is None:
-        skip_zeros = on_cpu or getattr(objective, "sparse", False)
-    autocast_off = torch.autocast(hidden.device.type, enabled=False)
-    with torch.no_grad(), autocast_off, unrounded_reductions():
+        skip_zeros = hidden.device.type == "cpu" or getattr(objective, "sparse", False)
+    with torch.no_grad():
         if target_idx is None:
             target_idx = (targets != ignore_index).nonzero().squeeze(1)
             targets = targets[target_idx]
@@ -118,67 +121,81 @@ def linear_objective(
                 None if x is None else x[target_idx] for x in (source, sequence, token_weight)
             )
             reference = _at(reference, target_idx)
-        _check_range(targets, len(weight))
+        check_range(targets, len(weight))
         state = _per_token(state, source, len(targets))
-        tokens = _Tokens(targets, target_idx, sequence, token_weight, state, reference)
-        # bf16 products are slow on most CPUs, and cannot return fp32 there
-        factor = weight.detach().to(dtype) if on_cpu else weight.detach()
-        head = Head(factor, bias, softcap, logit_scale)
-        held, gathered = rows_held(
-            len(targets), len(weight), factor.dtype, logits_dtype, hidden.device.type, chunk_size
-        )
-        kernels: RowKernels
-        if implementation == "torch":
-            kernels, gathered = TorchRows(head, dtype, logits_dtype), held
-        else:
-            from adaptsft_kernels.triton_rows import TritonRows  # needs triton, which is optional
-
-            capacity = gathered if any(wanted) else 0
-            kernels = TritonRows(head, logits_dtype, min(held, len(targets)), capacity)
-        rounded = logits_dtype == factor.dtype and len(targets) <= MOST_ROUNDINGS * gathered
-        sum_dtype = factor.dtype if rounded else dtype
-        gradients = GradientSums(hidden, head, kernels, wanted, sum_dtype)
-        loss, outputs = _forward(
-            hidden, head, kernels, gradients, tokens, objective, scale, skip_zeros, held
-        )
-    return LossWithGradients.apply(loss, hidden, weight, bias, *gradients.results()), outputs
+        tokens = Tokens(targets, target_idx, sequence, token_weight, state, reference)
+        head = Head(factors(weight), bias, softcap, logit_scale)
+        choices = scale, skip_zeros, chunk_size, implementation, logits_dtype
+        loss, outputs, grads = loss_and_gradients(hidden, head, tokens, objective, wanted, *choices)
+    return LossWithGradients.apply(loss, unit_upstream, *leaves, *grads), outputs
 
 
-class _Tokens(NamedTuple):
+class Tokens(NamedTuple):
     """What is known of the target tokens before any logit is computed."""
 
     targets: Tensor  # int64 [n]
     idx: Tensor  # int64 [n]: their rows of hidden
-    sequence: Tensor | None  # int64 [n]
-    weight: Tensor | None  # fp32 [n], of the objective's results
-    state: Any  # a NamedTuple of [n], or None
-    reference: Any  # likewise
+    sequence: Tensor | None = None  # int64 [n]
+    weight: Tensor | None = None  # fp32 [n], of the objective's results
+    state: Any = None  # a NamedTuple of [n], or None
+    reference: Any = None  # likewise
 
-    def at(self, span: slice) -> "_Tokens":
+    def at(self, span: slice) -> "Tokens":
         sequence, weight = (None if x is None else x[span] for x in (self.sequence, self.weight))
         state, reference = _at(self.state, span), _at(self.reference, span)
-        return _Tokens(self.targets[span], self.idx[span], sequence, weight, state, reference)
+        return Tokens(self.targets[span], self.idx[span], sequence, weight, state, reference)
 
 
-def _forward(
+def loss_and_gradients(
+    hidden: Tensor,
+    head: Head,
+    tokens: Tokens,
+    objective: Objective,
+    wanted: list[bool],
+    scale: float | Tensor,
+    skip_zeros: bool,
+    chunk_size: int,
+    implementation: str,
+    logits_dtype: torch.dtype,
+) -> tuple[Tensor, TokenOutputs, list[Tensor | None]]:
+    """The loss (0-d), the statistics, and those `wanted` of the gradients of hidden, weight and
+    bias, without autograd."""
+    dtype, count = accumulator(hidden.dtype), len(tokens.targets)
+    factor, device = head.weight, hidden.device.type
+    held, gathered = rows_held(count, len(factor), factor.dtype, logits_dtype, device, chunk_size)
+    if implementation == "torch":
+        gathered = held
+    capacity, rows = gathered if any(wanted) else 0, min(held, count)
+    with torch.autocast(device, enabled=False), unrounded_reductions():
+        kernels = row_kernels(implementation, head, dtype, logits_dtype, rows, capacity)
+        rounded = logits_dtype == factor.dtype and count <= MOST_ROUNDINGS * gathered
+        gradients = GradientSums(hidden, head, kernels, wanted, factor.dtype if rounded else dtype)
+        loss, outputs = _over_chunks(
+            hidden, head, kernels, gradients, tokens, objective, scale, skip_zeros, held
+        )
+        return loss, outputs, gradients.results()
+
+
+def _over_chunks(
     hidden: Tensor,
     head: Head,
     kernels: RowKernels,
     gradients: GradientSums,
-    tokens: _Tokens,
+    tokens: Tokens,
     objective: Objective,
     scale: float | Tensor,
     skip_zeros: bool,
     chunk_size: int,
 ) -> tuple[Tensor, TokenOutputs]:
-    """The loop over chunks: the loss and the statistics; the gradients are left in `gradients`."""
+    """The loss and the statistics; the gradients are left in `gradients`."""
     count = len(tokens.targets)
     spans = [slice(i, min(i + chunk_size, count)) for i in range(0, count, chunk_size)]
     wanted = [name for name in ON_REQUEST if name in getattr(objective, "needs", ())]
+    one_pass = any(gradients.wanted) and not skip_zeros
 
-    def statistics_at(chunk: _Tokens) -> tuple[TokenStatistics, Sums]:
+    def statistics_at(chunk: Tokens, append: bool = False) -> tuple[TokenStatistics, Sums]:
         x = hidden[chunk.idx].to(head.weight.dtype)
-        sums, requested = kernels.sums(x, chunk.targets, wanted)
+        sums, requested = kernels.sums(x, chunk.targets, wanted, append)
         return statistics_of(sums, requested, chunk.sequence, chunk.reference), sums
 
     whole = None
@@ -190,7 +207,9 @@ def _forward(
     outputs = []
     for span in spans:
         chunk = tokens.at(span)
-        statistics, sums = statistics_at(chunk)
+        if one_pass:
+            gradients.make_room(len(chunk.targets))
+        statistics, sums = statistics_at(chunk, append=one_pass)
         if whole is not None:
             loss, weight = whole[0][span], whole[1][span]
         else:
@@ -198,20 +217,18 @@ def _forward(
         outputs.append(TokenOutputs(*statistics[:6], loss, weight))
         if not any(gradients.wanted):
             continue
-        # dz_i = weight (p_i - delta_iy): p - 1 is never formed, and nothing is rounded to bf16 yet
-        inner = scale * head.logit_scale
-        at_target = weight * statistics.one_minus_p
-        q = statistics.one_minus_p / sums.total  # of the likeliest other token
-        active = None
+        # dz_i = weight (p_i - delta_iy) = a G_i: p - 1 is never formed
+        a = scale * head.logit_scale * weight
+        a = a * coefficients(sums, statistics.one_minus_p, head.weight.dtype)
+        idx = chunk.idx
         if skip_zeros:
-            active = (at_target != 0).nonzero().squeeze(1)  # a NaN is active
+            active = (weight * statistics.one_minus_p).nonzero().squeeze(1)  # a NaN is active
             active = None if len(active) == len(weight) else active
-        idx = chunk.idx if active is None else chunk.idx[active]
-        gradients.make_room(len(idx))
-        kernels.gradient(
-            chunk.targets, sums.highest, inner * weight * q, -inner * at_target, active
-        )
-        gradients.appended(idx, last=span is spans[-1])
+            if active is not None:
+                idx, a = idx[active], a[active]
+            gradients.make_room(len(idx))
+            kernels.append(chunk.targets, sums, active)
+        gradients.appended(idx, a, last=span is spans[-1])
 
     dtype = accumulator(hidden.dtype)
     empty = [
@@ -227,7 +244,7 @@ def _cat(parts: tuple[Any, ...]) -> Any:
 
 
 def _evaluate(
-    objective: Objective, statistics: TokenStatistics, tokens: _Tokens
+    objective: Objective, statistics: TokenStatistics, tokens: Tokens
 ) -> tuple[Tensor, Tensor]:
     loss, weight = objective(statistics, tokens.state)
     shape, dtype = statistics.logp.shape, statistics.logp.dtype
@@ -252,47 +269,3 @@ def _per_token(state: Any, source: Tensor | None, count: int) -> Any:
     if state is None:
         return None
     return type(state)(*(x[:1].expand(count) if source is None else x[source] for x in state))
-
-
-def _check_range(targets: Tensor, vocabulary: int) -> None:
-    if targets.device.type != "cpu" or not targets.numel():
-        return  # on CUDA, reading them would wait for the device
-    low, high = int(targets.min()), int(targets.max())
-    if not 0 <= low <= high < vocabulary:
-        raise ValueError(f"targets must be in [0, {vocabulary}), found {low} to {high}")
-
-
-def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    of_rows: dict[str, Tensor | None],
-    target_idx: Tensor | None,
-    bias: Tensor | None,
-) -> None:
-    if isinstance(weight, DTensor):
-        raise ValueError(
-            "weight is a DTensor, sharded or replicated over ranks: whole, its gradient would be "
-            "that of this rank alone; call this in the forward of a module whose weights FSDP2 has "
-            "gathered, where it is a plain tensor"
-        )
-    shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden must be [N,D] and weight [V,D]; found {shapes}")
-    dtypes = (torch.float32, torch.bfloat16, torch.float64)
-    if hidden.dtype != weight.dtype or hidden.dtype not in dtypes:
-        raise ValueError(
-            "hidden and weight must both be fp32, bf16 or fp64; "
-            f"found {hidden.dtype} and {weight.dtype}"
-        )
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-        raise ValueError(
-            f"bias must be [{len(weight)}] of {weight.dtype}, like weight; "
-            f"found {tuple(bias.shape)} of {bias.dtype}"
-        )
-    rows, owner = (hidden, "hidden") if target_idx is None else (target_idx, "target_idx")
-    for name, value in of_rows.items():
-        if value is not None and value.shape != rows.shape[:1]:
-            raise ValueError(
-                f"{name} must have one entry per row of {owner}, [{len(rows)}]; "
-                f"found {tuple(value.shape)}"
-            )

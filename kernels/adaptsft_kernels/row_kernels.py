@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptsft_kernels.token_statistics import Sums
 
+ALIGN = 64  # elements
 LOWEST = -1e30  # stands for -inf; finite, so that 0 * LOWEST is 0 and not NaN
 
 
@@ -21,31 +22,32 @@ class Head(NamedTuple):
 
 
 class RowKernels(Protocol):
-    """`sums` comes first, then `gradient` of the same rows, or of none."""
+    """What a chunk's rows come down to, and their G: exp(z_i - offset), and minus the sum of these
+    at the target, times the soft cap's slope. The gradient of the logits is G times one number per
+    row, which holds all that depends on the objective."""
 
-    # rows of dz that may wait for `take`; 0: those of one chunk, to be taken before the next `sums`
+    # rows of G that may wait for `take`; 0: those of one chunk, to be taken before the next `sums`
     capacity: int
 
-    def sums(self, x: Tensor, y: Tensor, wanted: Sequence[str]) -> tuple[Sums, dict[str, Tensor]]:
+    def sums(
+        self, x: Tensor, y: Tensor, wanted: Sequence[str], append: bool
+    ) -> tuple[Sums, dict[str, Tensor]]:
         """Sums over the logits of x [n,D] with targets y [n], and the statistics `wanted`, of
-        token_statistics.ON_REQUEST, each [n]."""
+        token_statistics.ON_REQUEST, each [n]. append: G of all these rows too, in the same pass."""
         ...
 
-    def gradient(
-        self,
-        y: Tensor,
-        highest: Tensor,
-        at_others: Tensor,
-        at_target: Tensor,
-        active: Tensor | None,
-    ) -> None:
-        """Append dz of the rows `active` (None: all): at_others exp(z_i - highest), and at_target
-        at y, times the soft cap's slope."""
+    def append(self, y: Tensor, sums: Sums, active: Tensor | None) -> None:
+        """Append G of the rows `active` (None: all) of the last `sums`, which has appended none."""
         ...
 
     def take(self) -> Tensor:
-        """All appended dz, [k,V]; the next `gradient` begins anew."""
+        """All appended G, [k,V]; the next row appended is the first again."""
         ...
+
+
+def row_stride(vocabulary: int) -> int:
+    """Elements from one row of logits or of G to the next, so that every row is aligned."""
+    return -(-vocabulary // ALIGN) * ALIGN
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -56,6 +58,12 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     if a.dtype == torch.bfloat16:
         return torch.mm(a, b, out_dtype=out.dtype, out=out)
     return out.copy_(a @ b)  # bf16 logits on a CPU, which multiplies in fp32
+
+
+def factors(x: Tensor) -> Tensor:
+    """What enters a product: x itself, on a CPU in fp32 at least: bf16 products are slow on most of
+    them, and cannot return fp32."""
+    return x.detach().to(accumulator(x.dtype)) if x.device.type == "cpu" else x.detach()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""What a row of logits comes down to: five sums, and all that an objective may ask for from them.
+"""What a row of logits comes down to: a few sums, and all that an objective may ask for from them.
 
 The target is kept out of the running sum. With u = logsumexp(other logits) - z_y:
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ON_REQUEST = ("top_entropy", "mass")  # of TokenStatistics: only for objectives that need them
+SMALLEST = torch.finfo(torch.float32).tiny  # stands for a sum that is zero in fp32
 TOP_K = 20  # EAFT (arXiv:2601.02151) takes the entropy of this many likeliest tokens
 
 
@@ -54,10 +55,11 @@ class Sums(NamedTuple):
     """Of each row of logits, in the accumulators' dtype: [n]; i runs over all but the target."""
 
     target: Tensor  # z_y
+    offset: Tensor  # of the exponentials; any, as long as these neither overflow nor all vanish
     highest: Tensor  # max_i z_i; row_kernels.LOWEST where there is no other token
-    total: Tensor  # sum_i exp(z_i - highest), at least 1
-    moment: Tensor  # sum_i exp(z_i - highest) (z_i - highest)
-    square: Tensor  # sum_i exp(z_i - highest)^2
+    total: Tensor  # sum_i exp(z_i - offset), at least SMALLEST
+    moment: Tensor  # sum_i exp(z_i - offset) (z_i - offset)
+    square: Tensor  # sum_i exp(z_i - offset)^2
 
 
 def statistics_of(
@@ -65,9 +67,9 @@ def statistics_of(
 ) -> TokenStatistics:
     # few operations: on a GPU each takes about as long on a thousand rows as to launch
     log_total, gap = sums.total.log(), sums.highest - sums.target
-    u = log_total + gap
+    u = log_total + (sums.offset - sums.target)
     one_minus_p, logp = torch.sigmoid(u), F.logsigmoid(-u)
-    p, q = logp.exp(), one_minus_p / sums.total  # q: of the likeliest other token
+    p, q = logp.exp(), one_minus_p / sums.total  # q: of a token whose logit is the offset
     # H = H2(p) + (1-p) H(others), with H(others) = log total - moment / total
     others = torch.addcdiv(log_total, sums.moment, sums.total, value=-1)
     entropy = torch.special.entr(one_minus_p).addcmul_(one_minus_p, others)

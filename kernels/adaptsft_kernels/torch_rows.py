@@ -1,5 +1,5 @@
 """The row kernels in plain torch, for any device and dtype. The buffer of logits becomes
-exp(z - highest), and then dz, in place."""
+exp(z - highest), and then G, in place."""
 
 from collections.abc import Sequence
 
@@ -26,12 +26,14 @@ class TorchRows:
     def __init__(self, head: Head, dtype: torch.dtype, logits_dtype: torch.dtype):
         self.head, self.dtype, self.logits_dtype = head, dtype, logits_dtype
         self.empty = head.weight.new_empty(0)
-        self.others = self.dz = self.empty  # [n,V] between calls
+        self.others = self.packed = self.empty  # [n,V] between calls
         self.slope: Tensor | None = None
 
-    def sums(self, x: Tensor, y: Tensor, wanted: Sequence[str]) -> tuple[Sums, dict[str, Tensor]]:
+    def sums(
+        self, x: Tensor, y: Tensor, wanted: Sequence[str], append: bool
+    ) -> tuple[Sums, dict[str, Tensor]]:
         # free the last chunk's buffers first: chunks are there to bound memory
-        self.others, self.dz, self.slope = self.empty, self.empty, None
+        self.others, self.packed, self.slope = self.empty, self.empty, None
         z = x.new_empty(len(x), len(self.head.weight), dtype=self.logits_dtype)
         z = product(x, self.head.weight.t(), z).to(self.dtype)
         self.slope = finish(z, self.head)
@@ -43,27 +45,23 @@ class TorchRows:
         self.others = z.sub_(highest.unsqueeze(1)).exp()
         square = torch.linalg.vector_norm(self.others, dim=1).square()
         total, moment = self.others.sum(1), z.mul_(self.others).sum(1)
-        return Sums(target, highest, total, moment, square), requested
+        sums = Sums(target, highest, highest, total, moment, square)
+        if append:
+            self.append(y, sums, None)
+        return sums, requested
 
-    def gradient(
-        self,
-        y: Tensor,
-        highest: Tensor,
-        at_others: Tensor,
-        at_target: Tensor,
-        active: Tensor | None,
-    ) -> None:
-        dz, slope = self.others, self.slope
+    def append(self, y: Tensor, sums: Sums, active: Tensor | None) -> None:
+        g, total, slope = self.others, sums.total, self.slope
         if active is not None:
-            dz, y, at_others, at_target = (t[active] for t in (dz, y, at_others, at_target))
+            g, y, total = g[active], y[active], total[active]
             slope = None if slope is None else slope[active]
-        dz.mul_(at_others.unsqueeze(1)).scatter_(1, y.unsqueeze(1), at_target.unsqueeze(1))
+        g.scatter_(1, y.unsqueeze(1), -total.unsqueeze(1))
         if slope is not None:
-            dz.mul_(slope)
-        self.dz = dz.to(self.head.weight.dtype)
+            g.mul_(slope)
+        self.packed = g.to(self.head.weight.dtype)
 
     def take(self) -> Tensor:
-        return self.dz
+        return self.packed
 
 
 def finish(z: Tensor, head: Head) -> Tensor | None:

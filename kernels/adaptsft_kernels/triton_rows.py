@@ -1,10 +1,14 @@
-"""The row kernels in Triton: one reading pass for the five sums, one reading and writing pass for
-dz, which it packs.
+"""The row kernels in Triton: one pass that reads a row of logits, sums it and writes its factor of
+the gradient; and, where rows are to be left out, a second one that writes it for the others.
 
-A buffer holds the logits of one chunk of rows, in fp32 or bf16; a second one gathers dz, in the
-factors' dtype, of the active rows of several chunks, so that the gradient products run on thousands
-of rows however few of a chunk are active. Every program writes places of its own and reads none
-that another writes: no atomics, and any order of programs gives the same bits.
+A buffer holds the logits of one chunk of rows, in fp32 or bf16; a second one gathers G, in the
+factors' dtype, of the rows of several chunks that take part in the gradient products, so that these
+run on thousands of rows. Every program writes places of its own and reads none that another writes:
+no atomics, and any order of programs gives the same bits.
+
+The offset of the exponentials is known before the pass: the target's logit or the highest of the
+first block, whichever is higher. bf16 has the exponents of fp32, so that G need not be at most 1;
+only a row whose highest logit lies FAR above is written again, with that as its offset.
 
 Rows of both buffers begin at multiples of 64 elements, so that loads and stores are 16 bytes wide
 whatever V is. The last block of a row reads on into the next one (the buffer has room behind the
@@ -20,33 +24,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adaptsft_kernels.row_kernels import LOWEST, Head, product
-from adaptsft_kernels.token_statistics import Sums
+from adaptsft_kernels.row_kernels import LOWEST, Head, product, row_stride
+from adaptsft_kernels.token_statistics import SMALLEST, Sums
 from adaptsft_kernels.torch_rows import finish, on_request
 
-ALIGN = 64  # elements
-SUMS = {"BLOCK": 2048, "num_warps": 8}
-GRADIENT = {"BLOCK": 4096, "num_warps": 8}
-ANY_ADDRESS = ["targets", "highest", "at_others", "at_target", "active"]
+# a product and the sum it goes into are one instruction; Triton's own default differs by version
+ROW = {"BLOCK": 2048, "num_warps": 8, "enable_fp_fusion": True}
+GRADIENT = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": True}
 LOW = tl.constexpr(LOWEST)
+FLOOR = tl.constexpr(SMALLEST)
 LOG2_E = tl.constexpr(1.4426950408889634)
+# nats between the offset and the highest logit: the sum of squares stays below e^60 V, in fp32
+FAR = tl.constexpr(30.0)
 
 
 class TritonRows:
-    """fp32 and bf16 factors; accumulators are fp32. Two buffers: logits of `rows` rows, and dz of
-    `capacity` rows."""
+    """fp32 and bf16 factors; accumulators are fp32. Two buffers: logits of `rows` rows, and G of
+    `capacity` rows, which may be given as `packed` [capacity, row_stride(V)]."""
 
-    def __init__(self, head: Head, logits_dtype: torch.dtype, rows: int, capacity: int):
+    def __init__(
+        self,
+        head: Head,
+        logits_dtype: torch.dtype,
+        rows: int,
+        capacity: int,
+        packed: Tensor | None = None,
+    ):
         self.head = head
         self.v = len(head.weight)
-        self.stride = triton.cdiv(self.v, ALIGN) * ALIGN
-        beyond = max(SUMS["BLOCK"], GRADIENT["BLOCK"])
+        self.stride = row_stride(self.v)
+        beyond = max(ROW["BLOCK"], GRADIENT["BLOCK"])
         self.logits = head.weight.new_empty(rows * self.stride + beyond, dtype=logits_dtype)
-        self.packed = head.weight.new_empty(capacity, self.stride)
+        self.packed = head.weight.new_empty(capacity, self.stride) if packed is None else packed
         self.capacity = capacity
         self.filled = 0
 
-    def sums(self, x: Tensor, y: Tensor, wanted: Sequence[str]) -> tuple[Sums, dict[str, Tensor]]:
+    def sums(
+        self, x: Tensor, y: Tensor, wanted: Sequence[str], append: bool
+    ) -> tuple[Sums, dict[str, Tensor]]:
         n = len(x)
         z = self.logits[: n * self.stride].view(n, self.stride)[:, : self.v]
         product(x, self.head.weight.t(), z)
@@ -55,39 +70,35 @@ class TritonRows:
             copy = z.to(torch.float32, copy=True)
             finish(copy, self.head)
             requested = on_request(copy, y, wanted)
-        return self.launch_sums(y), requested
+        return self.launch_row_pass(y, append), requested
 
-    def launch_sums(self, y: Tensor) -> Sums:
-        """Of the logits that the buffer holds."""
-        n, settings = len(y), sums_settings(self.logits.dtype)
+    def launch_row_pass(self, y: Tensor, append: bool) -> Sums:
+        """Over the logits that the buffer holds."""
+        n = len(y)
         out = torch.empty(len(Sums._fields), n, dtype=torch.float32, device=y.device)
         with torch.cuda.device_of(y):
-            row_sums[(n,)](*self._logits(), y, out, n, **self._head(), **settings)
+            row_pass[(n,)](
+                *self._logits(), y, out, n, self._room(n) if append else None, **self._head(), **ROW
+            )
         return Sums(*out)
 
-    def gradient(
-        self,
-        y: Tensor,
-        highest: Tensor,
-        at_others: Tensor,
-        at_target: Tensor,
-        active: Tensor | None,
-    ) -> None:
+    def append(self, y: Tensor, sums: Sums, active: Tensor | None) -> None:
         n = len(y) if active is None else len(active)
-        out = self.packed[self.filled : self.filled + n]
-        self.filled += n
+        room = self._room(n)
         if n == 0:
             return
         grid = (n, triton.cdiv(self.stride, GRADIENT["BLOCK"]))
-        coefficients = highest, at_others, at_target
+        of_rows = y, sums.offset, sums.total, active
         with torch.cuda.device_of(y):
-            row_gradient[grid](
-                *self._logits(), y, *coefficients, active, out, **self._head(), **GRADIENT
-            )
+            row_gradient[grid](*self._logits(), *of_rows, room, **self._head(), **GRADIENT)
 
     def take(self) -> Tensor:
         filled, self.filled = self.filled, 0
         return self.packed[:filled, : self.v]
+
+    def _room(self, n: int) -> Tensor:
+        self.filled += n
+        return self.packed[self.filled - n : self.filled]
 
     def _logits(self) -> tuple[Tensor, Tensor | None, int, int]:
         return self.logits, self.head.bias, self.v, self.stride
@@ -96,24 +107,53 @@ class TritonRows:
         return {"LOGIT_SCALE": float(self.head.logit_scale), "CAP": float(self.head.softcap or 0.0)}
 
 
-def sums_settings(logits: torch.dtype) -> dict[str, int]:
-    """A lane of `row_sums` takes the 16 bytes that a thread loads at a time."""
-    return SUMS | {"WIDE": 16 // logits.itemsize}
-
-
 # a count or an address that is a multiple of 16 in one step and not in the next would compile the
 # kernel again, in the middle of a training
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["targets", "out"])
-def row_sums(
-    logits, bias, V, stride, targets, out, n,
-    LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+def row_pass(
+    logits, bias, V, stride, targets, out, n, g,
+    LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one row into out [5,n]. A lane runs over WIDE neighbouring columns at a time with a
-    maximum of its own, and the lanes are merged at the end: no exchange between threads within the
-    loop, one exponential per logit and one per WIDE of them."""
+    """Sums of one row into out [6,n], and its G into a row of g, unless that is None."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row).to(tl.int32)
     z_row = logits + row * stride
+    g_row = g
+    if g is not None:
+        g_row = g + row * stride
+    columns = tl.arange(0, BLOCK)
+    first_block, _ = _logit(z_row, bias, columns, V, LOGIT_SCALE, CAP)
+    z_target, slope = _at(z_row, bias, target, V, LOGIT_SCALE, CAP)
+    offset = tl.maximum(z_target, tl.max(tl.where(columns < V, first_block, LOW), 0))
+    top, total, moment, square = _sums(
+        z_row, bias, V, stride, target, offset, g_row, LOGIT_SCALE, CAP, BLOCK
+    )
+    if top - offset > FAR:
+        offset = top
+        top, total, moment, square = _sums(
+            z_row, bias, V, stride, target, offset, g_row, LOGIT_SCALE, CAP, BLOCK
+        )
+    total = tl.where(total < FLOOR, FLOOR, total)  # where: a NaN stays one
+    if g is not None:
+        tl.debug_barrier()  # the block of the target has been written by other threads
+        tl.store(g_row + target, (-total * slope).to(g.dtype.element_ty))
+    tl.store(out + row, z_target)
+    tl.store(out + n + row, offset)
+    tl.store(out + 2 * n + row, top)
+    tl.store(out + 3 * n + row, total)
+    tl.store(out + 4 * n + row, moment)
+    tl.store(out + 5 * n + row, square)
+
+
+@triton.jit
+def _sums(
+    z_row, bias, V, stride, target, offset, g_row,
+    LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(highest, total, moment, square) of all columns but the target's. A lane
+    runs over 8 neighbouring columns at a time, 16 bytes of bf16, and the lanes are merged at the
+    end: no exchange between threads within the loop."""
+    WIDE: tl.constexpr = 8
     lanes: tl.constexpr = BLOCK // WIDE
     highest = tl.full((lanes,), LOW, tl.float32)
     total = tl.zeros((lanes,), tl.float32)
@@ -122,39 +162,26 @@ def row_sums(
     offsets = tl.arange(0, lanes)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
     for first in range(0, V, BLOCK):
         columns = first + offsets
-        z, _ = _logit(z_row, bias, columns, V, LOGIT_SCALE, CAP)
+        z, slope = _logit(z_row, bias, columns, V, LOGIT_SCALE, CAP)
         if (first + BLOCK > V) | ((target >= first) & (target < first + BLOCK)):
             z = tl.where((columns < V) & (columns != target), z, LOW)
-        new = tl.maximum(highest, tl.max(z, 1))
-        # a lane that has seen LOW only counts it as 1 each time; its first true logit, or the
-        # merge, multiplies that by 0
-        fall = highest - new
-        shrink = tl.exp2(fall * LOG2_E)
-        rise = z - new[:, None]
+        rise = z - offset
         e = tl.exp2(rise * LOG2_E)
-        moment = shrink * (moment + fall * total) + tl.sum(e * rise, 1)
-        total = shrink * total + tl.sum(e, 1)
-        square = shrink * shrink * square + tl.sum(e * e, 1)
-        highest = new
-    top = tl.max(highest, 0)
-    fall = highest - top
-    w = tl.exp2(fall * LOG2_E)
-    column = target + tl.zeros((1,), tl.int32)
-    z_target, _ = _logit(z_row, bias, column, V, LOGIT_SCALE, CAP)
-    tl.store(out + row, tl.sum(z_target, 0))
-    tl.store(out + n + row, top)
-    tl.store(out + 2 * n + row, tl.sum(w * total, 0))
-    tl.store(out + 3 * n + row, tl.sum(w * (moment + fall * total), 0))
-    tl.store(out + 4 * n + row, tl.sum(w * w * square, 0))
+        highest = tl.maximum(highest, tl.max(z, 1))
+        total += tl.sum(e, 1)
+        moment += tl.sum(e * rise, 1)
+        square += tl.sum(e * e, 1)
+        if g_row is not None:
+            tl.store(g_row + columns, (e * slope).to(g_row.dtype.element_ty), mask=columns < stride)
+    return tl.max(highest, 0), tl.sum(total, 0), tl.sum(moment, 0), tl.sum(square, 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=ANY_ADDRESS)
+@triton.jit(do_not_specialize_on_alignment=["targets", "offset", "total", "active"])
 def row_gradient(
-    logits, bias, V, stride, targets, highest, at_others, at_target, active, out,
+    logits, bias, V, stride, targets, offset, total, active, g,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of dz of row active[i] (None: row i) into row i of out, rounded once, at the end;
-    zero beyond V."""
+    """A block of G of row active[i] (None: row i) into row i of g; zero beyond V."""
     place = tl.program_id(0).to(tl.int64)
     row = place
     if active is not None:
@@ -163,14 +190,21 @@ def row_gradient(
     first = tl.program_id(1) * BLOCK
     columns = first + tl.arange(0, BLOCK)
     z, slope = _logit(logits + row * stride, bias, columns, V, LOGIT_SCALE, CAP)
-    dz = tl.load(at_others + row) * tl.exp2((z - tl.load(highest + row)) * LOG2_E)
-    # the target may be far above highest: what is replaced may be infinite
+    value = tl.exp2((z - tl.load(offset + row)) * LOG2_E)
+    # the target may be far above the offset: what is replaced may be infinite
     if (target >= first) & (target < first + BLOCK):
-        dz = tl.where(columns == target, tl.load(at_target + row), dz)
-    dz = dz * slope
+        value = tl.where(columns == target, -tl.load(total + row), value)
+    value = value * slope
     if first + BLOCK > V:
-        dz = tl.where(columns < V, dz, 0.0)
-    tl.store(out + place * stride + columns, dz.to(out.dtype.element_ty), mask=columns < stride)
+        value = tl.where(columns < V, value, 0.0)
+    tl.store(g + place * stride + columns, value.to(g.dtype.element_ty), mask=columns < stride)
+
+
+@triton.jit
+def _at(z_row, bias, column, V, LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr):
+    """The logit in one column, and the derivative of the soft cap there, both scalars."""
+    z, slope = _logit(z_row, bias, column + tl.zeros((1,), tl.int32), V, LOGIT_SCALE, CAP)
+    return tl.sum(z, 0), tl.sum(slope + tl.zeros((1,), tl.float32), 0)
 
 
 @triton.jit

@@ -17,13 +17,14 @@ from triton.runtime import interpreter
 from adaptsft_kernels import (
     TokenStatistics,
     choose_implementation,
+    linear_logprobs,
     linear_objective,
     triton_rows,
 )
 from adaptsft_kernels.row_kernels import Head
 from adaptsft_kernels.token_statistics import ON_REQUEST
 from adaptsft_kernels.torch_rows import TorchRows
-from adaptsft_kernels.triton_rows import TritonRows
+from adaptsft_kernels.triton_rows import TritonRows, row_stride
 
 BLOCK = 64  # several blocks, although V is small
 TOLERANCE = 5e-6  # logits of 20 are rounded to 1e-6 by fp32
@@ -52,7 +53,7 @@ def quick_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(triton_rows.SUMS, "BLOCK", BLOCK)
+    monkeypatch.setitem(triton_rows.ROW, "BLOCK", BLOCK)
     monkeypatch.setitem(triton_rows.GRADIENT, "BLOCK", BLOCK)
 
 
@@ -162,14 +163,31 @@ HEADS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("skip", [False, True], ids=["one pass", "two"])
 @pytest.mark.parametrize("head", HEADS, ids=str)
-def test_equals_fp64(head: dict, order: str) -> None:
+def test_equals_fp64(head: dict, skip: bool, order: str) -> None:
     hidden, weight, bias, targets = head_of()
     options = {key: value for key, value in head.items() if key != "bias"}
     given = (hidden, weight, bias if "bias" in head else None, targets, above(0.02))
     true = dense(*given, **options)
     assert 0 < (true[-1] == 0).sum() < len(true[-1])  # some tokens have weight 0
-    assert_close(fused(*given, chunk_size=4, **options), true, TOLERANCE)
+    assert_close(fused(*given, chunk_size=4, skip_zeros=skip, **options), true, TOLERANCE)
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["one pass", "two"])
+@pytest.mark.parametrize("above_offset", [25.0, 35.0, 200.0])
+def test_a_highest_logit_far_above_the_first_block(above_offset: float, skip: bool) -> None:
+    """Beyond FAR, the row is written again; in fp32, exp(200) is infinite. Entropy and top_logp,
+    differences of numbers of that size, are right to 1e-6 of them."""
+    hidden, weight, _, targets = head_of(n=4)
+    with torch.no_grad():
+        hidden[:, 0], weight[:, 0], weight[BLOCK + 3, 0] = 1.0, 0.0, above_offset
+        targets.copy_(torch.tensor([5, BLOCK + 3, 149, BLOCK + 4]))
+    given = hidden, weight, None, targets, above(0.0)
+    found, true = list(fused(*given, skip_zeros=skip)), list(dense(*given))
+    for difference in (8, 5):
+        assert (found.pop(difference) - true.pop(difference)).abs().max() < 1e-6 * above_offset
+    assert_close(tuple(found), tuple(true), 4 * TOLERANCE)
 
 
 @pytest.mark.parametrize("v", [1, 2, 127, 129, 192])
@@ -192,20 +210,20 @@ def test_packing_in_any_order_is_a_gather(order: str) -> None:
     targets = targets.clamp(min=0)
     head = Head(weight.detach(), None, None, 1.0)
     whole, packed = TritonRows(head, torch.float32, 12, 12), TritonRows(head, torch.float32, 6, 12)
-    packed.packed.fill_(torch.nan)
-    packed.logits.fill_(torch.nan)  # also the padding of its rows, which must not reach a sum
-    coefficients = torch.rand(2, 12, generator=torch.Generator().manual_seed(1))
-    sums, _ = whole.sums(hidden.detach(), targets, ())
-    whole.gradient(targets, sums.highest, *coefficients, None)
+    for buffer in (packed.packed, packed.logits, whole.packed, whole.logits):
+        buffer.fill_(torch.nan)  # also the padding of the rows, which must not reach a sum
+    sums, _ = whole.sums(hidden.detach(), targets, (), append=True)
+    assert not whole.packed[:, whole.v :].any()
     rows = whole.take().clone()
+    torch.testing.assert_close(rows.sum(1), torch.zeros(12), rtol=0, atol=2e-6 * rows.abs().max())
     kept = []
     for span, active in (
         (slice(0, 6), torch.tensor([1, 2, 5])),
         (slice(6, 12), torch.tensor([0, 4])),
     ):
-        part, _ = packed.sums(hidden[span].detach(), targets[span], ())
+        part, _ = packed.sums(hidden[span].detach(), targets[span], (), append=False)
         assert all(torch.equal(a, b[span]) for a, b in zip(part, sums, strict=True))
-        packed.gradient(targets[span], part.highest, *coefficients[:, span], active)
+        packed.append(targets[span], part, active)
         kept += (active + span.start).tolist()
     assert torch.equal(packed.take(), rows[kept])
     assert packed.packed[len(kept) :].isnan().all()  # nothing is written beyond
@@ -250,17 +268,19 @@ def test_bf16_factors_and_bf16_logits() -> None:
     assert rounded[0] != found[0]
 
 
-def test_dz_in_bf16_is_rounded_once() -> None:
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_g_in_bf16_is_rounded_once(one_pass: bool) -> None:
     """On a CPU products run in fp32; the kernel itself writes what a GPU's bf16 factors take. (The
     interpreter cuts; a GPU rounds.)"""
     hidden, weight, _, targets = head_of(n=4)
     targets = targets.clamp(min=0)
     result = []
     for dtype in (torch.float32, torch.bfloat16):
-        kernels = TritonRows(Head(weight.detach(), None, None, 1.0), torch.float32, 4, 4)
-        kernels.packed = kernels.packed.to(dtype)
-        sums, _ = kernels.sums(hidden.detach(), targets, ())
-        kernels.gradient(targets, sums.highest, 1 / sums.total, -torch.ones(4), None)
+        packed = torch.empty(4, row_stride(len(weight)), dtype=dtype)
+        kernels = TritonRows(Head(weight.detach(), None, None, 1.0), torch.float32, 4, 4, packed)
+        sums, _ = kernels.sums(hidden.detach(), targets, (), append=one_pass)
+        if not one_pass:
+            kernels.append(targets, sums, None)
         result.append(kernels.take())
     assert result[1].dtype == torch.bfloat16
     torch.testing.assert_close(result[1].float(), result[0], rtol=2**-7, atol=0)
@@ -270,11 +290,28 @@ def test_statistics_on_request_are_those_of_torch() -> None:
     hidden, weight, bias, targets = head_of(n=3)
     head = Head(weight.detach(), bias.detach(), 5.0, 1.3)
     y = targets.clamp(min=0)
-    call = hidden.detach(), y, ON_REQUEST
+    call = hidden.detach(), y, ON_REQUEST, False
     _, true = TorchRows(head, torch.float32, torch.float32).sums(*call)
     _, found = TritonRows(head, torch.float32, 3, 3).sums(*call)
     assert found.keys() == set(ON_REQUEST)
     torch.testing.assert_close(found, true)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_log_probs_equal_fp64(head: dict) -> None:
+    hidden, weight, bias, targets = head_of()
+    options = {key: value for key, value in head.items() if key != "bias"}
+    given = (hidden, weight, bias if "bias" in head else None, targets)
+    found = linear_logprobs(
+        hidden, weight, targets, given[2], chunk_size=4, implementation="triton", **options
+    )
+    leaves = [x for x in given[:3] if x is not None]
+    grads = torch.autograd.grad(-found[0].sum(), leaves)
+    _, *true = dense(*given, nll, **options)
+    wanted = (true[len(leaves)], true[len(leaves) + 2], *true[: len(leaves)])
+    assert not any(x[targets == -100].any() for x in found)
+    learned = (x[targets != -100] for x in found)
+    assert_close((*learned, *grads), wanted, TOLERANCE)
 
 
 def test_frozen_inputs_and_two_backwards() -> None:

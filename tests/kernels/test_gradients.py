@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.objectives.build import build_objective
 from adaptsft_kernels import linear_objective
-from tests.kernels.reference import D, V, nll, random_head, state_of
+from adaptsft_kernels.gradients import coefficients, d_hidden, scaled_rows
+from adaptsft_kernels.row_kernels import Head
+from adaptsft_kernels.token_statistics import statistics_of
+from adaptsft_kernels.torch_rows import TorchRows
+from tests.kernels.reference import D, V, nll, random_head, relative, state_of
 
 
 def flops(*args: Any, **options: Any) -> int:
@@ -86,3 +91,44 @@ def test_frozen_inputs_and_two_backwards_and_upstream() -> None:
     loss, _ = linear_objective(frozen_hidden, weight, targets, nll)
     assert torch.equal(torch.autograd.grad(loss, weight)[0], first[1])
     assert not linear_objective(frozen_hidden, frozen_weight, targets, nll)[0].requires_grad
+
+
+def test_a_promise_of_unit_upstream_is_checked() -> None:
+    hidden, weight, bias, targets = random_head()
+    for options in ({}, {"bias": bias}):
+        leaves = [hidden, weight, *options.values()]
+        losses = [
+            linear_objective(hidden, weight, targets, nll, unit_upstream=unit, **options)[0]
+            for unit in (False, True)
+        ]
+        grads = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        with pytest.raises(RuntimeError, match="unit_upstream=True: backward must begin at"):
+            torch.autograd.grad(2 * losses[1], leaves)
+
+
+@pytest.mark.parametrize("power", [0, 1], ids=["NLL", "-p"])
+def test_the_roundings_of_bf16_factors(power: int) -> None:
+    """What a GPU computes from bf16 factors and fp32 logits, step by step, and what it is off."""
+    hidden, weight, _, targets = random_head(n=1000, d=64, v=1000, targets=2.0)
+    x, w = (0.5 * hidden.detach()).bfloat16(), weight.detach().bfloat16()
+    rows = TorchRows(Head(w.float(), None, None, 1.0), torch.float32, torch.float32)
+    sums, _ = rows.sums(x.float(), targets, (), append=True)
+    tokens, g = statistics_of(sums, {}, None, None), rows.take().bfloat16()
+    p = tokens.logp.double().exp()
+    assert p.quantile(0.2) < 0.3 and p.quantile(0.8) > 0.7
+
+    leaves = [leaf.double().requires_grad_() for leaf in (x, w)]
+    logp = (leaves[0] @ leaves[1].t()).log_softmax(1).gather(1, targets[:, None])
+    true = torch.autograd.grad((logp.squeeze(1) * -(p**power)).sum(), leaves)
+    errors = []
+    for dtype in (torch.bfloat16, torch.float32):  # with the rounding of G made up for, or not
+        a = p.float() ** power * coefficients(sums, tokens.one_minus_p, dtype)
+        found = (
+            d_hidden(g.float(), a, rows.head),
+            g.float().t() @ scaled_rows(x, a, w.dtype).float(),
+        )
+        errors.append([relative(f.bfloat16(), t) for f, t in zip(found, true, strict=True)])
+    (of_hidden, of_weight), plain = errors
+    assert of_hidden < 2.0e-3 and of_weight < 2.5e-3
+    assert plain[0] > 1.2 * of_hidden and plain[1] > 1.1 * of_weight
