@@ -24,10 +24,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from adaptsft import __version__
 from adaptsft.errors import require_known
 from adaptsft.objectives.arguments import ALL, ON_REQUEST, Result, asked_for, by_name, with_weight
 from adaptsft.objectives.state import READABLE, ObjectiveState
-from adaptsft_kernels import TokenOutputs, TokenStatistics
+from adaptsft_kernels import TokenOutputs, TokenStatistics, version as kernels
+
+if kernels.__version__ != __version__:
+    raise ImportError(
+        f"adaptsft {__version__} needs its own adaptsft_kernels, found {kernels.__version__} in "
+        f"{kernels.__file__}: pip uninstall adaptsft-kernels, then --force-reinstall adaptsft"
+    )
 
 Function = TypeVar("Function", bound=Callable)
 # token statistics that a mask may read: those of TokenOutputs

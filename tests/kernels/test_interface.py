@@ -3,14 +3,11 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.objectives.base import REGISTRY
@@ -196,25 +193,16 @@ def test_what_does_not_fit_is_refused(change: dict, words: str) -> None:
         linear_objective(**call | change)
 
 
-def test_readme_examples_run(
-    capsys: pytest.CaptureFixture[str], tiny_model: Callable[..., Path]
-) -> None:
+def test_the_readmes_first_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """tests/integrations/test_fused_loss.py runs the other."""
     text = (REPO / "kernels" / "adaptsft_kernels" / "README.md").read_text()
-    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    first = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert first
     scope: dict[str, Any] = {}
-    exec(first, scope)
+    exec(first[1], scope)
     assert capsys.readouterr().out.startswith("NLL ")
     assert scope["hidden"].grad[16:].any() and not scope["hidden"].grad[:16].any()
     assert scope["head"].weight.grad.any()
-
-    exec(second, scope)
-    scope["focus"] = nll
-    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama", tied=False))
-    ids = torch.randint(0, 200, (2, 12), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids, "labels": torch.where(torch.arange(12) < 4, -100, ids)}
-    for count in (None, torch.tensor(16)):
-        loss = scope["compute_loss"](None, model, batch, num_items_in_batch=count)
-        torch.testing.assert_close(loss, model(**batch).loss)
 
 
 def test_kernels_import_without_adaptsft() -> None:
