@@ -17,11 +17,11 @@ def token_statistics(
     on request."""
     y = targets[:, None]
     target, others = logits.gather(1, y), logits.scatter(1, y, LOWEST)
-    highest = others.max(1, keepdim=True).values
-    shifted = others - highest
+    highest = others.amax(1)
+    shifted = others - highest[:, None]
     e = shifted.exp()
-    total = e.sum(1)
-    sums = Sums(target[:, 0], highest[:, 0], total, (e * shifted).sum(1), (e * e).sum(1))
+    total, moment, square = e.sum(1), (e * shifted).sum(1), (e * e).sum(1)
+    sums = Sums(target[:, 0], highest, highest, total, moment, square)
     requested = on_request(logits, targets, wanted)
     statistics = statistics_of(sums, requested, sequence, None)
     dz = e.mul_((statistics.one_minus_p / total)[:, None])
