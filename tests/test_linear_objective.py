@@ -1,6 +1,8 @@
 """The fused loss against dense references: values, gradients, statistics, precision, and CUDA."""
 
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,8 @@ from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.objectives.base import REGISTRY
 from adaptsft.objectives.build import build_objective
 from adaptsft.objectives.state import ObjectiveState
-from adaptsft_kernels import chunks, linear_objective
+from adaptsft_kernels import chunks, linear_cross_entropy, linear_logprobs, linear_objective
+from tests.conftest import REPO
 from tests.kernels.reference import D, dense, logits_of, nll, random_head, relative, state_of
 
 # name of an objective -> fields of its state, and the function of log p that it is
@@ -260,7 +263,7 @@ def test_cuda_against_fp64_with_several_sums(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """dz is gathered, multiplied and summed several times: in fp32, or where the logits are bf16
+    """G is gathered, multiplied and summed several times: in fp32, or where the logits are bf16
     and the sums few, in bf16."""
     monkeypatch.setattr(chunks, "GATHERED_BYTES", 700 * 4099 * 2)
     head = random_head(n=3000, d=128, v=4099, dtype=torch.bfloat16)
@@ -283,3 +286,50 @@ def test_cuda_against_fp64_with_several_sums(
     z = (leaves[0].detach() @ leaves[1].detach().t())[target_idx]
     p = z.softmax(1).gather(1, y[:, None]).squeeze(1)
     assert ((tokens.logp.exp() - p) / p).abs().max() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ["triton", "torch"])
+def test_cuda_log_probs_and_cross_entropy_against_fp64(implementation: str) -> None:
+    """In eager mode and compiled in one graph, where a few gradients are rounded to the other side."""
+    head = random_head(n=1000, d=128, v=4099, dtype=torch.bfloat16)
+    hidden, weight, _, targets = (x.detach().cuda() for x in head)
+    hidden, weight = (0.1 * hidden).requires_grad_(), weight.requires_grad_()
+    leaves = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    learned = int((targets != -100).sum())
+    true = dense(*leaves, targets, lambda logp: -logp) / learned
+    expected = torch.autograd.grad(true, leaves)
+    options = {"implementation": implementation, "chunk_size": 128}
+
+    def by_token(hidden: Tensor, weight: Tensor) -> Tensor:
+        return -linear_logprobs(hidden, weight, targets, **options)[0].sum() / learned
+
+    def mean(hidden: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, **options)
+
+    for loss in (by_token, mean):
+        results = []
+        for call in (loss, torch.compile(loss, fullgraph=True)):
+            value = call(hidden, weight)
+            results.append((value.detach(), *torch.autograd.grad(value, (hidden, weight))))
+        for found, again in zip(*results, strict=True):
+            assert relative(again, found) < 5e-4
+        assert relative(results[0][0], true.detach()) < 1e-5
+        for found, wanted in zip(results[0][1:], expected, strict=True):
+            assert relative(found, wanted) < 2.5e-3
+
+
+@pytest.mark.gpu
+def test_a_target_outside_of_the_vocabulary_is_an_error_of_the_device() -> None:
+    """In a process of its own, whose device is of no use afterwards."""
+    code = """
+import torch
+from adaptsft_kernels import linear_objective
+x, w = torch.zeros(2, 16, device="cuda"), torch.zeros(9, 16, device="cuda")
+y = torch.tensor([1, 9], device="cuda")
+linear_objective(x, w, y, lambda tokens, state: (tokens.logp, tokens.logp))
+torch.cuda.synchronize()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO / "kernels")
+    assert done.returncode and "device-side assert" in done.stderr

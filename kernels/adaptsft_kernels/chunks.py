@@ -4,7 +4,7 @@ import torch
 
 # of logits; on CUDA 4096 rows of most vocabularies of today, in bf16
 CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 1280 << 20}
-# of dz in Triton, 8192 rows: every further addition to d weight reads and writes all of it
+# of G in Triton, 8192 rows: every further addition to d weight reads and writes all of it
 GATHERED_BYTES = 2560 << 20
 
 
@@ -17,7 +17,7 @@ def rows_held(
     chunk_size: int = 0,
 ) -> tuple[int, int]:
     """Of `rows` rows that have a target: how many have their logits held at a time, and how many
-    (in Triton) their dz gathered for one product.
+    (in Triton) their G gathered for one product.
 
     On CUDA as few and as equal parts as the two budgets allow: a product on few rows wastes the
     last of its tiles.

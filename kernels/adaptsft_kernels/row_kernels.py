@@ -1,4 +1,4 @@
-"""What an implementation of the two passes over a chunk's logits must offer, and shared parts."""
+"""What an implementation of the passes over a chunk's logits must offer, and shared parts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
