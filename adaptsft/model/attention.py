@@ -51,7 +51,9 @@ def _flash(
         # torch's own kernels look there themselves
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-    return flash_attn_varlen_func(query, key, value, cu, cu, longest, longest, **options)
+    # torch.compile refuses an autograd function that is given one tensor twice
+    again = cu.view_as(cu)
+    return flash_attn_varlen_func(query, key, value, cu, again, longest, longest, **options)
 
 
 def _varlen(

@@ -55,19 +55,18 @@ def choose_compilation(
 
     Raises ConfigError where train.compile=true cannot work.
     """
-    recomputed = train.activation_checkpointing != "none"
-    if train.compile is True and backend == "sdpa" and recomputed:
+    recomputed, asked = train.activation_checkpointing != "none", _setting(train) == "true"
+    if asked and backend == "sdpa" and recomputed:
         raise ConfigError(
             "train.compile=true has no effect beside train.activation_checkpointing where "
             "attention runs by sdpa: turn one off"
         )
-    if train.compile is not True:
-        reason = _reason_against(train, backend, device, packing)
-        if reason:
-            return Compilation(False, reason)
+    reason = "" if asked else _reason_against(train, backend, device, packing)
+    if reason:
+        return Compilation(False, reason)
     whole = backend in ("flash", "varlen")
     problem = _graph_break(model, train) if whole else ""
-    if problem and train.compile is True:
+    if problem and asked:
         raise ConfigError(
             f"train.compile=true: the layers of {class_name(model)} cannot be compiled as a whole: "
             f"{problem}; set train.compile=false"
@@ -77,9 +76,14 @@ def choose_compilation(
     return Compilation(True, whole=whole, dynamic=not packing)
 
 
+def _setting(train: TrainConfig) -> str:
+    """auto, true or false; YAML has booleans, and text in quotes."""
+    return str(train.compile).lower()
+
+
 def _reason_against(train: TrainConfig, backend: str, device: torch.device, packing: bool) -> str:
     """Why train.compile is off where it is not asked for; "" where it is on."""
-    if train.compile is False:
+    if _setting(train) == "false":
         return "train.compile=false"
     if device.type != "cuda":
         return f"auto, on {device.type}"
@@ -105,9 +109,7 @@ def _graph_break(model: PreTrainedModel, train: TrainConfig) -> str:
         for block in forwards:
             prepare_block(block, train, prepare)
         with torch._dynamo.config.patch(recompile_limit=GRAPHS):
-            model.base_model(
-                input_ids=ids, position_ids=ids, documents=documents, use_cache=False
-            )
+            model.base_model(input_ids=ids, position_ids=ids, documents=documents, use_cache=False)
     except Exception as error:  # of dynamo, or of code of the model's own
         return reason_of(error).splitlines()[0]
     finally:
