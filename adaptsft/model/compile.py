@@ -30,9 +30,11 @@ from adaptsft.model.modules import blocks, class_name
 # operators whose results train.activation_checkpointing=per_op keeps
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
 TRACED_TOKENS = 256  # of the pack that tells whether layers can be compiled
-# graphs of one function: kinds of layers, shapes, training and evaluation. torch's limit of 8 would
-# be reached by models whose layers differ
-GRAPHS = 64
+# Of layers, each kind of which is compiled on its own (with a window and without, say), that auto
+# compiles: every one takes a good part of a minute.
+KINDS = 8
+# Graphs of a function: kinds, shapes, training and evaluation. torch would go back to eager at 8.
+GRAPHS = 256
 
 
 class Compilation(NamedTuple):
@@ -43,9 +45,12 @@ class Compilation(NamedTuple):
     # layers are traced as a whole, or it is an error; sdpa and eager attention may break the graph
     whole: bool = False
     dynamic: bool = False  # batches are padded, each to its own length
+    kinds: int = 0  # of layers, where they are traced as a whole
 
     def __str__(self) -> str:
-        return "on" if self.on else f"off ({self.reason})"
+        if not self.on:
+            return f"off ({self.reason})"
+        return f"on, {self.kinds} kind{'s'[: self.kinds > 1]} of layer" if self.whole else "on"
 
 
 def choose_compilation(
@@ -65,15 +70,17 @@ def choose_compilation(
     if reason:
         return Compilation(False, reason)
     whole = backend in ("flash", "varlen")
-    problem = _graph_break(model, train) if whole else ""
+    kinds, problem = _trace(model, train) if whole else (0, "")
     if problem and asked:
         raise ConfigError(
             f"train.compile=true: the layers of {class_name(model)} cannot be compiled as a whole: "
             f"{problem}; set train.compile=false"
         )
     if problem:
-        return Compilation(False, f"its layers cannot be compiled as a whole: {problem}")
-    return Compilation(True, whole=whole, dynamic=not packing)
+        return Compilation(False, f"auto: its layers cannot be compiled as a whole: {problem}")
+    if kinds > KINDS and not asked:
+        return Compilation(False, f"auto, with {kinds} kinds of layers, each to be compiled")
+    return Compilation(True, "", whole, not packing, kinds)
 
 
 def _setting(train: TrainConfig) -> str:
@@ -96,10 +103,16 @@ def _reason_against(train: TrainConfig, backend: str, device: torch.device, pack
     return ""
 
 
-def _graph_break(model: PreTrainedModel, train: TrainConfig) -> str:
-    """Why a decoder layer cannot be traced as one graph, "" if all can: a forward of the model on
-    meta, seconds, instead of an error after the weights have been loaded."""
-    prepare = functools.partial(torch.compile, backend=_traced, fullgraph=True, dynamic=False)
+def _trace(model: PreTrainedModel, train: TrainConfig) -> tuple[int, str]:
+    """(graphs of all decoder layers, why one cannot be traced as a whole; "" if all can): a forward
+    of the model on meta, seconds, instead of an error after the weights have been loaded."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    prepare = functools.partial(torch.compile, backend=count, fullgraph=True, dynamic=False)
     forwards = {block: block.__dict__.get("forward") for block in blocks(model)}
     ids = torch.zeros(1, TRACED_TOKENS, dtype=torch.int64, device="meta")
     offsets = torch.tensor([0, 100, TRACED_TOKENS], dtype=torch.int32)
@@ -111,7 +124,7 @@ def _graph_break(model: PreTrainedModel, train: TrainConfig) -> str:
         with torch._dynamo.config.patch(recompile_limit=GRAPHS):
             model.base_model(input_ids=ids, position_ids=ids, documents=documents, use_cache=False)
     except Exception as error:  # of dynamo, or of code of the model's own
-        return reason_of(error).splitlines()[0]
+        return len(graphs), reason_of(error).splitlines()[0]
     finally:
         for block, forward in forwards.items():
             if forward is None:
@@ -119,11 +132,7 @@ def _graph_break(model: PreTrainedModel, train: TrainConfig) -> str:
             else:
                 block.forward = forward
         torch._dynamo.reset()
-    return ""
-
-
-def _traced(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-    return graph.forward
+    return len(graphs), ""
 
 
 def mark_dynamic(documents: Documents) -> None:
