@@ -73,11 +73,11 @@ def choose_compilation(
     kinds, problem = _trace(model, train) if whole else (0, "")
     if problem and asked:
         raise ConfigError(
-            f"train.compile=true: the layers of {class_name(model)} cannot be compiled as a whole: "
+            f"train.compile=true: the layers of {class_name(model)} cannot be traced as a whole: "
             f"{problem}; set train.compile=false"
         )
     if problem:
-        return Compilation(False, f"auto: its layers cannot be compiled as a whole: {problem}")
+        return Compilation(False, f"auto: its layers cannot be traced as a whole: {problem}")
     if kinds > KINDS and not asked:
         return Compilation(False, f"auto, with {kinds} kinds of layers, each to be compiled")
     return Compilation(True, "", whole, not packing, kinds)
