@@ -74,19 +74,27 @@ def train(config: Config) -> dict[str, Any]:
         check_fits_model(config, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(
-            config.model, config.train, pretrained, run.mesh, run.device, config.seed
+            config.model,
+            config.train,
+            pretrained,
+            run.mesh,
+            run.device,
+            config.seed,
+            config.data.packing,
         )
         optimizer = build_optimizer(model, config.train)
         base = base_statistics(config, pretrained, data.train, run.device)
         objective = configured_objective(config, pretrained, data, optimizer, base)
         reference = base_tokens(objective.function, config, pretrained, data.train)
-        in_buckets = model.attention_backend == "sdpa"
-        loader = BatchLoader(data, config, pretrained.pad_id, in_buckets, run.device, reference)
+        in_buckets, compiled = model.attention_backend == "sdpa", model.compilation.on
+        loader = BatchLoader(
+            data, config, pretrained.pad_id, in_buckets, run.device, reference, compiled
+        )
         run.enter(loader)
         check_first_batch(model, loader.first_batch(), config.data.packing)
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader, base)
-        log_run_header(run, model, data, end)
+        log_run_header(run, model, data, loader, end)
         profile = run.enter(Profile(config.log.profile, run.folder, first, data.steps))
         garbage = run.enter(GarbageCollection(config.train.gc_every))
         metrics = run.enter(Metrics(run, model, objective, data, first))

@@ -183,7 +183,7 @@ FILES: dict[str, tuple[str, Callable[[Result], Iterator[str]]]] = {
     "tune_fp32.json": ("Sizes of blocks and buffers, fp32 logits", tuning_tables),
     "tune_bf16.json": ("Sizes of blocks and buffers, bf16 logits", tuning_tables),
     "loss_masks.json": ("The loss, half of the tokens prompt", loss_tables),
-    "train_step_constant.json": ("A training step on packs of constant length", step_tables),
+    "train_step_bf16.json": ("A training step with bf16 logits", step_tables),
 }
 
 

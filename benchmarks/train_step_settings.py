@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 AUTO = "controller.name=auto"
+EAGER, COMPILED = "train.compile=false", "train.compile=true"  # on CUDA the trainer's default
 CANDIDATES: dict[str, list[str]] = {  # of ours; TRL is another
-    "NLL": ["objective.name=nll"],
-    "-p": ["objective.name=neg_p"],
-    "p >= .2": ["objective.name=threshold", "objective.lower=0.2"],
-    "adaptive": [AUTO],
-    "adaptive, compiled": [AUTO, "train.compile=true"],
+    "NLL": ["objective.name=nll", EAGER],
+    "-p": ["objective.name=neg_p", EAGER],
+    "p >= .2": ["objective.name=threshold", "objective.lower=0.2", EAGER],
+    "adaptive": [AUTO, EAGER],
+    "adaptive, compiled": [AUTO, COMPILED],
 }
 # the last run of each of these in a process is profiled, too
 PROFILED = ("adaptive", "TRL", "adaptive, compiled")

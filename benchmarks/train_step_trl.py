@@ -47,8 +47,9 @@ def give_documents(model: Any, backend: str) -> None:
         if backend == "sdpa":
             documents = Documents.build(offsets, True)
         else:
+            longest = offsets.new_empty(padded_length(options["max_length_q"]), 0)
             empty = offsets.new_empty(0, dtype=torch.int64)
-            documents = Documents(offsets, padded_length(options["max_length_q"]), (), empty)
+            documents = Documents(offsets, longest, (), empty)
         rest = {name: value for name, value in options.items() if name not in BOUNDARIES}
         return call, rest | {"documents": documents}
 

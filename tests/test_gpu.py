@@ -1,6 +1,7 @@
-"""What only a GPU can show: attention kernels agree, a step does not wait for the device, and a run
-resumes bitwise."""
+"""What only a GPU can show: attention kernels agree, a step does not wait for the device, layers
+are compiled once, and a run resumes bitwise, compiled (the default here) and not."""
 
+import json
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -72,10 +73,38 @@ def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model
     assert metrics_of(config)[-1]["nll"] < metrics_of(config)[0]["nll"]
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "full", "per_op"])
+def test_layers_are_compiled_once_and_learn_what_eager_ones_do(tmp_path, tiny_model, checkpointing):
+    """By default, with whichever of flash and varlen is there; eager differs by bf16's rounding."""
+    model = tiny_model("llama", tied=False)
+    settings = {"train__activation_checkpointing": checkpointing, "log__every": 1}
+    plain = small_config(tmp_path, model, "plain", **settings, train__compile=False)
+    train(plain)
+    config = small_config(tmp_path, model, "compiled", **settings)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    train(config)
+    chosen = json.loads((Path(config.run_dir) / "environment.json").read_text())["chosen"]
+    assert chosen["compile"] == "on, 1 kind of layer" and chosen["attention"] != "sdpa"
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 2, "one on meta, one of six steps of two layers"
+    assert not counters["graph_break"]
+    for ours, theirs in zip(metrics_of(config), metrics_of(plain), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
+
+
 ADAPTERS = {"model__lora__rank": 4, "model__lora__use_dora": True, "model__lora__dropout": 0.1}
 
 
-@pytest.mark.parametrize("settings", [{}, ADAPTERS], ids=["all weights", "adapters"])
+EAGER = {"train__compile": False}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, ADAPTERS, EAGER, ADAPTERS | EAGER],
+    ids=["all weights", "adapters", "all weights, eager", "adapters, eager"],
+)
 def test_resumed_on_a_gpu_is_bitwise_the_same(tmp_path, tiny_model, settings):
     model = tiny_model("llama", tied=False)
     settings = settings | {"train__deterministic": True}
@@ -83,6 +112,7 @@ def test_resumed_on_a_gpu_is_bitwise_the_same(tmp_path, tiny_model, settings):
     train(whole)
     again = small_config(tmp_path, model, "again", **settings)
     again.resume = str(Path(whole.run_dir) / "checkpoints" / "step_00000003")
+    torch.compiler.reset()
     train(again)
     assert metrics_of(again) == metrics_of(whole)[3:]
     last = saved_state(Path(whole.run_dir) / "checkpoints" / "step_00000006")

@@ -122,7 +122,7 @@ def test_the_rehearsal_works_to_the_tables(tmp_path, monkeypatch):
     tuned = json.loads((tmp_path / "tune_fp32.json").read_text())["row_kernels"]
     fastest = min(found["ms"] for found in tuned if found["kernel"] == "row_pass")
     assert f"{fastest:.4f}" in next(line for line in lines if "| row_pass |" in line)
-    for name in ("loss_dense.json", "train_step_constant.json", "tune_bf16.json"):
+    for name in ("loss_dense.json", "train_step_bf16.json", "tune_bf16.json"):
         assert f"not measured ({name} is not there)" in text
     assert "liger-kernel: not measured" in text and text.startswith("Not measured on a GPU")
     assert str(tmp_path) not in text

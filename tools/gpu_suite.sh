@@ -2,7 +2,7 @@
 # All that needs a GPU, in three commands of under ten minutes each:
 #   1  is it correct, how fast is the loss, where does its time go      smoke correct loss profile
 #   2  a training step, ours and TRL's                                  step
-#   3  other sizes of blocks and buffers, prompt masks, constant packs  tune masks constant
+#   3  other sizes of blocks and buffers, prompt masks, bf16 logits     tune masks bf16
 #
 #   tools/gpu_suite.sh [OUT] [--command 1,2,3] [--parts smoke,loss,...] [--budget S]
 #                      [--rehearse | --full | --print]
@@ -33,7 +33,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 known="smoke correct loss profile profile_fp32 profile_bf16 step tune tune_fp32 tune_bf16 masks"
-known+=" constant"
+known+=" bf16"
 for name in ${parts//,/ }; do
     [[ " $known " == *" $name "* ]] || { echo "--parts $name: choose from $known" >&2; exit 2; }
 done
@@ -52,7 +52,7 @@ export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8}
 
 device=cuda large="16384 4096 128256" loss=(--shape 8192 1536 151936 --shape 16384 4096 128256)
 loss+=(--mask 0 --rounds 8) masks=(--mask 0.5 --rounds 8) interpret=()
-step=(--steps 6) tune=() constant=(--set data.pad_multiple=8192 --set train.loss_logits=bf16)
+step=(--steps 6) tune=() bf16=(--set train.loss_logits=bf16)
 case $mode in
     --full)
         budget=${budget:-2800} loss=(--full --mask 0) masks=(--full --mask 0.5)
@@ -62,8 +62,7 @@ case $mode in
         device=cpu large="256 64 1000" loss=(--shape 128 64 1000 --shape 256 64 1000)
         loss+=(--mask 0 --rounds 2) masks=(--shape 256 64 1000 --mask 0.5 --rounds 2)
         step=(--tiny --steps 3) tune=(--rounds 1) interpret=(env TRITON_INTERPRET=1)
-        constant=(--set data.pad_multiple=256 --set train.loss_logits=bf16)
-        constant+=(--set model.compute_dtype=bf16)
+        bf16+=(--set model.compute_dtype=bf16)
         ;;
 esac
 tuned=$large && [ "$mode" != --rehearse ] || tuned="2 16 300" # the interpreter is slow
@@ -95,8 +94,8 @@ command_3() {
     done
     part masks 130 python3 benchmarks/loss_kernels.py --device $device "${masks[@]}" \
         --only "bare,ours,naive,liger,cce" --out '$OUT/loss_masks.json'
-    part constant 200 python3 benchmarks/train_step.py --device $device "${step[@]}" --limit LIMIT \
-        --only "adaptive, compiled" "${constant[@]}" --out '$OUT/train_step_constant.json'
+    part bf16 200 python3 benchmarks/train_step.py --device $device "${step[@]}" --limit LIMIT \
+        --only "adaptive, compiled" "${bf16[@]}" --out '$OUT/train_step_bf16.json'
 }
 
 line() { # line SECONDS COMMAND...: as it is typed

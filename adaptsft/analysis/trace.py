@@ -6,7 +6,6 @@ same code, attention seam and checkpointing as in training; every storage is cou
 Assumed: full packs of one document each.
 """
 
-import dataclasses
 import importlib.util
 import weakref
 from typing import Any, NamedTuple
@@ -23,7 +22,8 @@ from adaptsft.config.schema import Config
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
-from adaptsft.model.build import compute_dtype, freeze, prepare_block
+from adaptsft.model.build import compute_dtype, freeze
+from adaptsft.model.compile import prepare_block
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
 from adaptsft.model.modules import blocks, final_norm_of, head_of
@@ -61,7 +61,7 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         groups = [Group.of(members, ranks) for members in _groups(model)]
         loss = loss_bytes(shape[0] * shape[1], head_of(model), settings, train, dtype, gpu)
         for block in blocks(model):
-            prepare_block(block, dataclasses.replace(train, compile=False))
+            prepare_block(block, train)
         kept, highest = _activations(model, shape, backend)
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     master = 2 if config.model.param_dtype == "bf16" else 4
@@ -101,7 +101,8 @@ def _activations(model: Any, shape: tuple[int, int], backend: str) -> tuple[int,
     repeated = backend == "varlen" and not attention.VARLEN_GROUPS_HEADS
     documents = Documents(
         ids.new_zeros(shape[0] + 1, dtype=torch.int32),
-        -1 if repeated else shape[1],
+        # no length at all tells `_attend` that keys are repeated
+        ids.new_empty(0 if repeated else shape[1], 0, dtype=torch.int32),
         (torch.zeros_like(ids),),
         torch.zeros_like(ids).flatten(),
     )
@@ -182,7 +183,7 @@ def _attend(
     """The seam of adaptsft.model.attention, with the same layouts, around `planned_attention`."""
     batch, heads, length, _ = query.shape
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    if kwargs["documents"].max_length < 0:  # varlen that groups no heads: keys are repeated
+    if not len(kwargs["documents"].longest):  # varlen that groups no heads: keys are repeated
         k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
     return planned_attention(q, k, v)[0].view(batch, length, heads, -1), None
 

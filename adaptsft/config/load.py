@@ -67,6 +67,8 @@ def check_choices(config: Config) -> None:
             f"{name}={value}: must be a finite number",
         )
         for chosen in value if isinstance(value, list) else [value]:
+            if isinstance(chosen, bool):
+                chosen = str(chosen).lower()
             require(
                 not choices or chosen in choices,
                 f"{name}={chosen}: must be one of {', '.join(choices)}"

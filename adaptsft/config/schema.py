@@ -347,7 +347,13 @@ class TrainConfig:
         ("none", "full", "per_op"),
         changeable=True,
     )
-    compile: bool = key(False, "torch.compile every block", changeable=True)
+    compile: bool | str = key(
+        "auto",
+        "torch.compile every decoder layer; auto: on CUDA with data.packing, where packs are then "
+        "padded to data.max_length, unless attention runs by sdpa or a layer cannot be traced",
+        ("auto", "true", "false"),
+        changeable=True,
+    )
     reduce_every_micro_batch: bool = key(
         False,
         "reduce gradients after every micro-batch: more communication, but no unsharded "

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class Batch:
 
     ids: Tensor  # int64 [B, L]
     positions: Tensor  # int64 [B, L], from 0 in each document
-    documents: Documents  # the padding at the end of a pack is a document of its own
+    documents: Documents  # the padding at the end of a pack makes documents of its own
     # int64 [n], ascending: flat index of the hidden state that predicts a target token
     target_idx: Tensor
     targets: Tensor  # int64 [n], that token
@@ -46,17 +46,35 @@ class Batch:
         return dataclasses.replace(self, documents=self.documents.to(device), **moved)
 
 
+# Tokens of a document of padding where packs have a constant shape: attention within one document
+# of all the padding would cost as much as within a document that is learned.
+PADDING_DOCUMENT = 128
+
+
+class ConstantShape(NamedTuple):
+    """The shape of batches whose layers are compiled once for each shape."""
+
+    rows: int  # at most
+    tokens: int
+
+    def rows_for(self, packs: int) -> int:
+        """A power of two, so that a last, smaller micro-batch has one of few shapes."""
+        return min(self.rows, 1 << (max(packs, 1) - 1).bit_length())
+
+
 def collate(
     packs: MicroBatch,
     data: TokenizedData,
     *,
     pad_id: int,
     pad_multiple: int = 1,
+    shape: ConstantShape | None = None,
     with_buckets: bool = True,
     reference: Callable[[int], np.ndarray] | None = None,
     weight_scale: float | None = None,
 ) -> Batch:
-    """The batch of these packs, each as long as the longest, rounded up to pad_multiple.
+    """The batch of these packs, each as long as the longest, rounded up to pad_multiple; or, if
+    given, of a constant shape.
 
     No packs give one of padding alone, so that a rank without work can still take part in the
     collectives; it has n = m = 0. `reference` gives what the base model makes of an example's
@@ -65,11 +83,13 @@ def collate(
     """
     tokens = [sum(int(data.lengths[i]) for i in pack) for pack in packs]
     length = -(-max(tokens, default=1) // pad_multiple) * pad_multiple
-    count = max(1, len(packs))
+    count, padding = max(1, len(packs)), length
+    if shape is not None:
+        count, length, padding = shape.rows_for(len(packs)), shape.tokens, PADDING_DOCUMENT
     ids = np.full(count * length, pad_id, dtype=np.int64)
     positions = np.empty(count * length, dtype=np.int64)
     bounds, target_idx, targets, target_tokens, sources = [0], [], [], [], []
-    for number, pack in enumerate(packs or [[]]):
+    for number, pack in enumerate([*packs, *([[]] * (count - len(packs)))]):
         place, end = number * length, (number + 1) * length
         for example in pack:
             tokens_of, mask = data.example(example)
@@ -83,8 +103,8 @@ def collate(
             place += len(tokens_of)
             bounds.append(place)
         if place < end:
-            positions[place:end] = np.arange(end - place)
-            bounds.append(end)
+            positions[place:end] = np.arange(end - place) % padding
+            bounds += [*range(place + padding, end, padding), end]
     examples = [example for pack in packs for example in pack]
     sequence_lengths = torch.tensor(target_tokens, dtype=torch.int64)
     sequence_source = torch.tensor(sources, dtype=torch.int64)
@@ -128,6 +148,7 @@ def eval_batches(
     packing: bool,
     pad_id: int,
     pad_multiple: int = 1,
+    shape: ConstantShape | None = None,
     with_buckets: bool = True,
     world_size: int = 1,
     rank: int = 0,
@@ -147,5 +168,6 @@ def eval_batches(
                 data,
                 pad_id=pad_id,
                 pad_multiple=pad_multiple,
+                shape=shape,
                 with_buckets=with_buckets,
             )

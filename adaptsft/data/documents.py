@@ -13,11 +13,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Documents(NamedTuple):
-    """flash and varlen read `cu_seqlens` and `max_length`; sdpa reads `buckets` and `inverse`."""
+    """flash and varlen read `cu_seqlens` and `longest`; sdpa reads `buckets` and `inverse`."""
 
     cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B * L tokens concatenated
-    # for flash and varlen: at least the tokens of the longest document, see `padded_length`
-    max_length: int
+    # int32 [max_length, 0]: no elements, but its shape holds the `max_length` that flash and varlen
+    # are given. A compiled layer takes a size as an input; an int would be a constant of its code
+    longest: Tensor
     # int64 [documents, length] each: token indices of documents of similar length, padded at the
     # end
     buckets: tuple[Tensor, ...]
@@ -29,13 +30,14 @@ class Documents(NamedTuple):
         length, rounded up to a power of two: few calls, little padding."""
         empty = torch.empty(0, dtype=torch.int64)
         buckets, inverse = _buckets(cu_seqlens) if with_buckets else ((), empty)
-        longest = padded_length(int(cu_seqlens.diff().max()))
+        longest = cu_seqlens.new_empty(padded_length(int(cu_seqlens.diff().max())), 0)
         return cls(cu_seqlens, longest, buckets, inverse)
 
     def to(self, device: torch.device) -> "Documents":
         buckets = tuple(to_device(bucket, device) for bucket in self.buckets)
         cu_seqlens, inverse = (to_device(t, device) for t in (self.cu_seqlens, self.inverse))
-        return Documents(cu_seqlens, self.max_length, buckets, inverse)
+        longest = torch.empty_like(self.longest, device=device)
+        return Documents(cu_seqlens, longest, buckets, inverse)
 
 
 def padded_length(longest: int) -> int:
@@ -43,8 +45,7 @@ def padded_length(longest: int) -> int:
     the next power of two, at least 128, the rows of their smallest tile.
 
     Their grid has a block for every tile that a document of `max_length` would have, so that the
-    length of a whole pack starts many blocks that find nothing to do. Powers of two are few:
-    compiled layers see few different numbers.
+    length of a whole pack starts many blocks that find nothing to do.
     """
     return max(128, 1 << (longest - 1).bit_length())
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from adaptsft.config.schema import Config
-from adaptsft.data.collator import Batch, collate, eval_batches
+from adaptsft.data.collator import Batch, ConstantShape, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import rank, world_size
@@ -18,7 +18,8 @@ class BatchLoader:
 
     It has no state: the sampler is a pure function of the step. `with_buckets` is whether attention
     is SDPA, which reads documents in buckets of similar length. `reference`, if given, maps an
-    example to what the base model makes of its target tokens (BaseTokens.of). A context manager.
+    example to what the base model makes of its target tokens (BaseTokens.of). `compiled`: packs are
+    padded to data.max_length, so that compiled layers see one shape. A context manager.
     """
 
     def __init__(
@@ -29,9 +30,14 @@ class BatchLoader:
         with_buckets: bool,
         device: torch.device,
         reference: Callable[[int], np.ndarray] | None = None,
+        compiled: bool = False,
     ):
         self.data, self.config, self.pad_id, self.device = data, config, pad_id, device
         self.with_buckets, self.reference = with_buckets, reference
+        settings, rows = config.data, config.train.micro_batch_size
+        multiple = settings.pad_multiple
+        longest = -(-settings.max_length // multiple) * multiple
+        self.shape = ConstantShape(rows, longest) if compiled and settings.packing else None
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[list[Batch]]] = {}
 
@@ -52,6 +58,16 @@ class BatchLoader:
         """The first micro-batch of the first step that the data holds."""
         return self.load(self.data.sampler.first)[0]
 
+    def padding(self) -> float:
+        """Share of the tokens of this rank's first step that is padding, where packs have a
+        constant shape."""
+        assert self.shape is not None
+        sampler, shape = self.data.sampler, self.shape
+        micro_batches = sampler.micro_batches(sampler.first, rank())
+        examples = [i for packs in micro_batches for pack in packs for i in pack]
+        computed = sum(shape.rows_for(len(packs)) * shape.tokens for packs in micro_batches)
+        return 1.0 - float(sampler.data.lengths[examples].sum()) / computed
+
     def load(self, step: int) -> list[Batch]:
         """The micro-batches of a step, prepared now."""
         sampler = self.data.sampler
@@ -61,6 +77,7 @@ class BatchLoader:
                 sampler.data,
                 pad_id=self.pad_id,
                 pad_multiple=self.config.data.pad_multiple,
+                shape=self.shape,
                 with_buckets=self.with_buckets,
                 reference=self.reference,
                 weight_scale=sampler.weight_scale(step) if sampler.data.is_weighted else None,
@@ -79,6 +96,7 @@ class BatchLoader:
             packing=settings.packing,
             pad_id=self.pad_id,
             pad_multiple=settings.pad_multiple,
+            shape=self.shape,
             with_buckets=self.with_buckets,
             world_size=world_size(),
             rank=rank(),

@@ -40,7 +40,7 @@ def _flash(
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
-    cu, longest = documents.cu_seqlens, documents.max_length
+    cu, longest = documents.cu_seqlens, documents.longest.shape[0]
     left = -1 if window is None else window - 1
     options = {
         "dropout_p": dropout,
@@ -51,7 +51,9 @@ def _flash(
         # torch's own kernels look there themselves
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-    return flash_attn_varlen_func(query, key, value, cu, cu, longest, longest, **options)
+    # torch.compile refuses an autograd function that is given one tensor twice
+    again = cu.view_as(cu)
+    return flash_attn_varlen_func(query, key, value, cu, again, longest, longest, **options)
 
 
 def _varlen(
@@ -64,7 +66,7 @@ def _varlen(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    cu, longest = documents.cu_seqlens, documents.max_length
+    cu, longest = documents.cu_seqlens, documents.longest.shape[0]
     groups = query.shape[1] // key.shape[1]
     left = -1 if window is None else window - 1
     options: dict[str, Any] = {"scale": scale, "window_size": (left, 0)}

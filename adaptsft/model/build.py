@@ -1,26 +1,20 @@
 """From a Hugging Face model to one that this loop trains: built on meta, sharded, filled from
 safetensors slice by slice. No rank ever holds the whole model."""
 
-import functools
 import re
 import types
-from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
 from transformers import PreTrainedModel
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention, lora
+from adaptsft.model.compile import choose_compilation, compiler, prepare_block
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
@@ -30,9 +24,6 @@ from adaptsft.model.pretrained import Pretrained
 from adaptsft.model.supported import named_errors, refuse_unsupported
 from adaptsft.statistics.base_model import model_fingerprint
 
-# operators whose results train.activation_checkpointing=per_op keeps
-MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
-
 
 def build_model(
     config: ModelConfig,
@@ -41,9 +32,11 @@ def build_model(
     mesh: DeviceMesh,
     device: torch.device,
     seed: int = 0,
+    packing: bool = True,
 ) -> ShardedModel:
     """The sharded model with its pretrained weights (in model.param_dtype, compute in
-    model.compute_dtype), and with new adapters by `seed` where model.lora asks for them.
+    model.compute_dtype), and with new adapters by `seed` where model.lora asks for them. `packing`
+    is data.packing, on which train.compile=auto depends.
 
     Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
@@ -52,11 +45,6 @@ def build_model(
     backend = raise_on_all_ranks(
         lambda: attention.choose(config.attention, device, dtype, text_config)
     )
-    if train.compile and train.activation_checkpointing != "none" and backend == "sdpa":
-        raise ConfigError(
-            "train.compile=true has no effect beside train.activation_checkpointing where "
-            "attention runs by sdpa: turn one off"
-        )
 
     def on_meta() -> PreTrainedModel:
         with torch.device("meta"):
@@ -72,9 +60,13 @@ def build_model(
         stored = lora.with_base_names(stored, model)
     set_dtypes(model, config, dtype)
     freeze(model, config.freeze)
+    compilation = raise_on_all_ranks(
+        lambda: choose_compilation(model, train, backend, device, packing)
+    )
     for block in blocks(model):
-        prepare_block(block, train)
+        prepare_block(block, train, compiler(compilation, train))
     model.attention_backend, model.compute_dtype = backend, dtype
+    model.compilation = compilation
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     tied = head_of(model).weight is embedding_of(model).weight
@@ -129,22 +121,3 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("model.freeze: every parameter is frozen, nothing is left to train")
-
-
-def prepare_block(block: nn.Module, train: TrainConfig) -> None:
-    """Activation checkpointing, then compilation, of the forward alone: FSDP's hooks stay outside
-    and parameter names as they are."""
-    if train.activation_checkpointing != "none":
-        kwargs: dict[str, Any] = {"use_reentrant": False}
-        if train.activation_checkpointing == "per_op":
-            kwargs["context_fn"] = functools.partial(
-                create_selective_checkpoint_contexts, _keep_matrix_products
-            )
-        block.forward = functools.partial(checkpoint, block.forward, **kwargs)
-    if train.compile:
-        block.forward = torch.compile(block.forward)
-
-
-def _keep_matrix_products(context, op, *args, **kwargs) -> CheckpointPolicy:
-    kept = any(part in str(op) for part in MATRIX_PRODUCTS)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

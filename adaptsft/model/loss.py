@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
 from adaptsft.errors import ConfigError
+from adaptsft.model.compile import mark_dynamic
 from adaptsft.model.modules import head_of
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.loss import loss_of_hidden
@@ -83,10 +84,12 @@ def token_loss(
     )
 
 
-def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+def _inputs(model: Any, batch: Batch) -> dict[str, Any]:
     inputs = {"input_ids": batch.ids, "use_cache": False}
     if model.attention_backend == "eager":  # nothing that a model may not know
         return inputs
+    if model.compilation.on:
+        mark_dynamic(batch.documents)
     return inputs | {"position_ids": batch.positions, "documents": batch.documents}
 
 

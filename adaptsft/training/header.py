@@ -1,6 +1,7 @@
 """What a run prints before its first step."""
 
 from adaptsft.config.schema import Config
+from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import print0, world_size
@@ -10,8 +11,12 @@ from adaptsft.model.lora import adapted_layers
 from adaptsft.training.setup import Run
 from adaptsft_kernels import describe_implementation
 
+WASTEFUL = 0.25  # share of padding that compiled layers hardly make up for
 
-def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnEnd) -> None:
+
+def log_run_header(
+    run: Run, model: ShardedModel, data: TrainingData, loader: BatchLoader, end: TurnEnd
+) -> None:
     """Print on rank 0 what is about to run."""
     config, dtype = run.config, compute_dtype(run.config.model, run.device)
     if run.checkpoint is not None:
@@ -26,6 +31,7 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnE
         f"{frozen}, {str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
         f"attention by {model.attention_backend}"
     )
+    print0(f"train.compile: {model.compilation}{_padding(loader)}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
         layers = sum(1 for _ in adapted_layers(model))
@@ -53,6 +59,15 @@ def log_run_header(run: Run, model: ShardedModel, data: TrainingData, end: TurnE
         )
     if end.warning:
         print0(f"warning: {end.warning}")
+
+
+def _padding(loader: BatchLoader) -> str:
+    """What a constant shape of the packs costs: the end of a line, or nothing."""
+    if loader.shape is None:
+        return ""
+    share = loader.padding()
+    text = f"; packs of {loader.shape.tokens:,} tokens, {share:.0%} padding in the first step"
+    return text + ("; lower data.max_length, or train.compile=false" if share > WASTEFUL else "")
 
 
 def _paper_settings(config: Config) -> list[str]:

@@ -30,6 +30,7 @@ from adaptsft.files import replacing
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
+from adaptsft.training.compile_time import CompileTime
 from adaptsft.training.flops import flops_per_token, peak_flops
 from adaptsft.training.setup import Run
 from adaptsft.training.trackers.base import BARS
@@ -69,12 +70,15 @@ class Metrics:
         self.trackers = raise_on_all_ranks(
             lambda: Trackers(self.config, first) if rank() == 0 else None
         )
+        self.compile_time = CompileTime()
         self.clock = self.started = time.perf_counter()
 
     def __enter__(self) -> "Metrics":
+        self.compile_time.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.compile_time.__exit__()
         with suppress(OSError):  # a full disk has been reported where the line was written
             if self.file is not None:
                 self.file.close()
@@ -109,8 +113,10 @@ class Metrics:
         """Time in here (evaluating, saving) is not counted as training."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        self.clock += self.compile_time.take()
         began = time.perf_counter()
         yield
+        self.compile_time.take()
         self.clock += time.perf_counter() - began
 
     def flush(self) -> list[dict[str, Any]]:
@@ -125,6 +131,7 @@ class Metrics:
         last = int(self.on_host[-1]["step"])
         check_same_state(last, np.nan_to_num(values).tobytes())  # a NaN has many bit patterns
         now = time.perf_counter()
+        self.clock += self.compile_time.take()
         seconds, self.clock = (now - self.clock) / len(values), now
         both = zip(values, self.on_host, strict=True)
         lines = [self._decode(vector, known, seconds) for vector, known in both]
@@ -255,7 +262,8 @@ class Metrics:
 
     def _progress_line(self, line: dict[str, Any]) -> str:
         step, steps, speed = line["step"], self.data.steps, line["tokens_per_second_per_rank"]
-        left = (time.perf_counter() - self.started) / (step - self.first) * (steps - step)
+        passed = time.perf_counter() - self.started - self.compile_time.seconds
+        left = passed / (step - self.first) * (steps - step)
         parts = [f"step {step}/{steps} {100 * step / steps:3.0f}% ETA {_duration(left)}"]
         parts += [f"loss {line['loss']:.4f}", f"nll {line['nll']:.4f}", f"p {line['mean_p']:.3f}"]
         if "alpha" in self.uses:

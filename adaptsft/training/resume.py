@@ -55,7 +55,8 @@ def resume_or_prepare(
         first = rank0_first(lambda: check_position(found, data))
         checkpoint.load(found, model, optimizer, objective.tensors())
     skipped = data.train.skipped + (data.held_out.skipped if data.held_out else [])
-    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first, skipped)):
+    chosen = {"attention": model.attention_backend, "compile": str(model.compilation)}
+    if held := raise_on_all_ranks(lambda: lock_run_dir(run.config, first, chosen, skipped)):
         run.enter(held)
     return first
 
@@ -82,7 +83,9 @@ def check_position(found: Path, data: TrainingData) -> int:
     return numbers["step"]
 
 
-def lock_run_dir(config: Config, first: int, skipped: list[str]) -> TextIO | None:
+def lock_run_dir(
+    config: Config, first: int, chosen: dict[str, str], skipped: list[str]
+) -> TextIO | None:
     """On rank 0, lock the run folder and write into it what is run, now that all is in order.
 
     Checkpoints of later steps, there if the run continues from an earlier one, are deleted: they
@@ -94,7 +97,7 @@ def lock_run_dir(config: Config, first: int, skipped: list[str]) -> TextIO | Non
     try:
         run.mkdir(parents=True, exist_ok=True)
         held = lock(run)
-        write_what_is_run(config, skipped)
+        write_what_is_run(config, chosen, skipped)
         for later in checkpoint.complete_checkpoints(run / "checkpoints"):
             if int(later.name.removeprefix("step_")) > first:
                 print0(f"deleting {later}: this run continues from step {first}")

@@ -28,9 +28,9 @@ def check_writable(run: Path) -> None:
         raise ConfigError(f"run_dir={run}: {parent} is not a folder that can be written to")
 
 
-def write_what_is_run(config: Config, skipped: list[str]) -> None:
-    """config.yaml, environment.json, the user's own code and, where records were left out,
-    skipped_records.txt."""
+def write_what_is_run(config: Config, chosen: dict[str, str], skipped: list[str]) -> None:
+    """config.yaml, environment.json with what was `chosen` for auto, the user's own code and, where
+    records were left out, skipped_records.txt."""
     run = Path(config.run_dir)
     _write_code(config, run)
     if skipped:
@@ -38,7 +38,8 @@ def write_what_is_run(config: Config, skipped: list[str]) -> None:
             partial.write_text("".join(f"{line}\n" for line in skipped))
     with replacing(run / "config.yaml") as partial:
         save_config(config, partial)
-    (run / "environment.json").write_text(json.dumps(environment(), indent=1))
+    found = environment() | {"chosen": chosen}
+    (run / "environment.json").write_text(json.dumps(found, indent=1))
 
 
 def _code_of(config: Config) -> dict[str, bytes]:

@@ -164,6 +164,7 @@ def test_a_saved_configuration_of_the_release_before_is_that_of_today(tmp_path):
     (tmp_path / "config.yaml").write_text(SAVED)
     saved = read_config(tmp_path / "config.yaml")
     assert (saved.train.loss_reduction, saved.model.param_dtype) == ("micro_batch", "fp32")
+    assert saved.train.compile is False, "it was a boolean then, and may be one still"
     (tmp_path / "config.yaml").write_text(SAVED.replace("base_logp: ''", "base_logp: p.st"))
     with pytest.raises(ConfigError, match=r"base_logp=p\.st: this key is gone"):
         read_config(tmp_path / "config.yaml")

@@ -47,6 +47,7 @@ BASE = ["run_dir=r", "model.path=m", "data.path=d.jsonl"]
             ],
             ["0.9", "0.1"],
         ),
+        (["train.compile=ture"], ["train.compile=ture", "auto, true, false", "did you mean true?"]),
         (["train.lr_schedule=cosin"], ["train.lr_schedule=cosin", "did you mean cosine?"]),
         (["train.betas=[0.9]"], ["train.betas"]),
         (["train.global_batch_size=0"], ["train.global_batch_size=0", "at least 1"]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adaptsft.config.schema import DataConfig, SourceConfig
-from adaptsft.data.collator import collate, eval_batches
+from adaptsft.data.collator import PADDING_DOCUMENT, ConstantShape, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.model.tiny import bpe_tokenizer
 from adaptsft.objectives.reference import Reference
@@ -122,6 +122,29 @@ def test_tokens_carry_their_source(tmp_path):
     batch = collate([[1, 0]], data, pad_id=PAD)
     assert batch.sequence_source.tolist() == [1, 0]
     assert batch.source.tolist() == [1, 1, 1, 0, 0, 0]  # y, z and the end of the turn
+
+
+def test_batches_of_a_constant_shape_hold_the_same_targets(data):
+    """Rows are a power of two, or all; the padding at the end of one is cut into documents that
+    attention makes little of."""
+    shape = ConstantShape(rows=6, tokens=512)
+    assert [shape.rows_for(packs) for packs in range(7)] == [1, 1, 2, 4, 4, 6, 6]
+    for packs in ([[4, 1], [2], [0]], [[4]], []):
+        batch = collate(packs, data, pad_id=PAD, shape=shape)
+        plain = collate(packs, data, pad_id=PAD)
+        rows = shape.rows_for(len(packs))
+        assert batch.ids.shape == batch.positions.shape == (rows, 512)
+        bounds = batch.documents.cu_seqlens
+        assert bounds[0] == 0 and bounds[-1] == rows * 512
+        for name in ("targets", "source", "sequence", "sequence_lengths"):
+            assert torch.equal(getattr(batch, name), getattr(plain, name))
+        assert torch.equal(batch.ids.flatten()[batch.target_idx + 1], batch.targets)
+        examples = [example for pack in packs for example in pack]
+        longest = [int(data.lengths[example]) for example in examples]
+        assert int(bounds.diff().max()) <= max([PADDING_DOCUMENT, *longest])
+        for begin, end in itertools.pairwise(bounds.tolist()):
+            expected = torch.arange(end - begin)
+            assert torch.equal(batch.positions.flatten()[begin:end], expected)
 
 
 def test_a_batch_without_packs(data):

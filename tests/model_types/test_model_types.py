@@ -3,11 +3,15 @@
 import copy
 
 import pytest
+import torch
 
-from adaptsft.config.schema import ModelConfig
+from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.distributed.ranks import process_group
 from adaptsft.errors import ConfigError
+from adaptsft.model import compile
 from adaptsft.model.__main__ import describe_models
+from adaptsft.model.attention import HF_ATTENTION_NAMES
+from adaptsft.model.language import causal_lm
 from adaptsft.model.supported import MODES, check_verified, is_exact, verified
 from adaptsft.model.tiny import ARCHITECTURES
 from tests.conftest import REPO
@@ -38,6 +42,23 @@ def test_a_type_is_what_the_table_says(name, tmp_path):
 @pytest.mark.nightly
 def test_every_type_is_what_the_table_says():
     assert not differences(verified()["variants"], found([], compiled=True))
+
+
+@pytest.mark.nightly
+def test_layers_of_all_types_that_train_packed_are_traced_as_a_whole_but_those_of_the_guide(
+    monkeypatch,
+):
+    monkeypatch.setattr(compile, "has_triton", lambda: True)
+    rows = {name: row for name, row in verified()["variants"].items() if is_exact(row, "packed")}
+    off = set()
+    for name, row in rows.items():
+        with torch.device("meta"):
+            config = config_of(*variants()[name])
+            model = causal_lm(config, HF_ATTENTION_NAMES["varlen"], torch.float32, False)
+        gpu = torch.device("cuda")
+        if not compile.choose_compilation(model, TrainConfig(), "varlen", gpu, True).on:
+            off.add(row["model_type"])
+    assert len(rows) > 100 and off == {"gpt2", "gpt-sw3", "gemma3n_text"}
 
 
 def test_the_table_holds_what_is_promised():

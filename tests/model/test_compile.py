@@ -1,0 +1,216 @@
+"""Layers are compiled once, whatever the documents of a batch are, and nothing else changes."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from adaptsft.config.load import read_config
+from adaptsft.config.schema import ModelConfig, TrainConfig
+from adaptsft.data.collator import Batch
+from adaptsft.distributed.ranks import device_mesh
+from adaptsft.errors import ConfigError
+from adaptsft.model import compile
+from adaptsft.model.attention import HF_ATTENTION_NAMES
+from adaptsft.model.build import build_model
+from adaptsft.model.check import batch_of
+from adaptsft.model.fsdp import evaluating
+from adaptsft.model.language import causal_lm
+from adaptsft.model.pretrained import load_pretrained
+from adaptsft.objectives.build import NLL
+from adaptsft.train import train
+from tests.model import document_kernels
+from tests.model.batches import packed_batch
+from tests.model.random_models import OWN_CODE, write_model_with_code
+from tests.runs import PROCESSES, metrics_of, saved_state, small_config
+
+# one shape; the longest is rounded up to 128 in the first and to 256 in the others
+PACKS = ([[100, 90, 10]], [[150, 50]], [[1, 1, 3, 195]])
+CHECKPOINTING = ("none", "full", "per_op")
+
+
+def built(folder: Path, device: torch.device, packing: bool = True, **train: Any) -> Any:
+    config = ModelConfig(path=str(folder))
+    pretrained, mesh = load_pretrained(config), device_mesh(device, 1)
+    return build_model(config, TrainConfig(**train), pretrained, mesh, device, 0, packing)
+
+
+def trained(model: Any, batch: Batch) -> list[torch.Tensor]:
+    """The loss of a batch and its gradients."""
+    model.zero_grad()
+    loss, _, _ = model.token_loss(batch, NLL, None, 1.0)
+    loss.backward()
+    gradients = [parameter.grad.to_local() for parameter in model.parameters()]
+    return [loss.detach(), *gradients]
+
+
+def packs(vocabulary: int) -> list[Batch]:
+    """As the loader makes them for flash and varlen: without buckets."""
+    found = []
+    for lengths in PACKS:
+        batch = packed_batch(lengths, vocabulary)
+        empty = torch.empty(0, dtype=torch.int64)
+        documents = batch.documents._replace(buckets=(), inverse=empty)
+        found.append(dataclasses.replace(batch, documents=documents))
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+@pytest.mark.parametrize("backend", ["varlen", "flash"])
+def test_packs_of_any_documents_are_one_graph(
+    tiny_model, device, monkeypatch, backend, checkpointing
+):
+    document_kernels.use(backend, monkeypatch, "aot_eager")
+    folder, settings = tiny_model("llama", tied=False), {"activation_checkpointing": checkpointing}
+    plain, model = (built(folder, device, **settings, compile=on) for on in (False, True))
+    assert model.compilation.on and model.compilation.whole and not plain.compilation.on
+    torch._dynamo.utils.counters.clear()
+    for batch in packs(model.config.vocab_size):
+        expected, runs = trained(plain, batch), []
+        for one in (plain, model):
+            document_kernels.calls.clear()
+            found = trained(one, batch)
+            runs.append(dict(document_kernels.calls))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        # recomputed by full alone, compiled or not
+        forwards = 4 if checkpointing == "full" else 2
+        assert runs == [{"forward": forwards, "backward": 2}] * 2
+        assert document_kernels.graphs() == 1, "of two layers, in one step and the next"
+
+
+def test_layers_of_two_kinds_and_evaluation_have_graphs_of_their_own(
+    tiny_model, device, monkeypatch
+):
+    document_kernels.use("varlen", monkeypatch, "eager")
+    model = built(tiny_model("gemma3", tied=True, layers=3), device, compile=True)
+    torch._dynamo.utils.counters.clear()
+    batches = packs(model.config.vocab_size)
+    for expected in (2, 4, 4):  # every other layer has a window
+        for batch in batches:
+            if expected == 2:
+                trained(model, batch)
+            else:
+                with torch.no_grad(), evaluating(model):
+                    model.token_loss(batch, NLL, None, 1.0)
+        assert document_kernels.graphs() == expected
+
+
+@pytest.mark.parametrize(
+    "checkpointing", ["none", *(pytest.param(m, marks=pytest.mark.slow) for m in CHECKPOINTING[1:])]
+)
+def test_padded_batches_of_any_size_are_one_graph(tiny_model, device, monkeypatch, checkpointing):
+    document_kernels.use("eager", monkeypatch, "eager")
+    settings = {"activation_checkpointing": checkpointing, "packing": False}
+    folder = tiny_model("llama", tied=False, layers=1)
+    plain, model = (built(folder, device, **settings, compile=on) for on in (False, True))
+    assert model.compilation.dynamic
+    for lengths in ([9, 7], [30, 5, 2], [6, 5, 4, 3], [3, 3]):
+        batch = batch_of([[torch.arange(3, 3 + length)] for length in lengths], False)
+        for ours, theirs in zip(trained(model, batch), trained(plain, batch), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert document_kernels.graphs() == 1, "that for a single example is another"
+
+
+def test_more_graphs_than_can_be_are_an_error_not_a_silent_eager(tiny_model, device, monkeypatch):
+    document_kernels.use("varlen", monkeypatch, "eager")
+    monkeypatch.setattr(compile, "GRAPHS", 1)
+    limit = torch._dynamo.config.recompile_limit
+    try:
+        model = built(tiny_model("llama", tied=False, layers=1), device, compile=True)
+        trained(model, packed_batch([[16]], model.config.vocab_size))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            trained(model, packed_batch([[24]], model.config.vocab_size))
+    finally:
+        torch._dynamo.config.recompile_limit = limit
+
+
+BREAKING = OWN_CODE.replace(
+    "        batch, length, _", "        torch._dynamo.graph_break()\n        batch, length, _"
+).replace("import torch.nn.functional as F", "import torch\nimport torch.nn.functional as F")
+
+
+def chosen(
+    folder: Path, backend: str = "varlen", device: str = "cuda", packing: bool = True, **train: Any
+) -> compile.Compilation:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    with torch.device("meta"):
+        model = causal_lm(config, HF_ATTENTION_NAMES[backend], torch.float32, True)
+    settings = TrainConfig(**train)
+    return compile.choose_compilation(model, settings, backend, torch.device(device), packing)
+
+
+def test_auto_never_fails_and_says_why_it_is_off(tiny_model, tmp_path, monkeypatch):
+    llama = tiny_model("llama", tied=False)
+    broken = write_model_with_code(tmp_path / "own", BREAKING)
+    assert "Triton" in str(chosen(llama))
+    monkeypatch.setattr(compile, "has_triton", lambda: True)
+    for checkpointing in CHECKPOINTING:
+        assert str(chosen(llama, activation_checkpointing=checkpointing)) == "on, 1 kind of layer"
+        off = chosen(llama, "sdpa", activation_checkpointing=checkpointing)
+        assert "sdpa" in str(off) and not off.on
+    assert str(chosen(llama, device="cpu")) == "off (auto, on cpu)"
+    assert "data.packing=false" in str(chosen(llama, "eager", packing=False))
+    assert str(chosen(llama, compile=False)) == "off (train.compile=false)"
+    off = chosen(broken)
+    assert not off.on and "graph_break" in off.reason
+    windows = tiny_model("gemma3", tied=True, layers=3)
+    assert str(chosen(windows, compile=True)) == "on, 2 kinds of layer"
+    monkeypatch.setattr(compile, "KINDS", 1)
+    assert str(chosen(windows)).startswith("off (auto, with 2 kinds")
+    assert str(chosen(broken, "sdpa", compile=True)) == "on"
+    with pytest.raises(ConfigError, match=r"OwnForCausalLM .*graph_break.*train\.compile=false"):
+        chosen(broken, compile="true")
+    with pytest.raises(ConfigError, match="has no effect beside"):
+        chosen(llama, "sdpa", compile=True, activation_checkpointing="full")
+
+
+def killed_run(config: Any, calls: int) -> None:
+    from tests import runs
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        document_kernels.use("varlen", monkeypatch)
+        runs._run(config, calls)
+
+
+def test_killed_and_resumed_a_compiled_run_is_bitwise_the_uninterrupted_one(
+    tmp_path, tiny_model, monkeypatch, capsys
+):
+    model = tiny_model("llama", tied=False, layers=1)
+    settings = {"objective__name": "nll_then_killed", "train__max_steps": 4, "log__every": 1}
+    whole, killed = (
+        small_config(tmp_path, model, name, **settings, train__compile=True)
+        for name in ("whole", "killed")
+    )
+    document_kernels.use("varlen", monkeypatch)
+    result = train(whole)
+    printed = capsys.readouterr().err
+    assert "train.compile: on, 1 kind of layer; packs of 128 tokens, " in printed
+    seconds = float(printed.split("compiled in ")[1].split()[0])
+    first = json.loads((Path(whole.run_dir) / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["seconds"] < seconds, "compiling is not counted as training"
+
+    process = PROCESSES.Process(target=killed_run, args=(killed, 9))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -9 and not (Path(killed.run_dir) / "final").exists()
+    torch.compiler.reset()
+    train(killed)
+    assert metrics_of(killed) == metrics_of(whole)
+    last = saved_state(Path(whole.run_dir) / "checkpoints" / "step_00000004")
+    for name, tensor in saved_state(Path(killed.run_dir) / "checkpoints" / "step_00000004").items():
+        assert torch.equal(tensor, last[name]), name
+
+    capsys.readouterr()
+    eager = small_config(tmp_path, model, "eager", **settings)
+    plain = train(eager)
+    assert "train.compile: off (auto, on cpu)\n" in capsys.readouterr().err
+    environment = json.loads((Path(eager.run_dir) / "environment.json").read_text())
+    assert environment["chosen"]["compile"] == "off (auto, on cpu)"
+    assert read_config(Path(eager.run_dir) / "config.yaml").train.compile == "auto"
+    assert result["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert result["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
