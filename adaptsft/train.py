@@ -48,10 +48,10 @@ from adaptsft.training.normalizer import LossNormalizer
 from adaptsft.training.objective import base_statistics, base_tokens, configured_objective
 from adaptsft.training.optim import (
     build_optimizer,
+    clipped,
     guarded_step,
     learning_rate,
     progress_at,
-    scale_and_clip,
 )
 from adaptsft.training.profile import Profile
 from adaptsft.training.resume import resume_or_prepare
@@ -120,13 +120,13 @@ def train(config: Config) -> dict[str, Any]:
             statistics = objective.statistics
             run.stopper.write_request(statistics.stop)
             objective.all_reduce()
-            grad_norm = scale_and_clip(
-                model, normalizer.correction(statistics, objective.state), config.train.clip_norm
-            )
+            correction = normalizer.correction(statistics, objective.state)
+            grad_norm, divisor = clipped(model, correction, config.train.clip_norm)
             # a step whose loss or gradient is not finite is skipped, on the device
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, data.steps, config.train)
-            guarded_step(optimizer, lr, skip)  # times objective.lr_scale, by a hook of its own
+            # the learning rate times objective.lr_scale, by a hook of its own
+            guarded_step(optimizer, lr, skip, divisor)
             metrics.record(step, objective, grad_norm, skip, lr, micro_batches)
 
             # the controller moves the objective: to where the run will be in the next step
