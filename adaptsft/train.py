@@ -35,6 +35,7 @@ from adaptsft.errors import UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
+from adaptsft.model.fsdp import before_micro_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.model.supported import check_verified
 from adaptsft.training.cadence import due_after
@@ -108,9 +109,7 @@ def train(config: Config) -> dict[str, Any]:
             micro_batches = loader.step(step)
             normalizer.start_step(step, data)
             for batch in micro_batches:
-                model.set_requires_gradient_sync(
-                    batch is micro_batches[-1] or config.train.reduce_every_micro_batch
-                )
+                before_micro_batch(model, config.train, last=batch is micro_batches[-1])
                 loss, tokens, kept = model.token_loss(
                     batch, objective.function, objective.state, normalizer.scale
                 )

@@ -73,6 +73,7 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         frozen=dtype.itemsize if adapted else master,
         accumulates=micro_batches > 1,
         reduces=train.reduce_every_micro_batch,
+        reshards=train.reshard != "never",
         kept=kept,
         highest=highest,
         loss=loss,

@@ -348,6 +348,15 @@ class TrainConfig:
         changeable=True,
     )
     compile: bool = key(False, "torch.compile every block", changeable=True)
+    reshard: str = key(
+        "auto",
+        "FSDP2: a block's gathered weights (compute dtype) are freed after each forward and "
+        "backward, or kept from the first forward of a step to its last backward, which saves "
+        "gathering or casting them again. auto: never where the estimate of adaptsft.plan fits the "
+        "GPU, else always; on CPU always",
+        ("auto", "always", "never"),
+        changeable=True,
+    )
     reduce_every_micro_batch: bool = key(
         False,
         "reduce gradients after every micro-batch: more communication, but no unsharded "
