@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from adaptsft.analysis.fit import resolve_auto
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.data.loader import BatchLoader
@@ -72,6 +73,7 @@ def train(config: Config) -> dict[str, Any]:
         check_verified(config.model, pretrained.config, config.data.packing)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
+        resolve_auto(config, pretrained.config, data, run.device)
         check_fits_model(config, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(

@@ -140,9 +140,8 @@ def measured(
 
 
 def planned(config: Config, number: int, micro_batches: int) -> dict[str, int]:
-    memory, _, _ = trace(
-        config, AutoConfig.from_pretrained(config.model.path), False, number, micro_batches
-    )
+    model_config = AutoConfig.from_pretrained(config.model.path)
+    memory = trace(config, model_config, False, number, micro_batches).memory
     return {
         name: getattr(memory, name)
         for name in ("parameters", "gradients", "moments", "kept", "peak")

@@ -309,10 +309,11 @@ class TrainConfig:
     global_batch_size: int = key(
         32, "examples per optimizer step, over all ranks and micro-batches"
     )
-    micro_batch_size: int = key(
-        1,
+    micro_batch_size: int | str = key(
+        "auto",
         "packs (or padded examples) per rank in one forward; changes memory and speed, not what "
-        "is learned",
+        "is learned. auto: as many as the estimate of adaptsft.plan fits the GPU, a power of two, "
+        "of 32,768 tokens at most; on CPU 1",
         changeable=True,
     )
     loss_reduction: str = key(
@@ -538,6 +539,12 @@ def get(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return config
+
+
+def packs_at_once(train: TrainConfig) -> int:
+    """train.micro_batch_size, where auto is resolved (adaptsft.analysis.fit)."""
+    assert isinstance(train.micro_batch_size, int), "auto is to be resolved before"
+    return train.micro_batch_size
 
 
 def type_name(declared: dataclasses.Field) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.collator import Batch, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
@@ -74,7 +74,7 @@ class BatchLoader:
         settings = self.config.data
         batches = eval_batches(
             data,
-            micro_batch_size=self.config.train.micro_batch_size,
+            micro_batch_size=packs_at_once(self.config.train),
             max_length=settings.max_length,
             packing=settings.packing,
             pad_id=self.pad_id,
