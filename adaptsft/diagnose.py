@@ -118,6 +118,7 @@ def diagnose(options: Options, config: Config) -> str:
     # one forward of each example repays neither; there are no steps: data may be smaller than one
     train = dataclasses.replace(
         config.train,
+        micro_batch_size=1 if (size := config.train.micro_batch_size) == "auto" else size,
         compile=False,
         activation_checkpointing="none",
         max_steps=config.train.max_steps or 1,

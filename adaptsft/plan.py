@@ -44,17 +44,15 @@ import torch
 from transformers import AutoConfig
 
 from adaptsft.analysis.advice import advice
+from adaptsft.analysis.fit import GIB, USABLE, choose, with_choice
 from adaptsft.analysis.trace import trace
 from adaptsft.config.resolve import load_config
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
 from adaptsft.model.pretrained import check_not_quantized, load_tokenizer, text_config_of
 from adaptsft.model.supported import check_verified
-
-GIB = 2**30
-USABLE = 0.9  # share of a GPU's memory that tensors may take
 
 
 def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[str], bool]:
@@ -62,9 +60,14 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     model_config, tokenizer = load_configs(config)
     check_verified(config.model, model_config, config.data.packing)
     gpu = config.train.device != "cpu"
-    lines, count = micro_batches(config, gpus, tokenizer)
-    memory, parameters, trained = trace(config, model_config, gpu, gpus, count)
+    lines, packs = steps_of(config, gpus, tokenizer)
+    size_known = gpu_memory * GIB if gpu and gpu_memory else 0
+    choice = choose(config, model_config, gpus, size_known, packs)
+    config = with_choice(config, choice)
     train, masters = config.train, config.model.param_dtype
+    count = -(-packs // (gpus * packs_at_once(train)))
+    lines += [f"micro-batches: up to {count} per rank and step", *choice.lines]
+    memory, parameters, trained, _ = trace(config, model_config, gpu, gpus, count)
     apart = memory.frozen_parameters if config.model.lora.rank else 0
     shape = (
         f"{train.micro_batch_size} x {config.data.max_length:,} tokens, "
@@ -77,7 +80,7 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
         (f"AdamW moments, {masters}", memory.moments, "exact"),
         (f"gradients, {masters}", memory.gradients, "exact; sharded, in the optimizer step"),
         (accumulated, memory.accumulated, f"formula; while {count} micro-batches accumulate"),
-        ("parameters gathered for use", memory.gathered, "formula"),
+        ("parameters gathered for use", memory.gathered, f"formula; reshard {train.reshard}"),
         ("activations kept", memory.kept, f"traced; {shape}"),
         ("activations, backward pass", memory.highest, "traced; with what is recomputed"),
         ("loss: logits and gradients", memory.loss, "formula; if every token is a target"),
@@ -124,9 +127,9 @@ def load_configs(config: Config) -> tuple[Any, Any]:
     return model_config, tokenizer
 
 
-def micro_batches(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str], int]:
-    """(lines about data and steps, micro-batches of a step). Tokenises the data if it is not in the
-    cache; without data it guesses."""
+def steps_of(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str], int]:
+    """(lines about data and steps, packs of the largest step). Tokenises the data if it is not in
+    the cache; without data it guesses."""
     train = config.train
     try:
         if tokenizer is None:
@@ -142,19 +145,17 @@ def micro_batches(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str],
         sampler = BatchSampler(data, config, gpus, shard)
         steps = train.max_steps or sampler.steps(train.epochs)
     except UserError as error:
-        guess = -(-train.global_batch_size // (gpus * train.micro_batch_size))
+        guess = train.global_batch_size
         return [
             f"steps: unknown, the data cannot be opened: {error}",
-            f"assumed: {guess} micro-batches per step (no packing)",
+            f"assumed: {guess} packs per step (no packing)",
         ], guess
     sample = range(min(steps, 50, sampler.end))
-    most = max(len(sampler.micro_batches(step, 0)) for step in sample)
     tokens = sum(sampler.tokens(step) for step in sample) / len(sample)
     return [
         f"steps: {steps:,} of {train.global_batch_size:,} examples, {sampler.extent(steps)}",
-        f"tokens: about {tokens:,.0f} per step and {tokens * steps:,.0f} in all; "
-        f"up to {most} micro-batches per rank and step",
-    ], most
+        f"tokens: about {tokens:,.0f} per step and {tokens * steps:,.0f} in all",
+    ], sampler.most_packs(steps)
 
 
 def main(arguments: list[str]) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from adaptsft.analysis.fit import resolve_auto
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config
 from adaptsft.data.loader import BatchLoader
@@ -35,6 +36,7 @@ from adaptsft.errors import UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
+from adaptsft.model.fsdp import before_micro_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
 from adaptsft.model.supported import check_verified
 from adaptsft.training.cadence import due_after
@@ -48,10 +50,10 @@ from adaptsft.training.normalizer import LossNormalizer
 from adaptsft.training.objective import base_statistics, base_tokens, configured_objective
 from adaptsft.training.optim import (
     build_optimizer,
+    clipped,
     guarded_step,
     learning_rate,
     progress_at,
-    scale_and_clip,
 )
 from adaptsft.training.profile import Profile
 from adaptsft.training.resume import resume_or_prepare
@@ -71,6 +73,7 @@ def train(config: Config) -> dict[str, Any]:
         check_verified(config.model, pretrained.config, config.data.packing)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
+        resolve_auto(config, pretrained.config, data, run.device)
         check_fits_model(config, pretrained, data.train, data.held_out)
         tasks = prepare_tasks(config, pretrained.tokenizer)
         model = build_model(
@@ -116,9 +119,7 @@ def train(config: Config) -> dict[str, Any]:
             micro_batches = loader.step(step)
             normalizer.start_step(step, data)
             for batch in micro_batches:
-                model.set_requires_gradient_sync(
-                    batch is micro_batches[-1] or config.train.reduce_every_micro_batch
-                )
+                before_micro_batch(model, config.train, last=batch is micro_batches[-1])
                 loss, tokens, kept = model.token_loss(
                     batch, objective.function, objective.state, normalizer.scale
                 )
@@ -128,13 +129,13 @@ def train(config: Config) -> dict[str, Any]:
             statistics = objective.statistics
             run.stopper.write_request(statistics.stop)
             objective.all_reduce()
-            grad_norm = scale_and_clip(
-                model, normalizer.correction(statistics, objective.state), config.train.clip_norm
-            )
+            correction = normalizer.correction(statistics, objective.state)
+            grad_norm, divisor = clipped(model, correction, config.train.clip_norm)
             # a step whose loss or gradient is not finite is skipped, on the device
             skip = 1.0 - (grad_norm + statistics.column("loss").sum()).isfinite().float()
             lr = learning_rate(step, data.steps, config.train)
-            guarded_step(optimizer, lr, skip)  # times objective.lr_scale, by a hook of its own
+            # the learning rate times objective.lr_scale, by a hook of its own
+            guarded_step(optimizer, lr, skip, divisor)
             metrics.record(step, objective, grad_norm, skip, lr, micro_batches)
 
             # the controller moves the objective: to where the run will be in the next step

@@ -1,6 +1,7 @@
 """What only a GPU can show: attention kernels agree, a step does not wait for the device, layers
 are compiled once, and a run resumes bitwise, compiled (the default here) and not."""
 
+import gc
 import json
 import warnings
 from collections import Counter
@@ -8,13 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
+from adaptsft.analysis import fit
+from adaptsft.analysis.trace import trace
 from adaptsft.data.documents import Documents
+from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
+from adaptsft.model.build import build_model
+from adaptsft.model.fsdp import before_micro_batch
+from adaptsft.model.pretrained import load_pretrained
+from adaptsft.objectives.build import NLL
 from adaptsft.statistics.step import LOGIT_RANGE, histogram_quantile
 from adaptsft.train import train
+from adaptsft.training.optim import build_optimizer, clipped, guarded_step
+from tests.model.batches import packed_batch
 from tests.runs import metrics_of, saved_state, small_config
 
 pytestmark = pytest.mark.gpu
@@ -92,6 +102,61 @@ def test_layers_are_compiled_once_and_learn_what_eager_ones_do(tmp_path, tiny_mo
     for ours, theirs in zip(metrics_of(config), metrics_of(plain), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
+
+
+@pytest.mark.parametrize("reshard", ["always", "never"])
+def test_a_step_takes_the_memory_that_is_planned(tmp_path, tiny_model, reshard):
+    """Of two micro-batches of 8,192 tokens, in a model of 100 M parameters."""
+    model = tiny_model("llama", hidden=1024, layers=8, heads=16)
+    shape = {"data__max_length": 2048, "train__micro_batch_size": 4, "train__compile": False}
+    config = small_config(tmp_path, model, train__reshard=reshard, **shape)
+    gc.collect()
+    torch.cuda.empty_cache()
+    with process_group("cuda") as device:
+        before = torch.cuda.memory_allocated()
+        pretrained = load_pretrained(config.model)
+        built = build_model(config.model, config.train, pretrained, device_mesh(device, 1), device)
+        optimizer = build_optimizer(built, config.train)
+        batch = packed_batch([[2048]] * 4, pretrained.config.vocab_size).to(device)
+        for _ in range(2):  # the first one makes AdamW's moments
+            torch.cuda.reset_peak_memory_stats()
+            for last in (False, True):
+                before_micro_batch(built, config.train, last)
+                loss, _, _ = built.token_loss(batch, NLL, None, 1.0)
+                loss.backward()
+            _, divisor = clipped(built, torch.ones((), device=device), 1.0)
+            guarded_step(optimizer, 1e-3, torch.zeros((), device=device), divisor)
+        used = torch.cuda.max_memory_allocated() - before
+    planned = trace(config, AutoConfig.from_pretrained(model), True, 1, 2).memory.peak
+    assert 0.85 * planned < used < 1.05 * planned, f"{used / planned:.3f} of the estimate"
+
+
+def test_what_auto_becomes_fits(tmp_path, tiny_model, monkeypatch):
+    """Into a GPU of 4 GiB, as far as it knows."""
+    monkeypatch.setattr(fit, "memory_of", lambda _: 4 * fit.GIB)
+    model = tiny_model("llama", hidden=1024, layers=8, heads=16)
+    auto = {"train__micro_batch_size": "auto", "train__reshard": "auto"}
+    config = small_config(
+        tmp_path, model, **auto, train__global_batch_size=256, data__packing=False
+    )
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    train(config)
+    used = torch.cuda.max_memory_allocated() - before
+    assert config.train.micro_batch_size > 1 and used < 1.05 * fit.USABLE * 4 * fit.GIB
+
+
+def test_blocks_that_stay_whole_change_no_bit(tmp_path, tiny_model):
+    model, deterministic = tiny_model("llama", tied=False), {"train__deterministic": True}
+    for reshard in ("always", "never"):
+        train(small_config(tmp_path, model, reshard, train__reshard=reshard, **deterministic))
+    always, never = (
+        saved_state(tmp_path / name / "checkpoints" / "step_00000006")
+        for name in ("always", "never")
+    )
+    assert all(torch.equal(tensor, never[name]) for name, tensor in always.items())
 
 
 ADAPTERS = {"model__lora__rank": 4, "model__lora__use_dora": True, "model__lora__dropout": 0.1}

@@ -23,7 +23,7 @@ from adaptsft.analysis.trace import trace
 from adaptsft.config.schema import Config
 from adaptsft.distributed.ranks import device_mesh
 from adaptsft.model.build import build_model
-from adaptsft.model.fsdp import fsdp_modules
+from adaptsft.model.fsdp import before_micro_batch, fsdp_modules
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.plan import main
@@ -98,9 +98,7 @@ def measured(
 
         def step() -> None:
             for micro_batch in range(micro_batches):
-                model.set_requires_gradient_sync(
-                    config.train.reduce_every_micro_batch or micro_batch + 1 == micro_batches
-                )
+                before_micro_batch(model, config.train, micro_batch + 1 == micro_batches)
                 loss, _, _ = model.token_loss(batch, NLL, None, 1.0)
                 loss.backward()
                 del loss
@@ -142,9 +140,8 @@ def measured(
 
 
 def planned(config: Config, number: int, micro_batches: int) -> dict[str, int]:
-    memory, _, _ = trace(
-        config, AutoConfig.from_pretrained(config.model.path), False, number, micro_batches
-    )
+    model_config = AutoConfig.from_pretrained(config.model.path)
+    memory = trace(config, model_config, False, number, micro_batches).memory
     return {
         name: getattr(memory, name)
         for name in ("parameters", "gradients", "moments", "kept", "peak")
@@ -194,6 +191,18 @@ def test_the_plan_is_what_a_step_takes(tmp_path, tiny_model, case, checkpointing
         assert plan[name] == real[name], name
     for name in ("kept", "peak"):
         assert plan[name] == pytest.approx(real[name], rel=TOLERANCE[name]), name
+
+
+def test_blocks_that_stay_whole_take_what_is_planned(tmp_path, tiny_model):
+    model, found = tiny_model("qwen3", hidden=128, layers=4), []
+    small = {"data__max_length": 16, "train__loss_chunk": 16, "train__device": "cpu"}
+    for policy in ("always", "never"):
+        config = small_config(tmp_path, model, train__reshard=policy, **small)
+        real, plan = measured(config, 4, 3, [[16]])["peak"], planned(config, 4, 3)["peak"]
+        assert plan == pytest.approx(real, rel=TOLERANCE["peak"]), policy
+        found.append((real, plan))
+    real, plan = (never - always for always, never in zip(*found, strict=True))
+    assert real > 0 and plan == pytest.approx(real, rel=TOLERANCE["peak"])
 
 
 def test_short_documents_take_little_more_or_less_than_the_full_rows_that_are_assumed(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from adaptsft.analysis.trace import trace
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, packs_at_once
 
 # train.activation_checkpointing: the settings that keep less than this one
 STRONGER = {"none": ("per_op", "full"), "per_op": ("full",), "full": ()}
@@ -18,8 +18,10 @@ def advice(
     micro-batches of a step."""
     train = config.train
     changes: list[tuple[dict[str, Any], int]] = []  # settings of train, micro-batches of a step
-    if train.micro_batch_size > 1:
-        changes.append(({"micro_batch_size": 1}, count * train.micro_batch_size))
+    if train.reshard == "never":
+        changes.append(({"reshard": "always"}, count))
+    if (size := packs_at_once(train)) > 1:
+        changes.append(({"micro_batch_size": 1}, count * size))
     for mode in STRONGER[train.activation_checkpointing]:
         changes.append(({"activation_checkpointing": mode}, count))
     if train.loss_chunk == 0 or train.loss_chunk > 1024:

@@ -54,6 +54,7 @@ class Memory:
     frozen: int  # and of the others
     accumulates: bool  # several micro-batches
     reduces: bool  # the gradients of each of them at once
+    reshards: bool  # the blocks, after every forward and backward
     kept: int  # activations at the end of the forward pass
     highest: int  # and at their highest in the backward pass
     loss: int  # pieces of logits, and the gradients of hidden states and head
@@ -78,14 +79,28 @@ class Memory:
     @property
     def gathered(self) -> int:
         """Top and rest stay whole from forward to backward (reshard_after_forward=False; FSDP2
-        never reshards the root's group). Of the blocks one is whole; on several ranks the buffers
-        of the all-gathers of the next and of the previous one overlap with it."""
+        never reshards the root's group). Of the blocks one is whole, or with train.reshard=never
+        all; on several ranks the buffers of the all-gathers of the next and of the previous one
+        overlap with them."""
+        return self._whole + self._buffers
+
+    @property
+    def _whole(self) -> int:
         top, rest = self.groups[-2:]
-        return self.element * (top.numel + rest.numel) + self._block * (3 if self.ranks > 1 else 1)
+        blocks = self._block if self.reshards else self._blocks
+        return self.element * (top.numel + rest.numel) + blocks
 
     @property
     def _block(self) -> int:
         return self.element * max(group.numel for group in self.groups[:-2])
+
+    @property
+    def _blocks(self) -> int:
+        return self.element * sum(group.numel for group in self.groups[:-2])
+
+    @property
+    def _buffers(self) -> int:
+        return 2 * self._block if self.ranks > 1 else 0
 
     @property
     def accumulated(self) -> int:
@@ -111,23 +126,32 @@ class Memory:
         # in the last micro-batch, accumulated gradients turn into sharded ones group by group:
         # counted whole until all blocks are reduced
         before = base + self.accumulated
-        forward = before + self.gathered + self.kept
         block = max(self.groups[:-2], key=lambda group: group.numel)
-        # once the forward pass is over, the buffer of its last all-gather is left; in the backward
-        # pass that of the next block
-        after = forward - self._block * (2 if several else 1)
-        whole = self.element * rest.numel
-        backward = before + whole + self._block * (2 if several else 1) + self.highest
-        backward += 0 if self.reduces else self.master * top.local_trained
-        end = base + self.gradients + whole + self.reduction(rest)
+        # once the forward pass is over, the buffer of the last all-gather is left, that of top; in
+        # the backward pass that of the next block
+        buffers = {"blocks": self._buffers, "top": self.element * top.numel * several}
+        if not self.reshards:  # the first micro-batch has them, the others accumulated gradients
+            buffers = {name: max(size - self.accumulated, 0) for name, size in buffers.items()}
+        whole, prefetched = self._whole - self._freed, self._freed * several
+        backward = whole - self.element * top.numel + self._freed + prefetched
+        backward += self.reduction(block) + (0 if self.reduces else self.master * top.local_trained)
+        if not self.reshards and self.accumulates:
+            # before the last micro-batch nothing is reduced, or freed
+            backward = max(backward, whole + self.element * block.trained)
+        end = base + self.gradients + self.element * rest.numel + self.reduction(rest)
         return {
-            "in the forward pass": forward,
-            "in the loss": after + self.loss,
-            "reducing the head": after + self.reduction(top),
-            "in the backward pass": backward + self.reduction(block),
+            "in the forward pass": before + self._whole + buffers["blocks"] + self.kept,
+            "in the loss": before + whole + buffers["top"] + self.kept + self.loss,
+            "reducing the head": before + whole + prefetched + self.kept + self.reduction(top),
+            "in the backward pass": before + backward + self.highest,
             "at the end of the backward pass": end,
             "in the optimizer step": base + self.gradients,
         }
+
+    @property
+    def _freed(self) -> int:
+        """Of the last block, once its forward is over."""
+        return self._block if self.reshards else 0
 
     @property
     def peak(self) -> int:

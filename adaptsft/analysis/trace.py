@@ -6,8 +6,10 @@ same code, attention seam and checkpointing as in training; every storage is cou
 Assumed: full packs of one document each.
 """
 
+import copy
 import importlib.util
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
 from adaptsft.analysis.memory import Group, Memory, loss_bytes
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
@@ -34,6 +36,7 @@ class Traced(NamedTuple):
     memory: Memory  # of a rank
     parameters: int  # of the model
     trained: int  # those that are not frozen
+    loss: Callable[[int], int]  # Memory.loss by train.micro_batch_size
 
 
 def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches: int) -> Traced:
@@ -43,9 +46,10 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         raise ConfigError(f"train.replicas={train.replicas} does not divide --gpus {gpus}")
     ranks = gpus // train.replicas
     dtype = compute_dtype(config.model, torch.device("cuda" if gpu else "cpu"))
+    model_config = copy.deepcopy(model_config)  # a model that is built writes into it
     settings = model_config.get_text_config()
     backend = _attention(config, settings, gpu, dtype)
-    shape = (train.micro_batch_size, config.data.max_length)
+    shape = (packs_at_once(train), config.data.max_length)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         own = backend in ("sdpa", "eager")
@@ -59,11 +63,15 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         _leave_meta(model, dtype)
         freeze(model, config.model.freeze)
         groups = [Group.of(members, ranks) for members in _groups(model)]
-        loss = loss_bytes(shape[0] * shape[1], head_of(model), settings, train, dtype, gpu)
+        head = head_of(model)
         for block in blocks(model):
             prepare_block(block, train)
         kept, highest = _activations(model, shape, backend)
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+
+    def loss(size: int) -> int:
+        return loss_bytes(size * config.data.max_length, head, settings, train, dtype, gpu)
+
     master = 2 if config.model.param_dtype == "bf16" else 4
     memory = Memory(
         groups=groups,
@@ -73,12 +81,13 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         frozen=dtype.itemsize if adapted else master,
         accumulates=micro_batches > 1,
         reduces=train.reduce_every_micro_batch,
+        reshards=train.reshard != "never",
         kept=kept,
         highest=highest,
-        loss=loss,
+        loss=loss(shape[0]),
     )
     parameters = sum(numel for numel, _ in sizes)
-    return Traced(memory, parameters, sum(numel for numel, trained in sizes if trained))
+    return Traced(memory, parameters, sum(n for n, trained in sizes if trained), loss)
 
 
 def _leave_meta(model: nn.Module, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adaptsft.config.adapters import check_adapters
 from adaptsft.config.load import check_choices, parse_arguments
-from adaptsft.config.schema import LOSS_ON, Config, LoraConfig, TrainConfig, get
+from adaptsft.config.schema import LOSS_ON, Config, LoraConfig, TrainConfig, get, packs_at_once
 from adaptsft.config.unread import unread
 from adaptsft.controllers.build import (
     acts_through,
@@ -22,7 +22,6 @@ from adaptsft.objectives.build import build_objective, unread_by_objective
 POSITIVE = (
     "train.hang_timeout",
     "train.global_batch_size",
-    "train.micro_batch_size",
     "train.replicas",
     "train.max_nonfinite_steps",
     "data.max_length",
@@ -193,7 +192,11 @@ def _numbers(config: Config) -> None:
 
 
 def _train(config: Config) -> None:
-    train = config.train
+    train, size = config.train, config.train.micro_batch_size
+    require(
+        size == "auto" or (isinstance(size, int) and size >= 1),
+        f"train.micro_batch_size={size}: must be auto, or a whole number of at least 1",
+    )
     require(train.eps > 0, f"train.eps={train.eps}: must be above 0")
     require(
         train.lr_schedule != "constant" or config.controller.name != "lr",
@@ -289,7 +292,12 @@ def _loss_reduction(config: Config) -> None:
         "objective.unit_mass=false",
     )
     require(
-        train.global_batch_size % train.micro_batch_size == 0,
+        train.micro_batch_size != "auto",
+        f"{start}: train.micro_batch_size is part of what is learned, and auto depends on the GPU: "
+        "set a number, such as train.micro_batch_size=4",
+    )
+    require(
+        train.global_batch_size % packs_at_once(train) == 0,
         f"{start}: train.global_batch_size={train.global_batch_size} is no multiple of "
         f"train.micro_batch_size={train.micro_batch_size}, and the examples of a smaller "
         "micro-batch would weigh more; choose sizes that divide",

@@ -309,10 +309,11 @@ class TrainConfig:
     global_batch_size: int = key(
         32, "examples per optimizer step, over all ranks and micro-batches"
     )
-    micro_batch_size: int = key(
-        1,
+    micro_batch_size: int | str = key(
+        "auto",
         "packs (or padded examples) per rank in one forward; changes memory and speed, not what "
-        "is learned",
+        "is learned. auto: as many as the estimate of adaptsft.plan fits the GPU, a power of two, "
+        "of 32,768 tokens at most; on CPU 1",
         changeable=True,
     )
     loss_reduction: str = key(
@@ -352,6 +353,15 @@ class TrainConfig:
         "torch.compile every decoder layer; auto: on CUDA with data.packing, where packs are then "
         "padded to data.max_length, unless attention runs by sdpa or a layer cannot be traced",
         ("auto", "true", "false"),
+        changeable=True,
+    )
+    reshard: str = key(
+        "auto",
+        "FSDP2: a block's gathered weights (compute dtype) are freed after each forward and "
+        "backward, or kept from the first forward of a step to its last backward, which saves "
+        "gathering or casting them again. auto: never where the estimate of adaptsft.plan fits the "
+        "GPU, else always; on CPU always",
+        ("auto", "always", "never"),
         changeable=True,
     )
     reduce_every_micro_batch: bool = key(
@@ -535,6 +545,12 @@ def get(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return config
+
+
+def packs_at_once(train: TrainConfig) -> int:
+    """train.micro_batch_size, where auto is resolved (adaptsft.analysis.fit)."""
+    assert isinstance(train.micro_batch_size, int), "auto is to be resolved before"
+    return train.micro_batch_size
 
 
 def type_name(declared: dataclasses.Field) -> str:

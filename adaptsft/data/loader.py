@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.collator import Batch, ConstantShape, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
@@ -34,7 +34,7 @@ class BatchLoader:
     ):
         self.data, self.config, self.pad_id, self.device = data, config, pad_id, device
         self.with_buckets, self.reference = with_buckets, reference
-        settings, rows = config.data, config.train.micro_batch_size
+        settings, rows = config.data, packs_at_once(config.train)
         multiple = settings.pad_multiple
         longest = -(-settings.max_length // multiple) * multiple
         self.shape = ConstantShape(rows, longest) if compiled and settings.packing else None
@@ -91,7 +91,7 @@ class BatchLoader:
         settings = self.config.data
         batches = eval_batches(
             data,
-            micro_batch_size=self.config.train.micro_batch_size,
+            micro_batch_size=packs_at_once(self.config.train),
             max_length=settings.max_length,
             packing=settings.packing,
             pad_id=self.pad_id,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.packing import MicroBatch, Pack, assign_to_ranks, pack_examples
 from adaptsft.data.shards import Shard
 from adaptsft.data.tokenized import TokenizedData
@@ -37,15 +37,15 @@ class BatchSampler:
         """Raises ConfigError where an epoch would have no example of a source."""
         self.data, self.seed, self.world_size, self.shard = data, config.seed, world_size, shard
         self.global_batch_size = config.train.global_batch_size
-        self.micro_batch_size = config.train.micro_batch_size
+        self.train = config.train
         self.capacity = config.data.max_length if config.data.packing else 0
         self.as_drawn = config.train.loss_reduction == "micro_batch"
-        if self.as_drawn and self.global_batch_size % (world_size * self.micro_batch_size):
+        if self.as_drawn and self.global_batch_size % (world_size * packs_at_once(self.train)):
             raise ConfigError(
                 "train.loss_reduction=micro_batch: train.global_batch_size="
                 f"{self.global_batch_size} is no multiple of {world_size} ranks x "
-                f"train.micro_batch_size={self.micro_batch_size}, and the examples of a smaller "
-                "micro-batch would weigh more; choose sizes that divide"
+                f"train.micro_batch_size={packs_at_once(self.train)}, and the examples of a "
+                "smaller micro-batch would weigh more; choose sizes that divide"
             )
         self.sources = []  # (examples, whole copies, examples of the partial copy) of each source
         for number, (name, weight) in enumerate(zip(data.names, data.weights, strict=True)):
@@ -107,6 +107,14 @@ class BatchSampler:
         """The packs of a step over all ranks; without data.packing one example each."""
         return pack_examples(self.examples(step), self.data.lengths, self.capacity)
 
+    def most_packs(self, steps: int) -> int:
+        """Packs of the largest step, over all ranks: those of the first 50, and a tenth for the
+        others. Of a stream, whose next shards are not known, one per example."""
+        if self.shard is not None or self.capacity == 0:
+            return self.global_batch_size
+        found = max(len(self.packs(step)) for step in range(min(steps, 50)))
+        return min(found + -(-found // 10), self.global_batch_size)
+
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """What the rank computes in a step. Every rank has the same number of micro-batches.
 
@@ -114,7 +122,7 @@ class BatchSampler:
         which examples share one: the ranks take the examples in turn, as drawn, like torch's
         DistributedSampler. By length, short examples would weigh more.
         """
-        size = self.micro_batch_size
+        size = packs_at_once(self.train)
         if self.as_drawn:
             packs = [[int(example)] for example in self.examples(step)[rank :: self.world_size]]
             return [packs[i : i + size] for i in range(0, len(packs), size)]

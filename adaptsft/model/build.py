@@ -70,7 +70,7 @@ def build_model(
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     tied = head_of(model).weight is embedding_of(model).weight
-    shard_model(model, mesh, dtype)
+    shard_model(model, mesh, dtype, reshard=train.reshard != "never")
     register_fsdp_forward_method(model, "token_loss")
     model.to_empty(device=device)
     with named_errors(model, "the initialisation of its buffers"):

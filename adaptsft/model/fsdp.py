@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
+from adaptsft.config.schema import TrainConfig
 from adaptsft.errors import ConfigError
 from adaptsft.model.modules import blocks, class_name, embedding_of, final_norm_of, head_of
 
@@ -19,9 +20,12 @@ from adaptsft.model.modules import blocks, class_name, embedding_of, final_norm_
 ShardedModel = Any
 
 
-def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def shard_model(
+    model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype, reshard: bool
+) -> None:
     """One FSDP2 group per decoder layer, one for the final norm and the head (with the embedding
-    where they are tied), one for the rest. Compute is in `dtype`.
+    where they are tied), one for the rest. Compute is in `dtype`. `reshard`: layers are freed after
+    their forward, and gathered again for backward.
 
     Gradients are summed, not averaged: the loss is already divided by the tokens of the whole step.
     A divide factor of 1 alone would use PREMUL_SUM, which gloo lacks and NCCL gets wrong in bf16
@@ -31,7 +35,7 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) ->
     cast_to = None if dtypes == {torch.float32} else dtype
     policy = MixedPrecisionPolicy(param_dtype=cast_to, reduce_dtype=torch.float32)
     for block in blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     head, embedding, norm = head_of(model), embedding_of(model), final_norm_of(model)
     if norm is not None:
         # the head's own forward is never called: its group is unsharded by the forward of the norm
@@ -50,6 +54,16 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) ->
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def before_micro_batch(model: ShardedModel, train: TrainConfig, last: bool) -> None:
+    """What its backward does with gradients and gathered weights; `last`: of the step.
+
+    After the last one everything is resharded, whatever train.reshard: clipping and the optimizer
+    see sharded weights and gradients.
+    """
+    model.set_requires_gradient_sync(last or train.reduce_every_micro_batch)
+    model.set_reshard_after_backward(last or train.reshard != "never")
 
 
 def reshard(model: nn.Module) -> None:

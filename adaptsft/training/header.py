@@ -1,6 +1,6 @@
 """What a run prints before its first step."""
 
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
@@ -75,7 +75,7 @@ def _paper_settings(config: Config) -> list[str]:
     train, lines = config.train, []
     if train.loss_reduction == "micro_batch":
         tokens = "kept tokens" if config.objective.normalizer == "kept" else "target tokens"
-        count = train.global_batch_size // (world_size() * train.micro_batch_size)
+        count = train.global_batch_size // (world_size() * packs_at_once(train))
         lines.append(
             "train.loss_reduction=micro_batch: each micro-batch is averaged over its own "
             f"{tokens}, and the gradients of {count} per rank are summed"

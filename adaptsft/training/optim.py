@@ -57,9 +57,11 @@ def _warmup_steps(steps: int, config: TrainConfig) -> int:
 
 
 @torch.no_grad()
-def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
-    """Multiply all gradients by `scale` (0-d) and clip their norm to `max_norm` (0: never). Returns
-    the norm before clipping, 0-d fp32."""
+def clipped(model: nn.Module, scale: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
+    """(the norm of all gradients times `scale` (0-d), before clipping; what `guarded_step` is to
+    divide them by, so that they are scaled and their norm is clipped to `max_norm` (0: never)), 0-d
+    fp32 both. The gradients stay as they are: a pass over all of them less.
+    """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     # what torch.nn.utils.get_total_norm does, except that it would round the norm of bf16 gradients
     # to three digits
@@ -67,20 +69,23 @@ def scale_and_clip(model: nn.Module, scale: Tensor, max_norm: float) -> Tensor:
         torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32))
     )
     norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale
-    factor = scale * (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm > 0 else scale
-    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
-    return norm
+    excess = ((norm + 1e-6) / max_norm).clamp(min=1.0) if max_norm > 0 else 1.0
+    return norm, excess / scale
 
 
-def guarded_step(optimizer: torch.optim.AdamW, lr: float, skip: Tensor) -> None:
-    """Take the optimizer step at `lr`, unless `skip` is 1. (0-d, 0. or 1., the same on all ranks):
-    then weights and moments stay bitwise as they were.
+def guarded_step(
+    optimizer: torch.optim.AdamW, lr: float, skip: Tensor, divisor: Tensor | None = None
+) -> None:
+    """Take the optimizer step at `lr` with the gradients over `divisor` (0-d fp32), unless `skip`
+    is 1. (0-d, 0. or 1.): then weights and moments stay bitwise as they were. Both are the same on
+    all ranks.
 
-    The fused kernel reads the flag on the device, from the attribute that torch.amp.GradScaler sets
-    for the same purpose.
+    The fused kernel reads them on the device, from the attributes that torch.amp.GradScaler sets
+    for the same purpose, and divides in fp32, also gradients in bf16.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.found_inf = skip  # type: ignore[attr-defined]
+    optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()

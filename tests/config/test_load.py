@@ -138,12 +138,13 @@ def test_keys_of_the_release_before_are_accepted_with_a_message(
     tmp_path, capsys, old, value, new, in_file
 ):
     warn.cache_clear()
-    arguments = [*BASE, "data.packing=false", f"{old}={value}"]
+    same = [*BASE, "data.packing=false", "train.micro_batch_size=1"]
+    arguments = [*same, f"{old}={value}"]
     if in_file:
         group, key = old.split(".")
         (tmp_path / "old.yaml").write_text(f"{group}: {{{key}: {value}}}\n")
         arguments[-1] = str(tmp_path / "old.yaml")
-    assert load_config(arguments) == load_config([*BASE, "data.packing=false", new])
+    assert load_config(arguments) == load_config([*same, new])
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning == f"warning: {arguments[-1]}: {old}={value} is called {new} now"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptsft.config.schema import TrainConfig
-from adaptsft.training.optim import build_optimizer, learning_rate
+from adaptsft.training.optim import build_optimizer, clipped, guarded_step, learning_rate
 
 STEPS = 100
 
@@ -54,3 +54,53 @@ def test_weight_decay_spares_vectors_and_frozen_parameters_are_left_out():
     assert decay == {
         id(p): 0.5 if p.ndim == 2 else 0.0 for p in model.parameters() if p.requires_grad
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("scale", "max_norm"), [(1.0, 0.5), (1.6, 0.5), (1.6, 0.0), (1.0, 1e6)])
+def test_scaled_and_clipped_within_adamw_is_as_before_it(dtype, scale, max_norm):
+    """Against clip_grad_norm_ and the plain AdamW on the scaled gradients in fp64; to the bit where
+    nothing is to be done."""
+    generator = torch.Generator().manual_seed(0)
+    shapes, settings = [(7, 5), (11,)], {"lr": 0.1, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    start = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    exact = [torch.nn.Parameter(tensor.double()) for tensor in start]
+    ours = torch.nn.ParameterList([tensor.clone() for tensor in start])
+    plain = torch.nn.ParameterList([tensor.clone() for tensor in start])
+    by_the_book = torch.optim.AdamW(exact, foreach=False, **settings)
+    fused, undivided = (torch.optim.AdamW(m, fused=True, **settings) for m in (ours, plain))
+    for _ in range(3):
+        gradients = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        for parameter, same, alike, gradient in zip(exact, ours, plain, gradients, strict=True):
+            parameter.grad, same.grad = gradient.double() * scale, gradient.clone()
+            alike.grad = gradient.clone()
+        expected = torch.nn.utils.clip_grad_norm_(exact, max_norm or math.inf)
+        by_the_book.step()
+        norm, divisor = clipped(ours, torch.tensor(scale), max_norm)
+        assert float(norm) == pytest.approx(float(expected), rel=1e-5)
+        guarded_step(fused, 0.1, torch.zeros(()), divisor)
+        guarded_step(undivided, 0.1, torch.zeros(()))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2  # moments and weights are rounded to it
+    for parameter, same, alike in zip(exact, ours, plain, strict=True):
+        # AdamW divides a constant factor out of the weights' step: the moments show it
+        for key in ("exp_avg", "exp_avg_sq"):
+            found, expected = fused.state[same][key], by_the_book.state[parameter][key]
+            torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance / 9)
+            untouched = torch.equal(found, undivided.state[alike][key])
+            assert untouched == (scale == 1 and max_norm > 1)
+        torch.testing.assert_close(same.double(), parameter, rtol=tolerance, atol=tolerance)
+
+
+def test_a_step_that_is_skipped_leaves_weights_and_moments_whatever_the_gradients():
+    module = torch.nn.Linear(3, 4)
+    optimizer = build_optimizer(module, TrainConfig())
+    states = []
+    for value, skip in ((1.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        _, divisor = clipped(module, torch.ones(()), 1.0)
+        guarded_step(optimizer, 0.1, torch.tensor(skip), divisor)
+        moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        states.append([tensor.clone() for tensor in [*module.parameters(), *moments]])
+    for later in states[1:]:
+        assert all(map(torch.equal, states[0], later))

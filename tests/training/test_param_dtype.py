@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from adaptsft.plan import main as plan_main
 from adaptsft.train import train
-from adaptsft.training.optim import guarded_step, scale_and_clip
+from adaptsft.training.optim import clipped, guarded_step
 from tests.runs import metrics_of, saved_state, small_config
 from tests.training.test_normalizer import BF16
 
@@ -104,7 +104,7 @@ def test_the_norm_of_bf16_gradients_is_fp32():
     module = torch.nn.Linear(200, 300, dtype=torch.bfloat16)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
-    norm = scale_and_clip(module, torch.ones(()), 1.0)
+    norm, _ = clipped(module, torch.ones(()), 1.0)
     assert norm.dtype == torch.float32 and float(norm) == pytest.approx(60_300**0.5, rel=1e-5)
 
 
