@@ -202,7 +202,7 @@ def test_blocks_that_stay_whole_take_what_is_planned(tmp_path, tiny_model):
         assert plan == pytest.approx(real, rel=TOLERANCE["peak"]), policy
         found.append((real, plan))
     real, plan = (never - always for always, never in zip(*found, strict=True))
-    assert real > 0 and plan == pytest.approx(real, rel=TOLERANCE["peak"])
+    assert real > 0 and plan == pytest.approx(real, rel=0.2)  # of small differences
 
 
 def test_short_documents_take_little_more_or_less_than_the_full_rows_that_are_assumed(

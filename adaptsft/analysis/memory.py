@@ -184,4 +184,7 @@ def loss_bytes(
         d_head = 0
     # the CPU multiplies in fp32
     weight = 4 * vocabulary * width if not gpu and dtype.itemsize < 4 else 0
-    return buffers + d_hidden + d_head + weight
+    # rows of one product: the result before it is rounded, and the hidden states, scaled
+    rows = min(gathered if triton else held, tokens)
+    scaled = rows * width * (4 + dtype.itemsize)
+    return buffers + d_hidden + d_head + weight + scaled

@@ -17,6 +17,11 @@ BASE = ["run_dir=r", "model.path=m", "data.path=d.jsonl"]
         (["lr=1e-4"], ["lr", "did you mean train.lr?"]),
         (["objektive.name=nll"], ["objektive", "objective"]),
         (["train.lr=fast"], ["train.lr", "fast"]),
+        (["train.micro_batch_size=large"], ["train.micro_batch_size=large", "must be auto, or"]),
+        (
+            ["train.loss_reduction=micro_batch", "data.packing=false"],
+            ["train.micro_batch_size is part of what is learned", "set a number"],
+        ),
         (["objective.name=neg_pp"], ["objective.name=neg_pp", "did you mean neg_p"]),
         (["objective.name=alpha", "objective.params.gamma=2"], ["gamma", "alpha"]),
         (

@@ -103,3 +103,11 @@ def test_ranks_get_about_the_same_number_of_tokens(world):
         for rank in range(world)
     ]
     assert max(loads) - min(loads) <= 60  # the longest pack
+
+
+def test_most_packs_of_a_step_are_not_fewer_than_any_step_has():
+    data = sizes_only((400,))
+    sampler = sampler_of(data, batch=16)
+    counts = [len(sampler.packs(step)) for step in range(100)]
+    assert max(counts) <= sampler.most_packs(100) <= min(16, 1.2 * max(counts) + 1)
+    assert sampler_of(data, batch=16, packing=False).most_packs(100) == 16
