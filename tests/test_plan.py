@@ -286,6 +286,7 @@ def test_four_layers_of_a_7b_model_on_gpus_and_what_to_change_when_they_do_not_f
     assert found["parameters, fp32"] == pytest.approx(billions * 4 / 8, rel=1e-3)
     assert found["AdamW moments, fp32"] == pytest.approx(billions * 8 / 8, rel=1e-3)
     assert found["gradients, whole"] == pytest.approx(billions * 4, rel=1e-3)
+    assert "train.micro_batch_size=auto: not even 1 x 2,048 tokens fits" in out
     assert "steps: unknown" in out and "no tokenizer" in out and "does not fit 16 GiB" in out
     assert (
         "train.activation_checkpointing=full" in out
@@ -293,7 +294,10 @@ def test_four_layers_of_a_7b_model_on_gpus_and_what_to_change_when_they_do_not_f
         and "--gpus 16" in out
     )
     assert main([*command, "80", "train.global_batch_size=8"]) == 0
-    assert "gradients, whole" not in capsys.readouterr().out, "one micro-batch accumulates nothing"
+    out = capsys.readouterr().out
+    assert "gradients, whole" not in out, "one micro-batch accumulates nothing"
+    assert "train.micro_batch_size=auto: 1 x 2,048 tokens" in out
+    assert "train.reshard=auto: never" in out and "reshard never" in out
 
 
 def test_the_report_has_adapters_and_what_is_frozen_apart(tmp_path, tiny_model, capsys):
