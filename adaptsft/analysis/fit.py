@@ -21,6 +21,8 @@ from adaptsft.errors import ConfigError, UserError
 
 GIB = 2**30
 USABLE = 0.9  # share of a GPU's memory that tensors may take: the rest is for what is not counted
+# and what auto takes more of than it must: the gain is a few percent, and the estimate is one
+COMFORTABLE = 0.8
 # Larger micro-batches gain nothing. What one costs whatever its size is passes over the weights
 # (gathered or cast twice, gradients added up): some 22 bytes of traffic per parameter, beside 6
 # operations per parameter and token. At 32k tokens, 400 TFLOP/s and 3 TB/s that is 1.5 % of the
@@ -101,18 +103,19 @@ def choose(config: Config, model_config: Any, gpus: int, gpu_memory: float, pack
             f"what auto would be: memory cannot be estimated: {error}"
         )
         return plain
-    limit = USABLE * gpu_memory
-    of = f"of {limit / GIB:.1f} GiB for tensors ({USABLE:.0%} of {gpu_memory / GIB:.1f})"
+    limit, comfortable = USABLE * gpu_memory, COMFORTABLE * gpu_memory
+    of = f"of {gpu_memory / GIB:.1f} GiB"
     if size is None:
         most = max(1, min(-(-packs // gpus), ENOUGH_TOKENS // config.data.max_length))
         powers = [2**power for power in range(most.bit_length())]
         peaks = {power: memory(power, plain.reshard == "always").peak for power in powers}
         # more of them may take less: a step of one micro-batch accumulates no gradients
-        fitting = [power for power in powers if peaks[power] <= limit]
+        fitting = [power for power in powers if peaks[power] <= comfortable]
+        fitting = fitting or [power for power in powers if peaks[power] <= limit][:1]
         if not fitting:
             lines.append(
                 f"train.micro_batch_size=auto: not even 1 x {config.data.max_length:,} tokens "
-                f"fits: by estimate {peaks[1] / GIB:.1f} GiB {of}"
+                f"fits: by estimate {peaks[1] / GIB:.1f} GiB {of}, {USABLE:.0%} of them for tensors"
             )
             return plain._replace(fits=False)
         size = max(fitting)
@@ -120,14 +123,15 @@ def choose(config: Config, model_config: Any, gpus: int, gpu_memory: float, pack
             f"train.micro_batch_size=auto: {size} x {config.data.max_length:,} tokens, by estimate "
             f"{peaks[size] / GIB:.1f} GiB {of}"
             + (f"; {2 * size}: {peaks[2 * size] / GIB:.1f} GiB" if size < powers[-1] else "")
+            + f"; up to {COMFORTABLE:.0%} are taken for more than 1"
         )
     reshard = plain.reshard
     if train.reshard == "auto":
         peaks = {policy: memory(size, policy == "always").peak for policy in ("always", "never")}
-        reshard = "never" if peaks["never"] <= limit else "always"
+        reshard = "never" if peaks["never"] <= comfortable else "always"
         lines.append(
             f"train.reshard=auto: {reshard}, by estimate never takes {peaks['never'] / GIB:.1f} "
-            f"GiB {of}; always: {peaks['always'] / GIB:.1f} GiB"
+            f"GiB {of}, and may {COMFORTABLE:.0%}; always: {peaks['always'] / GIB:.1f} GiB"
         )
     return Choice(size, reshard, lines)
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from adaptsft.analysis import fit
 from adaptsft.analysis.fit import (
+    COMFORTABLE,
     GIB,
     USABLE,
     Choice,
@@ -66,7 +67,7 @@ class Chosen:
     def __call__(self, room: float, packs: int = 64, **settings: Any) -> Choice:
         for key, value in settings.items():
             setattr(self.config.train, key, value)
-        return choose(self.config, self.model_config, 2, room / USABLE, packs)
+        return choose(self.config, self.model_config, 2, room / COMFORTABLE, packs)
 
 
 def test_the_largest_power_of_two_that_fits(tmp_path, tiny_model):
@@ -79,7 +80,10 @@ def test_the_largest_power_of_two_that_fits(tmp_path, tiny_model):
     # a rank has 32 of the 64 packs, and of 9 it has 5; 256 x 128 tokens are enough for any GPU
     assert chosen(GIB).micro_batch_size == 32 and chosen(GIB, packs=9).micro_batch_size == 4
     assert chosen(GIB, packs=4096).micro_batch_size == 256
-    nothing = chosen(takes[1] - 1)
+    # of one, more than what is comfortable is used
+    tight = chosen(takes[1] * COMFORTABLE / USABLE)
+    assert tight.fits and tight.micro_batch_size == 1
+    nothing = chosen(takes[1] * COMFORTABLE / USABLE - 1)
     assert not nothing.fits and nothing.micro_batch_size == 1
     assert "not even 1 x 128 tokens fits" in nothing.lines[0] and "GiB" in nothing.lines[0]
     unknown = choose(chosen.config, chosen.model_config, 2, 0, 64)
@@ -129,7 +133,7 @@ def test_all_ranks_take_what_fits_the_smallest_gpu(tmp_path, tiny_model):
     config = small_config(tmp_path, model, **AUTO, train__global_batch_size=16)
     save_config(config, tmp_path / "auto.yaml")
     model_config = AutoConfig.from_pretrained(config.model.path)
-    small = memory_by_size(config, model_config, 2, packs=16)(2, True).peak / USABLE
+    small = memory_by_size(config, model_config, 2, packs=16)(2, True).peak / COMFORTABLE
     codes, printed = on_two_ranks(on_rank, tmp_path, [GIB, int(small) + 1], log=tmp_path / "log")
     assert codes == [0, 0], printed[-4000:]
     assert printed.count("train.micro_batch_size=auto: 2 x 128 tokens") == 1
