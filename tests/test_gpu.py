@@ -159,16 +159,14 @@ def test_blocks_that_stay_whole_change_no_bit(tmp_path, tiny_model):
     assert all(torch.equal(tensor, never[name]) for name, tensor in always.items())
 
 
-ADAPTERS = {"model__lora__rank": 4, "model__lora__use_dora": True, "model__lora__dropout": 0.1}
-
-
+ADAPTERS = {"model__lora__rank": 4, "model__lora__dropout": 0.1}
 EAGER = {"train__compile": False}
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, ADAPTERS, EAGER, ADAPTERS | EAGER],
-    ids=["all weights", "adapters", "all weights, eager", "adapters, eager"],
+    [{}, ADAPTERS, EAGER, ADAPTERS | EAGER | {"model__lora__use_dora": True}],
+    ids=["all weights", "adapters", "all weights, eager", "DoRA, eager"],
 )
 def test_resumed_on_a_gpu_is_bitwise_the_same(tmp_path, tiny_model, settings):
     model = tiny_model("llama", tied=False)
