@@ -58,23 +58,6 @@ def test_varlen_repeats_keys_only_where_it_has_to():
     assert heads == ([4, 2, 2] if attention.VARLEN_GROUPS_HEADS else [4, 4, 4])
 
 
-def test_compiled_attention_is_compiled_twice_whatever_the_longest_document():
-    """Once for the first length, once for any; traced with tensors that hold no data."""
-    compiled = []
-
-    def count(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    attend = torch.compile(attention._varlen, backend=count, fullgraph=True)
-    query = torch.empty(64, 4, 32, dtype=torch.bfloat16, device="meta")
-    for offsets in ([0, 64], [0, 200, 250], [0, 500, 501, 1000], [0, 3000, 3001, 3002]):
-        documents = Documents.build(torch.tensor(offsets, dtype=torch.int32), False)
-        documents = documents._replace(cu_seqlens=documents.cu_seqlens.to("meta"))
-        attend(query, query[:, :2], query[:, 2:], documents, 1.0, None, None, 0.0)
-    assert len(compiled) == 2
-
-
 def test_heads_that_a_gpu_kernel_does_not_take_are_known_before_it_runs():
     for head_dim, flash, varlen in (
         (64, "", ""),
