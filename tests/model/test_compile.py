@@ -1,6 +1,7 @@
 """Layers are compiled once, whatever the documents of a batch are, and nothing else changes."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,19 @@ def packs(vocabulary: int) -> list[Batch]:
     return found
 
 
-@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
-@pytest.mark.parametrize("backend", ["varlen", "flash"])
+# the other pairs by `make nightly`
+FEW = {("varlen", "none"), ("varlen", "per_op"), ("flash", "full"), ("eager", "full")}
+
+
+def few_or_nightly(*backends: str) -> list[Any]:
+    pairs = itertools.product(backends, CHECKPOINTING)
+    return [
+        pytest.param(*pair, id="-".join(pair), marks=[] if pair in FEW else pytest.mark.nightly)
+        for pair in pairs
+    ]
+
+
+@pytest.mark.parametrize(("backend", "checkpointing"), few_or_nightly("varlen", "flash"))
 def test_packs_of_any_documents_are_one_graph(
     tiny_model, device, monkeypatch, backend, checkpointing
 ):
@@ -100,11 +112,11 @@ def test_layers_of_two_kinds_and_evaluation_have_graphs_of_their_own(
         assert document_kernels.graphs() == expected
 
 
-@pytest.mark.parametrize(
-    "checkpointing", ["none", *(pytest.param(m, marks=pytest.mark.slow) for m in CHECKPOINTING[1:])]
-)
-def test_padded_batches_of_any_size_are_one_graph(tiny_model, device, monkeypatch, checkpointing):
-    document_kernels.use("eager", monkeypatch, "eager")
+@pytest.mark.parametrize(("backend", "checkpointing"), few_or_nightly("eager"))
+def test_padded_batches_of_any_size_are_one_graph(
+    tiny_model, device, monkeypatch, backend, checkpointing
+):
+    document_kernels.use(backend, monkeypatch, "eager")
     settings = {"activation_checkpointing": checkpointing, "packing": False}
     folder = tiny_model("llama", tied=False, layers=1)
     plain, model = (built(folder, device, **settings, compile=on) for on in (False, True))
