@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
 from adaptsft_kernels.implementations import choose_implementation
@@ -126,8 +127,8 @@ def _(
     mean: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shapes = hidden.shape, weight.shape, weight.shape[:1]
-    found = [weight.new_empty(s if w else (0,)) for s, w in zip(shapes, wanted, strict=True)]
+    like = torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(len(weight))
+    found = [x if w else weight.new_empty(0) for x, w in zip(like, wanted, strict=True)]
     return weight.new_empty((), dtype=accumulator(weight.dtype)), found[0], found[1], found[2]
 
 
@@ -137,6 +138,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*output[1:])
 
 
+@once_differentiable
 def _backward(ctx, upstream: Tensor, *_: Tensor):
     # the upstream gradient is 1 or a power of two, mostly: bf16 gradients are not rounded again
     of_hidden, of_weight, of_bias = (

@@ -219,7 +219,7 @@ def _over_chunks(
             continue
         # dz_i = weight (p_i - delta_iy) = a G_i: p - 1 is never formed
         a = scale * head.logit_scale * weight
-        a = a * coefficients(sums, statistics.one_minus_p, head.weight.dtype)
+        a = a * coefficients(sums, statistics.one_minus_p, head.weight.dtype, head.softcap)
         idx = chunk.idx
         if skip_zeros:
             active = (weight * statistics.one_minus_p).nonzero().squeeze(1)  # a NaN is active

@@ -54,7 +54,7 @@ def linear_logprobs(
     rows, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(
-            f"targets must be {tuple(hidden.shape[:-1])}, like hidden; found {tuple(y.shape)}"
+            f"targets must be {tuple(hidden.shape[:-1])}, like hidden; found {tuple(targets.shape)}"
         )
     check_head(rows, weight, {"targets": y}, None, bias)
     leaves = [x for x in (hidden, weight, bias) if x is not None]
@@ -105,7 +105,8 @@ def linear_rows(
             if keep and implementation == "torch":
                 g[span] = pad(kernels.take(), (0, g.shape[1] - vocabulary))
             tokens = statistics_of(sums, {}, None, None)
-            results.append([*tokens[:6], coefficients(sums, tokens.one_minus_p, weight.dtype)])
+            factor = coefficients(sums, tokens.one_minus_p, weight.dtype, softcap)
+            results.append([*tokens[:6], factor])
     empty = [hidden.new_empty(0, dtype=d) for d in _dtypes(dtype)]
     of_rows = [torch.cat(parts) for parts in zip(empty, *results, strict=True)]
     return *(x.masked_fill(ignored, 0) for x in of_rows), g  # type: ignore[return-value]
@@ -168,8 +169,8 @@ def linear_rows_backward(
 def _(
     g: Tensor, a: Tensor, hidden: Tensor, weight: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = hidden.shape, weight.shape, weight.shape[:1]
-    found = [weight.new_empty(s if w else (0,)) for s, w in zip(shapes, wanted, strict=True)]
+    like = hidden.new_empty(hidden.shape), torch.empty_like(weight), weight.new_empty(len(weight))
+    found = [x if w else weight.new_empty(0) for x, w in zip(like, wanted, strict=True)]
     return found[0], found[1], found[2]
 
 

@@ -50,7 +50,8 @@ class TritonRows:
         capacity: int,
         packed: Tensor | None = None,
     ):
-        self.head = head
+        # the kernels read a bias, and targets, as numbers side by side
+        self.head = head._replace(bias=None if head.bias is None else head.bias.contiguous())
         self.v = len(head.weight)
         self.stride = row_stride(self.v)
         beyond = max(ROW["BLOCK"], GRADIENT["BLOCK"])
@@ -78,7 +79,13 @@ class TritonRows:
         out = torch.empty(len(Sums._fields), n, dtype=torch.float32, device=y.device)
         with torch.cuda.device_of(y):
             row_pass[(n,)](
-                *self._logits(), y, out, n, self._room(n) if append else None, **self._head(), **ROW
+                *self._logits(),
+                y.contiguous(),
+                out,
+                n,
+                self._room(n) if append else None,
+                **self._head(),
+                **ROW,
             )
         return Sums(*out)
 
@@ -88,7 +95,7 @@ class TritonRows:
         if n == 0:
             return
         grid = (n, triton.cdiv(self.stride, GRADIENT["BLOCK"]))
-        of_rows = y, sums.offset, sums.total, active
+        of_rows = y.contiguous(), sums.offset, sums.total, active
         with torch.cuda.device_of(y):
             row_gradient[grid](*self._logits(), *of_rows, room, **self._head(), **GRADIENT)
 

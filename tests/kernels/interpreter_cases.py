@@ -314,6 +314,22 @@ def test_log_probs_equal_fp64(head: dict) -> None:
     assert_close((*learned, *grads), wanted, TOLERANCE)
 
 
+def test_a_bias_and_targets_that_are_columns() -> None:
+    """With other numbers between theirs."""
+    hidden, weight, bias, targets = head_of(n=4)
+    y = targets.clamp(min=0)
+    apart = [torch.stack([x.detach(), x.detach() + 1], 1)[:, 0] for x in (bias, y)]
+    options = {"implementation": "triton", "target_idx": torch.arange(4)}
+    for skip in (False, True):
+        found, true = (
+            linear_objective(hidden, weight, t, nll, bias=b, skip_zeros=skip, **options)[0]
+            for b, t in (apart, (bias.detach(), y))
+        )
+        grads = [torch.autograd.grad(loss, (hidden, weight)) for loss in (found, true)]
+        assert torch.equal(found, true)
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 def test_frozen_inputs_and_two_backwards() -> None:
     hidden, weight, _, targets = head_of(n=4)
     frozen_hidden, frozen_weight = hidden.detach(), weight.detach()

@@ -108,6 +108,8 @@ def test_the_operators_say_what_they_return() -> None:
     g, a = torch.rand(N, 128), torch.rand(N)
     call = g, a, hidden.detach(), weight.detach()
     torch.library.opcheck(linear_rows_backward, (*call, [True, False, True]))
+    turned = weight.detach().t().contiguous().t()
+    torch.library.opcheck(linear_rows_backward, (g, a, hidden.detach(), turned, [True] * 3))
 
 
 @pytest.mark.parametrize(
