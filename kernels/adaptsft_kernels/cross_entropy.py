@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
+from adaptsft_kernels.checks import as_autocast, check_head, check_range, dtype_of_logits
 from adaptsft_kernels.implementations import choose_implementation
 from adaptsft_kernels.linear_objective import Tokens, loss_and_gradients
 from adaptsft_kernels.log_probs import linear_logprobs
@@ -48,6 +48,7 @@ def linear_cross_entropy(
         raise ValueError(
             f"targets must be {tuple(hidden.shape[:-1])}, like hidden; found {tuple(targets.shape)}"
         )
+    hidden, weight, bias = as_autocast(hidden, weight, bias)
     rows, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     check_head(rows, weight, {"targets": y}, None, bias)
     leaves = (hidden, weight, bias)
