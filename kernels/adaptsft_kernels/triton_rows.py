@@ -121,7 +121,8 @@ def row_pass(
     logits, bias, V, stride, targets, out, n, g,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one row into out [6,n], and its G into a row of g, unless that is None."""
+    """Sums of one row into out [6,n], and its G, zero beyond V, into a row of g, unless that is
+    None."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row).to(tl.int32)
     z_row = logits + row * stride
@@ -172,6 +173,8 @@ def _sums(
         z, slope = _logit(z_row, bias, columns, V, LOGIT_SCALE, CAP)
         if (first + BLOCK > V) | ((target >= first) & (target < first + BLOCK)):
             z = tl.where((columns < V) & (columns != target), z, LOW)
+            if CAP != 0.0:  # that of what lies beyond V may be NaN
+                slope = tl.where(columns < V, slope, 0.0)
         rise = z - offset
         e = tl.exp2(rise * LOG2_E)
         highest = tl.maximum(highest, tl.max(z, 1))
