@@ -228,7 +228,8 @@ def _logit(z_row, bias, columns, V, LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr
         z = z * LOGIT_SCALE
     slope = 1.0
     if CAP != 0.0:
-        t = tl.exp(-2.0 * tl.abs(z / CAP))
-        z = tl.where(z < 0, -CAP, CAP) * (1.0 - t) / (1.0 + t)  # CAP tanh(z / CAP)
-        slope = 4.0 * t / ((1.0 + t) * (1.0 + t))  # 1 - tanh^2, accurate where tanh is near 1
+        t = tl.exp2(tl.abs(z) * (-2.0 * LOG2_E / CAP))
+        r = 1.0 / (1.0 + t)
+        z = tl.where(z < 0, -CAP, CAP) * ((1.0 - t) * r)  # CAP tanh(z / CAP)
+        slope = 4.0 * t * (r * r)  # 1 - tanh^2, accurate where tanh is near 1
     return z, slope
