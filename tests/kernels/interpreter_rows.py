@@ -6,7 +6,7 @@ import torch
 from adaptsft_kernels.row_kernels import Head, row_stride
 from adaptsft_kernels.token_statistics import ON_REQUEST
 from adaptsft_kernels.torch_rows import TorchRows
-from adaptsft_kernels.triton_rows import TritonRows
+from adaptsft_kernels.triton_rows import GRADIENT, ROW, TritonRows
 from tests.kernels.interpreter_cases import (  # noqa: F401
     head_of,
     order,
@@ -45,8 +45,12 @@ def test_packing_in_any_order_is_a_gather() -> None:
 
 @pytest.mark.parametrize("one_pass", [True, False])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_g_is_zero_beyond_the_vocabulary(softcap: float | None, one_pass: bool) -> None:
-    """Whatever lay there."""
+def test_g_is_zero_beyond_the_vocabulary(
+    softcap: float | None, one_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lay there; and where blocks end behind the row."""
+    for settings in (ROW, GRADIENT):
+        monkeypatch.setitem(settings, "BLOCK", 128)
     hidden, weight, _, targets = head_of(n=3)
     kernels = TritonRows(Head(weight.detach(), None, softcap, 1.0), torch.float32, 3, 3)
     for buffer in (kernels.logits, kernels.packed):
@@ -56,6 +60,7 @@ def test_g_is_zero_beyond_the_vocabulary(softcap: float | None, one_pass: bool) 
     if not one_pass:
         kernels.append(y, sums, None)
     assert kernels.take().isfinite().all() and not kernels.packed[:, kernels.v :].any()
+    assert kernels.stride == 192 and len(kernels.logits) >= 2 * 192 + 2 * 128  # all that is read
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
