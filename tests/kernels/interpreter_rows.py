@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+from torch import Tensor
 
+from adaptsft_kernels import chunks
 from adaptsft_kernels.row_kernels import Head, row_stride
 from adaptsft_kernels.token_statistics import ON_REQUEST
 from adaptsft_kernels.torch_rows import TorchRows
 from adaptsft_kernels.triton_rows import GRADIENT, ROW, TritonRows
 from tests.kernels.interpreter_cases import (  # noqa: F401
+    TOLERANCE,
+    above,
+    assert_close,
+    dense,
+    fused,
     head_of,
     order,
     quick_calls,
@@ -41,6 +48,29 @@ def test_packing_in_any_order_is_a_gather() -> None:
     assert torch.equal(packed.take(), rows[kept])
     assert packed.packed[len(kept) :].isnan().all()  # nothing is written beyond
     assert len(packed.take()) == 0
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_g_of_more_rows_than_are_gathered_at_a_time(
+    skip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weight's gradient is then a sum of products, of 6 rows here."""
+    hidden, weight, bias, targets = head_of(n=20)
+    monkeypatch.setattr(chunks, "GATHERED_BYTES", 5 * len(weight) * weight.itemsize)
+    taken: list[int] = []
+
+    def take(kernels: TritonRows) -> Tensor:
+        taken.append(kernels.filled)
+        return real(kernels)
+
+    real = TritonRows.take
+    monkeypatch.setattr(TritonRows, "take", take)
+    given = hidden, weight, bias, targets, above(1e-3)
+    found = fused(*given, chunk_size=3, skip_zeros=skip)
+    assert_close(found, dense(*given), TOLERANCE)
+    # with rows left out, the next chunk's do not fit into what remains of the 6
+    assert taken[0] == (5 if skip else 6) and max(taken) <= 6 and len(taken) > 1
+    assert sum(taken) == (found[-1].ne(0).sum() if skip else 15)
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
