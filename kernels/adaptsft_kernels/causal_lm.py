@@ -52,18 +52,16 @@ def add_fused_loss(model: Model, objective: Objective, state: Any = None) -> Mod
         if hasattr(head, "base_layer"):
             raise ValueError("the head carries an adapter, which the fused loss does not see")
         head(hidden[:, :0])  # FSDP2 learns that its unit [norm, head] has run (torch < 2.13)
-        targets, device = targets.flatten(), hidden.device
+        targets = targets.flatten()
         count = targets.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else head.weight.dtype
         loss, _ = linear_objective(
-            hidden.flatten(0, 1).to(dtype),
-            head.weight.to(dtype),
+            hidden.flatten(0, 1).to(head.weight.dtype),
+            head.weight,
             targets,
             objective,
             state,
-            bias=None if head.bias is None else head.bias.to(dtype),
-            scale=1 / torch.as_tensor(count, device=device).clamp(min=1),
+            bias=head.bias,
+            scale=1 / torch.as_tensor(count, device=hidden.device).clamp(min=1),
             **settings,
         )
         return {"loss": loss}

@@ -1,10 +1,21 @@
 """What the inputs of a head must be."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from adaptsft_kernels.row_kernels import accumulator
+
+
+def as_autocast(hidden: Tensor, *others: Tensor | None) -> list[Any]:
+    """Under autocast these in its dtype, as for a linear layer, but for fp64."""
+    inputs, device = (hidden, *others), hidden.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return list(inputs)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in inputs]
 
 
 def dtype_of_logits(asked: torch.dtype | None, hidden: torch.dtype) -> torch.dtype:

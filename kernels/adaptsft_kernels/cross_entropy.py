@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
+from adaptsft_kernels.checks import as_autocast, check_head, check_range, dtype_of_logits
 from adaptsft_kernels.implementations import choose_implementation
 from adaptsft_kernels.linear_objective import Tokens, loss_and_gradients
 from adaptsft_kernels.log_probs import linear_logprobs
@@ -47,6 +48,7 @@ def linear_cross_entropy(
         raise ValueError(
             f"targets must be {tuple(hidden.shape[:-1])}, like hidden; found {tuple(targets.shape)}"
         )
+    hidden, weight, bias = as_autocast(hidden, weight, bias)
     rows, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     check_head(rows, weight, {"targets": y}, None, bias)
     leaves = (hidden, weight, bias)
@@ -126,8 +128,8 @@ def _(
     mean: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shapes = hidden.shape, weight.shape, weight.shape[:1]
-    found = [weight.new_empty(s if w else (0,)) for s, w in zip(shapes, wanted, strict=True)]
+    like = torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(len(weight))
+    found = [x if w else weight.new_empty(0) for x, w in zip(like, wanted, strict=True)]
     return weight.new_empty((), dtype=accumulator(weight.dtype)), found[0], found[1], found[2]
 
 
@@ -137,6 +139,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*output[1:])
 
 
+@once_differentiable
 def _backward(ctx, upstream: Tensor, *_: Tensor):
     # the upstream gradient is 1 or a power of two, mostly: bf16 gradients are not rounded again
     of_hidden, of_weight, of_bias = (

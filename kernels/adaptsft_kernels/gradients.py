@@ -13,7 +13,9 @@ from adaptsft_kernels.row_kernels import Head, RowKernels, accumulator, product
 from adaptsft_kernels.token_statistics import Sums
 
 
-def coefficients(sums: Sums, one_minus_p: Tensor, dtype: torch.dtype) -> Tensor:
+def coefficients(
+    sums: Sums, one_minus_p: Tensor, dtype: torch.dtype, softcap: float | None
+) -> Tensor:
     """What G of each row, in `dtype`, is multiplied by to be softmax - onehot, [n].
 
     With others that sum to `total`, it is (1 - p) / total. bf16 cannot hold every total at the
@@ -24,8 +26,11 @@ def coefficients(sums: Sums, one_minus_p: Tensor, dtype: torch.dtype) -> Tensor:
     q = one_minus_p / sums.total
     if dtype != torch.bfloat16:
         return q
-    held = sums.total.to(dtype).to(q.dtype)
-    off, others = sums.total / held, sums.square / held / held
+    at_target = sums.total
+    if softcap:  # times its slope there, as in G; never 0
+        at_target = at_target * (1 - (sums.target / softcap).square()).clamp(min=1e-6)
+    held = at_target.to(dtype).to(q.dtype)
+    off, others = at_target / held, sums.square / held / held
     return q * (off + others) / (1.0 + others)
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
+from adaptsft_kernels.checks import as_autocast, check_head, check_range, dtype_of_logits
 from adaptsft_kernels.chunks import rows_held
 from adaptsft_kernels.gradients import (
     GradientSums,
@@ -68,10 +68,11 @@ def linear_objective(
 ) -> tuple[Tensor, TokenOutputs]:
     """scale * sum of the objective over the target tokens, and the statistics of each of them.
 
-    hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64; statistics and accumulators are fp32
-    (fp64 for fp64). targets int64 [N]; rows whose target is `ignore_index` cost nothing. On CUDA,
-    finding them waits for the device, so a caller who knows the others passes `target_idx` int64
-    [n] (distinct rows of hidden); all other [N] below are then [n].
+    hidden [N,D] and weight [V,D] are both fp32, bf16 or fp64, or cast by autocast as for a linear
+    layer; statistics and accumulators are fp32 (fp64 for fp64). targets int64 [N]; rows whose
+    target is `ignore_index` cost nothing. On CUDA, finding them waits for the device, so a caller
+    who knows the others passes `target_idx` int64 [n] (distinct rows of hidden); all other [N]
+    below are then [n].
 
     objective(tokens, state) -> (loss [n], weight [n]) sees the tokens of one chunk at a time, or
     all of the call at once if it has `whole_batch = True` (the logits are then computed twice).
@@ -102,6 +103,7 @@ def linear_objective(
     Raises ValueError for shapes, dtypes and choices that do not fit each other, for targets outside
     of the vocabulary (on CUDA the device raises, later) and for a weight that is a DTensor.
     """
+    hidden, weight, bias = as_autocast(hidden, weight, bias)
     of_rows = {"targets": targets, "source": source, "sequence": sequence}
     of_rows["token_weight"] = token_weight
     if reference is not None:
@@ -219,7 +221,7 @@ def _over_chunks(
             continue
         # dz_i = weight (p_i - delta_iy) = a G_i: p - 1 is never formed
         a = scale * head.logit_scale * weight
-        a = a * coefficients(sums, statistics.one_minus_p, head.weight.dtype)
+        a = a * coefficients(sums, statistics.one_minus_p, head.weight.dtype, head.softcap)
         idx = chunk.idx
         if skip_zeros:
             active = (weight * statistics.one_minus_p).nonzero().squeeze(1)  # a NaN is active

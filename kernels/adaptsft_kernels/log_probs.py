@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaptsft_kernels.checks import check_head, check_range, dtype_of_logits
+from adaptsft_kernels.checks import as_autocast, check_head, check_range, dtype_of_logits
 from adaptsft_kernels.chunks import rows_held
 from adaptsft_kernels.gradients import (
     coefficients,
@@ -51,13 +51,14 @@ def linear_logprobs(
 
     Raises ValueError as `linear_objective` does.
     """
+    hidden, weight, bias = as_autocast(hidden, weight, bias)
     rows, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(
-            f"targets must be {tuple(hidden.shape[:-1])}, like hidden; found {tuple(y.shape)}"
+            f"targets must be {tuple(hidden.shape[:-1])}, like hidden; found {tuple(targets.shape)}"
         )
     check_head(rows, weight, {"targets": y}, None, bias)
-    leaves = [x for x in (hidden, weight, bias) if x is not None]
+    leaves = [x for x in (rows, weight, bias) if x is not None]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
     options = softcap, logit_scale, ignore_index, chunk_size, implementation, logits_dtype, keep
     logp, _, entropy, *_ = linear_rows(rows, weight, y, bias, *options)
@@ -105,7 +106,8 @@ def linear_rows(
             if keep and implementation == "torch":
                 g[span] = pad(kernels.take(), (0, g.shape[1] - vocabulary))
             tokens = statistics_of(sums, {}, None, None)
-            results.append([*tokens[:6], coefficients(sums, tokens.one_minus_p, weight.dtype)])
+            factor = coefficients(sums, tokens.one_minus_p, weight.dtype, softcap)
+            results.append([*tokens[:6], factor])
     empty = [hidden.new_empty(0, dtype=d) for d in _dtypes(dtype)]
     of_rows = [torch.cat(parts) for parts in zip(empty, *results, strict=True)]
     return *(x.masked_fill(ignored, 0) for x in of_rows), g  # type: ignore[return-value]
@@ -127,7 +129,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     dtype = accumulator(weight.dtype)
     of_rows = [hidden.new_empty(len(hidden), dtype=d) for d in _dtypes(dtype)]
-    product_dtype = dtype if weight.device.type == "cpu" else weight.dtype
+    product_dtype = factors(weight.new_empty(0)).dtype
     return *of_rows, _room(weight, len(hidden) if keep else 0, product_dtype)
 
 
@@ -168,8 +170,8 @@ def linear_rows_backward(
 def _(
     g: Tensor, a: Tensor, hidden: Tensor, weight: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = hidden.shape, weight.shape, weight.shape[:1]
-    found = [weight.new_empty(s if w else (0,)) for s, w in zip(shapes, wanted, strict=True)]
+    like = hidden.new_empty(hidden.shape), torch.empty_like(weight), weight.new_empty(len(weight))
+    found = [x if w else weight.new_empty(0) for x, w in zip(like, wanted, strict=True)]
     return found[0], found[1], found[2]
 
 

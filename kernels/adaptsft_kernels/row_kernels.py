@@ -61,9 +61,9 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def factors(x: Tensor) -> Tensor:
-    """What enters a product: x itself, on a CPU in fp32 at least: bf16 products are slow on most of
-    them, and cannot return fp32."""
-    return x.detach().to(accumulator(x.dtype)) if x.device.type == "cpu" else x.detach()
+    """What enters a product: x itself on CUDA; elsewhere in fp32 at least: there bf16 products
+    cannot return fp32, and are slow on most CPUs."""
+    return x.detach() if x.device.type == "cuda" else x.detach().to(accumulator(x.dtype))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -50,7 +50,8 @@ class TritonRows:
         capacity: int,
         packed: Tensor | None = None,
     ):
-        self.head = head
+        # the kernels read a bias, and targets, as numbers side by side
+        self.head = head._replace(bias=None if head.bias is None else head.bias.contiguous())
         self.v = len(head.weight)
         self.stride = row_stride(self.v)
         beyond = max(ROW["BLOCK"], GRADIENT["BLOCK"])
@@ -78,7 +79,13 @@ class TritonRows:
         out = torch.empty(len(Sums._fields), n, dtype=torch.float32, device=y.device)
         with torch.cuda.device_of(y):
             row_pass[(n,)](
-                *self._logits(), y, out, n, self._room(n) if append else None, **self._head(), **ROW
+                *self._logits(),
+                y.contiguous(),
+                out,
+                n,
+                self._room(n) if append else None,
+                **self._head(),
+                **ROW,
             )
         return Sums(*out)
 
@@ -88,7 +95,7 @@ class TritonRows:
         if n == 0:
             return
         grid = (n, triton.cdiv(self.stride, GRADIENT["BLOCK"]))
-        of_rows = y, sums.offset, sums.total, active
+        of_rows = y.contiguous(), sums.offset, sums.total, active
         with torch.cuda.device_of(y):
             row_gradient[grid](*self._logits(), *of_rows, room, **self._head(), **GRADIENT)
 
@@ -114,7 +121,8 @@ def row_pass(
     logits, bias, V, stride, targets, out, n, g,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one row into out [6,n], and its G into a row of g, unless that is None."""
+    """Sums of one row into out [6,n], and its G, zero beyond V, into a row of g, unless that is
+    None."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row).to(tl.int32)
     z_row = logits + row * stride
@@ -165,6 +173,8 @@ def _sums(
         z, slope = _logit(z_row, bias, columns, V, LOGIT_SCALE, CAP)
         if (first + BLOCK > V) | ((target >= first) & (target < first + BLOCK)):
             z = tl.where((columns < V) & (columns != target), z, LOW)
+            if CAP != 0.0:  # that of what lies beyond V may be NaN
+                slope = tl.where(columns < V, slope, 0.0)
         rise = z - offset
         e = tl.exp2(rise * LOG2_E)
         highest = tl.maximum(highest, tl.max(z, 1))
@@ -218,7 +228,8 @@ def _logit(z_row, bias, columns, V, LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr
         z = z * LOGIT_SCALE
     slope = 1.0
     if CAP != 0.0:
-        t = tl.exp(-2.0 * tl.abs(z / CAP))
-        z = tl.where(z < 0, -CAP, CAP) * (1.0 - t) / (1.0 + t)  # CAP tanh(z / CAP)
-        slope = 4.0 * t / ((1.0 + t) * (1.0 + t))  # 1 - tanh^2, accurate where tanh is near 1
+        t = tl.exp2(tl.abs(z) * (-2.0 * LOG2_E / CAP))
+        r = 1.0 / (1.0 + t)
+        z = tl.where(z < 0, -CAP, CAP) * ((1.0 - t) * r)  # CAP tanh(z / CAP)
+        slope = 4.0 * t * (r * r)  # 1 - tanh^2, accurate where tanh is near 1
     return z, slope

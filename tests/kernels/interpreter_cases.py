@@ -1,8 +1,8 @@
 """The Triton kernels in Triton's interpreter, on CPU tensors, against dense logits in fp64.
 
-Run by test_triton.py, or by hand:
+Run by test_triton.py, with interpreter_rows.py, or by hand:
 
-    TRITON_INTERPRET=1 pytest --noconftest tests/kernels/interpreter_cases.py
+    TRITON_INTERPRET=1 pytest --noconftest tests/kernels/interpreter_*.py
 """
 
 from functools import cache
@@ -21,10 +21,6 @@ from adaptsft_kernels import (
     linear_objective,
     triton_rows,
 )
-from adaptsft_kernels.row_kernels import Head
-from adaptsft_kernels.token_statistics import ON_REQUEST
-from adaptsft_kernels.torch_rows import TorchRows
-from adaptsft_kernels.triton_rows import TritonRows, row_stride
 
 BLOCK = 64  # several blocks, although V is small
 TOLERANCE = 5e-6  # logits of 20 are rounded to 1e-6 by fp32
@@ -203,33 +199,6 @@ def test_one_row() -> None:
     assert_close(fused(*call), dense(*call), TOLERANCE)
 
 
-def test_packing_in_any_order_is_a_gather(order: str) -> None:
-    """Rows of several chunks, appended: the buffer holds, bit for bit, the dense rows in order, and
-    nothing else."""
-    hidden, weight, _, targets = head_of(n=12)
-    targets = targets.clamp(min=0)
-    head = Head(weight.detach(), None, None, 1.0)
-    whole, packed = TritonRows(head, torch.float32, 12, 12), TritonRows(head, torch.float32, 6, 12)
-    for buffer in (packed.packed, packed.logits, whole.packed, whole.logits):
-        buffer.fill_(torch.nan)  # also the padding of the rows, which must not reach a sum
-    sums, _ = whole.sums(hidden.detach(), targets, (), append=True)
-    assert not whole.packed[:, whole.v :].any()
-    rows = whole.take().clone()
-    torch.testing.assert_close(rows.sum(1), torch.zeros(12), rtol=0, atol=2e-6 * rows.abs().max())
-    kept = []
-    for span, active in (
-        (slice(0, 6), torch.tensor([1, 2, 5])),
-        (slice(6, 12), torch.tensor([0, 4])),
-    ):
-        part, _ = packed.sums(hidden[span].detach(), targets[span], (), append=False)
-        assert all(torch.equal(a, b[span]) for a, b in zip(part, sums, strict=True))
-        packed.append(targets[span], part, active)
-        kept += (active + span.start).tolist()
-    assert torch.equal(packed.take(), rows[kept])
-    assert packed.packed[len(kept) :].isnan().all()  # nothing is written beyond
-    assert len(packed.take()) == 0
-
-
 def test_dense_equals_sparse_and_chunks_change_nothing() -> None:
     hidden, weight, _, targets = head_of(n=14)
     given = (hidden, weight, None, targets, above(0.5))
@@ -268,35 +237,6 @@ def test_bf16_factors_and_bf16_logits() -> None:
     assert rounded[0] != found[0]
 
 
-@pytest.mark.parametrize("one_pass", [True, False])
-def test_g_in_bf16_is_rounded_once(one_pass: bool) -> None:
-    """On a CPU products run in fp32; the kernel itself writes what a GPU's bf16 factors take. (The
-    interpreter cuts; a GPU rounds.)"""
-    hidden, weight, _, targets = head_of(n=4)
-    targets = targets.clamp(min=0)
-    result = []
-    for dtype in (torch.float32, torch.bfloat16):
-        packed = torch.empty(4, row_stride(len(weight)), dtype=dtype)
-        kernels = TritonRows(Head(weight.detach(), None, None, 1.0), torch.float32, 4, 4, packed)
-        sums, _ = kernels.sums(hidden.detach(), targets, (), append=one_pass)
-        if not one_pass:
-            kernels.append(targets, sums, None)
-        result.append(kernels.take())
-    assert result[1].dtype == torch.bfloat16
-    torch.testing.assert_close(result[1].float(), result[0], rtol=2**-7, atol=0)
-
-
-def test_statistics_on_request_are_those_of_torch() -> None:
-    hidden, weight, bias, targets = head_of(n=3)
-    head = Head(weight.detach(), bias.detach(), 5.0, 1.3)
-    y = targets.clamp(min=0)
-    call = hidden.detach(), y, ON_REQUEST, False
-    _, true = TorchRows(head, torch.float32, torch.float32).sums(*call)
-    _, found = TritonRows(head, torch.float32, 3, 3).sums(*call)
-    assert found.keys() == set(ON_REQUEST)
-    torch.testing.assert_close(found, true)
-
-
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_log_probs_equal_fp64(head: dict) -> None:
     hidden, weight, bias, targets = head_of()
@@ -312,6 +252,22 @@ def test_log_probs_equal_fp64(head: dict) -> None:
     assert not any(x[targets == -100].any() for x in found)
     learned = (x[targets != -100] for x in found)
     assert_close((*learned, *grads), wanted, TOLERANCE)
+
+
+def test_a_bias_and_targets_that_are_columns() -> None:
+    """With other numbers between theirs."""
+    hidden, weight, bias, targets = head_of(n=4)
+    y = targets.clamp(min=0)
+    apart = [torch.stack([x.detach(), x.detach() + 1], 1)[:, 0] for x in (bias, y)]
+    options = {"implementation": "triton", "target_idx": torch.arange(4)}
+    for skip in (False, True):
+        found, true = (
+            linear_objective(hidden, weight, t, nll, bias=b, skip_zeros=skip, **options)[0]
+            for b, t in (apart, (bias.detach(), y))
+        )
+        grads = [torch.autograd.grad(loss, (hidden, weight)) for loss in (found, true)]
+        assert torch.equal(found, true)
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_frozen_inputs_and_two_backwards() -> None:

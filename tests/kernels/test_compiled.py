@@ -101,6 +101,8 @@ def test_resources(
 ) -> None:
     settings = GRADIENT if function is row_gradient else ROW
     kernel = compiled(function, writes, capability, logits, bias, cap)
+    # rows times V passes 2^31
+    assert re.search(r"arith\.muli .*: i64", kernel.asm["ttir"])
     usage = cuobjdump("--dump-resource-usage", kernel.asm["cubin"], tmp_path)
     numbers = re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)
     found = {name: int(value) for name, value in numbers}

@@ -65,6 +65,17 @@ def test_the_operator_says_what_it_returns() -> None:
     hidden, weight, bias, targets = random_head()
     numbers = -100, None, 1.0, 0, "auto", None, True, [True, True, True]
     torch.library.opcheck(_reduced, (hidden, weight, targets, bias, *numbers))
+    turned = (x.detach().t().contiguous().requires_grad_().t() for x in (hidden, weight))
+    torch.library.opcheck(_reduced, (*turned, targets, bias, *numbers))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_second_derivative_is_refused(reduction: str) -> None:
+    hidden, weight, _, targets = random_head()
+    loss = linear_cross_entropy(hidden, weight, targets, reduction=reduction).sum()
+    (grad,) = torch.autograd.grad(loss.square(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|no autograd formula"):
+        grad.sum().backward()
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -13,7 +13,7 @@ from adaptsft_kernels.gradients import coefficients, d_hidden, scaled_rows
 from adaptsft_kernels.row_kernels import Head
 from adaptsft_kernels.token_statistics import statistics_of
 from adaptsft_kernels.torch_rows import TorchRows
-from tests.kernels.reference import D, V, nll, random_head, relative, state_of
+from tests.kernels.reference import D, V, logits_of, nll, random_head, relative, state_of
 
 
 def flops(*args: Any, **options: Any) -> int:
@@ -107,23 +107,24 @@ def test_a_promise_of_unit_upstream_is_checked() -> None:
             torch.autograd.grad(2 * losses[1], leaves)
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("power", [0, 1], ids=["NLL", "-p"])
-def test_the_roundings_of_bf16_factors(power: int) -> None:
+def test_the_roundings_of_bf16_factors(power: int, softcap: float | None) -> None:
     """What a GPU computes from bf16 factors and fp32 logits, step by step, and what it is off."""
     hidden, weight, _, targets = random_head(n=1000, d=64, v=1000, targets=2.0)
     x, w = (0.5 * hidden.detach()).bfloat16(), weight.detach().bfloat16()
-    rows = TorchRows(Head(w.float(), None, None, 1.0), torch.float32, torch.float32)
+    rows = TorchRows(Head(w.float(), None, softcap, 1.0), torch.float32, torch.float32)
     sums, _ = rows.sums(x.float(), targets, (), append=True)
     tokens, g = statistics_of(sums, {}, None, None), rows.take().bfloat16()
     p = tokens.logp.double().exp()
     assert p.quantile(0.2) < 0.3 and p.quantile(0.8) > 0.7
 
     leaves = [leaf.double().requires_grad_() for leaf in (x, w)]
-    logp = (leaves[0] @ leaves[1].t()).log_softmax(1).gather(1, targets[:, None])
+    logp = logits_of(*leaves, softcap=softcap).log_softmax(1).gather(1, targets[:, None])
     true = torch.autograd.grad((logp.squeeze(1) * -(p**power)).sum(), leaves)
     errors = []
     for dtype in (torch.bfloat16, torch.float32):  # with the rounding of G made up for, or not
-        a = p.float() ** power * coefficients(sums, tokens.one_minus_p, dtype)
+        a = p.float() ** power * coefficients(sums, tokens.one_minus_p, dtype, softcap)
         found = (
             d_hidden(g.float(), a, rows.head),
             g.float().t() @ scaled_rows(x, a, w.dtype).float(),

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adaptsft.config.schema import ObjectiveConfig
 from adaptsft.objectives.base import REGISTRY
 from adaptsft.objectives.build import build_objective
-from adaptsft_kernels import TokenStatistics, linear_objective
+from adaptsft_kernels import TokenStatistics, linear_cross_entropy, linear_objective
+from adaptsft_kernels.row_kernels import factors
 from tests.conftest import REPO
 from tests.kernels.reference import D, N, V, logits_of, nll, random_head, state_of
 
@@ -191,6 +193,37 @@ def test_what_does_not_fit_is_refused(change: dict, words: str) -> None:
     call = {"hidden": hidden, "weight": weight, "targets": targets, "objective": nll}
     with pytest.raises(ValueError, match=words):
         linear_objective(**call | change)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        linear_cross_entropy,
+        lambda *head: linear_cross_entropy(*head, reduction="none").sum(),
+        lambda x, weight, y, bias: linear_objective(x, weight, y, nll, bias=bias)[0],
+    ],
+    ids=["mean", "none", "objective"],
+)
+def test_under_autocast_a_head_is_cast_as_a_linear_layer_is(call: Any) -> None:
+    hidden, weight, bias, targets = random_head()
+    lower = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight, bias)]
+    true = call(*lower[:2], targets, lower[2])
+    wanted = torch.autograd.grad(true, lower)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = call(hidden.bfloat16(), weight, targets, bias)
+        exact = call(hidden.double(), weight.double(), targets, bias.double())
+    assert torch.equal(loss, true) and exact.dtype == torch.float64
+    for a, b in zip(torch.autograd.grad(loss, (hidden, weight, bias)), wanted, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b.float())
+
+
+def test_only_on_cuda_do_bf16_products_take_bf16() -> None:
+    """No other device multiplies bf16 into fp32."""
+    for device, dtype in (("cpu", torch.float32), ("meta", torch.float32)):
+        assert factors(torch.empty(2, dtype=torch.bfloat16, device=device)).dtype == dtype
+    with FakeTensorMode():
+        x = torch.empty(2, dtype=torch.bfloat16, device="cuda")
+        assert factors(x).dtype == torch.bfloat16
 
 
 def test_the_readmes_first_example_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,14 @@ def test_the_operators_say_what_they_return() -> None:
     g, a = torch.rand(N, 128), torch.rand(N)
     call = g, a, hidden.detach(), weight.detach()
     torch.library.opcheck(linear_rows_backward, (*call, [True, False, True]))
+    turned = weight.detach().t().contiguous().t()
+    torch.library.opcheck(linear_rows_backward, (g, a, hidden.detach(), turned, [True] * 3))
+
+
+def test_on_meta_tensors_they_say_what_they_would_return() -> None:
+    hidden, weight, bias, targets = (x.detach().to("meta") for x in random_head())
+    logp, entropy = linear_logprobs(hidden, weight, targets, bias)
+    assert logp.shape == entropy.shape == (N,) and logp.is_meta
 
 
 @pytest.mark.parametrize(

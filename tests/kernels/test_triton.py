@@ -32,7 +32,7 @@ def test_interpreter_cases(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
     command += [
         f"--basetemp={tmp_path / 'tmp'}",
-        str(Path(__file__).with_name("interpreter_cases.py")),
+        *(str(Path(__file__).with_name(f"interpreter_{name}.py")) for name in ("cases", "rows")),
     ]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
