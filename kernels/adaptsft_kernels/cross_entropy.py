@@ -19,10 +19,10 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
+    *,
     ignore_index: int = -100,
     softcap: float | None = None,
     reduction: str = "mean",
-    *,
     logit_scale: float = 1.0,
     chunk_size: int = 0,
     implementation: str = "auto",
@@ -30,11 +30,11 @@ def linear_cross_entropy(
 ) -> Tensor:
     """F.cross_entropy of the logits, which are never held: fp32 (fp64 for fp64), nats.
 
-    hidden [...,D], weight [V,D], targets int64 [...], bias [V]; the order of the arguments is that
-    of cut-cross-entropy. reduction: "mean" over the targets that are not `ignore_index` (0 where
-    there are none), "sum", or "none": one loss per target [...], 0 at `ignore_index`, for which G
-    [N,V] is kept as in `linear_logprobs`. The others are as in `linear_objective`, and so are the
-    errors. On CUDA, "mean" and "sum" wait once for the device, for the number of targets.
+    hidden [...,D], weight [V,D], targets int64 [...], in cut-cross-entropy's order; bias [V].
+    reduction: "mean" over the targets that are not `ignore_index` (0 where there are none), "sum",
+    or "none": one loss per target [...], 0 at `ignore_index`, for which G [N,V] is kept as in
+    `linear_logprobs`. The others are as in `linear_objective`, and so are the errors. On CUDA,
+    "mean" and "sum" wait once for the device, for the number of targets.
     """
     options: dict[str, Any] = {"chunk_size": chunk_size, "implementation": implementation}
     if reduction == "none":
@@ -63,15 +63,21 @@ class LinearCrossEntropy(nn.Module):
 
     def __init__(
         self,
+        *,
         ignore_index: int = -100,
-        reduction: str = "mean",
         softcap: float | None = None,
-        **options: Any,
+        reduction: str = "mean",
+        logit_scale: float = 1.0,
+        chunk_size: int = 0,
+        implementation: str = "auto",
+        logits_dtype: torch.dtype | None = None,
     ):
-        """options: the keyword arguments of `linear_cross_entropy`."""
+        """The keyword arguments of `linear_cross_entropy`."""
         super().__init__()
-        self.options = {"ignore_index": ignore_index, "reduction": reduction, "softcap": softcap}
-        self.options |= options
+        self.options: dict[str, Any] = {"ignore_index": ignore_index, "softcap": softcap}
+        self.options |= {"reduction": reduction, "logit_scale": logit_scale}
+        self.options |= {"chunk_size": chunk_size, "implementation": implementation}
+        self.options |= {"logits_dtype": logits_dtype}
 
     def forward(
         self, lin_weight: Tensor, _input: Tensor, target: Tensor, bias: Tensor | None = None
