@@ -19,9 +19,7 @@ from adaptsft.objectives.base import Objective
 from adaptsft.objectives.loss import loss_of_hidden
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft_kernels import TokenOutputs, choose_implementation
-
-# the names of the soft cap of the logits in Gemma, RecurrentGemma and xLSTM
-SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+from adaptsft_kernels.causal_lm import head_settings
 
 
 def loss_settings(train: TrainConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -64,7 +62,6 @@ def token_loss(
     # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
     # open (torch < 2.13)
     head(hidden[:, :0])
-    settings = self.config.get_text_config()
     return loss_of_hidden(
         hidden.flatten(0, 1),
         head.weight,
@@ -77,8 +74,7 @@ def token_loss(
         reference=batch.reference,
         target_idx=batch.target_idx,
         bias=head.bias,
-        softcap=_first_set(settings, *SOFT_CAPS),
-        logit_scale=_logit_scale(settings),
+        **head_settings(self.config.get_text_config()),  # others, `check_first_batch` catches
         scale=scale,
         **cast(dict[str, Any], self.loss_settings),
     )
@@ -91,15 +87,3 @@ def _inputs(model: Any, batch: Batch) -> dict[str, Any]:
     if model.compilation.on:
         mark_dynamic(batch.documents)
     return inputs | {"position_ids": batch.positions, "documents": batch.documents}
-
-
-def _logit_scale(settings: Any) -> float:
-    """What a model multiplies its logits by, or divides them by. What is not known here,
-    `check_first_batch` catches."""
-    scale = _first_set(settings, "logit_scale", "lm_head_multiplier")
-    return scale or 1.0 / (_first_set(settings, "logits_scaling") or 1.0)
-
-
-def _first_set(settings: Any, *names: str) -> float | None:
-    """The first of these settings that the model has, and that is not zero."""
-    return next((value for name in names if (value := getattr(settings, name, None))), None)

@@ -11,6 +11,22 @@ from adaptsft_kernels.linear_objective import Objective, linear_objective
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# the names of the soft cap of the logits in Gemma, RecurrentGemma and xLSTM
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def head_settings(config: Any) -> dict[str, Any]:
+    """softcap and logit_scale of `linear_objective`, by what the text configuration of a model of
+    transformers says under the names known here."""
+    scale = _first_set(config, "logit_scale", "lm_head_multiplier")
+    scale = scale or 1.0 / (_first_set(config, "logits_scaling") or 1.0)
+    return {"softcap": _first_set(config, *SOFT_CAPS), "logit_scale": scale}
+
+
+def _first_set(config: Any, *names: str) -> float | None:
+    """The first of these settings that the model has, and that is not zero."""
+    return next((value for name in names if (value := getattr(config, name, None))), None)
+
 
 def add_fused_loss(model: Model, objective: Objective, state: Any = None) -> Model:
     """The same model. Its forward, in training and with labels, now returns {"loss": loss}, and no
@@ -29,7 +45,7 @@ def add_fused_loss(model: Model, objective: Objective, state: Any = None) -> Mod
     base: Any = model
     if hasattr(base, "peft_config"):
         base = base.get_base_model()
-    settings, plain = _logit_settings(base), base.forward
+    settings, plain = _tried_settings(base), base.forward
 
     @functools.wraps(plain)  # a Trainer reads the names of its inputs
     def forward(
@@ -70,15 +86,13 @@ def add_fused_loss(model: Model, objective: Objective, state: Any = None) -> Mod
     return model
 
 
-def _logit_settings(model: Any) -> dict[str, Any]:
-    """softcap and logit_scale of the model, which are tried on what its head returns. Raises
-    ValueError."""
+def _tried_settings(model: Any) -> dict[str, Any]:
+    """`head_settings` of the model, which are tried on what its head returns. Raises ValueError."""
     config, seen = model.config.get_text_config(), {}
     if getattr(config, "output_router_logits", False):
         raise ValueError("config.output_router_logits adds a loss that the fused one leaves out")
-    softcap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
-    scale = scale or 1 / (getattr(config, "logits_scaling", None) or 1)
+    settings = head_settings(config)
+    softcap, scale = settings["softcap"], settings["logit_scale"]
     hook = model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: seen.update(logits=output.float())
     )
@@ -97,4 +111,4 @@ def _logit_settings(model: Any) -> dict[str, Any]:
             f"{type(model).__name__} makes other logits of what its head returns than by "
             f"softcap={softcap} and logit_scale={scale}: call linear_objective yourself"
         )
-    return {"softcap": softcap, "logit_scale": scale}
+    return settings
