@@ -32,8 +32,8 @@ test: $(DEV)  ## run the tests
 faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability.md (4 to 8 minutes)
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
-nightly: $(DEV)  ## try and compile every model type, train every recipe of the paper, make its tables, in small
-	$(BIN)/python -m pytest tests/benchmarks/paper tests/model_types tests/model -m nightly
+nightly: $(DEV)  ## the long tests: every model type, recipe and small table of the paper, SLURM, a lab of files
+	$(BIN)/python -m pytest -m nightly
 
 check: lint audit  ## all that must hold before a merge, besides the tests: lint, then audit
 

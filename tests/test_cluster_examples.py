@@ -179,6 +179,7 @@ def started(config: Config, log: Path, environment: dict[str, str]) -> Iterator[
                     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.nightly
 def test_the_slurm_job_saves_when_asked_requeues_itself_and_survives_a_killed_rank(
     folder, reference, tiny_model
 ):

@@ -286,7 +286,7 @@ STILL_EQUAL = re.compile(r"\[-\\infty|\\infty\]|\\(?:text|mbox)")
 def test_golds_with_a_digit_or_a_sign_changed_are_wrong(golds: list[str]) -> None:
     draw = random.Random(0)
     records = []
-    for gold in golds[::4]:
+    for gold in golds[::12]:
         digits = [i for i, character in enumerate(gold) if character.isdecimal()]
         for i in draw.sample(digits, min(1, len(digits))):
             other = str((int(gold[i]) + draw.randint(1, 8)) % 10)

@@ -253,7 +253,7 @@ def test_killed_and_started_again_it_is_bitwise_the_run_that_was_not(tmp_path, m
             # one shape, so that little is compiled
             {"data__packing": False, "data__pad_multiple": 128, "train__max_steps": 1},
             [{"train__compile": True}],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
     ],
     ids=["recomputed", "compiled"],

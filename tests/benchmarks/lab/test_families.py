@@ -142,7 +142,7 @@ def test_names_of_regime_files(tmp_path):
     assert main(["--families", "none", "--regime-file", str(tmp_path / "absent.py")]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_lab_of_files_bases_and_learning_rates(family, tmp_path, capsys):
     """Two bases, one of them stopped early; two learning rates, one of them chosen."""
     (tmp_path / "regimes.py").write_text(REGIMES)
