@@ -71,10 +71,10 @@ budget=${budget:-570}
 # part NAME SECONDS COMMAND...: SECONDS is its share of the budget. --parts tune means tune_fp32 and
 # tune_bf16.
 command_1() {
-    part smoke 60 python3 tools/gpu_smoke.py --device $device
-    part correct 210 python3 -m pytest -q -m gpu -p no:cacheprovider \
+    part smoke 40 python3 tools/gpu_smoke.py --device $device
+    part correct 240 python3 -m pytest -q -m gpu -p no:cacheprovider \
         tests/test_linear_objective.py tests/test_gpu.py
-    part loss 190 python3 benchmarks/loss_kernels.py --device $device "${loss[@]}" \
+    part loss 200 python3 benchmarks/loss_kernels.py --device $device "${loss[@]}" \
         --out '$OUT/loss_dense.json'
     for logits in fp32 bf16; do
         part profile_$logits 40 python3 tools/profile_kernels.py --device $device --shape $large \
