@@ -158,12 +158,12 @@ def test_bf16_logits_round_p() -> None:
     assert 1e-3 < (rounded.logp.exp() / true.exp() - 1).abs().max() < 0.3
 
 
-def test_autocast_does_not_round_the_logits() -> None:
+def test_autocast_casts_the_factors_and_does_not_round_the_logits() -> None:
     hidden, weight, _, targets = random_head()
-    plain, _ = linear_objective(hidden, weight, targets, nll)
+    plain, _ = linear_objective(hidden.bfloat16(), weight.bfloat16(), targets, nll)
     with torch.autocast("cpu", torch.bfloat16):
         under, _ = linear_objective(hidden, weight, targets, nll)
-    assert torch.equal(plain, under)
+    assert torch.equal(plain, under) and under.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("n", "v"), [(1, 129), (5, 127), (3, 2), (4, 1)])
