@@ -120,20 +120,8 @@ def _reduced(
 
 
 @_reduced.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    ignore_index: int,
-    softcap: float | None,
-    logit_scale: float,
-    chunk_size: int,
-    implementation: str,
-    logits_dtype: torch.dtype | None,
-    mean: bool,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, wanted = others
     like = torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(len(weight))
     found = [x if w else weight.new_empty(0) for x, w in zip(like, wanted, strict=True)]
     return weight.new_empty((), dtype=accumulator(weight.dtype)), found[0], found[1], found[2]

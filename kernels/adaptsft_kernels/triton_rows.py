@@ -158,9 +158,9 @@ def _sums(
     z_row, bias, V, stride, target, offset, g_row,
     LOGIT_SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(highest, total, moment, square) of all columns but the target's. A lane
-    runs over 8 neighbouring columns at a time, 16 bytes of bf16, and the lanes are merged at the
-    end: no exchange between threads within the loop."""
+    """(highest, total, moment, square) of all columns but the target's. A lane runs over 8
+    neighbouring columns at a time, 16 bytes of bf16, and the lanes are merged at the end: no
+    exchange between threads within the loop."""
     WIDE: tl.constexpr = 8
     lanes: tl.constexpr = BLOCK // WIDE
     highest = tl.full((lanes,), LOW, tl.float32)
