@@ -297,7 +297,7 @@ def test_golds_with_a_digit_or_a_sign_changed_are_wrong(golds: list[str]) -> Non
             if sign in gold
         ]
     records = [pair for pair in records if not STILL_EQUAL.search(pair[1])]
-    assert len(records) > 250
+    assert len(records) > 90
     verdicts = grade_all(
         "math-robust", [{"gold": g, "response": f"\\boxed{{{a}}}"} for g, a in records]
     )
