@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
+from tests.distributed.two_ranks import on_two_ranks
 from tests.runs import write_data
 from tools.docs import PROGRAM, WITH_PROGRAMS, with_program
 
@@ -29,15 +31,20 @@ def questions(tmp_path_factory) -> Path:
     return path
 
 
-def run(folder: Path, name: str, *arguments: object, ranks: int = 1) -> str:
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+def program(folder: Path, name: str, *arguments: object) -> int:
+    os.chdir(folder)
+    file = REPO / "examples" / name
+    sys.argv, sys.path[0] = [str(file), *map(str, arguments)], str(file.parent)
+    runpy.run_path(str(file), run_name="__main__")
+    return 0
+
+
+def run(folder: Path, name: str, *arguments: object) -> str:
     environment = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     found = subprocess.run(
-        [*command, str(REPO / "examples" / name), *map(str, arguments)],
+        [sys.executable, str(REPO / "examples" / name), *map(str, arguments)],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -52,11 +59,11 @@ def run(folder: Path, name: str, *arguments: object, ranks: int = 1) -> str:
 def test_loops_of_ones_own_print_the_same_on_one_rank_and_on_two(tiny_model, questions, tmp_path):
     model, printed = tiny_model(), {}
     for name, ranks in (("plain_loop.py", 1), ("ddp.py", 2), ("fsdp2.py", 2)):
-        printed[name] = [
-            line
-            for line in run(tmp_path, name, model, questions, ranks=ranks).splitlines()
-            if line.startswith("step ")
-        ]
+        codes, said = on_two_ranks(
+            program, tmp_path, name, model, questions, log=tmp_path / "log", ranks=ranks
+        )
+        assert not any(codes), said
+        printed[name] = [line for line in said.splitlines() if line.startswith("step ")]
     assert len(printed["plain_loop.py"]) == 2, "the first step and the tenth, which is the last"
     assert printed["ddp.py"] == printed["fsdp2.py"] == printed["plain_loop.py"]
     assert re.search(r"alpha 2\.0", printed["ddp.py"][-1]), "auto ends at 2"

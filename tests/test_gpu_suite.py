@@ -84,7 +84,7 @@ def test_a_part_that_takes_longer_than_the_budget_is_ended_and_the_next_one_runs
     assert "== masks (at most 1 s)" in done.stdout, "of another command, with a budget of its own"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_rehearsal_works_to_the_tables(tmp_path, monkeypatch):
     parts = "step,tune_fp32"
     command = ["bash", "tools/gpu_suite.sh", str(tmp_path), "--rehearse", "--parts", parts]

@@ -16,7 +16,8 @@ from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends.hf import locate
 from adaptsft.train import main, train
 from tests.conftest import REPO
-from tests.runs import PROCESSES, metrics_of, small_config, write_data
+from tests.distributed.two_ranks import on_two_ranks
+from tests.runs import metrics_of, small_config, write_data
 
 SOURCE = """
 import torch
@@ -72,21 +73,18 @@ def run(work: Path, *command: str) -> subprocess.CompletedProcess:
     )
 
 
-def _train_in(work: Path, arguments: list[str], log: Path) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.chdir(work)
-    sys.exit(main(arguments))
+def _train_in(folders: list[Path], arguments: list[str]) -> int:
+    os.chdir(folders[min(int(os.environ["RANK"]), len(folders) - 1)])
+    return main(arguments)
 
 
-def train_in(work: Path, *arguments: str) -> tuple[int, str]:
-    """adaptsft.train in a process of its own, without the seconds of its imports: its exit code and
-    what it printed."""
-    process = PROCESSES.Process(target=_train_in, args=(work, list(arguments), work / "log"))
-    process.start()
-    process.join(300)
-    return process.exitcode, (work / "log").read_text()
+def train_in(work: Path, *arguments: str, folders: list[Path] | None = None) -> tuple[int, str]:
+    """adaptsft.train, on as many ranks as `folders` that they are started in, without the seconds
+    of its imports: the exit code and what was printed."""
+    folders = folders or [work]
+    log, ranks = work / "log", len(folders)
+    codes, printed = on_two_ranks(_train_in, folders, list(arguments), log=log, ranks=ranks)
+    return max(codes), printed
 
 
 def rows(run_dir: Path) -> list[dict]:
@@ -162,10 +160,9 @@ def test_a_run_without_a_checkpoint_begins_again_with_other_code(work):
 
 def test_two_ranks_do_what_one_does_and_must_have_the_same_files(work):
     arguments = named(work, "ranks")
-    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert train_in(work, *arguments, "run_dir=one")[0] == 0
-    done = run(work, *launch, "-m", "adaptsft.train", *arguments, "run_dir=two")
-    assert done.returncode == 0, done.stderr
+    code, said = train_in(work, *arguments, "run_dir=two", folders=[work, work])
+    assert code == 0, said
     for ours, theirs in zip(rows(work / "two"), rows(work / "one"), strict=True):
         assert ours["alpha"] == theirs["alpha"]
         for key in ("loss", "grad_norm", "nll"):
@@ -175,18 +172,13 @@ def test_two_ranks_do_what_one_does_and_must_have_the_same_files(work):
         (work / f"node{rank}").mkdir()
         edited = SOURCE.replace("0.25", f"0.2{rank}")
         (work / f"node{rank}" / "mine_of_ranks.py").write_text(edited)
-    script = work / "on_its_node.py"
-    script.write_text(
-        "import os, sys\n"
-        "sys.path[0] = f'node{os.environ[\"RANK\"]}'\n"
-        "sys.path.append('')\n"
-        "from adaptsft.train import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    refused = run(work, *launch, str(script), *arguments, "run_dir=three")
-    assert refused.returncode != 0
-    assert "ranks [1] were started with another configuration than rank 0" in refused.stderr
-    assert "other code of yours by the same name" in refused.stderr
+        for name in ("base.yaml", "data.jsonl", "shared_by_mine.py"):
+            shutil.copy(work / name, work / f"node{rank}")
+    nodes = [work / "node0", work / "node1"]
+    code, said = train_in(work, *arguments, f"run_dir={work / 'three'}", folders=nodes)
+    assert code != 0
+    assert "ranks [1] were started with another configuration than rank 0" in said
+    assert "other code of yours by the same name" in said
     assert not (work / "three").exists()
 
 

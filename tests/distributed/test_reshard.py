@@ -89,14 +89,12 @@ def runs(tmp_path_factory, tiny_model) -> Path:
             keys |= {"train__reshard": policy}
             two = small_config(folder, tiny_model(**options), f"{name}-{policy}-2ranks", **keys)
             save_config(two, folder / "two" / f"{name}-{policy}.yaml")
-            if name == "tied":
-                train(small_config(folder, tiny_model(**options), f"{name}-{policy}-1rank", **keys))
     codes, printed = on_two_ranks(train_each, folder / "two", log=folder / "log")
     assert codes == [0, 0], printed[-4000:]
     return folder
 
 
-@pytest.mark.parametrize("run", ["tied-1rank", "tied-2ranks", "adapters-2ranks", "replicas-2ranks"])
+@pytest.mark.parametrize("run", ["tied-2ranks", "adapters-2ranks", "replicas-2ranks"])
 def test_blocks_that_stay_whole_change_no_bit(runs, run):
     name, ranks = run.split("-")
     assert same(runs, f"{name}-always-{ranks}", f"{name}-never-{ranks}")

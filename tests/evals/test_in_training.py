@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,9 +14,9 @@ from adaptsft.evals.data import load_items
 from adaptsft.evals.generate import requests_of
 from adaptsft.evals.protocol import Request, Sampling
 from adaptsft.train import train
-from tests.conftest import REPO
+from tests.distributed.two_ranks import on_two_ranks
 from tests.evals.pipeline import evals, samples_of
-from tests.evals.two_ranks import GENERATE
+from tests.evals.two_ranks import GENERATE, main
 from tests.runs import small_config
 
 
@@ -65,14 +62,8 @@ def test_two_ranks(tiny_model, shared_data, tmp_path):
     """
     model = tiny_model("gemma3")
     small_config(tmp_path, model)  # writes the data
-    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m tests.evals.two_ranks"
-    command = [sys.executable, *launch.split(), str(tmp_path), str(model), str(shared_data)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}",
-    }
-    done = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    codes, printed = on_two_ranks(main, tmp_path, model, shared_data, log=tmp_path / "log")
+    assert codes == [0, 0], printed[-4000:]
     plain, evaluated = (torch.load(tmp_path / f"{name}.pt") for name in ("plain", "evaluated"))
     assert plain.keys() == evaluated.keys() and len(plain) > 20
     for name in plain:

@@ -1,10 +1,6 @@
-"""Trains a little on two gloo ranks, with tasks evaluated in between and without; generates.
-
-torchrun --standalone --nproc-per-node 2 -m tests.evals.two_ranks FOLDER MODEL DATA
-"""
+"""Trains a little on two gloo ranks, with tasks evaluated in between and without; generates."""
 
 import json
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +106,3 @@ def main(folder: Path, model_folder: Path, data_dir: Path) -> None:
             (folder / "found.json").write_text(json.dumps(shown))
     where = ["--model", model_folder, "--data-dir", data_dir, "--out", folder / "out"]
     assert evals("generate", *where, *GENERATE) == 0
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

@@ -12,68 +12,21 @@ are not.
 import argparse
 import hashlib
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.two_ranks import on_two_ranks
+from tests.golden.train import RUNS, train_all
+
 FILE = Path(__file__).with_name("golden.json")
-REPO = FILE.parents[2]
 FIGURES = ("loss", "nll", "mean_p", "weight", "entropy", "tokens", "kept", "grad_norm", "lr")
 FIGURES += ("alpha", "lower", "upper", "floor")
 TOLERANCE = (
     5e-3  # relative, where bits cannot be compared; the run in bf16 is the one that needs it
 )
-
-SHARED = {
-    "data.path": "FOLDER/data.jsonl",
-    "data.cache_dir": "FOLDER/cache",
-    "data.max_length": 96,
-    "model.path": "FOLDER/model",
-    "train.max_steps": 6,
-    "train.global_batch_size": 5,
-    "train.lr": 1e-2,
-    "train.warmup_ratio": 0.2,
-    "train.device": "cpu",
-    "checkpoint.every": 3,
-    "checkpoint.export_dtype": "fp32",
-    "log.every": 2,
-    "log.trackers": "[]",
-}
-KEPT = {
-    "objective.name": "threshold",
-    "objective.lower_quantile": 0.3,
-    "objective.normalizer": "kept",
-}
-TWO_SOURCES = {
-    "data.path": "''",
-    "data.sources": (
-        "[{path: FOLDER/data.jsonl, name: sums}, {path: FOLDER/other.jsonl, weight: 0.5}]"
-    ),
-}
-STRICT = {
-    "data.packing": "false",
-    "train.global_batch_size": 8,
-    "train.micro_batch_size": 2,
-    "train.loss_reduction": "micro_batch",
-    "model.param_dtype": "bf16",
-}
-# name: (ranks, keys). FOLDER holds the data. `resume` is trained, loses its last checkpoint, and is
-# trained again.
-RUNS: dict[str, tuple[int, dict[str, Any]]] = {
-    "packed": (1, {}),
-    "padded": (1, {"data.packing": "false", "train.micro_batch_size": 3, "objective.name": "talr"}),
-    "resume": (1, {"controller.name": "auto", "train.max_steps": 6}),
-    "stream": (1, {"data.path": "FOLDER/part-*.jsonl", "data.stream": 2}),
-    "two_ranks": (2, {"objective.name": "alpha", "objective.alpha": 0.5}),
-    "accumulation": (2, {"train.global_batch_size": 20, "train.clip_norm": 0.5}),
-    "threshold_kept": (2, KEPT),
-    "auto_two_sources": (2, TWO_SOURCES | {"controller.name": "auto", "train.max_steps": 10}),
-    "strict_reproduction": (2, KEPT | STRICT),
-}
 
 
 def write_data(folder: Path) -> None:
@@ -91,33 +44,15 @@ def write_data(folder: Path) -> None:
         (folder / f"part-{part}.jsonl").write_text("".join(lines[part::3]))
 
 
-def arguments(name: str, folder: Path) -> list[str]:
-    """The command line of a run."""
-    settings = SHARED | {"run_dir": f"FOLDER/{name}"} | RUNS[name][1]
-    return [f"{key}={value}".replace("FOLDER", str(folder)) for key, value in settings.items()]
-
-
 def measure() -> dict[str, Any]:
     """Train all runs, on one rank and on two, and read what they left."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(folder)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment["PYTHONPATH"] = f"{REPO}{os.pathsep}{REPO / 'kernels'}"
         for ranks in (1, 2):
-            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            command = [
-                *torchrun,
-                f"--nproc-per-node={ranks}",
-                "-m",
-                "tests.golden.train",
-                str(folder),
-            ]
-            done = subprocess.run(
-                command, cwd=REPO, env=environment, capture_output=True, text=True
-            )
-            if done.returncode:
-                raise SystemExit(f"the runs of {ranks} ranks failed:\n{done.stderr[-4000:]}")
+            codes, printed = on_two_ranks(train_all, folder, log=folder / "log", ranks=ranks)
+            if any(codes):
+                raise SystemExit(f"the runs of {ranks} ranks failed:\n{printed[-4000:]}")
         machine = json.loads((folder / "machine.json").read_text())
         return {"machine": machine, "runs": {name: read(folder / name) for name in RUNS}}
 
