@@ -7,6 +7,7 @@ adapter folder.
 """
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -112,15 +113,21 @@ def with_base_names(stored: Stored, model: nn.Module) -> Stored:
     adapted layer are its base layer's."""
     layers = {name for name, _ in adapted_layers(model)}
 
+    def beside(name: str) -> str:
+        layer, _, last = name.rpartition(".")
+        return f"{layer}.base_layer.{last}" if layer in layers else name
+
     def renamed(names: dict[str, str]) -> dict[str, str]:
-        parts = {name: name.rpartition(".") for name in names}
-        return {
-            (f"{layer}.base_layer.{last}" if layer in layers else name): names[name]
-            for name, (layer, _, last) in parts.items()
-        }
+        return {beside(name): other for name, other in names.items()}
 
     names = stored.names
-    names = names._replace(stored=renamed(names.stored), exported=renamed(names.exported))
+    computed = [
+        dataclasses.replace(of, targets={key: beside(name) for key, name in of.targets.items()})
+        for of in names.computed
+    ]
+    names = names._replace(
+        stored=renamed(names.stored), exported=renamed(names.exported), computed=computed
+    )
     return Stored(stored.files, names)
 
 
