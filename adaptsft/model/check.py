@@ -20,6 +20,7 @@ from adaptsft.data.documents import Documents
 from adaptsft.distributed.ranks import raise_on_all_ranks, world_size
 from adaptsft.errors import ConfigError
 from adaptsft.model.attention import EAGER, attending, callers
+from adaptsft.model.experts import experts_by_token, experts_implementation
 from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.model.modules import blocks, class_name, layer_configs
 from adaptsft.model.supported import named_errors
@@ -65,9 +66,11 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     batch = batch_of(rows, model.attention_backend == "sdpa").to(documents[0].device)
     with named_errors(model), callers() as calls:
         logp = _logp(model, batch)
-    later = _logp(model, _changed(batch, [[len(document) - 1] for document in documents]))
     first = [range(len(documents[0])), *([] for _ in documents[1:])]
-    other = _logp(model, _changed(batch, first))
+    with named_errors(model), experts_by_token(model):
+        same = _logp(model, batch) if experts_implementation(model) else logp
+        later = _logp(model, _changed(batch, [[len(document) - 1] for document in documents]))
+        other = _logp(model, _changed(batch, first))
     with named_errors(model), attending(model, "eager"):
         own = torch.cat([_own_logp(model, document) for document in documents])
 
@@ -77,8 +80,8 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     raise_on_all_ranks(lambda: _check_finite(model, error))
     problems = [
         _seam_problem(model, calls) if packed else None,
-        _seen("another document of the batch", (other - logp)[~sequences[0]]),
-        _seen("later tokens of a document", later - logp),
+        _seen("another document of the batch", (other - same)[~sequences[0]]),
+        _seen("later tokens of a document", later - same),
         "log p differs from that of transformers' own forward of each document alone by "
         f"{error:.3g} nats in the mean, more than {tolerance:g} (its attention, or not a linear "
         "head with an optional bias, scale and soft cap)"
