@@ -56,7 +56,7 @@ def add_adapters(model: PreTrainedModel, config: ModelConfig) -> None:
     except ValueError as error:  # nothing matches, or what matches is not a layer that PEFT adapts
         raise ConfigError(
             f"model.lora.target_modules={targets}: {str(error).splitlines()[0]} There are "
-            f"{', '.join(there)}"
+            f"{_listed(model, there)}"
         ) from None
     _check_targets(model, targets, there)
 
@@ -66,7 +66,8 @@ def _check_targets(model: PreTrainedModel, targets: str | list[str], there: list
     over a name that finds nothing as long as another does."""
     from peft.tuners.lora import Linear
 
-    key, choose = f"model.lora.target_modules={targets}", f"choose among {', '.join(there)}"
+    key = f"model.lora.target_modules={targets}"
+    choose = f"choose among {_listed(model, there)}"
     found = dict(adapted_layers(model))
     for wanted in targets if isinstance(targets, list) else []:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in found):
@@ -94,6 +95,12 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
         if isinstance(module, nn.Linear | Conv1D) and module is not head_of(model)
     )
     return list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+
+
+def _listed(model: nn.Module, there: list[str]) -> str:
+    stacked = any("experts" in name and p.ndim == 3 for name, p in model.named_parameters())
+    note = " (the matrices of its experts are stacked, and carry no adapter)" if stacked else ""
+    return f"{', '.join(there)}{note}"
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -36,9 +36,10 @@ def log_run_header(
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
-        layers = sum(1 for _ in adapted_layers(model))
+        names = [name for name, _ in adapted_layers(model)]
+        apart = ", none of them experts" if experts and "expert" not in "".join(names) else ""
         print0(
-            f"adapters: {kind}, rank {lora.rank}, on {layers} layers; the rest is frozen in "
+            f"adapters: {kind}, rank {lora.rank}, on {len(names)} layers{apart}; the rest is frozen in "
             f"{str(dtype).removeprefix('torch.')}"
         )
     objective = config.objective.name
