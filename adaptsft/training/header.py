@@ -39,8 +39,8 @@ def log_run_header(
         names = [name for name, _ in adapted_layers(model)]
         apart = ", none of them experts" if experts and "expert" not in "".join(names) else ""
         print0(
-            f"adapters: {kind}, rank {lora.rank}, on {len(names)} layers{apart}; the rest is frozen in "
-            f"{str(dtype).removeprefix('torch.')}"
+            f"adapters: {kind}, rank {lora.rank}, on {len(names)} layers{apart}; the rest is "
+            f"frozen in {str(dtype).removeprefix('torch.')}"
         )
     objective = config.objective.name
     if config.objective.reference == "base":
