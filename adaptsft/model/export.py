@@ -46,6 +46,7 @@ def export(
     if lora.has_adapters(model) and not merge:
         return _export_adapter(model, pretrained, folder, dtype, card)
     writer, state, stored = _Writer(folder), model.state_dict(), cast(Any, model).stored
+    buffers = {name for name, _ in model.named_buffers()}
     adapted = {f"{name}.base_layer.weight": layer for name, layer in lora.adapted_layers(model)}
 
     def whole(name: str) -> torch.Tensor:
@@ -53,7 +54,9 @@ def export(
         return lora.full(state[name]) if layer is None else lora.merged_weight(layer)
 
     for name, written in stored.names.exported.items():
-        writer.add(written, whole(name), dtype)
+        tensor = whole(name)
+        # what is not trained is not rounded: a bias of a router (DeepSeek-V3) may not bear it
+        writer.add(written, tensor, tensor.dtype if name in buffers else dtype)
     for conversion in stored.names.computed:
         # the ranks that write nothing need only the sizes
         place = "cpu" if rank() == 0 else "meta"

@@ -35,8 +35,15 @@ from tests.model.test_names import SMALL
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "mixtral_of_one": {"num_local_experts": 1, "num_experts_per_tok": 1},
+    "deepseek_v3": {
+        **{"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+        **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "v_head_dim"), 16),
+        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "moe_intermediate_size": 32},
+    },
     "qwen3_moe": {"num_experts": 5, "moe_intermediate_size": 32, "head_dim": 16},
 }
+
+SPLIT = ("mixtral", "mixtral_of_one", "qwen3_moe")
 
 
 def made(folder: Path, kind: str) -> Path:
@@ -64,7 +71,7 @@ def load_all(folder: Path) -> None:
 
     load._read = noted
     with process_group("cpu") as device:
-        for kind in KINDS:
+        for kind in SPLIT:
             config = ModelConfig(path=str(folder / kind))
             pretrained, mesh = load_pretrained(config), device_mesh(device, 1)
             read.clear()
@@ -80,12 +87,12 @@ def load_all(folder: Path) -> None:
 
 
 def test_each_rank_reads_its_own_experts_and_two_ranks_are_one(tmp_path):
-    for kind in KINDS:
+    for kind in SPLIT:
         made(tmp_path / kind, kind)
     load_all(tmp_path)
     codes, printed = on_two_ranks(load_all, tmp_path, log=tmp_path / "log")
     assert codes == [0, 0], printed[-4000:]
-    for kind in KINDS:
+    for kind in SPLIT:
         one = torch.load(tmp_path / f"{kind}-1.0.pt")
         both = [torch.load(tmp_path / f"{kind}-2.{number}.pt") for number in range(2)]
         written = load_file(tmp_path / f"{kind}-1" / "model.safetensors")
@@ -146,6 +153,20 @@ def test_experts_are_written_in_the_layout_that_they_came_in(tmp_path, device, k
     assert trained_and_exported(fused, tmp_path / "fused_final", device) == names_in(fused)
     bare = changed(source, tmp_path / "bare", renamed("model.", ""))
     trained_and_exported(bare, tmp_path / "bare_final", device)
+
+
+def test_what_is_not_trained_is_written_as_it_was(tmp_path, device):
+    """The bias that DeepSeek-V3 adds to choose experts, also where weights are rounded to bf16."""
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    bias = torch.tensor([7.001, 7.002, 7.003, 7.004])
+    source = made(tmp_path / "made", "deepseek_v3")
+    source = changed(source, tmp_path / "source", lambda tensors: tensors.update({name: bias}))
+    assert trained_and_exported(source, tmp_path / "final", device) == names_in(source)
+    model, pretrained = built(source, device)
+    export(model, pretrained, tmp_path / "bf16", "bf16", TurnEnd())
+    written = load_file(tmp_path / "bf16" / "model.safetensors")
+    assert torch.equal(written[name], bias)
+    assert written["model.layers.1.mlp.experts.3.up_proj.weight"].dtype == torch.bfloat16
 
 
 def test_a_mixture_is_trained_killed_and_resumed_and_two_ranks_are_one(tiny_model, tmp_path):
