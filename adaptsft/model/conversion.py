@@ -40,12 +40,14 @@ class Conversion:
         cls,
         converter: WeightConverter,
         model: PreTrainedModel,
+        state: dict[str, Tensor],
         first: str,
         sources: Sources,
     ) -> "Conversion":
-        """From its sources, of which some may be missing. Raises ConfigError where they are not all
-        there, and where transformers cannot compute them back, which an export needs."""
-        patterns, state = converter.target_patterns, model.state_dict()
+        """From its sources, of which some may be missing; `state` is that of the model. Raises
+        ConfigError where they are not all there, and where transformers cannot compute them back,
+        which an export needs."""
+        patterns = converter.target_patterns
         targets = {pattern: first.replace(patterns[0], pattern, 1) for pattern in patterns}
         made = cls(converter, model, first, sources, targets, {})
         try:
@@ -61,8 +63,10 @@ class Conversion:
         return made
 
     def _check_complete(self, wanted: list[str], there: list[str]) -> None:
-        missing = [name for name in wanted if name not in set(there)]
-        unknown = [name for name in there if name not in set(wanted)]
+        missing, unknown = (
+            [name for name in names if name not in others]
+            for names, others in ((wanted, {*there}), (there, {*wanted}))
+        )
         if missing or unknown:
             parts = [f"{len(missing)} missing (such as {missing[0]})"] if missing else []
             parts += [f"{len(unknown)} that it does not have ({unknown[0]})"] if unknown else []

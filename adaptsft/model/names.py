@@ -131,10 +131,10 @@ def _as_in_the_model(renamed: str, name: str, prefix: str) -> str:
 def _computed(whole: PreTrainedModel, matched: _Matched, own: dict[str, str]) -> list[Conversion]:
     """The conversions that give tensors of the model that is trained, under its own names (`own`,
     by their names in the whole)."""
-    computed = []
+    computed, state = [], whole.state_dict()
     for first, (converter, sources) in matched.converted.items():
         if first in own:
-            conversion = Conversion.of(converter, whole, first, sources)
+            conversion = Conversion.of(converter, whole, state, first, sources)
             if twice := sorted({*conversion.targets.values()} & matched.found.keys()):
                 raise ConfigError(
                     f"the files hold {twice[0]} twice: as {matched.found[twice[0]]}, and as what "

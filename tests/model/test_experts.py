@@ -30,6 +30,7 @@ from tests.model.checkpoints import (
     trained_and_exported,
     trained_resumed_and_on_two_ranks,
 )
+from tests.model.random_models import DELTA_NET
 from tests.model.test_names import SMALL
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -40,10 +41,13 @@ KINDS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "v_head_dim"), 16),
         **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "moe_intermediate_size": 32},
     },
+    "hrm_text": {},  # fused in the files, and split
+    "olmo_hybrid": DELTA_NET | {"layer_types": ["linear_attention", "full_attention"]},
     "qwen3_moe": {"num_experts": 5, "moe_intermediate_size": 32, "head_dim": 16},
 }
 
-SPLIT = ("mixtral", "mixtral_of_one", "qwen3_moe")
+WHOLE = ("olmo_hybrid", "hrm_text")  # each target is computed whole, and cut
+SPLIT = ("mixtral", "mixtral_of_one", "qwen3_moe", *WHOLE)
 
 
 def made(folder: Path, kind: str) -> Path:
@@ -104,13 +108,16 @@ def test_each_rank_reads_its_own_experts_and_two_ranks_are_one(tmp_path):
             assert torch.equal(both[0]["state"][name], tensor), name
         for name, gradient in one["gradients"].items():  # the ranks' sum, of the same batch
             torch.testing.assert_close(both[1]["gradients"][name], 2 * gradient, msg=name)
-        assert {number for number, _ in one["read"]} == {n for n in source if ".experts." in n}
+        read = {name for name, _ in one["read"]}
+        assert read == {name for name in source if ".experts." in name} or kind in WHOLE
         total = sum(size for _, size in one["read"])
         sizes = [sum(size for _, size in of["read"]) for of in both]
         if kind == "qwen3_moe":
             names = [{name for name, _ in of["read"]} for of in both]
-            assert not names[0] & names[1] and names[0] | names[1] == {n for n, _ in one["read"]}
+            assert not names[0] & names[1] and names[0] | names[1] == read
             assert sizes == [total * 3 // 5, total * 2 // 5]
+        elif kind in WHOLE:
+            assert sizes == [total] * 2
         else:  # also where a rank would have no expert: half of each matrix
             assert sizes == [total // 2] * 2
         for of in both:
