@@ -1,11 +1,15 @@
 """What the first batch shows: models that mix documents, see later tokens, or have another head."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from adaptsft.config.load import save_config
 from adaptsft.errors import ConfigError
-from adaptsft.model.check import check_first_batch
+from adaptsft.model import check as check_module
+from adaptsft.model.check import TOLERANCE, check_first_batch
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.train import main, train
 from tests.distributed.two_ranks import on_two_ranks
@@ -48,6 +52,35 @@ def test_a_model_that_keeps_documents_apart_passes_and_nothing_changes(
     check(model, packing)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and model.config._attn_implementation == attention
+
+
+def test_how_many_tokens_an_expert_has_is_no_leak(tiny_model, device, monkeypatch):
+    """A product over groups of tokens may round a row otherwise for another size of its group."""
+
+    def by_group(module, hidden, index, weights):
+        out = grouped_mm_experts_forward(module, hidden, index, weights)
+        return out * (1 + (index == index[0, 0]).float().mean())
+
+    model, _ = built(tiny_model("qwen3_moe"), device)
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "grouped_mm", by_group)
+    monkeypatch.setitem(TOLERANCE, torch.float32, 1e-2)
+    check(model)
+    assert model.config._experts_implementation == "grouped_mm"
+    monkeypatch.setattr("adaptsft.model.check.experts_by_token", lambda model: nullcontext())
+    assert "see another document" in refusal(model)
+
+
+def test_a_mixture_in_bf16_may_differ_by_its_own_sensitivity(tiny_model, device, monkeypatch):
+    model, _ = built(tiny_model("qwen3_moe"), device, compute_dtype="bf16")
+    monkeypatch.setitem(TOLERANCE, torch.bfloat16, 1e-9)
+    check(model)
+    own = check_module._own_logp
+    monkeypatch.setattr(check_module, "_own_logp", lambda *inputs: own(*inputs) + 0.1)
+    assert "log p differs" in refusal(model)
+    monkeypatch.undo()
+    monkeypatch.setitem(TOLERANCE, torch.bfloat16, 1e-9)
+    dense, _ = built(tiny_model("llama"), device, compute_dtype="bf16")
+    assert "log p differs" in refusal(dense)
 
 
 def test_a_model_without_a_causal_mask_is_refused(tmp_path, device):
