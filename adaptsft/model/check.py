@@ -157,6 +157,7 @@ def batch_of(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
         parts.append(torch.zeros((number + 1) * length - begin, dtype=torch.int64))
     ids, bounds = torch.cat(parts), [0, *itertools.accumulate(map(len, parts))]
     target_idx, counts = torch.cat(places), torch.tensor([len(place) for place in places])
+    real = torch.arange(length) < torch.tensor([[sum(map(len, row))] for row in rows])
     return Batch(
         ids=ids.view(len(rows), length),
         positions=torch.cat([torch.arange(len(part)) for part in parts]).view(len(rows), length),
@@ -167,6 +168,7 @@ def batch_of(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
         sequence=torch.arange(len(places)).repeat_interleave(counts),
         sequence_lengths=counts,
         sequence_source=torch.zeros_like(counts),
+        real=real,
     )
 
 

@@ -32,6 +32,8 @@ def log_run_header(
         f"attention by {model.attention_backend}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
+    if model.routers.counted:
+        print0(f"experts: {model.routers}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
         layers = sum(1 for _ in adapted_layers(model))
