@@ -100,7 +100,7 @@ class Routers:
     def begin(self, training: bool, batch: Batch) -> None:
         """Before the decoder's forward."""
         recording = training and self.counted
-        self.real = batch.real.flatten() if recording else None
+        self.real = _real(batch) if recording else None
         self.open, self.recorded, self.probabilities = recording, [], None
         if recording and self.seed is not None:  # both forwards drop the same
             torch.manual_seed(hash(self.seed))
@@ -159,6 +159,12 @@ class Routers:
             self.recorded.append((sums, chosen, loads))
 
 
+def _real(batch: Batch) -> Tensor:
+    """Which tokens are not padding, bool [B * L]."""
+    real = torch.ones_like(batch.ids, dtype=torch.bool) if batch.real is None else batch.real
+    return real.flatten()
+
+
 def _count(experts: Tensor, probabilities: Tensor, real: Tensor) -> Tensor:
     """How often each of E experts is among `experts`, int64 [T, k], of real tokens: fp32 [E], exact
     below 2^24 tokens."""
@@ -177,9 +183,8 @@ def _taken(output: Any, tokens: int) -> Tensor | None:
 
 def _routers(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
     """The routers that transformers records, and where their logits are in what they return."""
-    recorder: Any = (getattr(model.base_model, "_can_record_outputs", None) or {}).get(
-        "router_logits"
-    )
+    base: Any = model.base_model
+    recorder = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits")
     kind = getattr(recorder, "target_class", None)
     if kind is None:
         return []
