@@ -146,6 +146,8 @@ def compiler(compilation: Compilation, train: TrainConfig) -> Callable[..., Any]
     if not compilation.on:
         return None
     torch._dynamo.config.recompile_limit = GRAPHS
+    # what routers record, a recomputed forward does not record again
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     options = {"deterministic": True} if train.deterministic else None
     return functools.partial(
         torch.compile,
