@@ -63,7 +63,7 @@ def build_model(
     freeze(model, config.freeze)
     model.routers = raise_on_all_ranks(lambda: Routers(model, train.router_aux_loss))
     compilation = raise_on_all_ranks(
-        lambda: choose_compilation(model, train, backend, device, packing)
+        lambda: choose_compilation(model, train, backend, device, packing, model.routers)
     )
     for block in blocks(model):
         prepare_block(block, train, compiler(compilation, train))

@@ -22,6 +22,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model.attention import EAGER, attending, callers
 from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.model.modules import blocks, class_name, layer_configs
+from adaptsft.model.router import recording
 from adaptsft.model.supported import named_errors
 from adaptsft.objectives.build import NLL
 
@@ -76,6 +77,7 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     error = max(float((logp - own)[of].abs().mean()) for of in sequences)
     raise_on_all_ranks(lambda: _check_finite(model, error))
     problems = [
+        _router_problem(model, documents[0]),
         _seam_problem(model, calls) if packed else None,
         _seen("another document of the batch", (other - logp)[~sequences[0]]),
         _seen("later tokens of a document", later - logp),
@@ -113,6 +115,22 @@ def _seam_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]
     if windowed and all(given is None for _, given in calls):
         return f"no layer gives its attention the window of the configuration ({window})"
     return None
+
+
+def _router_problem(model: ShardedModel, document: Tensor) -> str | None:
+    """Whether the load-balancing loss of a document is not that of transformers."""
+    routers, ids = model.routers, document[None]
+    if not routers.coefficient:
+        return None
+    with named_errors(model), attending(model, "eager"), recording(routers, ids):
+        theirs = model(input_ids=ids, use_cache=False, output_router_logits=True).aux_loss
+        error = float((routers.loss_of_recorded(ids.numel()) / theirs - 1).abs())
+    if error < TOLERANCE[model.compute_dtype]:
+        return None
+    return (
+        f"the load-balancing loss of its routers differs from that of transformers by {error:.3g} "
+        "of it; set train.router_aux_loss=0"
+    )
 
 
 def _seen(what: str, difference: Tensor) -> str | None:

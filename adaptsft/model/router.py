@@ -15,6 +15,8 @@ the step, however it is split.
 import functools
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -131,6 +133,13 @@ class Routers:
         part = (self.share * self.probabilities).sum() / (self.layers * self.tokens)
         return loss + part * (self.coefficient * self.experts) * self.scale
 
+    def loss_of_recorded(self, tokens: int) -> Tensor:
+        """The load-balancing loss, before its weight, of the one forward of `tokens` tokens that
+        was recorded."""
+        parts = zip(*self.recorded, strict=True)
+        probabilities, chosen, _ = (torch.stack(part).sum(0) for part in parts)
+        return self.experts * (probabilities @ chosen) / (self.layers * tokens) ** 2
+
     def write(self, place: Tensor) -> None:
         """The sums of this rank in the step, fp64 [size], for `RouterFigures`."""
         if self.sums is not None:
@@ -159,6 +168,19 @@ class Routers:
             self.recorded.append((sums, chosen, loads))
 
 
+@contextmanager
+def recording(routers: Routers | None, ids: Tensor) -> Iterator[None]:
+    """The hooks of a forward of ids [B, L] run as in training; what they record is dropped."""
+    if routers is None or not routers.counted:
+        yield
+        return
+    routers.real, routers.open = torch.ones_like(ids, dtype=torch.bool).flatten(), True
+    try:
+        yield
+    finally:
+        routers.real, routers.open, routers.recorded = None, False, []
+
+
 def _real(batch: Batch) -> Tensor:
     """Which tokens are not padding, bool [B * L]."""
     real = torch.ones_like(batch.ids, dtype=torch.bool) if batch.real is None else batch.real
@@ -174,9 +196,8 @@ def _count(experts: Tensor, probabilities: Tensor, real: Tensor) -> Tensor:
 def _taken(output: Any, tokens: int) -> Tensor | None:
     """The experts that a router has sent each token to, int64 [T, k], where it returns them: some
     choose by more than their logits."""
-    parts = output if isinstance(output, tuple) else ()
-    for part in parts:
-        if part.dtype == torch.int64 and part.ndim == 2 and part.shape[0] == tokens:
+    for part in output if isinstance(output, tuple) else ():
+        if isinstance(part, Tensor) and part.dtype == torch.int64 and part.shape[:-1] == (tokens,):
             return part
     return None
 
