@@ -2,8 +2,9 @@
 
 - exact: bytes of the parameters, their gradients and AdamW's moments on a rank, 4, 4 and 8 per
   trained parameter (half of each with model.param_dtype=bf16), 4 per frozen one (beside adapters
-  that of model.compute_dtype), each parameter split along its first dimension into
-  ceil(size / ranks) (torch.distributed.fsdp._fully_shard._fsdp_param);
+  that of model.compute_dtype), each parameter split along one dimension, the first but for some
+  experts (adaptsft.model.fsdp.shard_dim), into ceil(size / ranks)
+  (torch.distributed.fsdp._fully_shard._fsdp_param);
 - traced: activations, see adaptsft.analysis.trace;
 - formula: what FSDP2 gathers and accumulates, and the loss's chunks of logits, see `Group`,
   `Memory` and `loss_bytes`.
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from adaptsft.config.schema import TrainConfig
+from adaptsft.model.fsdp import shard_dim
 from adaptsft_kernels.chunks import rows_held
 
 
@@ -34,8 +36,8 @@ class Group:
     def of(cls, parameters: list[nn.Parameter], ranks: int) -> "Group":
         numel = trained = local = local_trained = 0
         for parameter in parameters:
-            first = parameter.shape[0]
-            own = -(-first // ranks) * (parameter.numel() // max(first, 1))
+            size = parameter.shape[shard_dim(parameter.shape, ranks)]
+            own = -(-size // ranks) * (parameter.numel() // max(size, 1))
             numel, local = numel + parameter.numel(), local + own
             if parameter.requires_grad:
                 trained, local_trained = trained + parameter.numel(), local_trained + own

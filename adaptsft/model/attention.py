@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
-from adaptsft.model.modules import head_dim, layer_configs
+from adaptsft.model.modules import configured, head_dim, layer_configs
 
 # From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
 # values have to be repeated, which costs memory and traffic. Only the signature shows which.
@@ -203,20 +203,10 @@ def callers() -> Iterator[list[tuple[nn.Module, int | None]]]:
 @contextmanager
 def attending(model: nn.Module, implementation: str) -> Iterator[None]:
     """The model with one of transformers' own attention implementations, such as "eager"."""
-    before: dict[int, tuple[Any, str]] = {}
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if hasattr(config, "_attn_implementation"):
-            before.setdefault(id(config), (config, config._attn_implementation))
     # set_attn_implementation would leave a model as it is that has an attention of its own, whose
     # masks depend on this as well
-    for config, _ in before.values():
-        config._attn_implementation = implementation
-    try:
+    with configured(model, "_attn_implementation", implementation):
         yield
-    finally:
-        for config, name in before.values():
-            config._attn_implementation = name
 
 
 def has_softcap(model: nn.Module) -> bool:

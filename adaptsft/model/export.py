@@ -46,11 +46,23 @@ def export(
     if lora.has_adapters(model) and not merge:
         return _export_adapter(model, pretrained, folder, dtype, card)
     writer, state, stored = _Writer(folder), model.state_dict(), cast(Any, model).stored
+    buffers = {name for name, _ in model.named_buffers()}
     adapted = {f"{name}.base_layer.weight": layer for name, layer in lora.adapted_layers(model)}
-    for name, written in stored.names.exported.items():
+
+    def whole(name: str) -> torch.Tensor:
         layer = adapted.get(name)
-        tensor = lora.full(state[name]) if layer is None else lora.merged_weight(layer)
-        writer.add(written, tensor, dtype if tensor.is_floating_point() else tensor.dtype)
+        return lora.full(state[name]) if layer is None else lora.merged_weight(layer)
+
+    for name, written in stored.names.exported.items():
+        tensor = whole(name)
+        # what is not trained is not rounded: a bias of a router (DeepSeek-V3) may not bear it
+        writer.add(written, tensor, tensor.dtype if name in buffers else dtype)
+    for conversion in stored.names.computed:
+        # the ranks that write nothing need only the sizes
+        place = "cpu" if rank() == 0 else "meta"
+        tensors = {name: whole(name).to(place, dtype) for name in conversion.targets.values()}
+        for written, tensor in conversion.revert(tensors).items():
+            writer.add(written, tensor, dtype)
     writer.copy(stored)
     if multimodal_class(pretrained.config) is None:  # not that of a checkpoint without its head
         pretrained.config.architectures = [type(model).__name__.removeprefix("FSDP")]
@@ -93,6 +105,8 @@ class _Writer:
         self.error: CheckpointError | None = None
 
     def add(self, name: str, full: torch.Tensor, dtype: torch.dtype) -> None:
+        """`dtype` is that of the file, where the tensor is one of floating point."""
+        dtype = dtype if full.is_floating_point() else full.dtype
         size = full.numel() * dtype.itemsize
         if self.pending and self.size + size > FILE_BYTES and not self.only_file:
             self._flush()

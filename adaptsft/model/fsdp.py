@@ -1,7 +1,7 @@
 """A transformers model as FSDP2 modules: which parameters are gathered together, and what FSDP2
 asks of a model that was built on meta."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 from transformers import PreTrainedModel
 
 from adaptsft.config.schema import TrainConfig
@@ -18,6 +19,16 @@ from adaptsft.model.modules import blocks, class_name, embedding_of, final_norm_
 # What build_model returns: a PreTrainedModel that fully_shard has made an FSDPModule, with
 # token_loss as one more method. No type describes it.
 ShardedModel = Any
+
+
+def shard_dim(shape: Sequence[int], ranks: int) -> int:
+    """The dimension along which a parameter of this shape is split over the ranks: the first, in
+    parts of ceil(its size / ranks); of the stacked matrices of fewer experts than ranks, where
+    ranks would be left with nothing, the last that divides evenly, if any does."""
+    if len(shape) == 3 and shape[0] < ranks:
+        even = [number for number in (2, 1) if shape[number] % ranks == 0]
+        return even[0] if even else 0
+    return 0
 
 
 def shard_model(
@@ -31,11 +42,22 @@ def shard_model(
     A divide factor of 1 alone would use PREMUL_SUM, which gloo lacks and NCCL gets wrong in bf16
     (pytorch#190745), hence the forced plain sum.
     """
+    ranks = mesh.shape[-1]  # with replicas, those of one copy
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        return Shard(shard_dim(parameter.shape, ranks))
+
     dtypes = {dtype, *(parameter.dtype for parameter in model.parameters())}
     cast_to = None if dtypes == {torch.float32} else dtype
     policy = MixedPrecisionPolicy(param_dtype=cast_to, reduce_dtype=torch.float32)
     for block in blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=reshard,
+            shard_placement_fn=placement,
+        )
     head, embedding, norm = head_of(model), embedding_of(model), final_norm_of(model)
     if norm is not None:
         # the head's own forward is never called: its group is unsharded by the forward of the norm

@@ -1,7 +1,7 @@
 """Fill a sharded model from safetensors: every rank reads only its own slice of every tensor."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import PreTrainedModel
 
 from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, world_size
-from adaptsft.errors import ConfigError
+from adaptsft.errors import ConfigError, reason_of
+from adaptsft.model.conversion import Conversion, Window
 from adaptsft.model.language import multimodal_class
 from adaptsft.model.names import Names, names_of
 
@@ -107,6 +108,47 @@ def load_weights(model: nn.Module, stored: Stored, new_tokens: list[int]) -> Non
                 if stored.files[old] == file:
                     added = new_tokens if id(tensors[name]) in widened else []
                     _copy(tensors[name], opened.get_slice(old), old, added)
+    for conversion in stored.names.computed:
+        _compute(tensors, stored, conversion)
+
+
+def _compute(tensors: dict[str, Tensor], stored: Stored, conversion: Conversion) -> None:
+    """Fill this rank's shards of the tensors of the model that a conversion gives. Of a stack of
+    tensors of the files only those are read, and only so much of them, that are in the shards."""
+    shards = {name: _shard(tensors[name]) for name in conversion.targets.values()}
+    if all(local.numel() == 0 for local, _ in shards.values()):
+        return
+    name, (local, window) = next(iter(shards.items()))
+    narrowed = conversion.narrowed(tensors[name].shape, window)
+    of, within = (slice(None), ()) if narrowed is None else (narrowed[0], narrowed[1:])
+    wanted = {
+        pattern: [source.stored for source in sources.values()][of]
+        for pattern, sources in conversion.sources.items()
+    }
+    with ExitStack() as stack:
+        needed = {stored.files[old] for names in wanted.values() for old in names}
+        files = {file: stack.enter_context(_opened(file)) for file in needed}
+        read = {
+            pattern: [_read(files[stored.files[old]], old, conversion, within) for old in names]
+            for pattern, names in wanted.items()
+        }
+    try:
+        computed = conversion.convert(read)
+    except Exception as error:  # whatever an operation raises, such as of shapes that do not fit
+        raise ConfigError(f"{name} cannot be computed: {reason_of(error)}") from None
+    for name, (local, window) in shards.items():
+        found = computed[name] if narrowed is not None else computed[name][window]
+        if found.shape != local.shape:
+            raise ConfigError(_misfit(name, computed[name].shape, tensors[name].shape))
+        local.copy_(found)
+
+
+def _read(opened: Any, name: str, conversion: Conversion, window: Window) -> Tensor:
+    stored, expected = opened.get_slice(name), conversion.shapes[name]
+    shape = tuple(stored.get_shape())
+    if sorted(shape) != sorted(expected) or (window and shape != tuple(expected)):
+        raise ConfigError(_misfit(name, shape, expected))
+    return stored[window or ...]
 
 
 def read_tensor(file: Path, name: str) -> Tensor:
@@ -154,32 +196,41 @@ def _copy(target: Tensor, stored: Any, name: str, new_tokens: list[int]) -> None
     shape, file_shape = tuple(target.shape), tuple(stored.get_shape())
     grown = bool(new_tokens) and file_shape[1:] == shape[1:] and file_shape[0] <= shape[0]
     if shape != file_shape and not grown:
-        raise ConfigError(
-            f"{name}: the file has shape {list(file_shape)}, the model {list(shape)}: config.json "
-            "and the weights do not belong together"
-        )
-    local, offset = target, (0,) * len(shape)
-    if isinstance(target, DTensor):
-        local = target.to_local()
-        _, offset = compute_local_shape_and_global_offset(
-            target.shape, target.device_mesh, target.placements
-        )
+        raise ConfigError(_misfit(name, file_shape, shape))
+    local, window = _shard(target)
     if local.numel() == 0:
         return
     if not shape:
         local.copy_(stored[...] if not file_shape else stored[:].squeeze())
         return
-    first, end = offset[0], offset[0] + local.shape[0]
+    first, end = window[0].start, window[0].stop
     last = min(end, file_shape[0])
     if last > first:
-        sizes = zip(offset[1:], local.shape[1:], strict=True)
-        window = (slice(first, last), *(slice(begin, begin + size) for begin, size in sizes))
-        local[: last - first].copy_(stored[window])
+        local[: last - first].copy_(stored[slice(first, last), *window[1:]])
     if new_tokens:
         known = file_shape[0]
         new = [i - first for i in range(first, end) if i in new_tokens or i >= known]
         if new:
             local[new] = _mean_vector(stored, min(min(new_tokens), known)).to(local)
+
+
+def _shard(target: Tensor) -> tuple[Tensor, Window]:
+    """This rank's part of a tensor, and where in it that is."""
+    local, offset = target, (0,) * target.dim()
+    if isinstance(target, DTensor):
+        local = target.to_local()
+        _, offset = compute_local_shape_and_global_offset(
+            target.shape, target.device_mesh, target.placements
+        )
+    sizes = zip(offset, local.shape, strict=True)
+    return local, tuple(slice(begin, begin + size) for begin, size in sizes)
+
+
+def _misfit(name: str, stored: Iterable[int], expected: Iterable[int]) -> str:
+    return (
+        f"{name}: the file has shape {list(stored)}, the model {list(expected)}: config.json and "
+        "the weights do not belong together"
+    )
 
 
 def _mean_vector(stored: Any, count: int) -> Tensor:

@@ -7,6 +7,7 @@ adapter folder.
 """
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def add_adapters(model: PreTrainedModel, config: ModelConfig) -> None:
     except ValueError as error:  # nothing matches, or what matches is not a layer that PEFT adapts
         raise ConfigError(
             f"model.lora.target_modules={targets}: {str(error).splitlines()[0]} There are "
-            f"{', '.join(there)}"
+            f"{_listed(model, there)}"
         ) from None
     _check_targets(model, targets, there)
 
@@ -65,7 +66,8 @@ def _check_targets(model: PreTrainedModel, targets: str | list[str], there: list
     over a name that finds nothing as long as another does."""
     from peft.tuners.lora import Linear
 
-    key, choose = f"model.lora.target_modules={targets}", f"choose among {', '.join(there)}"
+    key = f"model.lora.target_modules={targets}"
+    choose = f"choose among {_listed(model, there)}"
     found = dict(adapted_layers(model))
     for wanted in targets if isinstance(targets, list) else []:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in found):
@@ -95,6 +97,12 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
 
 
+def _listed(model: nn.Module, there: list[str]) -> str:
+    stacked = any("experts" in name and p.ndim == 3 for name, p in model.named_parameters())
+    note = " (the matrices of its experts are stacked, and carry no adapter)" if stacked else ""
+    return f"{', '.join(there)}{note}"
+
+
 def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
@@ -112,15 +120,21 @@ def with_base_names(stored: Stored, model: nn.Module) -> Stored:
     adapted layer are its base layer's."""
     layers = {name for name, _ in adapted_layers(model)}
 
+    def beside(name: str) -> str:
+        layer, _, last = name.rpartition(".")
+        return f"{layer}.base_layer.{last}" if layer in layers else name
+
     def renamed(names: dict[str, str]) -> dict[str, str]:
-        parts = {name: name.rpartition(".") for name in names}
-        return {
-            (f"{layer}.base_layer.{last}" if layer in layers else name): names[name]
-            for name, (layer, _, last) in parts.items()
-        }
+        return {beside(name): other for name, other in names.items()}
 
     names = stored.names
-    names = names._replace(stored=renamed(names.stored), exported=renamed(names.exported))
+    computed = [
+        dataclasses.replace(of, targets={key: beside(name) for key, name in of.targets.items()})
+        for of in names.computed
+    ]
+    names = names._replace(
+        stored=renamed(names.stored), exported=renamed(names.exported), computed=computed
+    )
     return Stored(stored.files, names)
 
 

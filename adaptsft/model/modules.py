@@ -1,6 +1,8 @@
 """The modules of a transformers model that are treated apart: its decoder layers, head, embedding
 and final norm."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
@@ -52,6 +54,23 @@ def head_dim(config: Any) -> int:
         return size
     heads = getattr(config, "num_attention_heads", None)
     return config.hidden_size // heads if isinstance(heads, int) and heads > 0 else 0
+
+
+@contextmanager
+def configured(model: nn.Module, key: str, value: str) -> Iterator[None]:
+    """The model with another value of a key of its configuration, and of its modules' own."""
+    before: dict[int, tuple[Any, str]] = {}
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, key):
+            before.setdefault(id(config), (config, getattr(config, key)))
+    for config, _ in before.values():
+        setattr(config, key, value)
+    try:
+        yield
+    finally:
+        for config, old in before.values():
+            setattr(config, key, old)
 
 
 def class_name(module: nn.Module) -> str:

@@ -1,9 +1,11 @@
 """Which tensor of a checkpoint's files is which of the model.
 
-Many checkpoints were written under other names than those that the model has today; transformers
-renames while it loads, by rules of its own, which are applied here to names alone.
+Many checkpoints were written under other names than those that the model has today, or with other
+tensors; transformers renames and computes while it loads, by rules of its own, which are applied
+here to names alone.
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ from transformers.core_model_loading import (
 )
 
 from adaptsft.errors import ConfigError, reason_of
+from adaptsft.model.conversion import Conversion, Source, Sources
 from adaptsft.model.language import multimodal_class
 from adaptsft.model.modules import embedding_of, head_of
 
@@ -38,6 +41,7 @@ class Names(NamedTuple):
 
     stored: dict[str, str]  # name in the model -> name in the files
     exported: dict[str, str]  # name in the model -> name that an export writes
+    computed: list[Conversion]  # what is neither renamed nor missing
     copied: list[str]  # in the files: not in the model; an export repeats them as they are
     twins: tuple[str, str] | None  # in the files: embedding and head, where the model ties them
     whole: dict[str, str]  # name in the model -> name in the whole model that it is a part of
@@ -47,37 +51,40 @@ def names_of(model: PreTrainedModel, config: Any, folder: Path, files: Iterable[
     """Find the tensors of a causal language model, on meta and not sharded, among those that the
     files hold. `config` is that of the whole model.
 
-    Raises ConfigError where a tensor is missing, where the files hold others that neither the model
-    nor transformers knows, and where transformers would compute tensors instead of renaming them.
+    Raises ConfigError where a tensor is missing, and where the files hold others that neither the
+    model nor transformers knows.
     """
     whole_class, whole, translation = multimodal_class(config), model, None
     if whole_class is not None:
         whole = _on_meta(whole_class, config)
         translation = _language_names(whole, model)
     matched = _match(whole, files)
-    ours = set(whole.state_dict() if translation is None else translation.values())
-    _check_converted(model, folder, {k: v for k, v in matched.converted.items() if v in ours})
-    found = matched.found
+    own = {name: name for name in whole.state_dict()}
     if translation is not None:
-        found = {name: found[other] for name, other in translation.items() if other in found}
+        own = {other: name for name, other in translation.items()}
+    found = {own[name]: old for name, old in matched.found.items() if name in own}
+    computed = _computed(whole, matched, own)
 
     wanted, twins = _wanted(model), _pair_twins(model, found)
     read = {name: found[name] for name in wanted if name in found}
-    unread = sorted(set(files) - set(read.values()) - set(twins or ()))
-    missing = sorted(set(wanted) - read.keys())
+    made = {name for conversion in computed for name in conversion.targets.values()}
+    taken = {old for conversion in computed for old in conversion.shapes}
+    unread = sorted(set(files) - set(read.values()) - set(twins or ()) - taken)
+    missing = sorted(set(wanted) - read.keys() - made)
     unknown = [] if whole_class is not None else _not_ignored(model, unread)
     if missing or unknown:
         _refuse(model, folder, missing, unknown or sorted(set(unread) - {*matched.found.values()}))
     if translation is not None:
-        return Names(read, read, unread, twins, translation)
+        return Names(read, read, computed, unread, twins, translation)
     exported = {name: name if name in matched.prefixed else old for name, old in read.items()}
-    return Names(read, exported, [], twins, {})
+    return Names(read, exported, computed, [], twins, {})
 
 
 class _Matched(NamedTuple):
     found: dict[str, str]  # name in the model -> name in the files
     prefixed: set[str]  # names in the model that the files give without, or with, the base's prefix
-    converted: dict[str, str]  # name in the files -> one in the model that is computed from it
+    # first name in the model of what is computed -> by what, and from what
+    converted: dict[str, tuple[WeightConverter, Sources]]
 
 
 def _match(model: PreTrainedModel, files: Iterable[str]) -> _Matched:
@@ -95,7 +102,14 @@ def _match(model: PreTrainedModel, files: Iterable[str]) -> _Matched:
         if name not in state:
             continue
         if pattern is not None:
-            matched.converted[old] = name
+            rule = next(rule for rule in reversed(converters) if pattern in rule.source_patterns)
+            _, sources = matched.converted.setdefault(name, (rule, {}))
+            full, there = _as_in_the_model(renamed, name, prefix), sources.setdefault(pattern, {})
+            if full in there:
+                raise ConfigError(
+                    f"the files hold {full} twice, as {there[full].stored} and as {old}: remove one"
+                )
+            there[full] = Source(old, old if full == renamed else full)
             continue
         if name in matched.found:
             raise ConfigError(
@@ -105,6 +119,30 @@ def _match(model: PreTrainedModel, files: Iterable[str]) -> _Matched:
         if renamed != name:
             matched.prefixed.add(name)
     return matched
+
+
+def _as_in_the_model(renamed: str, name: str, prefix: str) -> str:
+    """A name of the files with the prefix of the base model if, and only if, the one that is
+    computed from it has it."""
+    bare = renamed.removeprefix(f"{prefix}.")
+    return f"{prefix}.{bare}" if prefix and name.startswith(f"{prefix}.") else bare
+
+
+def _computed(whole: PreTrainedModel, matched: _Matched, own: dict[str, str]) -> list[Conversion]:
+    """The conversions that give tensors of the model that is trained, under its own names (`own`,
+    by their names in the whole)."""
+    computed, state = [], whole.state_dict()
+    for first, (converter, sources) in matched.converted.items():
+        if first in own:
+            conversion = Conversion.of(converter, whole, state, first, sources)
+            if twice := sorted({*conversion.targets.values()} & matched.found.keys()):
+                raise ConfigError(
+                    f"the files hold {twice[0]} twice: as {matched.found[twice[0]]}, and as what "
+                    f"it is computed from, such as {next(iter(conversion.shapes))}: remove one"
+                )
+            targets = {pattern: own[name] for pattern, name in conversion.targets.items()}
+            computed.append(dataclasses.replace(conversion, targets=targets))
+    return computed
 
 
 def _wanted(model: PreTrainedModel) -> list[str]:
@@ -172,16 +210,6 @@ def _language_names(whole: PreTrainedModel, model: PreTrainedModel) -> dict[str,
             "is not known here, so it cannot be trained"
         )
     return translation
-
-
-def _check_converted(model: nn.Module, folder: Path, converted: dict[str, str]) -> None:
-    if converted:
-        old, name = next(iter(converted.items()))
-        raise ConfigError(
-            f"{folder}: transformers would compute tensors of {type(model).__name__} from "
-            f"{len(converted)} that the files hold (such as {name} from {old}). Tensors that are "
-            "fused, split or transposed while loading are not supported, only renamed ones"
-        )
 
 
 def _refuse(model: PreTrainedModel, folder: Path, missing: list[str], unknown: list[str]) -> None:

@@ -205,7 +205,7 @@ def _taken(output: Any, tokens: int) -> Tensor | None:
 def _routers(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
     """The routers that transformers records, and where their logits are in what they return."""
     base: Any = model.base_model
-    recorder = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits")
+    recorder: Any = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits")
     kind = getattr(recorder, "target_class", None)
     if kind is None:
         return []

@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
 }
@@ -173,6 +174,8 @@ def make_tiny_model(
             "sliding_window": 32,
             "query_pre_attn_scalar": hidden // heads,
         }
+    if arch == "qwen3_moe":
+        settings |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": hidden}
     config = AutoConfig.for_model(ARCHITECTURES[arch], **(settings | overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -6,6 +6,7 @@ from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import print0, world_size
 from adaptsft.model.build import compute_dtype
+from adaptsft.model.experts import experts_implementation
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.model.lora import adapted_layers
 from adaptsft.training.setup import Run
@@ -26,20 +27,22 @@ def log_run_header(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
+    experts = experts_implementation(model)
     print0(
         f"model: {type(model).__name__.removeprefix('FSDP')}, {parameters / 1e6:,.2f} M parameters"
         f"{frozen}, {str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
-        f"attention by {model.attention_backend}"
+        f"attention by {model.attention_backend}{f', experts by {experts}' if experts else ''}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
     if model.routers.counted:
         print0(f"experts: {model.routers}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
-        layers = sum(1 for _ in adapted_layers(model))
+        names = [name for name, _ in adapted_layers(model)]
+        apart = ", none of them experts" if experts and "expert" not in "".join(names) else ""
         print0(
-            f"adapters: {kind}, rank {lora.rank}, on {layers} layers; the rest is frozen in "
-            f"{str(dtype).removeprefix('torch.')}"
+            f"adapters: {kind}, rank {lora.rank}, on {len(names)} layers{apart}; the rest is "
+            f"frozen in {str(dtype).removeprefix('torch.')}"
         )
     objective = config.objective.name
     if config.objective.reference == "base":

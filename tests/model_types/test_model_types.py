@@ -22,6 +22,7 @@ from tests.model_types.variants import config_of, variants
 SOME = ["llama: biases", "gemma2: narrow soft caps", "cohere", "phi: q/k norm", "gemma3n_text"]
 SOME += ["gpt2", "opt: norm after, projected embeddings", "granite: multipliers", "mamba2", "bloom"]
 SOME += ["granitemoehybrid: dense, hybrid", "stablelm", "falcon", "gpt_oss", "ernie"]
+SOME += ["qwen3_moe", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,7 +122,7 @@ def test_another_type_is_refused_until_asked_for():
 
 @pytest.mark.parametrize(
     ("model_type", "what"),
-    [("mixtral", "mixture of experts"), ("gpt_oss", "sinks"), ("bart", "encoder-decoder")],
+    [("zamba", "share parameters"), ("bart", "encoder-decoder")],
 )
 def test_kinds_of_models_that_are_not_trained_are_named(model_type, what):
     for unverified in (False, True):

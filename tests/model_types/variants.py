@@ -39,6 +39,8 @@ SIZES: dict[str, Any] = {
     "is_decoder": True,
     "moe_intermediate_size": 32,
     "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
     "mamba_n_heads": 8,
     "mamba_d_head": 16,
     "mamba_d_state": 16,
@@ -61,7 +63,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(LATENT, MULTI_HEAD),
     "bamba": {"attn_layer_indices": [1]},
     "cohere2": WINDOW_AND_FULL,
-    "deepseek_v3": MULTI_HEAD | {"first_k_dense_replace": 0},  # all of its models have experts
+    "deepseek_v3": MULTI_HEAD | {"first_k_dense_replace": 1},
     "deepseek_v32": MULTI_HEAD | {"mlp_layer_types": ["sparse"] * 2},
     "glm_moe_dsa": MULTI_HEAD | {"mlp_layer_types": ["sparse"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -181,6 +183,10 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         "dense, hybrid",
         {"num_local_experts": 0, "layer_types": ["mamba", "attention"]},
     ),
+    ("granitemoehybrid", "attention alone", {"layer_types": ["attention"] * 2}),
+    ("qwen3_moe", "half of the layers dense", {"mlp_only_layers": [0]}),
+    ("qwen3_moe", "weights of the experts as they are", {"norm_topk_prob": False}),
+    ("mixtral", "one expert of many", {"num_local_experts": 8, "num_experts_per_tok": 1}),
     ("jamba", "dense, hybrid", {"num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1}),
 ]
 

@@ -1,0 +1,51 @@
+"""The experts of a mixture: which of transformers' implementations computes them.
+
+transformers sorts the tokens by expert and multiplies group by group (grouped_mm), where the layer
+can be given an implementation; where torch has no such product for the device (CUDA before compute
+capability 8.0) transformers itself multiplies the groups one by one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_experts_forward
+
+from adaptsft.model.modules import configured
+
+BY_TOKEN = "adaptsft_by_token"
+BYTES = 256 * 1024**2  # of gathered weights at a time
+
+
+def experts_implementation(model: PreTrainedModel) -> str:
+    """By which implementation its experts compute; "" where it has none."""
+    modules = [module for name, module in model.named_modules() if name.endswith("experts")]
+    if not modules:
+        return ""
+    chosen = all(hasattr(module, "is_transposed") for module in modules)  # else there is no choice
+    return model.config.get_text_config()._experts_implementation if chosen else "eager"
+
+
+@contextmanager
+def experts_by_token(model: nn.Module) -> Iterator[None]:
+    """Experts whose arithmetic for a token does not depend on which experts the other tokens go to,
+    as it does where they are multiplied in groups: slow, for comparing bit by bit. Experts without
+    a choice of implementation stay as they are."""
+    with configured(model, "_experts_implementation", BY_TOKEN):
+        yield
+
+
+def _by_token(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """transformers' batched_mm, which gathers the weights of every token, some tokens at a time."""
+    sizes = [p[0].numel() * p.element_size() for p in module.parameters(recurse=False)]
+    count = max(1, BYTES // (max(sizes) * top_k_index.shape[-1]))
+    parts = zip(
+        hidden.split(count), top_k_index.split(count), top_k_weights.split(count), strict=True
+    )
+    return torch.cat([batched_mm_experts_forward(module, *part) for part in parts])
+
+
+ALL_EXPERTS_FUNCTIONS.register(BY_TOKEN, _by_token)
