@@ -329,7 +329,7 @@ class TrainConfig:
         "mixture of experts: weight of the routers' load-balancing loss, as transformers defines "
         "it, over the tokens of the whole step (0: none). Default: that of the model's "
         "config.json, which transformers' own models leave out unless output_router_logits is set; "
-        "see docs/models.md",
+        "see docs/guide.md",
     )
     lr: float = key(1e-5, "peak learning rate")
     lr_schedule: str = key("cosine", "shape after warm-up", ("cosine", "linear", "constant", "wsd"))

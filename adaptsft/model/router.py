@@ -77,7 +77,7 @@ class Routers:
         return (self.layers + 2) * self.experts if self.counted else 0
 
     def __str__(self) -> str:
-        text = f"{self.layers} routers over {self.experts} experts"
+        text = f"{self.layers}, over {self.experts} experts each"
         if self.coefficient:
             return f"{text}; load-balancing loss times {self.coefficient:g}"
         return f"{text}; no load-balancing loss" + ("" if self.has_loss else " in transformers")

@@ -35,7 +35,7 @@ def log_run_header(
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
     if model.routers.counted:
-        print0(f"experts: {model.routers}")
+        print0(f"routers: {model.routers}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
         names = [name for name, _ in adapted_layers(model)]
