@@ -85,9 +85,11 @@ def train(config: Config) -> dict[str, Any]:
             config.seed,
             config.data.packing,
         )
+        routers = model.routers
         optimizer = build_optimizer(model, config.train)
         base = base_statistics(config, pretrained, data.train, run.device)
         objective = configured_objective(config, pretrained, data, optimizer, base)
+        objective.statistics.make_room(routers.size)
         reference = base_tokens(objective.function, config, pretrained, data.train)
         in_buckets, compiled = model.attention_backend == "sdpa", model.compilation.on
         loader = BatchLoader(
@@ -103,7 +105,7 @@ def train(config: Config) -> dict[str, Any]:
         metrics = run.enter(Metrics(run, model, objective, data, first))
         checkpointer = run.enter(Checkpointer(run.folder / "checkpoints", config.checkpoint))
         evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
-        normalizer = LossNormalizer(config)
+        normalizer = LossNormalizer(config, routers.coefficient)
         run.enter(run.stopper)  # from here on, a request to stop saves first,
         run.enter(run.watchdog)  # and a rank that hangs ends
         if first == 0 and config.eval.every > 0:
@@ -114,19 +116,23 @@ def train(config: Config) -> dict[str, Any]:
             profile.before(step)
             garbage.before(step)
             # dropout is a function of where we are: a checkpoint holds no random state
-            torch.manual_seed(hash((config.seed, step, rank())))
+            seed = hash((config.seed, step, rank()))
+            torch.manual_seed(seed)
             data.advance(step, run.watchdog)  # of a stream, to the shard that holds the step
             micro_batches = loader.step(step)
             normalizer.start_step(step, data)
+            uncorrected = normalizer.uncorrected(objective.state)
+            routers.start_step(model, micro_batches, data.sampler.tokens(step), seed, uncorrected)
             for batch in micro_batches:
                 before_micro_batch(model, config.train, last=batch is micro_batches[-1])
                 loss, tokens, kept = model.token_loss(
                     batch, objective.function, objective.state, normalizer.scale
                 )
-                normalizer.micro_batch_loss(loss, kept).backward()
+                routers.add_loss(normalizer.micro_batch_loss(loss, kept)).backward()
                 objective.count(tokens, kept, batch)
 
             statistics = objective.statistics
+            routers.write(statistics.others)
             run.stopper.write_request(statistics.stop)
             objective.all_reduce()
             correction = normalizer.correction(statistics, objective.state)

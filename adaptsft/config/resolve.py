@@ -197,6 +197,8 @@ def _train(config: Config) -> None:
         size == "auto" or (isinstance(size, int) and size >= 1),
         f"train.micro_batch_size={size}: must be auto, or a whole number of at least 1",
     )
+    weight = train.router_aux_loss or 0.0
+    require(weight >= 0, f"train.router_aux_loss={weight}: must not be negative")
     require(train.eps > 0, f"train.eps={train.eps}: must be above 0")
     require(
         train.lr_schedule != "constant" or config.controller.name != "lr",

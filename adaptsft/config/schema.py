@@ -324,6 +324,13 @@ class TrainConfig:
         "data.packing=false; see docs/strict_reproduction.md",
         ("step", "micro_batch"),
     )
+    router_aux_loss: float | None = key(
+        None,
+        "mixture of experts: weight of the routers' load-balancing loss, as transformers defines "
+        "it, over the tokens of the whole step (0: none). Default: that of the model's "
+        "config.json, which transformers' own models leave out unless output_router_logits is set; "
+        "see docs/guide.md",
+    )
     lr: float = key(1e-5, "peak learning rate")
     lr_schedule: str = key("cosine", "shape after warm-up", ("cosine", "linear", "constant", "wsd"))
     lr_min_ratio: float = key(0.0, "learning rate at the end, as a share of the peak")

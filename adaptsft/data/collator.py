@@ -33,6 +33,7 @@ class Batch:
     token_weight: Tensor | None = None
     # fp32 [n] each, what the base model makes of the token, where the objective reads it
     reference: Reference | None = None
+    real: Tensor | None = None  # bool [B, L], False for padding; None: there is none
     # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
     examples: np.ndarray | None = None
 
@@ -88,12 +89,14 @@ def collate(
         count, length, padding = shape.rows_for(len(packs)), shape.tokens, PADDING_DOCUMENT
     ids = np.full(count * length, pad_id, dtype=np.int64)
     positions = np.empty(count * length, dtype=np.int64)
+    real = np.zeros(count * length, dtype=bool)
     bounds, target_idx, targets, target_tokens, sources = [0], [], [], [], []
     for number, pack in enumerate([*packs, *([[]] * (count - len(packs)))]):
         place, end = number * length, (number + 1) * length
         for example in pack:
             tokens_of, mask = data.example(example)
             ids[place : place + len(tokens_of)] = tokens_of
+            real[place : place + len(tokens_of)] = True
             positions[place : place + len(tokens_of)] = np.arange(len(tokens_of))
             places = np.flatnonzero(mask)
             target_idx.append(place + places - 1)  # the hidden state before a token predicts it
@@ -130,6 +133,7 @@ def collate(
         sequence_source=sequence_source,
         token_weight=token_weight,
         reference=measured,
+        real=torch.from_numpy(real).view(count, length),
         examples=np.array(examples, dtype=np.int64),
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from adaptsft.model.supported import MODES, is_exact, reason, verified
 
-FIGURES = (*MODES, "bf16", "export", "compile")
+FIGURES = (*MODES, "bf16", "router", "export", "compile")
 
 
 def describe_models() -> str:

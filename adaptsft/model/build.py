@@ -18,9 +18,10 @@ from adaptsft.model.compile import choose_compilation, compiler, prepare_block
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
-from adaptsft.model.loss import loss_settings, token_loss
+from adaptsft.model.loss import loss_settings, route, token_loss
 from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
+from adaptsft.model.router import Routers
 from adaptsft.model.supported import named_errors, refuse_unsupported
 from adaptsft.statistics.base_model import model_fingerprint
 
@@ -60,18 +61,21 @@ def build_model(
         stored = lora.with_base_names(stored, model)
     set_dtypes(model, config, dtype)
     freeze(model, config.freeze)
+    model.routers = raise_on_all_ranks(lambda: Routers(model, train.router_aux_loss))
     compilation = raise_on_all_ranks(
-        lambda: choose_compilation(model, train, backend, device, packing)
+        lambda: choose_compilation(model, train, backend, device, packing, model.routers)
     )
     for block in blocks(model):
         prepare_block(block, train, compiler(compilation, train))
     model.attention_backend, model.compute_dtype = backend, dtype
     model.compilation = compilation
     model.token_loss = types.MethodType(token_loss, model)
+    model.route = types.MethodType(route, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     tied = head_of(model).weight is embedding_of(model).weight
     shard_model(model, mesh, dtype, reshard=train.reshard != "never")
-    register_fsdp_forward_method(model, "token_loss")
+    for method in ("token_loss", "route"):
+        register_fsdp_forward_method(model, method)
     model.to_empty(device=device)
     with named_errors(model, "the initialisation of its buffers"):
         restore_buffers(model)

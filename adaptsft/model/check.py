@@ -25,6 +25,7 @@ from adaptsft.model.attention import EAGER, attending, callers
 from adaptsft.model.experts import experts_by_token, experts_implementation
 from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.model.modules import blocks, class_name, embedding_of, layer_configs
+from adaptsft.model.router import recording
 from adaptsft.model.supported import named_errors
 from adaptsft.objectives.build import NLL
 
@@ -90,6 +91,7 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     error = worst(logp - own)
     raise_on_all_ranks(lambda: _check_finite(model, error))
     problems = [
+        _router_problem(model, documents[0]),
         _seam_problem(model, calls) if packed else None,
         _seen("another document of the batch", (other - same)[~sequences[0]]),
         _seen("later tokens of a document", later - same),
@@ -127,6 +129,22 @@ def _seam_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]
     if windowed and all(given is None for _, given in calls):
         return f"no layer gives its attention the window of the configuration ({window})"
     return None
+
+
+def _router_problem(model: ShardedModel, document: Tensor) -> str | None:
+    """Whether the load-balancing loss of a document is not that of transformers."""
+    routers, ids = model.routers, document[None]
+    if not routers.coefficient:
+        return None
+    with named_errors(model), attending(model, "eager"), recording(routers, ids):
+        theirs = model(input_ids=ids, use_cache=False, output_router_logits=True).aux_loss
+        error = float((routers.loss_of_recorded(ids.numel()) / theirs - 1).abs())
+    if error < TOLERANCE[model.compute_dtype]:
+        return None
+    return (
+        f"the load-balancing loss of its routers differs from that of transformers by {error:.3g} "
+        "of it; set train.router_aux_loss=0"
+    )
 
 
 def _seen(what: str, difference: Tensor) -> str | None:
@@ -171,6 +189,7 @@ def batch_of(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
         parts.append(torch.zeros((number + 1) * length - begin, dtype=torch.int64))
     ids, bounds = torch.cat(parts), [0, *itertools.accumulate(map(len, parts))]
     target_idx, counts = torch.cat(places), torch.tensor([len(place) for place in places])
+    real = torch.arange(length) < torch.tensor([[sum(map(len, row))] for row in rows])
     return Batch(
         ids=ids.view(len(rows), length),
         positions=torch.cat([torch.arange(len(part)) for part in parts]).view(len(rows), length),
@@ -181,6 +200,7 @@ def batch_of(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
         sequence=torch.arange(len(places)).repeat_interleave(counts),
         sequence_lengths=counts,
         sequence_source=torch.zeros_like(counts),
+        real=real,
     )
 
 

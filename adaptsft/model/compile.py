@@ -26,6 +26,7 @@ from adaptsft.config.schema import TrainConfig
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError, reason_of
 from adaptsft.model.modules import blocks, class_name
+from adaptsft.model.router import Routers, recording
 
 # operators whose results train.activation_checkpointing=per_op keeps
 MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
@@ -35,6 +36,8 @@ TRACED_TOKENS = 256  # of the pack that tells whether layers can be compiled
 KINDS = 8
 # Graphs of a function: kinds, shapes, training and evaluation. torch would go back to eager at 8.
 GRAPHS = 256
+# of torch._dynamo.config: a recomputed forward need not record its routers again
+REPLAYS = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 
 
 class Compilation(NamedTuple):
@@ -54,9 +57,15 @@ class Compilation(NamedTuple):
 
 
 def choose_compilation(
-    model: PreTrainedModel, train: TrainConfig, backend: str, device: torch.device, packing: bool
+    model: PreTrainedModel,
+    train: TrainConfig,
+    backend: str,
+    device: torch.device,
+    packing: bool,
+    routers: Routers | None = None,
 ) -> Compilation:
-    """Whether the layers of `model`, which is on meta, are to be compiled.
+    """Whether the layers of `model`, which is on meta, are to be compiled; with what its `routers`
+    record, if it has any.
 
     Raises ConfigError where train.compile=true cannot work.
     """
@@ -70,7 +79,7 @@ def choose_compilation(
     if reason:
         return Compilation(False, reason)
     whole = backend in ("flash", "varlen")
-    kinds, problem = _trace(model, train) if whole else (0, "")
+    kinds, problem = _trace(model, train, routers) if whole else (0, "")
     if problem and asked:
         raise ConfigError(
             f"train.compile=true: the layers of {class_name(model)} cannot be traced as a whole: "
@@ -103,7 +112,7 @@ def _reason_against(train: TrainConfig, backend: str, device: torch.device, pack
     return ""
 
 
-def _trace(model: PreTrainedModel, train: TrainConfig) -> tuple[int, str]:
+def _trace(model: PreTrainedModel, train: TrainConfig, routers: Routers | None) -> tuple[int, str]:
     """(graphs of all decoder layers, why one cannot be traced as a whole; "" if all can): a forward
     of the model on meta, seconds, instead of an error after the weights have been loaded."""
     graphs = []
@@ -121,7 +130,8 @@ def _trace(model: PreTrainedModel, train: TrainConfig) -> tuple[int, str]:
     try:
         for block in forwards:
             prepare_block(block, train, prepare)
-        with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+        limits = {"recompile_limit": GRAPHS, REPLAYS: True}
+        with torch._dynamo.config.patch(limits), recording(routers, ids):
             model.base_model(input_ids=ids, position_ids=ids, documents=documents, use_cache=False)
     except Exception as error:  # of dynamo, or of code of the model's own
         return len(graphs), reason_of(error).splitlines()[0]
@@ -146,6 +156,7 @@ def compiler(compilation: Compilation, train: TrainConfig) -> Callable[..., Any]
     if not compilation.on:
         return None
     torch._dynamo.config.recompile_limit = GRAPHS
+    setattr(torch._dynamo.config, REPLAYS, True)
     options = {"deterministic": True} if train.deterministic else None
     return functools.partial(
         torch.compile,

@@ -56,12 +56,7 @@ def token_loss(
     Only the hidden states that predict a target token reach the head; the logits are never held
     whole.
     """
-    hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
-    head = head_of(self)
-    hidden = hidden.to(head.weight.dtype)  # some models end in fp32 whatever they compute in
-    # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
-    # open (torch < 2.13)
-    head(hidden[:, :0])
+    hidden, head = _decoded(self, batch), head_of(self)
     return loss_of_hidden(
         hidden.flatten(0, 1),
         head.weight,
@@ -78,6 +73,24 @@ def token_loss(
         scale=scale,
         **cast(dict[str, Any], self.loss_settings),
     )
+
+
+def route(self: PreTrainedModel, batch: Batch) -> None:
+    """A forward up to the head, for what `routers` record. Bound to the model as its method."""
+    _decoded(self, batch)
+
+
+def _decoded(model: Any, batch: Batch) -> Tensor:
+    """The last hidden states, [B, L, D] in the dtype of the head."""
+    model.routers.begin(model.training, batch)
+    hidden = model.base_model(**_inputs(model, batch)).last_hidden_state
+    model.routers.end()
+    head = head_of(model)
+    hidden = hidden.to(head.weight.dtype)  # some models end in fp32 whatever they compute in
+    # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
+    # open (torch < 2.13)
+    head(hidden[:, :0])
+    return hidden
 
 
 def _inputs(model: Any, batch: Batch) -> dict[str, Any]:

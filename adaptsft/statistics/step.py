@@ -61,15 +61,21 @@ class StepStatistics:
     """Sums and histograms of one step. `buffer` is the vector that is all-reduced; `table` is its
     view [sources, columns].
 
-    Columns: COLUMNS, then BINS of log p, then BINS of the sequence-mean NLL. The vector's last
-    element counts ranks asked to stop.
+    Columns: COLUMNS, then BINS of log p, then BINS of the sequence-mean NLL. `others` are sums of
+    somebody else's, and the vector's last element counts ranks asked to stop.
     """
 
     def __init__(self, sources: int, device: torch.device):
+        self.sources, self.device = sources, device
         self.width = len(COLUMNS) + 2 * BINS
-        self.buffer = torch.zeros(sources * self.width + 1, dtype=torch.float64, device=device)
-        self.table = self.buffer[:-1].view(sources, self.width)
-        self.stop = self.buffer[-1]
+        self.make_room(0)
+
+    def make_room(self, others: int) -> None:
+        """Start again, with so many `others`."""
+        own = self.sources * self.width
+        self.buffer = torch.zeros(own + others + 1, dtype=torch.float64, device=self.device)
+        self.table = self.buffer[:own].view(self.sources, self.width)
+        self.others, self.stop = self.buffer[own:-1], self.buffer[-1]
 
     def reset(self) -> None:
         """Before the first micro-batch of a step."""

@@ -34,6 +34,8 @@ def log_run_header(
         f"attention by {model.attention_backend}{f', experts by {experts}' if experts else ''}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
+    if model.routers.counted:
+        print0(f"routers: {model.routers}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
         names = [name for name, _ in adapted_layers(model)]

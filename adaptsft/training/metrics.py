@@ -4,12 +4,10 @@ The figures of a step stay on the device: its statistics, the objective's state 
 Nothing waits for the device until `flush` copies those of all steps since the last one to the host.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +24,13 @@ from adaptsft.distributed.ranks import (
     world_size,
 )
 from adaptsft.errors import CheckpointError, NonFiniteError
-from adaptsft.files import replacing
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.compile_time import CompileTime
 from adaptsft.training.flops import flops_per_token, peak_flops
+from adaptsft.training.json_lines import drop_lines_after, json_line
+from adaptsft.training.router_figures import expert_loads, router_figures
 from adaptsft.training.setup import Run
 from adaptsft.training.trackers.base import BARS
 from adaptsft.training.trackers.build import Trackers
@@ -57,13 +56,14 @@ class Metrics:
         self.scales_lr = objective.lr_scale is not None
         self.kept_only = run.config.objective.normalizer == "kept"
         self.flops_per_token = flops_per_token(model, data.train)
+        self.routers = model.routers
         self.on_device: list[Tensor] = []
         self.on_host: list[dict[str, float]] = []
         self.skipped_in_a_row = self.longest_skip = self.empty_in_a_row = 0
         self.file = None
         if rank() == 0:
-            drop_lines_after(self.folder / "metrics.jsonl", first)
-            drop_lines_after(self.folder / "nonfinite.jsonl", first)
+            for name in ("metrics.jsonl", "nonfinite.jsonl", "experts.jsonl"):
+                drop_lines_after(self.folder / name, first)
             # a new run evaluates step 0 itself
             drop_lines_after(self.folder / "eval.jsonl", first or -1)
             self.file = (self.folder / "metrics.jsonl").open("a")
@@ -100,6 +100,7 @@ class Metrics:
         scale = objective.lr_scale
         scale = torch.ones_like(grad_norm) if scale is None else scale
         parts.append(torch.stack([grad_norm, skipped, scale]))
+        parts.append(objective.statistics.others)
         self.on_device.append(torch.cat([part.double() for part in parts]))
         sampler = self.data.sampler
         known = {"step": step + 1, "lr": lr, "epoch": sampler.epoch(step + 1)}
@@ -154,12 +155,14 @@ class Metrics:
     def _decode(self, vector: np.ndarray, known: dict[str, float], seconds: float) -> dict:
         sources = len(self.data.names)
         width = len(COLUMNS) + 2 * BINS
+        vector, routed = self._parted(vector)
         table = vector[: sources * width].reshape(sources, width)
         state = vector[sources * width : -3].reshape(len(MOVABLE), sources)
         settings = dict(zip(MOVABLE, state, strict=True))
         grad_norm, skipped, lr_scale = vector[-3:]
         line: dict[str, Any] = dict(known) | summary(table.sum(0), self.kept_only)
         line |= {name: float(values.mean()) for name, values in settings.items()}
+        line |= router_figures(routed, self.routers, known["all_tokens"])
         line |= {"grad_norm": float(grad_norm), "skipped": bool(skipped), "seconds": seconds}
         if self.scales_lr:
             line["lr_scale"] = float(lr_scale)
@@ -172,15 +175,23 @@ class Metrics:
             }
         return line
 
+    def _parted(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(what `_decode` reads of the objective, the sums of the routers)."""
+        place = len(vector) - self.routers.size
+        return vector[:place], vector[place:]
+
     def _write(self, lines: list[dict[str, Any]], last: np.ndarray) -> None:
         if self.file is None:
             return
         try:
-            self.file.writelines(_json(line) for line in lines)
+            self.file.writelines(json_line(line) for line in lines)
             self.file.flush()
             for line in (line for line in lines if line["skipped"]):
                 examples = self.data.sampler.where(line["step"] - 1)
                 self._append("nonfinite.jsonl", {"step": line["step"], "examples": examples})
+            if self.routers.counted:
+                loads = expert_loads(self._parted(last)[1], self.routers).round(3).tolist()
+                self._append("experts.jsonl", {"step": lines[-1]["step"], "loads": loads})
             if self.trackers is not None:
                 self._track(self.trackers, lines, last)
         except OSError as error:
@@ -250,7 +261,7 @@ class Metrics:
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self.folder / name).open("a") as file:
-            file.write(_json(line))
+            file.write(json_line(line))
 
     def _nothing_kept(self, line: dict[str, Any]) -> str:
         bounds = f" in [{line['lower']:.6g}, {line['upper']:.6g}]" if "lower" in self.uses else ""
@@ -313,34 +324,6 @@ def _floats(group: str, values: dict[str, Any]) -> dict[str, float]:
 def _histogram(sums: np.ndarray) -> np.ndarray:
     """Counts of log p, [BINS], in a row of StepStatistics.table."""
     return sums[len(COLUMNS) : len(COLUMNS) + BINS]
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Cut a JSON-lines file back to the lines of steps up to `step`: a resumed run writes the
-    others again. A torn last line is dropped too."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                continue
-        except (ValueError, TypeError, KeyError):
-            continue
-        kept.append(line + "\n")
-    with replacing(path) as partial:
-        partial.write_text("".join(kept))
-
-
-def _json(line: dict[str, Any]) -> str:
-    """A line of JSON; numbers that are not finite, which JSON does not know, become null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(part) for key, part in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(clean(line)) + "\n"
 
 
 def _duration(seconds: float) -> str:

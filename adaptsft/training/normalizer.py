@@ -3,13 +3,25 @@
 import torch
 from torch import Tensor
 
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, get
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import world_size
+from adaptsft.errors import require
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
 
 LARGEST_MASS_CORRECTION = 4.0  # of objective.unit_mass, either way
+
+
+def check_router_loss(config: Config, weight: float) -> None:
+    """Raises ConfigError for what a load-balancing loss of this weight cannot be beside."""
+    for key, wanted in (("train.loss_reduction", "step"), ("objective.normalizer", "all")):
+        require(
+            weight == 0 or get(config, key) == wanted,
+            f"{key}={get(config, key)} changes the size of the gradient, and with it the weight of "
+            f"the routers' load-balancing loss ({weight:g}): set train.router_aux_loss=0, or "
+            f"{key}={wanted}",
+        )
 
 
 class LossNormalizer:
@@ -21,7 +33,10 @@ class LossNormalizer:
     gradients, as the code of arXiv:2510.00526 does (docs/strict_reproduction.md).
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, router_loss: float = 0.0):
+        """`router_loss`: the weight of the routers' loss. Raises ConfigError where the split into
+        micro-batches, or the tokens kept, would change what it weighs."""
+        check_router_loss(config, router_loss)
         self.per_micro_batch = config.train.loss_reduction == "micro_batch"
         self.kept_only = config.objective.normalizer == "kept"
         self.unit_mass = config.objective.unit_mass
@@ -38,6 +53,10 @@ class LossNormalizer:
             return loss
         return loss / (kept if self.kept_only else torch.ones_like(kept)).sum().clamp(min=1)
 
+    def uncorrected(self, state: ObjectiveState) -> Tensor | float:
+        """What a loss is multiplied by that the step's `correction` must not change."""
+        return self._mass(state) if self.unit_mass else 1.0
+
     def correction(self, statistics: StepStatistics, state: ObjectiveState) -> Tensor:
         """The factor of the step's gradients, 0-d fp32, from its all-reduced statistics."""
         tokens = statistics.column("tokens").sum()
@@ -45,6 +64,8 @@ class LossNormalizer:
         if self.kept_only and not self.per_micro_batch:
             factor = tokens / statistics.column("kept").sum().clamp(min=1.0)
         if self.unit_mass:
-            most = LARGEST_MASS_CORRECTION
-            factor = factor / state.mass[0].clamp(1 / most, most)
+            factor = factor / self._mass(state)
         return factor.float()
+
+    def _mass(self, state: ObjectiveState) -> Tensor:
+        return state.mass[0].clamp(1 / LARGEST_MASS_CORRECTION, LARGEST_MASS_CORRECTION)

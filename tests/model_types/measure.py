@@ -1,6 +1,7 @@
 """One model type against plain transformers: loss and gradient, export, compilation."""
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from adaptsft.model.check import batch_of, check_first_batch
 from adaptsft.model.export import export
 from adaptsft.model.language import causal_lm, multimodal_class
 from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.router import FUNCTION
 from adaptsft.model.supported import MODES, refuse_unsupported
 from adaptsft.model.tiny import SAMPLE_TEXT, bpe_tokenizer
 from adaptsft.objectives.build import NLL
@@ -68,6 +70,8 @@ def measure(model_type: str, settings: dict[str, Any], folder: Path, compiled: b
             lambda: compare(folder, works, documents, expected, dtype="bf16"), folder, HALF
         )
         row["export"] = figure(lambda: exported(folder, works, documents, reference), folder)
+        if has_router_loss(folder, works):
+            row["router"] = figure(lambda: routed(folder, works, documents, reference), folder)
         if compiled:
             row["compile"] = figure(
                 lambda: compare(folder, works, documents, expected, compile=True), folder
@@ -188,6 +192,11 @@ def compare(
     model.eval()
     loss, _, _ = model.token_loss(batch, NLL, None, 1.0 / len(batch.targets))
     loss.backward()
+    return largest_error(model, float(loss), expected)
+
+
+def largest_error(model: Any, loss: float, expected: tuple[float, dict[str, Tensor]]) -> float:
+    """The larger of the relative errors of a loss and of the gradient that `model` holds."""
     gradients = dict(expected[1])
     norm = sum(float(g.square().sum()) for g in gradients.values()) ** 0.5
     off = 0.0
@@ -196,7 +205,57 @@ def compare(
             theirs = gradients.pop(named(name, gradients), torch.zeros(()))
             off += float((whole(parameter.grad) - theirs).square().sum())
     off += sum(float(g.square().sum()) for g in gradients.values())  # what we do not have
-    return max(abs(float(loss) - expected[0]) / expected[0], off**0.5 / norm)
+    return max(abs(loss - expected[0]) / expected[0], off**0.5 / norm)
+
+
+def has_router_loss(folder: Path, mode: str) -> bool:
+    return built(folder, mode)[0].routers.has_loss
+
+
+def routed(folder: Path, mode: str, documents: list[Tensor], reference: Any) -> float:
+    """As `compare`, with the routers' load-balancing loss (weight 1) of all documents at once, in
+    two micro-batches; transformers' own function makes it of the router logits of each document."""
+    model, _ = built(folder, mode)
+    routers = model.routers
+    routers.coefficient, tokens = 1.0, sum(map(len, documents))
+    model.eval()
+    model.training = True  # routers are recorded, and nothing is dropped
+    packed, targets = mode == "packed", tokens - len(documents)
+    halves = [[part] if packed else [[one] for one in part] for part in halved(documents)]
+    batches = [batch_of(rows, with_buckets=mode != "eager") for rows in halves]
+    routers.start_step(model, batches, tokens, 0, 1.0)
+    total = 0.0
+    for batch in batches:
+        loss, _, _ = model.token_loss(batch, NLL, None, 1.0 / targets)
+        loss = routers.add_loss(loss)
+        loss.backward()
+        total += float(loss)
+    return largest_error(model, total, plain_routed(reference, documents, routers))
+
+
+def halved(documents: list[Tensor]) -> list[list[Tensor]]:
+    return [documents[: len(documents) // 2], documents[len(documents) // 2 :]]
+
+
+def plain_routed(
+    reference: Any, documents: list[Tensor], routers: Any
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients as `plain`, with the load-balancing loss of all documents."""
+    reference.eval()
+    reference.zero_grad()
+    count = sum(len(document) - 1 for document in documents)
+    logits, loss = [], torch.zeros(())
+    for document in documents:
+        out = reference(input_ids=document[None], use_cache=False, output_router_logits=True)
+        logp = out.logits[0, :-1].float().log_softmax(-1)
+        loss = loss - logp.gather(1, document[1:, None]).sum() / count
+        logits.append([layer.flatten(0, -2) for layer in out.router_logits])
+    together = tuple(torch.cat(layer) for layer in zip(*logits, strict=True))
+    function = vars(sys.modules[type(reference).__module__])[FUNCTION]
+    loss = loss + function(together, routers.experts, routers.top_k)
+    loss.backward()
+    gradients = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
+    return float(loss), gradients
 
 
 def named(name: str, gradients: dict[str, Tensor]) -> str:
