@@ -33,7 +33,7 @@ class Conversion:
     first: str  # name in it of the tensor that is computed, or of the first of several
     sources: Sources
     targets: dict[str, str]  # pattern -> name in the model that is trained
-    shapes: dict[str, torch.Size]  # name in the files -> what the model expects there
+    shapes: dict[str, torch.Size]  # by name in the files: expected, and once it is read, found
 
     @classmethod
     def of(
@@ -83,8 +83,17 @@ class Conversion:
 
     def revert(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """{name that an export writes: tensor} from {name in the model that is trained: tensor}."""
-        there = self._by_name()
-        return {there[name].exported: tensor for name, tensor in self._back(tensors).items()}
+        there, written = self._by_name(), {}
+        for name, tensor in self._back(tensors).items():
+            stored, exported = there[name]
+            as_read = tensor.shape == self.shapes[stored]
+            written[exported] = tensor if as_read else tensor.transpose(-2, -1)
+        return written
+
+    def transposed(self, shape: torch.Size) -> torch.Size | None:
+        """The other shape that a tensor of the files may have: some are read either way round."""
+        either = any(getattr(of, "check_dims", False) for of in self.converter.operations)
+        return torch.Size([*shape[:-2], shape[-1], shape[-2]]) if either else None
 
     def _by_name(self) -> dict[str, Source]:
         return {name: source for of in self.sources.values() for name, source in of.items()}
@@ -113,9 +122,9 @@ class Conversion:
     def narrowed(self, shape: torch.Size, window: Window) -> Window | None:
         """The window of a stack that gives this window of the only target, of this shape: which of
         the sources, and of each its slices; None where more is needed to compute it."""
-        whole = tuple(slice(0, size) for size in shape)
-        cut = {number for number, of in enumerate(window) if of != whole[number]}
-        if len(self.targets) > 1 or not cut <= self._untouched(len(shape)):
+        cut = {number for number, of in enumerate(window) if of != slice(0, shape[number])}
+        untouched = self._untouched(len(shape))
+        if len(self.targets) > 1 or not untouched or not cut <= untouched:
             return None
         return tuple(of if number in cut else slice(None) for number, of in enumerate(window))
 

@@ -26,7 +26,8 @@ def experts_implementation(model: PreTrainedModel) -> str:
     if not modules:
         return ""
     chosen = all(hasattr(module, "is_transposed") for module in modules)  # else there is no choice
-    return model.config.get_text_config()._experts_implementation if chosen else "eager"
+    name = model.config.get_text_config()._experts_implementation
+    return name if chosen and name else "eager"
 
 
 @contextmanager

@@ -30,6 +30,7 @@ PLAIN_HEADS = {
     "hunyuan_vl_text",
     "qwen2_5_vl_text",
     "qwen2_vl_text",
+    "qwen3_vl_moe_text",
     "qwen3_vl_text",
 }
 

@@ -145,9 +145,10 @@ def _compute(tensors: dict[str, Tensor], stored: Stored, conversion: Conversion)
 
 def _read(opened: Any, name: str, conversion: Conversion, window: Window) -> Tensor:
     stored, expected = opened.get_slice(name), conversion.shapes[name]
-    shape = tuple(stored.get_shape())
-    if sorted(shape) != sorted(expected) or (window and shape != tuple(expected)):
+    shape = torch.Size(stored.get_shape())
+    if shape != expected and (window or shape != conversion.transposed(expected)):
         raise ConfigError(_misfit(name, shape, expected))
+    conversion.shapes[name] = shape  # an export writes it so
     return stored[window or ...]
 
 

@@ -20,6 +20,7 @@ from adaptsft.model.export import export
 from adaptsft.model.fsdp import ShardedModel, shard_dim
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
+from adaptsft.training.optim import clipped
 from tests.distributed.two_ranks import on_two_ranks
 from tests.model.batches import LENGTHS, built, packed_batch
 from tests.model.checkpoints import (
@@ -86,6 +87,7 @@ def load_all(folder: Path) -> None:
             export(model, pretrained, out, "fp32", TurnEnd())
             content = {"state": state, "read": read[:], "shards": shards}
             content["gradients"] = gradients(model)
+            content["norm"], _ = clipped(model, torch.ones(()), 1.0)
             torch.save(content, out.with_suffix(f".{rank()}.pt"))
     load._read = original
 
@@ -108,6 +110,7 @@ def test_each_rank_reads_its_own_experts_and_two_ranks_are_one(tmp_path):
             assert torch.equal(both[0]["state"][name], tensor), name
         for name, gradient in one["gradients"].items():  # the ranks' sum, of the same batch
             torch.testing.assert_close(both[1]["gradients"][name], 2 * gradient, msg=name)
+        torch.testing.assert_close(both[1]["norm"], 2 * one["norm"])
         read = {name for name, _ in one["read"]}
         assert read == {name for name in source if ".experts." in name} or kind in WHOLE
         total = sum(size for _, size in one["read"])

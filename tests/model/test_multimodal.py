@@ -57,6 +57,12 @@ HYBRID = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 32,
+}
 TOWER = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -105,6 +111,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_5": parts(
         HYBRID | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
         QWEN_TOWER | {"num_position_embeddings": 16},
+        **QWEN_IDS,
+    ),
+    "qwen3_5_moe": parts(
+        HYBRID | EXPERTS | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+        QWEN_TOWER | {"num_position_embeddings": 16},
+        **QWEN_IDS,
+    ),
+    "qwen3_vl_moe": parts(
+        EXPERTS | {"rope_parameters": MROPE, "mlp_only_layers": [0]},
+        QWEN_TOWER | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
         **QWEN_IDS,
     ),
     "glm4v": parts(
@@ -182,6 +198,23 @@ def test_an_adapter_of_the_language_part_is_loaded_beside_the_whole(tmp_path, de
 def test_the_guide_names_what_is_tested():
     guide = (REPO / "docs" / "guide.md").read_text()
     assert all(f"`{model_type}`" in guide for model_type in MODELS)
+
+
+def test_experts_that_are_stored_the_other_way_round_are_written_so(tmp_path, device):
+    """As those of Qwen3-VL on the hub: transformers transposes where the shape asks for it."""
+    source = multimodal(tmp_path / "saved", "qwen3_vl_moe")
+
+    def transpose(tensors):
+        for name in [name for name in tensors if ".experts." in name]:
+            tensors[name] = tensors[name].transpose(1, 2).contiguous()
+
+    hub = changed(source, tmp_path / "hub", transpose)
+    trained_and_exported(hub, tmp_path / "final", device, AutoModelForMultimodalLM)
+    shapes = [
+        {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
+        for folder in (source, hub, tmp_path / "final")
+    ]
+    assert shapes[1] == shapes[2] != shapes[0]
 
 
 def test_older_and_newer_names_are_written_as_they_were(tmp_path, device):
