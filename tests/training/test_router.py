@@ -66,7 +66,7 @@ def by_transformers(config: Config, weight: float) -> tuple[float, float, dict[s
     )
     out.loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return float(out.loss), float(out.aux_loss), gradients
+    return out.loss.item(), out.aux_loss.item(), gradients
 
 
 @pytest.mark.parametrize("weight", [None, 0.0])
@@ -75,11 +75,11 @@ def test_step_1_is_that_of_transformers_however_it_is_split(tmp_path, model, wei
         {"train__micro_batch_size": 8},
         {"data__packing": False, "train__activation_checkpointing": "full"},
     ]
+    setting = {} if weight is None else {"train__router_aux_loss": weight}
+    weight = WEIGHT if weight is None else weight
     for number, way in enumerate(ways):
-        setting = {} if weight is None else {"train__router_aux_loss": weight}
         config = small_config(tmp_path, model, f"{number}", **ONE_STEP | way | setting)
         train(config)
-        weight = WEIGHT if weight is None else weight
         loss, aux, gradients = by_transformers(config, weight)
         row = metrics_of(config)[0]
         norm = float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm())
