@@ -50,6 +50,31 @@ def test_attention_backends_agree_on_a_pack(backend, window):
     assert (out.float() - expected).abs().max() < 3e-2
 
 
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_sinks_have_the_gradients_of_sdpa(backend, window):
+    device = torch.device("cuda")
+    try:
+        attention.choose(backend, device, torch.bfloat16, LlamaConfig(head_dim=64), sinks=True)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    documents = Documents.build(
+        torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), with_buckets=True
+    ).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = [(64, 4, 64), (64, 2, 64), (64, 2, 64), (4,), (64, 4, 64)]
+    *inputs, grad = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
+    found = []
+    for name, dtype in (("sdpa", torch.float32), (backend, torch.bfloat16)):
+        given = [tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs[:3]]
+        sinks = inputs[3].clone().requires_grad_()
+        out = attention._BACKENDS[name](*given, documents, 0.125, window, None, 0.0, sinks)
+        out.backward(grad.to(dtype))
+        found.append([out.detach(), *(tensor.grad for tensor in (*given, sinks))])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert (ours.float() - theirs).norm() < 2e-2 * theirs.norm()
+
+
 def test_quantiles_of_counts_are_the_hosts_also_in_deterministic_mode():
     """A floating-point cumsum on the device would be an error there."""
     counts = torch.randint(0, 1000, (2, 256), generator=torch.Generator().manual_seed(0)).double()
@@ -100,6 +125,24 @@ def test_layers_are_compiled_once_and_learn_what_eager_ones_do(tmp_path, tiny_mo
     assert counters["stats"]["unique_graphs"] == 2, "one on meta, one of six steps of two layers"
     assert not counters["graph_break"]
     for ours, theirs in zip(metrics_of(config), metrics_of(plain), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fp8_products_learn_what_bf16_does(tmp_path, tiny_model, compiled):
+    """The runs differ by e4m3's rounding, a few percent of each product's terms."""
+    model, rows = tiny_model("llama", hidden=256, heads=4, tied=False), {}
+    settings = {"log__every": 1, "train__compile": compiled, "train__lr": 1e-3}
+    for name in ("none", "rowwise"):
+        config = small_config(tmp_path, model, name, **settings, model__fp8=name)
+        try:
+            train(config)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        rows[name] = metrics_of(config)
+    for ours, theirs in zip(rows["rowwise"], rows["none"], strict=True):
+        assert ours["loss"] != theirs["loss"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
 

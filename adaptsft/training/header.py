@@ -36,6 +36,9 @@ def log_run_header(
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
     if model.routers.counted:
         print0(f"routers: {model.routers}")
+    if model.fp8:
+        slow = "" if model.compilation.on else "; without train.compile slower than bf16"
+        print0(f"model.fp8: {model.fp8}{slow}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
         names = [name for name, _ in adapted_layers(model)]
