@@ -31,7 +31,8 @@ from adaptsft.model.fsdp import ShardedModel
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.compile_time import CompileTime
-from adaptsft.training.flops import flops_per_token, peak_flops
+from adaptsft.training.flops import flops_per_token
+from adaptsft.training.gpus import peak_flops
 from adaptsft.training.setup import Run
 from adaptsft.training.trackers.base import BARS
 from adaptsft.training.trackers.build import Trackers
