@@ -64,6 +64,11 @@ def active_parameters(model: PreTrainedModel) -> float:
     return sum(p.numel() * shares.get(p, 1.0) for p in model.parameters())
 
 
+def describe(parameters: int, active: float) -> str:
+    text = f"{parameters / 1e6:,.2f} M parameters"
+    return text if active == parameters else f"{text}, {active / 1e6:,.2f} M active"
+
+
 def expert_shares(model: PreTrainedModel) -> dict[nn.Parameter, float]:
     """For every parameter of routed experts, the share of tokens that it multiplies; empty for a
     dense model. Experts that all tokens are sent to are none of them.

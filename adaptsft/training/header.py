@@ -8,6 +8,7 @@ from adaptsft.distributed.ranks import print0, world_size
 from adaptsft.model.build import compute_dtype
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.model.lora import adapted_layers
+from adaptsft.training.flops import active_parameters, describe
 from adaptsft.training.setup import Run
 from adaptsft_kernels import describe_implementation
 
@@ -27,8 +28,9 @@ def log_run_header(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
     print0(
-        f"model: {type(model).__name__.removeprefix('FSDP')}, {parameters / 1e6:,.2f} M parameters"
-        f"{frozen}, {str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
+        f"model: {type(model).__name__.removeprefix('FSDP')}, "
+        f"{describe(parameters, active_parameters(model))}{frozen}, "
+        f"{str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
         f"attention by {model.attention_backend}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
