@@ -72,8 +72,16 @@ def ranks_of(train: TrainConfig, gpus: int) -> int:
     return gpus // train.replicas
 
 
-def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches: int) -> Traced:
-    """The memory of a rank. Raises ConfigError, as training would."""
+def trace(
+    config: Config,
+    model_config: Any,
+    gpu: bool,
+    gpus: int,
+    micro_batches: int,
+    activations: tuple[int, int] | None = None,
+) -> Traced:
+    """The memory of a rank; `activations`: Memory.kept and highest, where they are known, which
+    saves most of the time. Raises ConfigError, as training would."""
     train = config.train
     ranks = ranks_of(train, gpus)
     dtype = compute_dtype(config.model, torch.device("cuda" if gpu else "cpu"))
@@ -97,7 +105,7 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         head = head_of(model)
         for block in blocks(model):
             prepare_block(block, train)
-        kept, highest = _activations(model, shape, backend)
+        kept, highest = activations or _activations(model, shape, backend)
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         length = np.array([config.data.max_length])
         counted = operations(model, length, length)
