@@ -51,7 +51,7 @@ def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> Non
     tried = [row for row in rows if "refused" not in row]
     if (rows and not tried) or getattr(model_config, "is_encoder_decoder", False):
         why = rows[0]["refused"] if rows else "an encoder-decoder"
-        raise ConfigError(f"{where}: {why}; dense causal language models are trained. {LISTED}")
+        raise ConfigError(f"{where}: {why}; causal language models are trained. {LISTED}")
     if config.unverified:
         return
     mode = "eager" if config.attention == "eager" else "packed" if packing else "padded"
@@ -87,12 +87,6 @@ def refuse_unsupported(model: PreTrainedModel, implementation: str) -> None:
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise ConfigError(f"{class_name(model)} has no linear head over its vocabulary; {LISTED}")
     parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
-    if any("expert" in part or "moe" in part for part in parts):
-        sinks = ", and attention sinks, which document attention cannot honour"
-        raise ConfigError(
-            f"{class_name(model)} has a mixture of experts, which is not supported yet"
-            f"{sinks if 'sinks' in parts else ''}; dense models are. {LISTED}"
-        )
     if "sinks" in parts and implementation != "eager":
         raise ConfigError(
             f"{class_name(model)} has attention sinks, which document attention cannot honour; "
