@@ -98,6 +98,10 @@ def schedule(memory: Memory, micro_batches: int) -> list[Passes]:
     *blocks, top, rest = memory.groups
     tied = not rest.numel  # the embedding is in the group of the head
     forward = [top, *blocks] if tied else [rest, *blocks, top]
+    # the backward pass ends at the lowest block that is trained; the one below is prefetched
+    ends = (number for number, block in enumerate(blocks) if block.trained)
+    lowest = 0 if (top if tied else rest).trained else next(ends, len(blocks) + 1)
+    backward = blocks[max(0, lowest - 1) :][::-1]
     trained = [group for group in (top, *reversed(blocks), rest) if group.trained]
     kinds = []
     for number in range(micro_batches):
@@ -105,7 +109,7 @@ def schedule(memory: Memory, micro_batches: int) -> list[Passes]:
         passes = Passes(
             1,
             forward if memory.reshards or first else [],
-            blocks[::-1] if memory.reshards else [],
+            backward if memory.reshards else [],
             trained if memory.reduces or last else [],
             last,
         )

@@ -87,11 +87,18 @@ CASES: dict[str, tuple[str, bool, int, int, dict[str, Any]]] = {
         },
     ),
     "replicas alone": ("llama", False, 4, 2, {"train__replicas": 4}),
+    "the lower half frozen": (
+        "llama",
+        False,
+        4,
+        1,
+        {"model__freeze": ["layers\\.[01]\\.", "embed"]},
+    ),
     "adapters": ("llama", False, 4, 2, {"model__lora__rank": 8, "model__compute_dtype": "bf16"}),
 }
 
 
-LONG = ("one micro-batch", "HSDP", "replicas alone", "adapters")
+LONG = ("one micro-batch", "HSDP", "replicas alone", "adapters", "reduced every time")
 
 
 @pytest.mark.parametrize(
