@@ -1,10 +1,10 @@
-"""Memory per GPU and steps of a run, before anything is loaded: the arguments of adaptsft.train,
-and how many GPUs of which size.
+"""Memory per GPU, communication and time of a run's steps, before anything is loaded: the arguments
+of adaptsft.train, and how many GPUs of which kind.
 
-    python -m adaptsft.plan CONFIG.yaml key=value … [--gpus N] [--gpu-memory GiB]
+    python -m adaptsft.plan CONFIG.yaml key=value … [--gpus N] [--gpu NAME] [--gpu-memory GiB]
 
-Where the figures come from: adaptsft/analysis/memory.py. A plan fits where it leaves 10 % of the
-GPU to what is not counted there.
+Where the figures come from: adaptsft/analysis/memory.py, and scaling.py beside it. A plan fits
+where it leaves 10 % of the GPU to what is not counted there.
 """
 
 import argparse
@@ -18,7 +18,11 @@ from adaptsft.errors import ConfigError, UserError, reason_of
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m adaptsft.plan",
-        description="Memory per GPU and steps of a run, before it is started.",
+        description="Memory per GPU, communication and time of a run's steps, before it starts.",
+        epilog="Of a model only config.json and the tokenizer are needed, of GPUs none. Where a "
+        "run does not fit, or would be faster otherwise, the change is printed with what it gives. "
+        "Example: python -m adaptsft.plan configs/sft.yaml model.path=… data.path=… run_dir=… "
+        "--gpus 64 --gpu H100 train.replicas=8",
     )
     parser.add_argument(
         "settings",
@@ -31,7 +35,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--gpu-memory",
         type=float,
         metavar="GIB",
-        help="of one GPU (that of this machine's, if it has one)",
+        help="of one GPU (that of --gpu, or of this machine's, if it has one)",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="H100, H200, B200, A100, 'A100 40GB', 'H100 PCIe', 'H100 NVL', L40S or 4090: its "
+        "memory, and by its data sheet an estimate of communication and time (that of this "
+        "machine's, if it has one)",
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="joined by NVLink or PCIe (8)"
+    )
+    parser.add_argument(
+        "--network",
+        type=float,
+        metavar="GB/S",
+        help="between nodes, of every GPU, each way (50, an adapter of 400 Gb/s each)",
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        metavar="SHARE",
+        help="of the peak that products and attention reach by themselves (0.5, assumed); of a run "
+        "on one GPU the log says MFU",
     )
     return parser.parse_intermixed_args(arguments)
 
@@ -43,9 +70,10 @@ if __name__ == "__main__":  # --help, a misspelt key, a missing folder: before t
 import torch
 from transformers import AutoConfig
 
-from adaptsft.analysis.advice import advice
-from adaptsft.analysis.fit import GIB, USABLE, choose, with_choice
-from adaptsft.analysis.trace import trace
+from adaptsft.analysis.advice import advice, faster, paced
+from adaptsft.analysis.fit import GIB, USABLE, choose, one_pack, with_choice
+from adaptsft.analysis.scaling import MFU, NETWORK, Cluster
+from adaptsft.analysis.trace import Traced
 from adaptsft.config.resolve import load_config
 from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.sampler import BatchSampler
@@ -53,21 +81,26 @@ from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
 from adaptsft.model.pretrained import check_not_quantized, load_tokenizer, text_config_of
 from adaptsft.model.supported import check_verified
+from adaptsft.training.flops import describe
+from adaptsft.training.gpus import GB, gpu_of, named_gpu
 
 
-def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[str], bool]:
+def report(
+    config: Config, gpus: int, gpu_memory: float | None, cluster: Cluster | None
+) -> tuple[list[str], bool]:
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
     check_verified(config.model, model_config, config.data.packing)
     gpu = config.train.device != "cpu"
     lines, packs = steps_of(config, gpus, tokenizer)
     size_known = gpu_memory * GIB if gpu and gpu_memory else 0
-    choice = choose(config, model_config, gpus, size_known, packs)
+    traced = one_pack(config, model_config, gpu, gpus)
+    choice = choose(config, model_config, gpus, size_known, packs, traced)
     config = with_choice(config, choice)
     train, masters = config.train, config.model.param_dtype
     count = -(-packs // (gpus * packs_at_once(train)))
     lines += [f"micro-batches: up to {count} per rank and step", *choice.lines]
-    memory, parameters, trained, _ = trace(config, model_config, gpu, gpus, count)
+    memory = traced.under(train, gpus, count)
     apart = memory.frozen_parameters if config.model.lora.rank else 0
     shape = (
         f"{train.micro_batch_size} x {config.data.max_length:,} tokens, "
@@ -86,8 +119,8 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
         ("loss: logits and gradients", memory.loss, "formula; if every token is a target"),
     ]
     lines = [
-        f"model: {model_config.model_type}, {parameters / 1e6:,.2f} M parameters, "
-        f"{trained / 1e6:,.2f} M trained",
+        f"model: {model_config.model_type}, {describe(traced.parameters, traced.active)}, "
+        f"{traced.trained / 1e6:,.2f} M trained",
         *lines,
         f"memory per {'GPU' if gpu else 'rank'}, {gpus} in all, GiB:",
     ]
@@ -95,15 +128,84 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     when = max(memory.stages, key=lambda name: memory.stages[name])
     lines.append(f"  {'peak':30}{memory.peak / GIB:10.3f}   {when}; these are not all held at once")
     if gpu_memory is None:
-        return [*lines, "whether it fits: give --gpu-memory GiB"], True
+        return [*lines, "whether it fits: give --gpu NAME, or --gpu-memory GiB"], True
     limit = USABLE * gpu_memory * GIB
-    size = f"{gpu_memory:g} GiB, of which {USABLE:.0%} for tensors"
-    if memory.peak <= limit:
-        return [*lines, f"fits: {size}"], True
-    lines.append(f"does not fit {size}. Each of these alone:")
-    for name, peak in advice(config, model_config, gpu, gpus, count):
-        lines.append(f"  {name}: {peak / GIB:.2f} GiB{', fits' if peak <= limit else ''}")
-    return lines, False
+    size, fits = f"{gpu_memory:g} GiB, of which {USABLE:.0%} for tensors", memory.peak <= limit
+    lines.append(f"fits: {size}" if fits else f"does not fit {size}. Each of these alone:")
+    if not fits:
+        for name, peak in advice(config, model_config, traced, gpu, gpus, count):
+            lines.append(f"  {name}: {peak / GIB:.2f} GiB{', fits' if peak <= limit else ''}")
+    if cluster is not None and gpu:
+        lines += in_time(config, model_config, traced, cluster, packs, limit)
+    return lines, fits
+
+
+def in_time(
+    config: Config, model_config: Any, traced: Traced, cluster: Cluster, packs: int, limit: float
+) -> list[str]:
+    """Communication, time, and what would make it less within `limit` bytes."""
+    train, length = config.train, config.data.max_length
+    now = paced(traced, train, cluster, packs, length)
+    step, sharded = now.step, f"over {now.memory.ranks} ranks"
+    lines = [
+        "communication per step and GPU: GB in buffers, received within and between nodes, s:",
+        *(
+            f"  {name:30}{part.buffers / GB:10.2f}{part.link / GB:10.2f}{part.network / GB:10.2f}"
+            f"{part.seconds:10.3f}   formula; {what}"
+            for name, part, what in (
+                ("weights gathered", step.gathered, f"compute dtype, {sharded}"),
+                ("gradients reduced, scattered", step.reduced, f"fp32, {sharded}"),
+                (
+                    "shards' sums all-reduced",
+                    step.all_reduced,
+                    f"fp32, over {train.replicas} replicas",
+                ),
+            )
+            if part.buffers
+        ),
+        f"seconds per step of {packs:,} full packs, expected:",
+        *(
+            f"  {name:30}{seconds:10.3f}   {what}"
+            for name, seconds, what in (
+                ("products, attention", step.needed, "formula / assumed speed"),
+                ("recomputed", step.recomputed, "formula / assumed speed; blocks once more"),
+                ("copies", step.copies, "formula / assumed speed; of weights and gradients"),
+                ("communication, not hidden", step.exposed, f"{step.hidden:.3f} more beside these"),
+                ("optimizer", step.optimizer, "formula / assumed speed; AdamW"),
+                ("step", step.seconds, f"limited by {step.limit}"),
+            )
+            if seconds
+        ),
+        f"tokens per second: {now.tokens:,.0f}, {now.tokens / cluster.gpus:,.0f} per GPU; MFU "
+        f"{traced.operations.needed * now.tokens / cluster.gpus / cluster.gpu.flops:.0%}",
+        f"assumed: {cluster.assumed}. None of it has been measured on a GPU yet",
+    ]
+    if changes := faster(config, model_config, traced, cluster, packs, limit):
+        lines.append("faster, each of these alone:")
+    else:
+        lines.append("faster: no setting that fits gives 2 % or more")
+    for change, other, tokens, memory in changes:
+        gain = tokens / now.tokens - 1
+        lines.append(
+            f"  {change}: {tokens:,.0f} tokens per second (+{gain:.0%}), "
+            f"step {other.seconds:.3f} s, {memory.peak / GIB:.1f} GiB"
+        )
+    return lines
+
+
+def cluster_of(options: argparse.Namespace, device: str | None) -> Cluster | None:
+    """None where the kind of GPU is not known. `device`: name of this machine's. Raises
+    ConfigError."""
+    gpu = named_gpu(options.gpu) if options.gpu else gpu_of(device or "")
+    if gpu is None:
+        return None
+    for name in ("gpus", "gpus_per_node", "network", "mfu"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+    network, mfu = options.network or NETWORK, options.mfu or MFU
+    if mfu > 1:
+        raise ConfigError(f"--mfu {mfu}: a share of the peak, such as 0.5")
+    return Cluster(options.gpus, gpu, options.gpus_per_node, network * GB, mfu)
 
 
 def load_configs(config: Config) -> tuple[Any, Any]:
@@ -160,11 +262,16 @@ def steps_of(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str], int]
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    gpu_memory = options.gpu_memory
-    if gpu_memory is None and torch.cuda.is_available():
-        gpu_memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    gpu_memory, here = options.gpu_memory, torch.cuda.is_available()
     try:
-        lines, fits = report(load_config(options.settings), options.gpus, gpu_memory)
+        device = torch.cuda.get_device_properties(0) if here else None
+        cluster = cluster_of(options, device.name if device else None)
+        if gpu_memory is None and options.gpu:
+            gpu_memory = named_gpu(options.gpu).memory
+        elif gpu_memory is None and device:
+            gpu_memory = device.total_memory / GIB
+        config = load_config(options.settings)
+        lines, fits = report(config, options.gpus, gpu_memory, cluster)
     except UserError as error:
         return print_error("adaptsft.plan", error)
     print("\n".join(lines))

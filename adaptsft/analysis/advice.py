@@ -1,18 +1,21 @@
-"""What would make a run that does not fit take less memory."""
+"""What would make a run that does not fit take less memory, and one that fits less time."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from adaptsft.analysis.trace import trace
-from adaptsft.config.schema import Config, packs_at_once
+from adaptsft.analysis.memory import Memory
+from adaptsft.analysis.scaling import Cluster, Step, estimate
+from adaptsft.analysis.trace import Traced, trace
+from adaptsft.config.schema import Config, TrainConfig, packs_at_once
 
 # train.activation_checkpointing: the settings that keep less than this one
 STRONGER = {"none": ("per_op", "full"), "per_op": ("full",), "full": ()}
+WORTH_IT = 0.02  # of a step's time: what gains less is not advised
 
 
 def advice(
-    config: Config, model_config: Any, gpu: bool, gpus: int, count: int
+    config: Config, model_config: Any, traced: Traced, gpu: bool, gpus: int, count: int
 ) -> Iterator[tuple[str, int]]:
     """Changes that would help, with the peak in bytes that each leads to on its own. `count`:
     micro-batches of a step."""
@@ -34,16 +37,91 @@ def advice(
     fixed = train.loss_reduction == "micro_batch"
     for settings, number in changes:
         if not fixed or number == count:
-            changed = dataclasses.replace(config, train=dataclasses.replace(train, **settings))
-            (key, value), *_ = settings.items()
-            text = str(value).lower() if isinstance(value, bool) else value
-            peak = trace(changed, model_config, gpu, gpus, number).memory.peak
-            yield f"train.{key}={text}", peak
+            changed = dataclasses.replace(train, **settings)
+            found = _traced(config, model_config, traced, changed, gpu, gpus)
+            yield _named(settings), found.under(changed, gpus, number).peak
     if fixed:
         return
     if count > 1:
         smaller = f"train.global_batch_size={train.global_batch_size // count}"
-        peak = trace(config, model_config, gpu, gpus, 1).memory.peak
+        peak = traced.under(train, gpus, 1).peak
         yield f"one micro-batch per step ({smaller} or {count} times the GPUs)", peak
-    peak = trace(config, model_config, gpu, 2 * gpus, max(1, count // 2)).memory.peak
-    yield f"--gpus {2 * gpus}", peak
+    yield f"--gpus {2 * gpus}", traced.under(train, 2 * gpus, max(1, count // 2)).peak
+
+
+class Paced(NamedTuple):
+    """A step under some settings."""
+
+    change: str  # what was changed
+    step: Step
+    tokens: float  # per second, on all GPUs
+    memory: Memory
+
+
+def paced(
+    traced: Traced, train: TrainConfig, cluster: Cluster, packs: int, length: int, change: str = ""
+) -> Paced:
+    """A step of so many packs of `length` tokens."""
+    size = packs_at_once(train)
+    count = -(-packs // (cluster.gpus * size))
+    memory = traced.under(train, cluster.gpus, count)
+    recomputes = train.activation_checkpointing == "full"
+    step = estimate(memory, traced.operations, size * length, count, recomputes, cluster)
+    return Paced(change, step, packs * length / step.seconds, memory)
+
+
+def faster(
+    config: Config, model_config: Any, traced: Traced, cluster: Cluster, packs: int, limit: float
+) -> list[Paced]:
+    """Changes that fit `limit` bytes, each of which alone gives more tokens per second by WORTH_IT
+    or more, the best first. `packs`: of a step."""
+    train, gpus, node = config.train, cluster.gpus, cluster.per_node
+    size, length = packs_at_once(train), config.data.max_length
+    changes: list[dict[str, Any]] = [{"reshard": "never"}]
+    changes.append({"reduce_every_micro_batch": not train.reduce_every_micro_batch})
+    shards = [ranks for ranks in (node, 2 * node, 4 * node, gpus) if gpus % ranks == 0]
+    changes += [{"replicas": gpus // ranks} for ranks in shards]
+    if train.activation_checkpointing == "full":  # per_op repeats no product either
+        changes.append({"activation_checkpointing": "per_op"})
+    if train.loss_reduction != "micro_batch":
+        changes += [{"micro_batch_size": factor * size} for factor in (2, 4, 8)]
+    fastest: dict[str, Paced] = {}  # of the changes of a key
+    least = paced(traced, train, cluster, packs, length).tokens * (1 + WORTH_IT)
+    for settings in changes:
+        (key, value), *_ = settings.items()
+        if getattr(train, key) == value:
+            continue
+        examples = packs
+        if key == "micro_batch_size" and packs <= gpus * size:  # then a step needs more examples
+            factor = value // size
+            settings |= {"global_batch_size": factor * train.global_batch_size}
+            examples *= factor
+        changed = dataclasses.replace(train, **settings)
+        found = _traced(config, model_config, traced, changed, True, gpus)
+        new = paced(found, changed, cluster, examples, length, _named(settings))
+        if new.memory.peak <= limit and new.tokens > max(
+            least, fastest[key].tokens if key in fastest else 0
+        ):
+            fastest[key] = new
+    return sorted(fastest.values(), key=lambda change: -change.tokens)
+
+
+def _traced(
+    config: Config,
+    model_config: Any,
+    traced: Traced,
+    train: TrainConfig,
+    gpu: bool,
+    gpus: int,
+) -> Traced:
+    """Another trace, where the settings of train need one."""
+    if train.activation_checkpointing == traced.train.activation_checkpointing:
+        return traced
+    return trace(dataclasses.replace(config, train=train), model_config, gpu, gpus, 1)
+
+
+def _named(settings: dict[str, Any]) -> str:
+    texts = [
+        str(value).lower() if isinstance(value, bool) else value for value in settings.values()
+    ]
+    return " ".join(f"train.{key}={text}" for key, text in zip(settings, texts, strict=True))

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from adaptsft.analysis.advice import advice
 from adaptsft.analysis.memory import Memory
-from adaptsft.analysis.trace import trace
+from adaptsft.analysis.trace import Traced, trace
 from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, world_size
@@ -56,7 +56,8 @@ def resolve_auto(
         if not choice.fits:
             count = -(-packs // world_size())
             one = with_choice(config, choice)
-            peaks = advice(one, model_config, True, world_size(), count)
+            traced = one_pack(config, model_config, True, world_size())
+            peaks = advice(one, model_config, traced, True, world_size(), count)
             changes = "; ".join(f"{name}: {peak / GIB:.1f} GiB" for name, peak in peaks)
             raise ConfigError(
                 f"{choice.lines[0]}. Each of these alone leads to: {changes}. To try all the same, "
@@ -84,9 +85,16 @@ def with_choice(config: Config, choice: Choice) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **values))
 
 
-def choose(config: Config, model_config: Any, gpus: int, gpu_memory: float, packs: int) -> Choice:
+def choose(
+    config: Config,
+    model_config: Any,
+    gpus: int,
+    gpu_memory: float,
+    packs: int,
+    traced: Traced | None = None,
+) -> Choice:
     """`gpu_memory`: bytes of one of so many GPUs, 0 where there is none, or its size is not known;
-    `packs`: of the largest step, over all ranks."""
+    `packs`: of the largest step, over all ranks; `traced`: `one_pack`, where that has been done."""
     train, lines = config.train, []
     size = None if train.micro_batch_size == "auto" else packs_at_once(train)
     # what is always right, if not the fastest
@@ -96,7 +104,7 @@ def choose(config: Config, model_config: Any, gpus: int, gpu_memory: float, pack
             lines.append("train.micro_batch_size=auto: 1, as there is no GPU whose size is known")
         return plain
     try:
-        memory = memory_by_size(config, model_config, gpus, packs)
+        memory = memory_by_size(config, model_config, gpus, packs, traced)
     except UserError as error:  # if the model is at fault, training says so
         lines.append(
             f"train.micro_batch_size={plain.micro_batch_size}, train.reshard={plain.reshard}, not "
@@ -136,22 +144,19 @@ def choose(config: Config, model_config: Any, gpus: int, gpu_memory: float, pack
     return Choice(size, reshard, lines)
 
 
+def one_pack(config: Config, model_config: Any, gpu: bool, gpus: int) -> Traced:
+    """Activations are proportional to the number of packs: only one is traced."""
+    return trace(with_choice(config, Choice(1, "always", [])), model_config, gpu, gpus, 1)
+
+
 def memory_by_size(
-    config: Config, model_config: Any, gpus: int, packs: int
+    config: Config, model_config: Any, gpus: int, packs: int, traced: Traced | None = None
 ) -> Callable[[int, bool], Memory]:
-    """The memory of a rank by train.micro_batch_size, and by whether blocks are resharded. Only one
-    pack is traced: activations are proportional to their number."""
-    one = with_choice(config, Choice(1, "always", []))
-    traced = trace(one, model_config, True, gpus, 1)
+    """The memory of a rank by train.micro_batch_size, and by whether blocks are resharded."""
+    found = traced or one_pack(config, model_config, True, gpus)
 
     def memory(size: int, reshards: bool) -> Memory:
-        return dataclasses.replace(
-            traced.memory,
-            accumulates=packs > size * gpus,
-            reshards=reshards,
-            kept=size * traced.memory.kept,
-            highest=size * traced.memory.highest,
-            loss=traced.loss(size),
-        )
+        choice = Choice(size, "always" if reshards else "never", [])
+        return found.under(with_choice(config, choice).train, gpus, -(-packs // (size * gpus)))
 
     return memory

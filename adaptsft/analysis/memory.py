@@ -51,6 +51,7 @@ class Memory:
     # the blocks, then `top` (norm and head; with tied weights the embedding), then `rest`
     groups: list[Group]
     ranks: int  # that a copy of the model is sharded over
+    replicas: int  # copies of the model
     element: int  # size of the compute dtype
     master: int  # size of the dtype of the trained parameters
     frozen: int  # and of the others
@@ -109,10 +110,14 @@ class Memory:
         """With several micro-batches set_requires_gradient_sync(False) keeps the gradients of *all*
         parameters whole, in the reduce dtype fp32, on every rank until the last one
         (FSDPParam.to_accumulated_grad_if_needed): sharding does not divide them. With
-        train.reduce_every_micro_batch it is the sharded gradients that stay."""
+        train.reduce_every_micro_batch it is the sharded gradients that stay, until replicas are
+        summed in fp32."""
         if not self.accumulates:
             return 0
-        return self.gradients if self.reduces else 4 * sum(group.trained for group in self.groups)
+        if self.reduces:
+            own = sum(group.local_trained for group in self.groups)
+            return 4 * own if self.replicas > 1 else self.gradients
+        return 4 * sum(group.trained for group in self.groups)
 
     def reduction(self, group: Group) -> int:
         """A group's whole gradient in the compute dtype, and its fp32 copy for the reduce-scatter;

@@ -7,11 +7,13 @@ Assumed: full packs of one document each.
 """
 
 import copy
+import dataclasses
 import importlib.util
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
 from adaptsft.analysis.memory import Group, Memory, loss_bytes
-from adaptsft.config.schema import Config, packs_at_once
+from adaptsft.config.schema import Config, TrainConfig, packs_at_once
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
@@ -31,21 +33,58 @@ from adaptsft.model.lora import add_adapters
 from adaptsft.model.modules import blocks, final_norm_of, head_of
 from adaptsft.model.sinks import attend_with_sinks
 from adaptsft.model.supported import named_errors, refuse_unsupported
+from adaptsft.training.flops import Operations, active_parameters, operations
 
 
 class Traced(NamedTuple):
     memory: Memory  # of a rank
     parameters: int  # of the model
     trained: int  # those that are not frozen
-    loss: Callable[[int], int]  # Memory.loss by train.micro_batch_size
+    active: float  # those that a token meets: of experts some
+    operations: Operations  # of a token, in full packs of one document
+    groups: Callable[[int], list[Group]]  # Memory.groups by the ranks that share a copy
+    loss: Callable[[TrainConfig], int]  # Memory.loss
+    train: TrainConfig
+
+    def under(self, train: TrainConfig, gpus: int, micro_batches: int) -> Memory:
+        """The memory under other settings, without tracing again: the checkpointing of activations
+        must be the same, and these are proportional to the packs of a micro-batch."""
+        assert train.activation_checkpointing == self.train.activation_checkpointing
+        size, traced = packs_at_once(train), packs_at_once(self.train)
+        ranks = ranks_of(train, gpus)
+        return dataclasses.replace(
+            self.memory,
+            groups=self.groups(ranks),
+            ranks=ranks,
+            replicas=train.replicas,
+            accumulates=micro_batches > 1,
+            reduces=train.reduce_every_micro_batch,
+            reshards=train.reshard != "never",
+            kept=self.memory.kept * size // traced,
+            highest=self.memory.highest * size // traced,
+            loss=self.loss(train),
+        )
 
 
-def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches: int) -> Traced:
-    """The memory of a rank. Raises ConfigError, as training would."""
-    train = config.train
+def ranks_of(train: TrainConfig, gpus: int) -> int:
+    """That a copy of the model is sharded over. Raises ConfigError."""
     if gpus < 1 or gpus % train.replicas:
         raise ConfigError(f"train.replicas={train.replicas} does not divide --gpus {gpus}")
-    ranks = gpus // train.replicas
+    return gpus // train.replicas
+
+
+def trace(
+    config: Config,
+    model_config: Any,
+    gpu: bool,
+    gpus: int,
+    micro_batches: int,
+    activations: tuple[int, int] | None = None,
+) -> Traced:
+    """The memory of a rank; `activations`: Memory.kept and highest, where they are known, which
+    saves most of the time. Raises ConfigError, as training would."""
+    train = config.train
+    ranks = ranks_of(train, gpus)
     dtype = compute_dtype(config.model, torch.device("cuda" if gpu else "cpu"))
     model_config = copy.deepcopy(model_config)  # a model that is built writes into it
     settings = model_config.get_text_config()
@@ -63,20 +102,28 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     with fake:
         _leave_meta(model, dtype)
         freeze(model, config.model.freeze)
-        groups = [Group.of(members, ranks) for members in _groups(model)]
+        members = _groups(model)
         head = head_of(model)
         for block in blocks(model):
             prepare_block(block, train)
-        kept, highest = _activations(model, shape, backend)
+        kept, highest = activations or _activations(model, shape, backend)
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        length = np.array([config.data.max_length])
+        counted = operations(model, length, length)
+        active = active_parameters(model)
 
-    def loss(size: int) -> int:
-        return loss_bytes(size * config.data.max_length, head, settings, train, dtype, gpu)
+    def groups(ranks: int) -> list[Group]:
+        return [Group.of(parameters, ranks) for parameters in members]
+
+    def loss(train: TrainConfig) -> int:
+        tokens = packs_at_once(train) * config.data.max_length
+        return loss_bytes(tokens, head, settings, train, dtype, gpu)
 
     master = 2 if config.model.param_dtype == "bf16" else 4
     memory = Memory(
-        groups=groups,
+        groups=groups(ranks),
         ranks=ranks,
+        replicas=train.replicas,
         element=dtype.itemsize,
         master=master,
         frozen=dtype.itemsize if adapted else master,
@@ -85,10 +132,11 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         reshards=train.reshard != "never",
         kept=kept,
         highest=highest,
-        loss=loss(shape[0]),
+        loss=loss(train),
     )
     parameters = sum(numel for numel, _ in sizes)
-    return Traced(memory, parameters, sum(n for n, trained in sizes if trained), loss)
+    trained = sum(numel for numel, requires_grad in sizes if requires_grad)
+    return Traced(memory, parameters, trained, active, counted, groups, loss, train)
 
 
 def _leave_meta(model: nn.Module, dtype: torch.dtype) -> None:

@@ -85,6 +85,7 @@ def before_micro_batch(model: ShardedModel, train: TrainConfig, last: bool) -> N
     see sharded weights and gradients.
     """
     model.set_requires_gradient_sync(last or train.reduce_every_micro_batch)
+    model.set_requires_all_reduce(last)  # over replicas, once a step
     model.set_reshard_after_backward(last or train.reshard != "never")
 
 

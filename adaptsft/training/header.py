@@ -9,6 +9,7 @@ from adaptsft.model.build import compute_dtype
 from adaptsft.model.experts import experts_implementation
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.model.lora import adapted_layers
+from adaptsft.training.flops import active_parameters, describe
 from adaptsft.training.setup import Run
 from adaptsft_kernels import describe_implementation
 
@@ -29,8 +30,9 @@ def log_run_header(
     frozen = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
     experts = experts_implementation(model)
     print0(
-        f"model: {type(model).__name__.removeprefix('FSDP')}, {parameters / 1e6:,.2f} M parameters"
-        f"{frozen}, {str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
+        f"model: {type(model).__name__.removeprefix('FSDP')}, "
+        f"{describe(parameters, active_parameters(model))}{frozen}, "
+        f"{str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
         f"attention by {model.attention_backend}{f', experts by {experts}' if experts else ''}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")

@@ -28,7 +28,8 @@ from adaptsft.model.fsdp import ShardedModel
 from adaptsft.objectives.state import MOVABLE
 from adaptsft.statistics.step import BINS, COLUMNS, StepStatistics
 from adaptsft.training.compile_time import CompileTime
-from adaptsft.training.flops import flops_per_token, peak_flops
+from adaptsft.training.flops import flops_per_token
+from adaptsft.training.gpus import peak_flops
 from adaptsft.training.json_lines import drop_lines_after, json_line
 from adaptsft.training.router_figures import expert_loads, router_figures
 from adaptsft.training.setup import Run

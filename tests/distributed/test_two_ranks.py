@@ -62,6 +62,7 @@ CASES = {
         "arch": "llama",
         "tied": False,
         "train__replicas": 2,
+        "train__reduce_every_micro_batch": True,  # over replicas, after the last one only
         "controller__name": "auto",
     },
 }

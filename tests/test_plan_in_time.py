@@ -1,0 +1,70 @@
+"""The plan past one node: communication, time, what would be faster, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from adaptsft.analysis.fit import Choice, with_choice
+from adaptsft.analysis.trace import trace
+from adaptsft.config.resolve import load_config
+from adaptsft.plan import main
+from tests.conftest import REPO
+from tests.test_plan import arguments
+
+
+def shape(tmp_path: Path, name: str, **changes: Any) -> str:
+    settings = json.loads((REPO / "benchmarks" / "scaling" / f"{name}.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | changes))
+    return f"model.path={tmp_path}"
+
+
+def test_communication_time_and_what_would_be_faster(tmp_path, capsys):
+    """Of an 8B shape with few layers, across two nodes with a slow network, where checkpointing is
+    not needed."""
+    command = [shape(tmp_path, "8b", num_hidden_layers=3), "data.path=absent.jsonl"]
+    command += [f"run_dir={tmp_path / 'run'}", "train.activation_checkpointing=full"]
+    command += ["train.micro_batch_size=1", "train.global_batch_size=32", "train.reshard=always"]
+    command += ["--gpus", "16", "--gpu", "h100", "--network", "5", "--mfu", "0.4"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "fits: 79.1 GiB" in out and "None of it has been measured on a GPU yet" in out
+    assert "products at 40% of 989 TFLOP/s" in out and "network 5 GB/s" in out
+    rows = re.findall(r"^  weights gathered +([\d.]+) +([\d.]+) +([\d.]+)", out, re.M)
+    block = 2 * 4096 * (4096 + 1024) + 3 * 4096 * 14336 + 2 * 4096
+    top, rest = 128256 * 4096 + 4096, 128256 * 4096
+    size = 2 * (2 * 2 * 3 * block + 2 * (top + rest)) / 1e9  # two micro-batches of bf16
+    expected = size, size * 15 / 16 * 7 / 8, size * 15 / 16 / 8
+    assert [float(cell) for cell in rows[0]] == pytest.approx(expected, abs=0.01)
+    assert "limited by communication" in out
+    faster = out[out.index("faster, each of these alone:") :]
+    for change in ("train.replicas=2", "train.reshard=never", "train.micro_batch_size=2"):
+        assert re.search(rf"  {change}: [\d,]+ tokens per second \(\+\d+%\)", faster), change
+
+
+def test_experts_are_counted_as_active_and_traced(tmp_path):
+    layers = {"num_hidden_layers": 1}
+    path = shape(tmp_path, "30b_a3b", **layers)
+    config = load_config([path, "data.path=absent.jsonl", f"run_dir={tmp_path / 'run'}"])
+    model_config = AutoConfig.from_pretrained(tmp_path)
+    traced = trace(with_choice(config, Choice(1, "always", [])), model_config, True, 8, 1)
+    experts = 128 * 3 * 2048 * 768
+    assert traced.parameters - traced.active == experts * (1 - 8 / 128)
+    # of each token and expert: input, gate and up, their product, output, twice where it is
+    # weighted and put back in order; bf16
+    least = 2048 * 8 * 2 * (2048 + 2 * 768 + 768 + 2048)
+    assert least < traced.memory.kept < 3 * least
+
+
+def test_an_impossible_cluster_is_named(tmp_path, tiny_model, capsys):
+    for options, message in (
+        (["--gpu", "V100"], r"--gpu V100: not known; one of H200"),
+        (["--gpus", "12", "--gpu", "H100"], r"--gpus 12 is not a multiple of --gpus-per-node 8"),
+        (["--gpu", "H100", "--mfu", "40"], r"--mfu 40.0: a share of the peak, such as 0.5"),
+        (["--gpu", "H100", "--network", "-1"], r"--network -1.0: give a number above 0"),
+    ):
+        assert main([*arguments(tmp_path, tiny_model()), *options]) == 2
+        assert re.search(message, capsys.readouterr().err)
