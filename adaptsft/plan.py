@@ -58,7 +58,8 @@ from adaptsft.model.supported import check_verified
 def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[str], bool]:
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
-    check_verified(config.model, model_config, config.data.packing)
+    packed = config.data.packing or config.train.context_parallel > 1
+    check_verified(config.model, model_config, packed)
     gpu = config.train.device != "cpu"
     lines, packs = steps_of(config, gpus, tokenizer)
     size_known = gpu_memory * GIB if gpu and gpu_memory else 0

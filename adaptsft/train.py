@@ -70,7 +70,8 @@ def train(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
-        check_verified(config.model, pretrained.config, config.data.packing)
+        packed = config.data.packing or config.train.context_parallel > 1
+        check_verified(config.model, pretrained.config, packed)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         resolve_auto(config, pretrained.config, data, run.device)
@@ -88,6 +89,7 @@ def train(config: Config) -> dict[str, Any]:
         optimizer = build_optimizer(model, config.train)
         base = base_statistics(config, pretrained, data.train, run.device)
         objective = configured_objective(config, pretrained, data, optimizer, base)
+        objective.statistics.counts = model.counts
         reference = base_tokens(objective.function, config, pretrained, data.train)
         in_buckets, compiled = model.attention_backend == "sdpa", model.compilation.on
         loader = BatchLoader(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -95,9 +95,39 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+class ContextGroup(NamedTuple):
+    """The ranks that compute the same packs, each its own part of their tokens."""
+
+    group: dist.ProcessGroup
+    rank: int  # of this process among them
+    size: int
+
+
+def context_group(device: torch.device, size: int) -> ContextGroup | None:
+    """The dimension `context` of a mesh of all ranks, `size` neighbours each; None for a size of 1.
+    Raises ConfigError where the ranks cannot be divided so."""
+    if size == 1:
+        return None
+    world = world_size()
+    if world % size:
+        raise ConfigError(
+            f"train.context_parallel={size} does not divide the {world} ranks of this run"
+        )
+    names = ("data", "context")
+    mesh = init_device_mesh(device.type, (world // size, size), mesh_dim_names=names)["context"]
+    return ContextGroup(mesh.get_group(), mesh.get_local_rank(), size)
+
+
+def data_ranks(context_parallel: int) -> tuple[int, int]:
+    """Of the groups of ranks that compute the same packs: (the number of this rank's, how many
+    there are)."""
+    return rank() // context_parallel, world_size() // context_parallel
+
+
 def device_mesh(device: torch.device, replicas: int) -> DeviceMesh:
     """One dimension to shard over; with replicas > 1 (HSDP) a second one, outermost, to replicate
-    over. The inner one should fit a node."""
+    over. The inner one should fit a node. train.context_parallel changes nothing here: parameters
+    are sharded over all ranks, and gradients summed, whoever shares tokens with whom."""
     world = world_size()
     if world % replicas:
         raise ConfigError(

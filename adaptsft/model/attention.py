@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
+from adaptsft.model.context_parallel import heads_for_tokens, tokens_for_heads
 from adaptsft.model.modules import head_dim, layer_configs
 
 # From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
@@ -164,7 +165,11 @@ def _attention_function(backend: str):
         q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
+        if documents.context is not None:
+            q, k, v = heads_for_tokens(q, k, v, documents.context)
         out = attend(q, k, v, documents, scale, window, softcap, dropout)
+        if documents.context is not None:
+            out = tokens_for_heads(out, documents.context)
         return out.view(batch, length, heads, -1), None
 
     return attention

@@ -11,10 +11,11 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
-from adaptsft.distributed.ranks import raise_on_all_ranks
+from adaptsft.distributed.ranks import context_group, raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention, lora
 from adaptsft.model.compile import choose_compilation, compiler, prepare_block
+from adaptsft.model.context_parallel import check_heads, share_longest_position
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
@@ -36,7 +37,8 @@ def build_model(
 ) -> ShardedModel:
     """The sharded model with its pretrained weights (in model.param_dtype, compute in
     model.compute_dtype), and with new adapters by `seed` where model.lora asks for them. `packing`
-    is data.packing, on which train.compile=auto depends.
+    is data.packing, on which train.compile=auto depends. `context` is the model's group of
+    train.context_parallel, and `counts` whether this rank is the one of it that counts statistics.
 
     Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
@@ -55,6 +57,11 @@ def build_model(
 
     model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
+    check_heads(train.context_parallel, pretrained.config)
+    model.context = context_group(device, train.context_parallel)
+    model.counts = model.context is None or model.context.rank == 0
+    if model.context is not None:
+        share_longest_position(model, model.context)
     if config.lora.rank:
         raise_on_all_ranks(lambda: lora.add_adapters(model, config))
         stored = lora.with_base_names(stored, model)

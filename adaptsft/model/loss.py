@@ -14,6 +14,7 @@ from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
 from adaptsft.errors import ConfigError
 from adaptsft.model.compile import mark_dynamic
+from adaptsft.model.context_parallel import part_of, whole
 from adaptsft.model.modules import head_of
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.loss import loss_of_hidden
@@ -54,15 +55,19 @@ def token_loss(
     them the objective keeps, bool [n]. Bound to the model as its method.
 
     Only the hidden states that predict a target token reach the head; the logits are never held
-    whole.
+    whole. With train.context_parallel the loss is that of this rank's targets, to be summed over
+    ranks; statistics and kept tokens are those of all.
     """
+    all_of, context = batch, self.context
+    if context is not None:
+        batch = part_of(batch, context)
     hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
     head = head_of(self)
     hidden = hidden.to(head.weight.dtype)  # some models end in fp32 whatever they compute in
     # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
     # open (torch < 2.13)
     head(hidden[:, :0])
-    return loss_of_hidden(
+    loss, tokens, kept = loss_of_hidden(
         hidden.flatten(0, 1),
         head.weight,
         batch.targets,
@@ -78,6 +83,9 @@ def token_loss(
         scale=scale,
         **cast(dict[str, Any], self.loss_settings),
     )
+    if context is not None:
+        tokens, kept = whole(tokens, kept, all_of, context)
+    return loss, tokens, kept
 
 
 def _inputs(model: Any, batch: Batch) -> dict[str, Any]:

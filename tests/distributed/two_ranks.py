@@ -1,4 +1,4 @@
-"""Two gloo ranks: in processes that torch need not be imported in again, or under torchrun."""
+"""Two gloo ranks, or more: in processes that torch need not be imported in again, or under torchrun."""
 
 import json
 import os
@@ -22,15 +22,17 @@ from tests.runs import PROCESSES, loaded_state
 RANKS = 2
 
 
-def on_two_ranks(work: Callable[..., Any], *arguments: Any, log: Path) -> tuple[list[int], str]:
-    """Run work(*arguments) on two ranks; their exit codes, and what they have printed.
+def on_two_ranks(
+    work: Callable[..., Any], *arguments: Any, log: Path, ranks: int = RANKS
+) -> tuple[list[int], str]:
+    """Run work(*arguments) on two ranks, or so many; their exit codes, and what they have printed.
 
     As under torchrun, the ranks meet at a store of the process that starts them.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    logs = [log.with_name(f"{log.name}.{number}") for number in range(RANKS)]
+    logs = [log.with_name(f"{log.name}.{number}") for number in range(ranks)]
     processes = [
-        PROCESSES.Process(target=_rank, args=(number, store.port, path, work, arguments))
+        PROCESSES.Process(target=_rank, args=(number, ranks, store.port, path, work, arguments))
         for number, path in enumerate(logs)
     ]
     for process in processes:
@@ -56,11 +58,13 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def _rank(number: int, port: int, log: Path, work: Callable[..., Any], arguments: tuple) -> None:
+def _rank(
+    number: int, ranks: int, port: int, log: Path, work: Callable[..., Any], arguments: tuple
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS)}
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     try:
