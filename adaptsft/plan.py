@@ -129,7 +129,8 @@ def load_configs(config: Config) -> tuple[Any, Any]:
 
 
 def steps_of(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str], int]:
-    """(lines about data and steps, packs of the largest step). Tokenises the data if it is not in
+    """(lines about data and steps, packs of the largest step, or parts of them, one for each rank
+    of train.context_parallel). Tokenises the data if it is not in
     the cache; without data it guesses."""
     train = config.train
     try:
@@ -143,20 +144,20 @@ def steps_of(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str], int]
             log=lambda line: print(line, file=sys.stderr),
             shard=shard,
         )
-        sampler = BatchSampler(data, config, gpus, shard)
+        sampler = BatchSampler(data, config, max(1, gpus // train.context_parallel), shard)
         steps = train.max_steps or sampler.steps(train.epochs)
     except UserError as error:
         guess = train.global_batch_size
         return [
             f"steps: unknown, the data cannot be opened: {error}",
             f"assumed: {guess} packs per step (no packing)",
-        ], guess
+        ], guess * train.context_parallel
     sample = range(min(steps, 50, sampler.end))
     tokens = sum(sampler.tokens(step) for step in sample) / len(sample)
     return [
         f"steps: {steps:,} of {train.global_batch_size:,} examples, {sampler.extent(steps)}",
         f"tokens: about {tokens:,.0f} per step and {tokens * steps:,.0f} in all",
-    ], sampler.most_packs(steps)
+    ], sampler.most_packs(steps) * train.context_parallel
 
 
 def main(arguments: list[str]) -> int:

@@ -35,6 +35,7 @@ from adaptsft.distributed.ranks import print0, rank, rank0_first
 from adaptsft.errors import UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.check import check_first_batch
+from adaptsft.model.context_parallel import check_heads
 from adaptsft.model.export import export
 from adaptsft.model.fsdp import before_micro_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
@@ -72,6 +73,7 @@ def train(config: Config) -> dict[str, Any]:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
         packed = config.data.packing or config.train.context_parallel > 1
         check_verified(config.model, pretrained.config, packed)
+        check_heads(config.train.context_parallel, pretrained.config)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         resolve_auto(config, pretrained.config, data, run.device)

@@ -7,6 +7,7 @@ Assumed: full packs of one document each.
 """
 
 import copy
+import dataclasses
 import importlib.util
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.build import compute_dtype, freeze
 from adaptsft.model.compile import prepare_block
+from adaptsft.model.context_parallel import check_heads
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
 from adaptsft.model.modules import blocks, final_norm_of, head_of
@@ -44,6 +46,13 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     train = config.train
     if gpus < 1 or gpus % train.replicas:
         raise ConfigError(f"train.replicas={train.replicas} does not divide --gpus {gpus}")
+    if gpus // train.replicas % train.context_parallel:
+        raise ConfigError(
+            f"train.context_parallel={train.context_parallel} does not divide --gpus {gpus}"
+            f"{'' if train.replicas == 1 else f' / train.replicas={train.replicas}'}"
+        )
+    check_heads(train.context_parallel, model_config)
+    config = _of_a_rank(config)
     ranks = gpus // train.replicas
     dtype = compute_dtype(config.model, torch.device("cuda" if gpu else "cpu"))
     model_config = copy.deepcopy(model_config)  # a model that is built writes into it
@@ -88,6 +97,13 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     )
     parameters = sum(numel for numel, _ in sizes)
     return Traced(memory, parameters, sum(n for n, trained in sizes if trained), loss)
+
+
+def _of_a_rank(config: Config) -> Config:
+    """With the part of a pack that a rank of train.context_parallel has. In attention it has all
+    tokens of its part of the heads, which are as many numbers."""
+    length = -(-config.data.max_length // config.train.context_parallel)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=length))
 
 
 def _leave_meta(model: nn.Module, dtype: torch.dtype) -> None:

@@ -104,17 +104,12 @@ class ContextGroup(NamedTuple):
 
 
 def context_group(device: torch.device, size: int) -> ContextGroup | None:
-    """The dimension `context` of a mesh of all ranks, `size` neighbours each; None for a size of 1.
-    Raises ConfigError where the ranks cannot be divided so."""
+    """The dimension `context` of a mesh of all ranks, `size` neighbours each; None for a size of
+    1."""
     if size == 1:
         return None
-    world = world_size()
-    if world % size:
-        raise ConfigError(
-            f"train.context_parallel={size} does not divide the {world} ranks of this run"
-        )
-    names = ("data", "context")
-    mesh = init_device_mesh(device.type, (world // size, size), mesh_dim_names=names)["context"]
+    shape, names = (world_size() // size, size), ("data", "context")
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)["context"]
     return ContextGroup(mesh.get_group(), mesh.get_local_rank(), size)
 
 
@@ -124,14 +119,19 @@ def data_ranks(context_parallel: int) -> tuple[int, int]:
     return rank() // context_parallel, world_size() // context_parallel
 
 
-def device_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+def device_mesh(device: torch.device, replicas: int, context_parallel: int = 1) -> DeviceMesh:
     """One dimension to shard over; with replicas > 1 (HSDP) a second one, outermost, to replicate
-    over. The inner one should fit a node. train.context_parallel changes nothing here: parameters
-    are sharded over all ranks, and gradients summed, whoever shares tokens with whom."""
+    over. The inner one should fit a node. It holds whole groups of context_parallel ranks, and
+    shards over them as over others: gradients are summed, whoever shares tokens with whom."""
     world = world_size()
     if world % replicas:
         raise ConfigError(
             f"train.replicas={replicas} does not divide the {world} ranks of this run"
+        )
+    if world // replicas % context_parallel:
+        raise ConfigError(
+            f"train.context_parallel={context_parallel} does not divide the {world // replicas} "
+            f"ranks of {'this run' if replicas == 1 else 'a replica (train.replicas)'}"
         )
     if replicas == 1:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))

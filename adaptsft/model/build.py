@@ -15,7 +15,6 @@ from adaptsft.distributed.ranks import context_group, raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention, lora
 from adaptsft.model.compile import choose_compilation, compiler, prepare_block
-from adaptsft.model.context_parallel import check_heads, share_longest_position
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
@@ -57,11 +56,8 @@ def build_model(
 
     model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
-    check_heads(train.context_parallel, pretrained.config)
     model.context = context_group(device, train.context_parallel)
     model.counts = model.context is None or model.context.rank == 0
-    if model.context is not None:
-        share_longest_position(model, model.context)
     if config.lora.rank:
         raise_on_all_ranks(lambda: lora.add_adapters(model, config))
         stored = lora.with_base_names(stored, model)

@@ -1,14 +1,16 @@
 """Packs divided among ranks (train.context_parallel), for contexts too long for one of them.
 
 Outside attention a rank has its part of the tokens of every pack. For attention the ranks exchange
-tokens for heads: each then sees all tokens of its part of the heads, so that documents, windows, soft
-caps and every attention back end are what they are on one rank (Ulysses, arXiv:2309.14509). torch's
-own `context_parallel`, a ring, replaces scaled_dot_product_attention by one causal sequence a row:
-documents of a pack would see each other, and of its kernels none runs on a CPU.
+tokens for heads: each then sees all tokens of its part of the heads, so that documents, windows,
+soft caps and every attention back end are what they are on one rank (Ulysses, arXiv:2309.14509).
+torch's own `context_parallel`, a ring, makes scaled_dot_product_attention that of one causal
+sequence a row: documents of a pack would see each other, and none of its kernels runs on a CPU.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,10 +69,10 @@ def whole(
     counts = batch.targets_of_parts
     own = torch.stack([field.to(tokens.logp.dtype) for field in (*tokens, kept)])
     own = F.pad(own, (0, max(counts) - own.shape[1]))
-    parts = own.new_empty(context.size, *own.shape)
-    dist.all_gather_into_tensor(parts, own, group=context.group)
-    each = zip(parts, counts, strict=True)
-    *fields, kept_of = torch.cat([part[:, :count] for part, count in each], 1)
+    parts = [torch.empty_like(own) for _ in counts]
+    dist.all_gather(parts, own, group=context.group)
+    each = [part[:, :count] for part, count in zip(parts, counts, strict=True)]
+    *fields, kept_of = torch.cat(each, 1)
     of_all = TokenOutputs(*(a.to(b.dtype) for a, b in zip(fields, tokens, strict=True)))
     return of_all, kept_of.to(kept.dtype)
 
@@ -116,21 +118,26 @@ class _Exchange(torch.autograd.Function):
         return _Exchange.apply(gradients[0].contiguous(), ctx.group), None
 
 
-def share_longest_position(model: nn.Module, context: ContextGroup) -> None:
-    """LongRoPE chooses the frequencies of a batch by its largest position: show those of all ranks
-    the largest that any has."""
+@contextmanager
+def longest_position(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """LongRoPE chooses the frequencies of a batch by its largest position: meanwhile show it the
+    largest of `positions`, those of the whole batch, also where a rank has none but smaller ones."""
+    longest = positions.max().view(1, 1)
 
     def append(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        positions = kwargs.pop("position_ids", None)
-        hidden, positions = (args[0], args[1] if positions is None else positions)
-        longest = positions.max(-1, keepdim=True).values
-        dist.all_reduce(longest, dist.ReduceOp.MAX, group=context.group)
-        return (hidden, torch.cat([positions, longest], -1), *args[2:]), kwargs
+        kwargs["position_ids"] = torch.cat([kwargs["position_ids"], longest], 1)
+        return args, kwargs
 
     def cut(module: nn.Module, args: Any, out: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return tuple(part[:, :-1] for part in out)
 
+    hooks = []
     for module in model.modules():
         if "longrope" in str(getattr(module, "rope_type", "")):
-            module.register_forward_pre_hook(append, with_kwargs=True)
-            module.register_forward_hook(cut)
+            hooks.append(module.register_forward_pre_hook(append, with_kwargs=True))
+            hooks.append(module.register_forward_hook(cut))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -14,7 +14,7 @@ from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
 from adaptsft.errors import ConfigError
 from adaptsft.model.compile import mark_dynamic
-from adaptsft.model.context_parallel import part_of, whole
+from adaptsft.model.context_parallel import longest_position, part_of, whole
 from adaptsft.model.modules import head_of
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.loss import loss_of_hidden
@@ -59,9 +59,12 @@ def token_loss(
     ranks; statistics and kept tokens are those of all.
     """
     all_of, context = batch, self.context
-    if context is not None:
+    if context is None:
+        hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
+    else:
         batch = part_of(batch, context)
-    hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
+        with longest_position(self, all_of.positions):
+            hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
     head = head_of(self)
     hidden = hidden.to(head.weight.dtype)  # some models end in fp32 whatever they compute in
     # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half

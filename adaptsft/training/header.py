@@ -75,7 +75,8 @@ def _paper_settings(config: Config) -> list[str]:
     train, lines = config.train, []
     if train.loss_reduction == "micro_batch":
         tokens = "kept tokens" if config.objective.normalizer == "kept" else "target tokens"
-        count = train.global_batch_size // (data_ranks(train.context_parallel)[1] * packs_at_once(train))
+        _, ranks = data_ranks(train.context_parallel)
+        count = train.global_batch_size // (ranks * packs_at_once(train))
         lines.append(
             "train.loss_reduction=micro_batch: each micro-batch is averaged over its own "
             f"{tokens}, and the gradients of {count} per rank are summed"

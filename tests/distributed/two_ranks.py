@@ -1,4 +1,4 @@
-"""Two gloo ranks, or more: in processes that torch need not be imported in again, or under torchrun."""
+"""Two gloo ranks or more: in processes that torch need not be imported in again, or torchrun's."""
 
 import json
 import os
