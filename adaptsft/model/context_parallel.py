@@ -120,8 +120,8 @@ class _Exchange(torch.autograd.Function):
 
 @contextmanager
 def longest_position(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """LongRoPE chooses the frequencies of a batch by its largest position: meanwhile show it the
-    largest of `positions`, those of the whole batch, also where a rank has none but smaller ones."""
+    """LongRoPE chooses the frequencies of a batch by its largest position: meanwhile every rank
+    shows it the largest of `positions`, those of the whole batch."""
     longest = positions.max().view(1, 1)
 
     def append(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
