@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
+from adaptsft.distributed.ranks import ContextGroup
 from adaptsft.errors import ConfigError
 from adaptsft.model.compile import mark_dynamic
 from adaptsft.model.context_parallel import longest_position, part_of, whole
@@ -58,7 +59,7 @@ def token_loss(
     whole. With train.context_parallel the loss is that of this rank's targets, to be summed over
     ranks; statistics and kept tokens are those of all.
     """
-    all_of, context = batch, self.context
+    all_of, context = batch, cast(ContextGroup | None, self.context)
     if context is None:
         hidden = self.base_model(**_inputs(self, batch)).last_hidden_state
     else:
