@@ -121,6 +121,7 @@ def diagnose(options: Options, config: Config) -> str:
         micro_batch_size=1 if (size := config.train.micro_batch_size) == "auto" else size,
         compile=False,
         activation_checkpointing="none",
+        context_parallel=1,
         max_steps=config.train.max_steps or 1,
     )
     model_config = dataclasses.replace(config.model, lora=LoraConfig())  # the base alone

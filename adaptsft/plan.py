@@ -90,7 +90,8 @@ def report(
 ) -> tuple[list[str], bool]:
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
-    check_verified(config.model, model_config, config.data.packing)
+    packed = config.data.packing or config.train.context_parallel > 1
+    check_verified(config.model, model_config, packed)
     gpu = config.train.device != "cpu"
     lines, packs = steps_of(config, gpus, tokenizer)
     size_known = gpu_memory * GIB if gpu and gpu_memory else 0
@@ -230,7 +231,8 @@ def load_configs(config: Config) -> tuple[Any, Any]:
 
 
 def steps_of(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str], int]:
-    """(lines about data and steps, packs of the largest step). Tokenises the data if it is not in
+    """(lines about data and steps, packs of the largest step, or parts of them, one for each rank
+    of train.context_parallel). Tokenises the data if it is not in
     the cache; without data it guesses."""
     train = config.train
     try:
@@ -244,20 +246,20 @@ def steps_of(config: Config, gpus: int, tokenizer: Any) -> tuple[list[str], int]
             log=lambda line: print(line, file=sys.stderr),
             shard=shard,
         )
-        sampler = BatchSampler(data, config, gpus, shard)
+        sampler = BatchSampler(data, config, max(1, gpus // train.context_parallel), shard)
         steps = train.max_steps or sampler.steps(train.epochs)
     except UserError as error:
         guess = train.global_batch_size
         return [
             f"steps: unknown, the data cannot be opened: {error}",
             f"assumed: {guess} packs per step (no packing)",
-        ], guess
+        ], guess * train.context_parallel
     sample = range(min(steps, 50, sampler.end))
     tokens = sum(sampler.tokens(step) for step in sample) / len(sample)
     return [
         f"steps: {steps:,} of {train.global_batch_size:,} examples, {sampler.extent(steps)}",
         f"tokens: about {tokens:,.0f} per step and {tokens * steps:,.0f} in all",
-    ], sampler.most_packs(steps)
+    ], sampler.most_packs(steps) * train.context_parallel
 
 
 def main(arguments: list[str]) -> int:

@@ -35,6 +35,7 @@ from adaptsft.distributed.ranks import print0, rank, rank0_first
 from adaptsft.errors import UserError
 from adaptsft.model.build import build_model
 from adaptsft.model.check import check_first_batch
+from adaptsft.model.context_parallel import check_heads
 from adaptsft.model.export import export
 from adaptsft.model.fsdp import before_micro_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
@@ -70,7 +71,9 @@ def train(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
-        check_verified(config.model, pretrained.config, config.data.packing)
+        packed = config.data.packing or config.train.context_parallel > 1
+        check_verified(config.model, pretrained.config, packed)
+        check_heads(config.train.context_parallel, pretrained.config)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         resolve_auto(config, pretrained.config, data, run.device)
@@ -90,6 +93,7 @@ def train(config: Config) -> dict[str, Any]:
         base = base_statistics(config, pretrained, data.train, run.device)
         objective = configured_objective(config, pretrained, data, optimizer, base)
         objective.statistics.make_room(routers.size)
+        objective.statistics.counts = model.counts
         reference = base_tokens(objective.function, config, pretrained, data.train)
         in_buckets, compiled = model.attention_backend == "sdpa", model.compilation.on
         loader = BatchLoader(

@@ -47,7 +47,8 @@ def resolve_auto(
         return
     sizes = [0] * world_size()
     dist.all_gather_object(sizes, memory_of(device))
-    packs = data.sampler.most_packs(data.steps)
+    # parts of packs: one for each rank of train.context_parallel
+    packs = data.sampler.most_packs(data.steps) * train.context_parallel
 
     def on_rank_0() -> Choice | None:  # tracing takes some seconds of a core
         if rank() != 0:

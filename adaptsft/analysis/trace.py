@@ -28,6 +28,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.build import compute_dtype, freeze
 from adaptsft.model.compile import prepare_block
+from adaptsft.model.context_parallel import check_heads
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
 from adaptsft.model.modules import blocks, final_norm_of, head_of
@@ -70,6 +71,11 @@ def ranks_of(train: TrainConfig, gpus: int) -> int:
     """That a copy of the model is sharded over. Raises ConfigError."""
     if gpus < 1 or gpus % train.replicas:
         raise ConfigError(f"train.replicas={train.replicas} does not divide --gpus {gpus}")
+    if gpus // train.replicas % train.context_parallel:
+        raise ConfigError(
+            f"train.context_parallel={train.context_parallel} does not divide --gpus {gpus}"
+            f"{'' if train.replicas == 1 else f' / train.replicas={train.replicas}'}"
+        )
     return gpus // train.replicas
 
 
@@ -85,11 +91,14 @@ def trace(
     saves most of the time. Raises ConfigError, as training would."""
     train = config.train
     ranks = ranks_of(train, gpus)
+    check_heads(train.context_parallel, model_config)
+    of_a_rank = -(-config.data.max_length // train.context_parallel)  # tokens of a pack
     dtype = compute_dtype(config.model, torch.device("cuda" if gpu else "cpu"))
     model_config = copy.deepcopy(model_config)  # a model that is built writes into it
     settings = model_config.get_text_config()
     backend = _attention(config, settings, gpu, dtype)
-    shape = (packs_at_once(train), config.data.max_length)
+    # in attention a rank has all tokens of its part of the heads, which are as many numbers
+    shape = (packs_at_once(train), of_a_rank)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         own = backend in ("sdpa", "eager")
@@ -116,8 +125,7 @@ def trace(
         return [Group.of(parameters, ranks) for parameters in members]
 
     def loss(train: TrainConfig) -> int:
-        tokens = packs_at_once(train) * config.data.max_length
-        return loss_bytes(tokens, head, settings, train, dtype, gpu)
+        return loss_bytes(packs_at_once(train) * of_a_rank, head, settings, train, dtype, gpu)
 
     master = 2 if config.model.param_dtype == "bf16" else 4
     memory = Memory(

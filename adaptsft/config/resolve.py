@@ -23,6 +23,7 @@ POSITIVE = (
     "train.hang_timeout",
     "train.global_batch_size",
     "train.replicas",
+    "train.context_parallel",
     "train.max_nonfinite_steps",
     "data.max_length",
     "data.pad_multiple",
@@ -90,6 +91,8 @@ def resolve_and_validate(config: Config) -> None:
     _log(config)
     check_adapters(config.model)
     objective = _objective(config)
+    if config.train.context_parallel > 1:
+        _context_parallel(config, objective)
     _loss_reduction(config)
     warnings = unread_by_objective(config.objective, objective)
     warnings += unread_by_controller(config.controller, config.objective)
@@ -231,6 +234,21 @@ def _train(config: Config) -> None:
     require(
         config.model.attention != "eager" or not config.data.packing,
         "model.attention=eager knows no documents: add data.packing=false",
+    )
+
+
+def _context_parallel(config: Config, objective: Objective) -> None:
+    """How ranks and heads divide, context_group and check_heads check."""
+    start = f"train.context_parallel={config.train.context_parallel}"
+    require(
+        config.model.attention != "eager",
+        f"{start} is done by document attention, which model.attention=eager is not; use auto",
+    )
+    require(
+        not objective.whole_batch,
+        f"{start}: objective.name={config.objective.name} reads all tokens of a micro-batch at "
+        "once, and each rank has a part of them: set train.context_parallel=1, or use another "
+        "objective",
     )
 
 

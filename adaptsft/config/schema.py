@@ -409,6 +409,12 @@ class TrainConfig:
         "HSDP: copies of the model; each is sharded over world size / replicas ranks",
         changeable=True,
     )
+    context_parallel: int = key(
+        1,
+        "ranks that share each pack, for contexts too long for one: each has its part of the "
+        "tokens, and in attention all tokens of its part of the heads, which it must divide",
+        changeable=True,
+    )
     hang_timeout: int = key(
         1800,
         "seconds without progress after which every rank prints where it stands and the run ends",

@@ -34,6 +34,9 @@ class Batch:
     # fp32 [n] each, what the base model makes of the token, where the objective reads it
     reference: Reference | None = None
     real: Tensor | None = None  # bool [B, L], False for padding; None: there is none
+    # target tokens in each of the equal parts of the B * L tokens that the ranks of
+    # train.context_parallel have; known to the host wherever the tensors are
+    targets_of_parts: tuple[int, ...] = ()
     # int64 [m], their numbers in the data; set by collate, and on the host wherever the tensors are
     examples: np.ndarray | None = None
 
@@ -73,9 +76,10 @@ def collate(
     with_buckets: bool = True,
     reference: Callable[[int], np.ndarray] | None = None,
     weight_scale: float | None = None,
+    parts: int = 1,
 ) -> Batch:
     """The batch of these packs, each as long as the longest, rounded up to pad_multiple; or, if
-    given, of a constant shape.
+    given, of a constant shape. `parts` divides either; it is train.context_parallel.
 
     No packs give one of padding alone, so that a rank without work can still take part in the
     collectives; it has n = m = 0. `reference` gives what the base model makes of an example's
@@ -121,11 +125,12 @@ def collate(
     if weight_scale is not None:
         weights = [empty.astype(np.float32), *(target_weights(data, i) for i in examples)]
         token_weight = torch.from_numpy(np.concatenate(weights)) * weight_scale
+    predicting = torch.from_numpy(np.concatenate([empty, *target_idx]))
     return Batch(
         ids=torch.from_numpy(ids).view(count, length),
         positions=torch.from_numpy(positions).view(count, length),
         documents=Documents.build(torch.tensor(bounds, dtype=torch.int32), with_buckets),
-        target_idx=torch.from_numpy(np.concatenate([empty, *target_idx])),
+        target_idx=predicting,
         targets=torch.from_numpy(np.concatenate([empty, *targets])),
         source=sequence_source.repeat_interleave(sequence_lengths),
         sequence=torch.arange(len(target_tokens)).repeat_interleave(sequence_lengths),
@@ -134,8 +139,14 @@ def collate(
         token_weight=token_weight,
         reference=measured,
         real=torch.from_numpy(real).view(count, length),
+        targets_of_parts=targets_of_parts(predicting, count * length, parts),
         examples=np.array(examples, dtype=np.int64),
     )
+
+
+def targets_of_parts(target_idx: Tensor, tokens: int, parts: int) -> tuple[int, ...]:
+    """How many of `target_idx` (on the host) lie in each of so many equal parts of the tokens."""
+    return tuple((target_idx // (tokens // parts)).bincount(minlength=parts).tolist())
 
 
 def target_weights(data: TokenizedData, example: int) -> np.ndarray:
@@ -156,6 +167,7 @@ def eval_batches(
     with_buckets: bool = True,
     world_size: int = 1,
     rank: int = 0,
+    parts: int = 1,
 ) -> Iterator[Batch]:
     """Every example once, as the batches of one rank; every rank has the same number of batches.
 
@@ -174,4 +186,5 @@ def eval_batches(
                 pad_multiple=pad_multiple,
                 shape=shape,
                 with_buckets=with_buckets,
+                parts=parts,
             )

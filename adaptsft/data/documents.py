@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adaptsft.distributed.ranks import ContextGroup
+
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device. A copy to a GPU goes through pinned memory: from pageable memory
@@ -23,6 +25,8 @@ class Documents(NamedTuple):
     # end
     buckets: tuple[Tensor, ...]
     inverse: Tensor  # int64 [B * L]: where each token lies in the concatenated buckets
+    # the ranks among which the B * L tokens are divided, in equal parts; None: this one has all
+    context: ContextGroup | None = None
 
     @classmethod
     def build(cls, cu_seqlens: Tensor, with_buckets: bool) -> "Documents":
@@ -37,7 +41,7 @@ class Documents(NamedTuple):
         buckets = tuple(to_device(bucket, device) for bucket in self.buckets)
         cu_seqlens, inverse = (to_device(t, device) for t in (self.cu_seqlens, self.inverse))
         longest = torch.empty_like(self.longest, device=device)
-        return Documents(cu_seqlens, longest, buckets, inverse)
+        return Documents(cu_seqlens, longest, buckets, inverse, self.context)
 
 
 def padded_length(longest: int) -> int:

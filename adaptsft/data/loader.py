@@ -1,5 +1,6 @@
 """Batches on the device: one background thread prepares the next step's while a step runs."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -10,11 +11,12 @@ from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.collator import Batch, ConstantShape, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
-from adaptsft.distributed.ranks import rank, world_size
+from adaptsft.distributed.ranks import data_ranks
 
 
 class BatchLoader:
-    """This rank's micro-batches of every optimizer step.
+    """This rank's micro-batches of every optimizer step; those of train.context_parallel ranks are
+    the same.
 
     It has no state: the sampler is a pure function of the step. `with_buckets` is whether attention
     is SDPA, which reads documents in buckets of similar length. `reference`, if given, maps an
@@ -35,8 +37,10 @@ class BatchLoader:
         self.data, self.config, self.pad_id, self.device = data, config, pad_id, device
         self.with_buckets, self.reference = with_buckets, reference
         settings, rows = config.data, packs_at_once(config.train)
-        multiple = settings.pad_multiple
-        longest = -(-settings.max_length // multiple) * multiple
+        self.parts = config.train.context_parallel
+        self.rank, self.world_size = data_ranks(self.parts)
+        self.multiple = math.lcm(settings.pad_multiple, self.parts)
+        longest = -(-settings.max_length // self.multiple) * self.multiple
         self.shape = ConstantShape(rows, longest) if compiled and settings.packing else None
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[list[Batch]]] = {}
@@ -63,7 +67,7 @@ class BatchLoader:
         constant shape."""
         assert self.shape is not None
         sampler, shape = self.data.sampler, self.shape
-        micro_batches = sampler.micro_batches(sampler.first, rank())
+        micro_batches = sampler.micro_batches(sampler.first, self.rank)
         examples = [i for packs in micro_batches for pack in packs for i in pack]
         computed = sum(shape.rows_for(len(packs)) * shape.tokens for packs in micro_batches)
         return 1.0 - float(sampler.data.lengths[examples].sum()) / computed
@@ -76,13 +80,14 @@ class BatchLoader:
                 packs,
                 sampler.data,
                 pad_id=self.pad_id,
-                pad_multiple=self.config.data.pad_multiple,
+                pad_multiple=self.multiple,
                 shape=self.shape,
                 with_buckets=self.with_buckets,
+                parts=self.parts,
                 reference=self.reference,
                 weight_scale=sampler.weight_scale(step) if sampler.data.is_weighted else None,
             )
-            for packs in sampler.micro_batches(step, rank())
+            for packs in sampler.micro_batches(step, self.rank)
         )
         return [batch.to(self.device) for batch in collated]
 
@@ -95,10 +100,11 @@ class BatchLoader:
             max_length=settings.max_length,
             packing=settings.packing,
             pad_id=self.pad_id,
-            pad_multiple=settings.pad_multiple,
+            pad_multiple=self.multiple,
             shape=self.shape,
             with_buckets=self.with_buckets,
-            world_size=world_size(),
-            rank=rank(),
+            world_size=self.world_size,
+            rank=self.rank,
+            parts=self.parts,
         )
         return (batch.to(self.device) for batch in batches)

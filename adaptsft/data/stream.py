@@ -26,7 +26,7 @@ from adaptsft.config.schema import Config
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import Shard, cache_name, folder_of, list_files, make_shard
 from adaptsft.data.tokenized import TokenizedData, open_data
-from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, rank0_first, world_size
+from adaptsft.distributed.ranks import print0, raise_on_all_ranks, rank, rank0_first
 from adaptsft.distributed.watchdog import Watchdog
 from adaptsft.errors import DataError, UserError
 
@@ -64,7 +64,7 @@ class Stream:
             self._wait(step, watchdog)
             data = rank0_first(self._open)
             sampler.data.close()
-            sampler = BatchSampler(data, self.config, world_size(), self.shard)
+            sampler = BatchSampler(data, self.config, sampler.world_size, self.shard)
             if rank() == 0:
                 _delete_all_but(folder_of(self.config), [self.shard.number])
         if self.begun != self.shard.number:

@@ -8,7 +8,7 @@ from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.stream import Stream
 from adaptsft.data.tokenized import TokenizedData, open_data
 from adaptsft.distributed.checkpoint import read_run_state
-from adaptsft.distributed.ranks import print0, rank, rank0_first, world_size
+from adaptsft.distributed.ranks import data_ranks, print0, rank, rank0_first
 from adaptsft.distributed.watchdog import Watchdog
 
 
@@ -29,7 +29,8 @@ class TrainingData:
         self.train, self.held_out = rank0_first(
             lambda: open_data(config.data, tokenizer, config.seed, print0, rank() == 0, shard)
         )
-        self.sampler = BatchSampler(self.train, config, world_size(), shard)
+        _, ranks = data_ranks(config.train.context_parallel)
+        self.sampler = BatchSampler(self.train, config, ranks, shard)
         self.steps = config.train.max_steps or self.sampler.steps(config.train.epochs)
         self.names = self.train.names
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -95,13 +95,43 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
-def device_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+class ContextGroup(NamedTuple):
+    """The ranks that compute the same packs, each its own part of their tokens."""
+
+    group: dist.ProcessGroup
+    rank: int  # of this process among them
+    size: int
+
+
+def context_group(device: torch.device, size: int) -> ContextGroup | None:
+    """The dimension `context` of a mesh of all ranks, `size` neighbours each; None for a size of
+    1."""
+    if size == 1:
+        return None
+    shape, names = (world_size() // size, size), ("data", "context")
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)["context"]
+    return ContextGroup(mesh.get_group(), mesh.get_local_rank(), size)
+
+
+def data_ranks(context_parallel: int) -> tuple[int, int]:
+    """Of the groups of ranks that compute the same packs: (the number of this rank's, how many
+    there are)."""
+    return rank() // context_parallel, world_size() // context_parallel
+
+
+def device_mesh(device: torch.device, replicas: int, context_parallel: int = 1) -> DeviceMesh:
     """One dimension to shard over; with replicas > 1 (HSDP) a second one, outermost, to replicate
-    over. The inner one should fit a node."""
+    over. The inner one should fit a node. It holds whole groups of context_parallel ranks, and
+    shards over them as over others: gradients are summed, whoever shares tokens with whom."""
     world = world_size()
     if world % replicas:
         raise ConfigError(
             f"train.replicas={replicas} does not divide the {world} ranks of this run"
+        )
+    if world // replicas % context_parallel:
+        raise ConfigError(
+            f"train.context_parallel={context_parallel} does not divide the {world // replicas} "
+            f"ranks of {'this run' if replicas == 1 else 'a replica (train.replicas)'}"
         )
     if replicas == 1:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
+from adaptsft.model.context_parallel import heads_for_tokens, own_heads, tokens_for_heads
 from adaptsft.model.modules import configured, head_dim, layer_configs
 from adaptsft.model.sinks import attend_with_sinks, sinks_unsupported_reason, with_sink_token
 
@@ -184,7 +185,12 @@ def _attention_function(backend: str):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
         sinks = kwargs.get("s_aux")
+        if documents.context is not None:
+            q, k, v = heads_for_tokens(q, k, v, documents.context)
+            sinks = None if sinks is None else own_heads(sinks, documents.context)
         out = attend(q, k, v, documents, scale, window, softcap, dropout, sinks)
+        if documents.context is not None:
+            out = tokens_for_heads(out, documents.context)
         return out.view(batch, length, heads, -1), None
 
     return attention

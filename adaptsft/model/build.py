@@ -11,7 +11,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel
 
 from adaptsft.config.schema import ModelConfig, TrainConfig
-from adaptsft.distributed.ranks import raise_on_all_ranks
+from adaptsft.distributed.ranks import context_group, raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention, lora
 from adaptsft.model.compile import choose_compilation, compiler, prepare_block
@@ -38,7 +38,8 @@ def build_model(
 ) -> ShardedModel:
     """The sharded model with its pretrained weights (in model.param_dtype, compute in
     model.compute_dtype), and with new adapters by `seed` where model.lora asks for them. `packing`
-    is data.packing, on which train.compile=auto depends.
+    is data.packing, on which train.compile=auto depends. `context` is the model's group of
+    train.context_parallel, and `counts` whether this rank is the one of it that counts statistics.
 
     Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
@@ -63,6 +64,8 @@ def build_model(
             lambda: attention.choose(config.attention, device, dtype, text_config, sinks=True)
         )
         attention.set_implementation(model, attention.HF_ATTENTION_NAMES[backend])
+    model.context = context_group(device, train.context_parallel)
+    model.counts = model.context is None or model.context.rank == 0
     if config.lora.rank:
         raise_on_all_ranks(lambda: lora.add_adapters(model, config))
         stored = lora.with_base_names(stored, model)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adaptsft.data.collator import Batch
+from adaptsft.data.collator import Batch, targets_of_parts
 from adaptsft.data.documents import Documents
 from adaptsft.distributed.ranks import raise_on_all_ranks, world_size
 from adaptsft.errors import ConfigError
@@ -51,11 +51,17 @@ def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
     transformers, and for a model that cannot be called so; says whether data.packing=false would be
     exact. All ranks call it together. Nothing that training depends on changes.
     """
-    documents = _documents(model, batch)
+    documents, context = _documents(model, batch), model.context
+    packing = packing or context is not None  # the parts of batches are parts of one row
     # without dropout, so that both ways see the same hidden states; not worth compiling for
     with evaluating(model), torch.compiler.set_stance("force_eager"):
         problem = _problem(model, documents, packing)
-        if problem and packing:
+        if problem and context is not None:
+            problem += (
+                f". train.context_parallel={context.size} needs document attention in every layer, "
+                "and gives ranks parts of one row of documents: set it to 1"
+            )
+        elif problem and packing:
             padded = _problem(model, documents, False)
             problem += (
                 f". Nor does data.packing=false train it exactly: {padded}; {EAGER}"
@@ -69,7 +75,10 @@ def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
 def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str | None:
     """What is wrong with the model, on any rank; None if nothing."""
     rows = [documents[:2], documents[2:]] if packed else [[document] for document in documents]
-    batch = batch_of(rows, model.attention_backend == "sdpa").to(documents[0].device)
+    parts = 1 if model.context is None else model.context.size
+    if parts > 1:  # rows that are divided are one, and documents are to cross from rank to rank
+        rows = [documents]
+    batch = batch_of(rows, model.attention_backend == "sdpa", parts).to(documents[0].device)
     with named_errors(model), callers() as calls:
         logp = _logp(model, batch)
     first = [range(len(documents[0])), *([] for _ in documents[1:])]
@@ -175,24 +184,26 @@ def _documents(model: ShardedModel, batch: Batch) -> list[Tensor]:
     return found
 
 
-def batch_of(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
-    """Rows of documents, padded at the end; every token but the first of a document is a target."""
+def batch_of(rows: list[list[Tensor]], with_buckets: bool, parts: int = 1) -> Batch:
+    """Rows of documents, padded at the end to a multiple of `parts`; every token but the first of a
+    document is a target."""
     length = 8 + max(sum(map(len, row)) for row in rows)
-    parts: list[Tensor] = []
+    length += -length % parts
+    tokens: list[Tensor] = []
     places: list[Tensor] = []  # of the hidden states that predict a target
     for number, row in enumerate(rows):
         begin = number * length
         for document in row:
-            parts.append(document.cpu())
+            tokens.append(document.cpu())
             places.append(torch.arange(begin, begin + len(document) - 1))
             begin += len(document)
-        parts.append(torch.zeros((number + 1) * length - begin, dtype=torch.int64))
-    ids, bounds = torch.cat(parts), [0, *itertools.accumulate(map(len, parts))]
+        tokens.append(torch.zeros((number + 1) * length - begin, dtype=torch.int64))
+    ids, bounds = torch.cat(tokens), [0, *itertools.accumulate(map(len, tokens))]
     target_idx, counts = torch.cat(places), torch.tensor([len(place) for place in places])
     real = torch.arange(length) < torch.tensor([[sum(map(len, row))] for row in rows])
     return Batch(
         ids=ids.view(len(rows), length),
-        positions=torch.cat([torch.arange(len(part)) for part in parts]).view(len(rows), length),
+        positions=torch.cat([torch.arange(len(part)) for part in tokens]).view(len(rows), length),
         documents=Documents.build(torch.tensor(bounds, dtype=torch.int32), with_buckets),
         target_idx=target_idx,
         targets=ids[target_idx + 1],
@@ -201,6 +212,7 @@ def batch_of(rows: list[list[Tensor]], with_buckets: bool) -> Batch:
         sequence_lengths=counts,
         sequence_source=torch.zeros_like(counts),
         real=real,
+        targets_of_parts=targets_of_parts(target_idx, len(ids), parts),
     )
 
 

@@ -125,8 +125,11 @@ def _trace(model: PreTrainedModel, train: TrainConfig, routers: Routers | None) 
     prepare = functools.partial(torch.compile, backend=count, fullgraph=True, dynamic=False)
     forwards = {block: block.__dict__.get("forward") for block in blocks(model)}
     ids = torch.zeros(1, TRACED_TOKENS, dtype=torch.int64, device="meta")
-    offsets = torch.tensor([0, 100, TRACED_TOKENS], dtype=torch.int32)
+    context: Any = getattr(model, "context", None)
+    tokens = TRACED_TOKENS * (context.size if context else 1)
+    offsets = torch.tensor([0, 100, tokens], dtype=torch.int32)
     documents = Documents.build(offsets, with_buckets=False).to(ids.device)
+    documents = documents._replace(context=context)
     mark_dynamic(documents)
     try:
         for block in forwards:

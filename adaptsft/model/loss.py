@@ -4,6 +4,7 @@ It is a method, `token_loss`, so that FSDP2 unshards the head inside it and the 
 plain full weight: reading a sharded head outside would silently drop the other ranks' gradient.
 """
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -12,8 +13,10 @@ from transformers import PreTrainedModel
 
 from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
+from adaptsft.distributed.ranks import ContextGroup
 from adaptsft.errors import ConfigError
 from adaptsft.model.compile import mark_dynamic
+from adaptsft.model.context_parallel import longest_position, part_of, whole
 from adaptsft.model.modules import head_of
 from adaptsft.objectives.base import Objective
 from adaptsft.objectives.loss import loss_of_hidden
@@ -54,10 +57,13 @@ def token_loss(
     them the objective keeps, bool [n]. Bound to the model as its method.
 
     Only the hidden states that predict a target token reach the head; the logits are never held
-    whole.
+    whole. With train.context_parallel the loss is that of this rank's targets, to be summed over
+    ranks; statistics and kept tokens are those of all.
     """
-    hidden, head = _decoded(self, batch), head_of(self)
-    return loss_of_hidden(
+    all_of, context = batch, cast(ContextGroup | None, self.context)
+    hidden, batch = _decoded(self, batch)
+    head = head_of(self)
+    loss, tokens, kept = loss_of_hidden(
         hidden.flatten(0, 1),
         head.weight,
         batch.targets,
@@ -73,6 +79,9 @@ def token_loss(
         scale=scale,
         **cast(dict[str, Any], self.loss_settings),
     )
+    if context is not None:
+        tokens, kept = whole(tokens, kept, all_of, context)
+    return loss, tokens, kept
 
 
 def route(self: PreTrainedModel, batch: Batch) -> None:
@@ -80,17 +89,22 @@ def route(self: PreTrainedModel, batch: Batch) -> None:
     _decoded(self, batch)
 
 
-def _decoded(model: Any, batch: Batch) -> Tensor:
-    """The last hidden states, [B, L, D] in the dtype of the head."""
+def _decoded(model: Any, batch: Batch) -> tuple[Tensor, Batch]:
+    """The last hidden states of this rank's part of the batch, [B, L, D] in the dtype of the head,
+    and that part: all of it but with train.context_parallel."""
+    positions = batch.positions
+    if model.context is not None:
+        batch = part_of(batch, model.context)
     model.routers.begin(model.training, batch)
-    hidden = model.base_model(**_inputs(model, batch)).last_hidden_state
+    with longest_position(model, positions) if model.context is not None else nullcontext():
+        hidden = model.base_model(**_inputs(model, batch)).last_hidden_state
     model.routers.end()
     head = head_of(model)
     hidden = hidden.to(head.weight.dtype)  # some models end in fp32 whatever they compute in
     # an empty input: FSDP learns that its group [norm, head] has run, and does not leave it half
     # open (torch < 2.13)
     head(hidden[:, :0])
-    return hidden
+    return hidden, batch
 
 
 def _inputs(model: Any, batch: Batch) -> dict[str, Any]:

@@ -62,11 +62,12 @@ class StepStatistics:
     view [sources, columns].
 
     Columns: COLUMNS, then BINS of log p, then BINS of the sequence-mean NLL. `others` are sums of
-    somebody else's, and the vector's last element counts ranks asked to stop.
+    somebody else's, and the vector's last element counts ranks asked to stop. `counts`: whether
+    `add` does; of ranks that know the same tokens (train.context_parallel) one.
     """
 
-    def __init__(self, sources: int, device: torch.device):
-        self.sources, self.device = sources, device
+    def __init__(self, sources: int, device: torch.device, counts: bool = True):
+        self.sources, self.device, self.counts = sources, device, counts
         self.width = len(COLUMNS) + 2 * BINS
         self.make_room(0)
 
@@ -83,7 +84,7 @@ class StepStatistics:
 
     def add(self, tokens: TokenOutputs, kept: Tensor, batch: Origins) -> None:
         """Count the target tokens of a micro-batch; `kept` bool [n]: those the objective keeps."""
-        if tokens.logp.numel() == 0:
+        if not self.counts or tokens.logp.numel() == 0:
             return
         p, nll = tokens.logp.exp(), -tokens.logp
         features = (torch.ones_like(p), kept, p, nll, tokens.loss, tokens.weight)

@@ -46,7 +46,7 @@ class Evaluator:
         held_out = self.loader.data.held_out
         with self.metrics.paused():
             if held_out is not None:
-                statistics = StepStatistics(len(held_out.names), self.run.device)
+                statistics = StepStatistics(len(held_out.names), self.run.device, self.model.counts)
                 batches, function = self.loader.in_order(held_out), self.objective.function
                 if "reference" in function.needs:  # which is not measured on held-out data
                     function = NLL

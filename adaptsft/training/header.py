@@ -4,7 +4,7 @@ from adaptsft.config.schema import Config, packs_at_once
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
-from adaptsft.distributed.ranks import print0, world_size
+from adaptsft.distributed.ranks import data_ranks, print0, world_size
 from adaptsft.model.build import compute_dtype
 from adaptsft.model.experts import experts_implementation
 from adaptsft.model.fsdp import ShardedModel
@@ -85,7 +85,8 @@ def _paper_settings(config: Config) -> list[str]:
     train, lines = config.train, []
     if train.loss_reduction == "micro_batch":
         tokens = "kept tokens" if config.objective.normalizer == "kept" else "target tokens"
-        count = train.global_batch_size // (world_size() * packs_at_once(train))
+        _, ranks = data_ranks(train.context_parallel)
+        count = train.global_batch_size // (ranks * packs_at_once(train))
         lines.append(
             "train.loss_reduction=micro_batch: each micro-batch is averaged over its own "
             f"{tokens}, and the gradients of {count} per rank are summed"

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from adaptsft.config.schema import Config, get
 from adaptsft.data.training_data import TrainingData
-from adaptsft.distributed.ranks import world_size
+from adaptsft.distributed.ranks import data_ranks
 from adaptsft.errors import require
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
@@ -40,12 +40,16 @@ class LossNormalizer:
         self.per_micro_batch = config.train.loss_reduction == "micro_batch"
         self.kept_only = config.objective.normalizer == "kept"
         self.unit_mass = config.objective.unit_mass
+        self.context_parallel = config.train.context_parallel
         self.scale = 1.0
 
     def start_step(self, step: int, data: TrainingData) -> None:
         """Set `scale`, the factor of the summed loss of the step's micro-batches."""
-        tokens = data.sampler.target_tokens(step)
-        self.scale = 1.0 / (world_size() if self.per_micro_batch else tokens)
+        if self.per_micro_batch:
+            _, ranks = data_ranks(self.context_parallel)
+            self.scale = 1.0 / ranks
+        else:
+            self.scale = 1.0 / data.sampler.target_tokens(step)
 
     def micro_batch_loss(self, loss: Tensor, kept: Tensor) -> Tensor:
         """The loss (0-d) to differentiate; `kept` bool [n], counted on the device."""

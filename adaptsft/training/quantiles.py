@@ -27,11 +27,11 @@ def base_pass(
     `tokens` are the target tokens over all ranks.
     """
     started = shown = time.perf_counter()
-    seen = 0
+    seen, groups = 0, dist.get_world_size() // (model.context.size if model.context else 1)
     with evaluating(model):
         for batch in batches:
             yield batch
-            seen += len(batch.targets) * dist.get_world_size()
+            seen += len(batch.targets) * groups
             if time.perf_counter() - shown > 5:
                 shown = time.perf_counter()
                 share = min(max(seen, 1) / tokens, 1.0)
@@ -68,7 +68,8 @@ def set_quantile_thresholds(
         what = "measuring quantiles of p under the base model"
         for batch in base_pass(model, loader.in_order(data), int(data.target_tokens.sum()), what):
             _, tokens, _ = model.token_loss(batch, NLL, None, 1.0)
-            histogram.add(tokens, batch.source)
+            if model.counts:
+                histogram.add(tokens, batch.source)
         dist.all_reduce(histogram.counts)
     for name, q in asked.items():
         if q is not None:

@@ -61,6 +61,6 @@ def open_run(config: Config) -> Iterator[Run]:
         raise_on_all_ranks(lambda: check_services(config) if rank() == 0 else None)
         checkpoint = rank0_first(lambda: find_checkpoint(config))
         check_same_checkpoint(checkpoint)
-        mesh = device_mesh(device, config.train.replicas)
+        mesh = device_mesh(device, config.train.replicas, config.train.context_parallel)
         watchdog = Watchdog(config.train.hang_timeout)
         yield Run(config, Path(config.run_dir), checkpoint, device, mesh, watchdog, stack)
