@@ -135,11 +135,11 @@ def diagnose(options: Options, config: Config) -> str:
         opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
         data = opened.train
         check_fits_model(config, pretrained, data)
-        model = build_model(config.model, config.train, pretrained, mesh, device)
-        in_buckets = model.attention_backend == "sdpa"
-        loader = BatchLoader(opened, config, pretrained.pad_id, in_buckets, device)
+        packing = config.data.packing
+        model = build_model(config.model, config.train, pretrained, mesh, device, packing=packing)
+        loader = BatchLoader(opened, config, pretrained.pad_id, model.needs_buckets, device)
         stack.enter_context(loader)
-        check_first_batch(model, loader.first_batch(), config.data.packing)
+        check_first_batch(model, loader.first_batch(), packing)
 
         sample = data.take(draw_sample(data, options.sample, config.seed))
         watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))

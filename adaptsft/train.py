@@ -89,7 +89,7 @@ def train(config: Config) -> dict[str, Any]:
         base = base_statistics(config, pretrained, data.train, run.device)
         objective = configured_objective(config, pretrained, data, optimizer, base)
         reference = base_tokens(objective.function, config, pretrained, data.train)
-        in_buckets, compiled = model.attention_backend == "sdpa", model.compilation.on
+        in_buckets, compiled = model.needs_buckets, model.compilation.on
         loader = BatchLoader(
             data, config, pretrained.pad_id, in_buckets, run.device, reference, compiled
         )

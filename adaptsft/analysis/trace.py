@@ -28,6 +28,7 @@ from adaptsft.model.build import compute_dtype, freeze
 from adaptsft.model.compile import prepare_block
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
+from adaptsft.model.mixers import keep_documents_apart
 from adaptsft.model.modules import blocks, final_norm_of, head_of
 from adaptsft.model.supported import named_errors, refuse_unsupported
 
@@ -62,6 +63,8 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
     with fake:
         _leave_meta(model, dtype)
         freeze(model, config.model.freeze)
+        if config.data.packing:
+            keep_documents_apart(model)
         groups = [Group.of(members, ranks) for members in _groups(model)]
         head = head_of(model)
         for block in blocks(model):

@@ -19,6 +19,7 @@ from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
 from adaptsft.model.loss import loss_settings, token_loss
+from adaptsft.model.mixers import keep_documents_apart
 from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
 from adaptsft.model.supported import named_errors, refuse_unsupported
@@ -36,7 +37,8 @@ def build_model(
 ) -> ShardedModel:
     """The sharded model with its pretrained weights (in model.param_dtype, compute in
     model.compute_dtype), and with new adapters by `seed` where model.lora asks for them. `packing`
-    is data.packing, on which train.compile=auto depends.
+    is data.packing: with it, mixers run on each document by itself. Its `needs_buckets` is whether
+    the documents of a batch must have buckets.
 
     Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
@@ -60,13 +62,14 @@ def build_model(
         stored = lora.with_base_names(stored, model)
     set_dtypes(model, config, dtype)
     freeze(model, config.freeze)
+    apart = packing and keep_documents_apart(model)
     compilation = raise_on_all_ranks(
         lambda: choose_compilation(model, train, backend, device, packing)
     )
     for block in blocks(model):
         prepare_block(block, train, compiler(compilation, train))
     model.attention_backend, model.compute_dtype = backend, dtype
-    model.compilation = compilation
+    model.compilation, model.needs_buckets = compilation, backend == "sdpa" or apart
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     tied = head_of(model).weight is embedding_of(model).weight

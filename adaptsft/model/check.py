@@ -21,6 +21,7 @@ from adaptsft.distributed.ranks import raise_on_all_ranks, world_size
 from adaptsft.errors import ConfigError
 from adaptsft.model.attention import EAGER, attending, callers
 from adaptsft.model.fsdp import ShardedModel, evaluating
+from adaptsft.model.mixers import mixers
 from adaptsft.model.modules import blocks, class_name, layer_configs
 from adaptsft.model.supported import named_errors
 from adaptsft.objectives.build import NLL
@@ -62,7 +63,7 @@ def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
 def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str | None:
     """What is wrong with the model, on any rank; None if nothing."""
     rows = [documents[:2], documents[2:]] if packed else [[document] for document in documents]
-    batch = batch_of(rows, model.attention_backend == "sdpa").to(documents[0].device)
+    batch = batch_of(rows, model.needs_buckets).to(documents[0].device)
     with named_errors(model), callers() as calls:
         logp = _logp(model, batch)
     later = _logp(model, _changed(batch, [[len(document) - 1] for document in documents]))
@@ -101,7 +102,10 @@ def _seam_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]
     """Whether decoder layers mix tokens without knowing where documents begin, or without the
     window of the configuration, which a short document would not show."""
     layers, calling = blocks(model), {id(module) for module, _ in calls}
-    apart = sum(any(id(part) in calling for part in layer.modules()) for layer in layers)
+    apart = sum(
+        bool(mixers(layer)) or any(id(part) in calling for part in layer.modules())
+        for layer in layers
+    )
     if apart < len(layers):
         return (
             f"{len(layers) - apart} of its {len(layers)} decoder layers mix the tokens of a pack "
