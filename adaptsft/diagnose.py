@@ -91,6 +91,7 @@ from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
     check_same_config,
     device_mesh,
+    print0,
     process_group,
     raise_on_all_ranks,
     rank,
@@ -101,7 +102,7 @@ from adaptsft.files import replacing, write_atomically
 from adaptsft.model.build import build_model, compute_dtype
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
-from adaptsft.model.supported import check_verified
+from adaptsft.model.supported import check_verified, choose_packing
 from adaptsft.objectives.reference import Reference
 from adaptsft.statistics.base_model import SCHEMA, TOKENS_SCHEMA, identity
 from adaptsft.training.environment import environment
@@ -131,6 +132,8 @@ def diagnose(options: Options, config: Config) -> str:
         raise_on_all_ranks(lambda: _make_folder(out))
         mesh = device_mesh(device, config.train.replicas)
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        if padded := choose_packing(config, pretrained.config):
+            print0(padded)
         check_verified(config.model, pretrained.config, config.data.packing)
         opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
         data = opened.train

@@ -38,7 +38,7 @@ from adaptsft.model.check import check_first_batch
 from adaptsft.model.export import export
 from adaptsft.model.fsdp import before_micro_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
-from adaptsft.model.supported import check_verified
+from adaptsft.model.supported import check_verified, choose_packing
 from adaptsft.training.cadence import due_after
 from adaptsft.training.evaluation import Evaluator, prepare_tasks
 from adaptsft.training.garbage import GarbageCollection
@@ -70,6 +70,8 @@ def train(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        if padded := choose_packing(config, pretrained.config):
+            print0(padded)
         check_verified(config.model, pretrained.config, config.data.packing)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
