@@ -145,9 +145,8 @@ def test_what_is_exact_only_without_packing_is_padded_unless_packing_is_asked_fo
     config = small_config(tmp_path, model, **settings)
     assert 0 < train(config)["loss"] < 10
     assert config.data.packing is False
-    assert (
-        "data.packing=auto: false, examples are padded (model_type=mamba" in capfd.readouterr().out
-    )
+    printed = capfd.readouterr().out
+    assert "data.packing=auto: false, examples are padded (model_type=mamba" in printed
 
 
 def test_both_ranks_are_refused_at_once(tmp_path):
