@@ -145,7 +145,7 @@ def test_what_is_exact_only_without_packing_is_padded_unless_packing_is_asked_fo
     config = small_config(tmp_path, model, **settings)
     assert 0 < train(config)["loss"] < 10
     assert config.data.packing is False
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().err
     assert "data.packing=auto: false, examples are padded (model_type=mamba" in printed
 
 
