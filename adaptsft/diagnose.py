@@ -91,6 +91,7 @@ from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
     check_same_config,
     device_mesh,
+    print0,
     process_group,
     raise_on_all_ranks,
     rank,
@@ -101,7 +102,7 @@ from adaptsft.files import replacing, write_atomically
 from adaptsft.model.build import build_model, compute_dtype
 from adaptsft.model.check import check_first_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
-from adaptsft.model.supported import check_verified
+from adaptsft.model.supported import check_verified, choose_packing
 from adaptsft.objectives.reference import Reference
 from adaptsft.statistics.base_model import SCHEMA, TOKENS_SCHEMA, identity
 from adaptsft.training.environment import environment
@@ -132,15 +133,17 @@ def diagnose(options: Options, config: Config) -> str:
         raise_on_all_ranks(lambda: _make_folder(out))
         mesh = device_mesh(device, config.train.replicas)
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        if padded := choose_packing(config, pretrained.config):
+            print0(padded)
         check_verified(config.model, pretrained.config, config.data.packing)
         opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
         data = opened.train
         check_fits_model(config, pretrained, data)
-        model = build_model(config.model, config.train, pretrained, mesh, device)
-        in_buckets = model.attention_backend == "sdpa"
-        loader = BatchLoader(opened, config, pretrained.pad_id, in_buckets, device)
+        packing = config.data.packing
+        model = build_model(config.model, config.train, pretrained, mesh, device, packing=packing)
+        loader = BatchLoader(opened, config, pretrained.pad_id, model.needs_buckets, device)
         stack.enter_context(loader)
-        check_first_batch(model, loader.first_batch(), config.data.packing)
+        check_first_batch(model, loader.first_batch(), packing)
 
         sample = data.take(draw_sample(data, options.sample, config.seed))
         watchdog = stack.enter_context(Watchdog(config.train.hang_timeout))

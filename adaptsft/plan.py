@@ -80,7 +80,7 @@ from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
 from adaptsft.model.pretrained import check_not_quantized, load_tokenizer, text_config_of
-from adaptsft.model.supported import check_verified
+from adaptsft.model.supported import check_verified, choose_packing
 from adaptsft.training.flops import describe
 from adaptsft.training.gpus import GB, gpu_of, named_gpu
 
@@ -90,10 +90,12 @@ def report(
 ) -> tuple[list[str], bool]:
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
+    padded = choose_packing(config, model_config)
     packed = config.data.packing or config.train.context_parallel > 1
     check_verified(config.model, model_config, packed)
     gpu = config.train.device != "cpu"
     lines, packs = steps_of(config, gpus, tokenizer)
+    lines[:0] = [padded] if padded else []
     size_known = gpu_memory * GIB if gpu and gpu_memory else 0
     traced = one_pack(config, model_config, gpu, gpus)
     choice = choose(config, model_config, gpus, size_known, packs, traced)

@@ -39,7 +39,7 @@ from adaptsft.model.context_parallel import check_heads
 from adaptsft.model.export import export
 from adaptsft.model.fsdp import before_micro_batch
 from adaptsft.model.pretrained import check_fits_model, load_pretrained
-from adaptsft.model.supported import check_verified
+from adaptsft.model.supported import check_verified, choose_packing
 from adaptsft.training.cadence import due_after
 from adaptsft.training.evaluation import Evaluator, prepare_tasks
 from adaptsft.training.garbage import GarbageCollection
@@ -71,6 +71,8 @@ def train(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as run:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
+        if padded := choose_packing(config, pretrained.config):
+            print0(padded)
         packed = config.data.packing or config.train.context_parallel > 1
         check_verified(config.model, pretrained.config, packed)
         check_heads(config.train.context_parallel, pretrained.config)
@@ -95,7 +97,7 @@ def train(config: Config) -> dict[str, Any]:
         objective.statistics.make_room(routers.size)
         objective.statistics.counts = model.counts
         reference = base_tokens(objective.function, config, pretrained, data.train)
-        in_buckets, compiled = model.attention_backend == "sdpa", model.compilation.on
+        in_buckets, compiled = model.needs_buckets, model.compilation.on
         loader = BatchLoader(
             data, config, pretrained.pad_id, in_buckets, run.device, reference, compiled
         )

@@ -73,6 +73,8 @@ def resolve_and_validate(config: Config) -> None:
     if config.objective.name == "auto":
         config.objective.name = acts_through(config.controller)
     check_choices(config)
+    if config.data.packing in ("true", "false"):  # text, in quotes
+        config.data.packing = config.data.packing == "true"
     require(
         config.run_dir != "",
         "run_dir is not set: add run_dir=runs/NAME, the folder that receives checkpoints and the "
@@ -232,8 +234,8 @@ def _train(config: Config) -> None:
         f"model.attention={config.model.attention} needs a GPU; use sdpa or auto",
     )
     require(
-        config.model.attention != "eager" or not config.data.packing,
-        "model.attention=eager knows no documents: add data.packing=false",
+        config.model.attention != "eager" or config.data.packing is not True,
+        "model.attention=eager knows no documents: set data.packing=false",
     )
 
 
@@ -301,9 +303,10 @@ def _loss_reduction(config: Config) -> None:
         return
     start, train = "train.loss_reduction=micro_batch", config.train
     require(
-        not config.data.packing,
-        f"{start} with data.packing=true: the number of packs in a step, and with it the size of "
-        "the summed gradient, would depend on the lengths of its examples; set data.packing=false",
+        config.data.packing is False,
+        f"{start} with data.packing={str(config.data.packing).lower()}: the number of packs in a "
+        "step, and with it the size of the summed gradient, would depend on the lengths of its "
+        "examples; set data.packing=false",
     )
     require(
         not config.objective.unit_mass,

@@ -86,8 +86,8 @@ class ModelConfig:
     attention: str = key(
         "auto",
         "how documents in a pack attend; auto takes the first of flash, varlen and sdpa that works "
-        "here. eager: transformers' own, slower, for models with an attention of their own; needs "
-        "data.packing=false",
+        "here. eager: transformers' own, slower, for models with an attention of their own, "
+        "without data.packing",
         ("auto", "flash", "varlen", "sdpa", "eager"),
         changeable=True,
     )
@@ -205,9 +205,13 @@ class DataConfig:
         "what happens to examples longer than max_length; the count is printed",
         ("drop", "truncate", "error"),
     )
-    packing: bool = key(
-        True,
-        "pack the examples of a step, by best-fit decreasing, to max_length; false: pad each",
+    packing: bool | str = key(
+        "auto",
+        "pack the examples of a step, by best-fit decreasing, to max_length; false: pad each. "
+        "auto: pack, unless model.attention=eager, or docs/models.md shows that the model is "
+        "trained exactly only without",
+        ("auto", "true", "false"),
+        changeable=True,
     )
     pad_multiple: int = key(
         8, "packs are padded to a multiple of this many tokens", changeable=True

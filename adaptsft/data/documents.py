@@ -15,7 +15,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Documents(NamedTuple):
-    """flash and varlen read `cu_seqlens` and `longest`; sdpa reads `buckets` and `inverse`."""
+    """flash and varlen read `cu_seqlens` and `longest`; sdpa and mixers read `buckets` and
+    `inverse`."""
 
     cu_seqlens: Tensor  # int32 [documents + 1], offsets into the B * L tokens concatenated
     # int32 [max_length, 0]: no elements, but its shape holds the `max_length` that flash and varlen
@@ -30,7 +31,7 @@ class Documents(NamedTuple):
 
     @classmethod
     def build(cls, cu_seqlens: Tensor, with_buckets: bool) -> "Documents":
-        """From int32 offsets [documents + 1] on the host. For sdpa, documents are grouped by
+        """From int32 offsets [documents + 1] on the host. For buckets, documents are grouped by
         length, rounded up to a power of two: few calls, little padding."""
         empty = torch.empty(0, dtype=torch.int64)
         buckets, inverse = _buckets(cu_seqlens) if with_buckets else ((), empty)

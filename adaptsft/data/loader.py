@@ -18,10 +18,10 @@ class BatchLoader:
     """This rank's micro-batches of every optimizer step; those of train.context_parallel ranks are
     the same.
 
-    It has no state: the sampler is a pure function of the step. `with_buckets` is whether attention
-    is SDPA, which reads documents in buckets of similar length. `reference`, if given, maps an
-    example to what the base model makes of its target tokens (BaseTokens.of). `compiled`: packs are
-    padded to data.max_length, so that compiled layers see one shape. A context manager.
+    It has no state: the sampler is a pure function of the step. `with_buckets` is whether the model
+    reads documents in buckets of similar length. `reference`, if given, maps an example to what the
+    base model makes of its target tokens (BaseTokens.of). `compiled`: packs are padded to
+    data.max_length, so that compiled layers see one shape. A context manager.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
 from adaptsft.model.loss import loss_settings, route, token_loss
+from adaptsft.model.mixers import keep_documents_apart, refuse_mixers
 from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
 from adaptsft.model.router import Routers
@@ -38,8 +39,10 @@ def build_model(
 ) -> ShardedModel:
     """The sharded model with its pretrained weights (in model.param_dtype, compute in
     model.compute_dtype), and with new adapters by `seed` where model.lora asks for them. `packing`
-    is data.packing, on which train.compile=auto depends. `context` is the model's group of
-    train.context_parallel, and `counts` whether this rank is the one of it that counts statistics.
+    is data.packing, on which train.compile=auto depends, and with which mixers run on each document
+    by itself. The model's `context` is its group of train.context_parallel, `counts` whether this
+    rank is the one of it that counts statistics, and `needs_buckets` whether the documents of a
+    batch must have buckets.
 
     Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
@@ -73,6 +76,9 @@ def build_model(
     freeze(model, config.freeze)
     model.routers = raise_on_all_ranks(lambda: Routers(model, train.router_aux_loss))
     fp8 = raise_on_all_ranks(lambda: convert_to_fp8(model)) if config.fp8 != "none" else None
+    if model.context is not None:
+        raise_on_all_ranks(lambda: refuse_mixers(model))
+    apart = packing and keep_documents_apart(model)
     compilation = raise_on_all_ranks(
         lambda: choose_compilation(model, train, backend, device, packing, model.routers)
     )
@@ -80,6 +86,7 @@ def build_model(
         prepare_block(block, train, compiler(compilation, train))
     model.attention_backend, model.compute_dtype = backend, dtype
     model.compilation, model.fp8 = compilation, fp8
+    model.needs_buckets = backend == "sdpa" or apart
     model.token_loss = types.MethodType(token_loss, model)
     model.route = types.MethodType(route, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))

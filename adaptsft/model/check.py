@@ -24,6 +24,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model.attention import EAGER, attending, callers
 from adaptsft.model.experts import experts_by_token, experts_implementation
 from adaptsft.model.fsdp import ShardedModel, evaluating
+from adaptsft.model.mixers import mixers
 from adaptsft.model.modules import blocks, class_name, embedding_of, layer_configs
 from adaptsft.model.router import recording
 from adaptsft.model.supported import named_errors
@@ -78,7 +79,7 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     parts = 1 if model.context is None else model.context.size
     if parts > 1:  # rows that are divided are one, and documents are to cross from rank to rank
         rows = [documents]
-    batch = batch_of(rows, model.attention_backend == "sdpa", parts).to(documents[0].device)
+    batch = batch_of(rows, model.needs_buckets, parts).to(documents[0].device)
     with named_errors(model), callers() as calls:
         logp = _logp(model, batch)
     first = [range(len(documents[0])), *([] for _ in documents[1:])]
@@ -126,7 +127,10 @@ def _seam_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]
     """Whether decoder layers mix tokens without knowing where documents begin, or without the
     window of the configuration, which a short document would not show."""
     layers, calling = blocks(model), {id(module) for module, _ in calls}
-    apart = sum(any(id(part) in calling for part in layer.modules()) for layer in layers)
+    apart = sum(
+        bool(mixers(layer)) or any(id(part) in calling for part in layer.modules())
+        for layer in layers
+    )
     if apart < len(layers):
         return (
             f"{len(layers) - apart} of its {len(layers)} decoder layers mix the tokens of a pack "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from adaptsft.config.schema import ModelConfig
+from adaptsft.config.schema import Config, ModelConfig
 from adaptsft.errors import ConfigError, UserError, reason_of
 from adaptsft.model.attention import EAGER
 from adaptsft.model.modules import blocks, class_name
@@ -40,22 +40,36 @@ def variants_of(model_type: str) -> list[dict[str, Any]]:
     return [row for row in verified()["variants"].values() if row["model_type"] == model_type]
 
 
+def choose_packing(config: Config, model_config: Any) -> str:
+    """Replace data.packing=auto in the configuration: true, unless only padding trains the model as
+    transformers computes it. Returns the line that says so, "" where there is nothing to say. A
+    function of what is configured and of `verified.json`: ranks agree, and a resumed run too."""
+    if config.data.packing != "auto":
+        return ""
+    tried, why = tried_of(config.model, model_config), ""
+    if config.model.attention == "eager":
+        why = "model.attention=eager knows no documents"
+    elif "padded" in (good := exact_modes(tried)) and "packed" not in good:
+        why = f"model_type={model_config.model_type}, packed: {reason(tried, 'packed')}"
+    config.data.packing = not why
+    return f"data.packing=auto: false, examples are padded ({why})" if why else ""
+
+
 def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> None:
     """Raises ConfigError for a model type that has not been found to train as transformers computes
     it in the way that is asked for: packed or padded, by which attention. With model.unverified
     only for kinds of models that are not trained at all."""
-    kind = model_config.model_type
-    where = f"model.path={config.path}: model_type={kind}"
-    own_code = config.trust_remote_code and hasattr(model_config, "auto_map")
-    rows = [] if own_code else variants_of(kind)
-    tried = [row for row in rows if "refused" not in row]
+    where = f"model.path={config.path}: model_type={model_config.model_type}"
+    own_code = has_own_code(config, model_config)
+    rows = [] if own_code else variants_of(model_config.model_type)
+    tried = tried_of(config, model_config)
     if (rows and not tried) or getattr(model_config, "is_encoder_decoder", False):
         why = rows[0]["refused"] if rows else "an encoder-decoder"
         raise ConfigError(f"{where}: {why}; causal language models are trained. {LISTED}")
     if config.unverified:
         return
     mode = "eager" if config.attention == "eager" else "packed" if packing else "padded"
-    good = [name for name in MODES if tried and all(is_exact(row, name) for row in tried)]
+    good = exact_modes(tried)
     if mode in good:
         return
     if good:
@@ -69,6 +83,20 @@ def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> Non
         f"{where} is not verified to train as transformers computes it: {why}. {LISTED}"
         + ("" if tried else trial)  # what has been tried would be refused again
     )
+
+
+def has_own_code(config: ModelConfig, model_config: Any) -> bool:
+    return config.trust_remote_code and hasattr(model_config, "auto_map")
+
+
+def tried_of(config: ModelConfig, model_config: Any) -> list[dict[str, Any]]:
+    """The variants of its type that are trained at all; none for code of its own."""
+    rows = [] if has_own_code(config, model_config) else variants_of(model_config.model_type)
+    return [row for row in rows if "refused" not in row]
+
+
+def exact_modes(tried: list[dict[str, Any]]) -> list[str]:
+    return [name for name in MODES if tried and all(is_exact(row, name) for row in tried)]
 
 
 def is_exact(row: dict[str, Any], mode: str) -> bool:

@@ -61,7 +61,7 @@ BASE = ["run_dir=r", "model.path=m", "data.path=d.jsonl"]
         (["data.sources=[{path: a}]"], ["data.path", "data.sources"]),
         (["data.prompt_template=Question"], ["{prompt}"]),
         (["model.attention=flash", "train.device=cpu"], ["model.attention=flash", "GPU"]),
-        (["model.attention=eager"], ["model.attention=eager", "data.packing=false"]),
+        (["model.attention=eager", "data.packing=true"], ["set data.packing=false"]),
         (["--lr=3"], ["--lr", "key=value"]),
         (["missing.yaml"], ["missing.yaml", "no such"]),
         (["objective=neg_p"], ["objective is a group", "objective.name=neg_p"]),

@@ -17,7 +17,6 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
 DELTA_NET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 DELTA_NET |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
 

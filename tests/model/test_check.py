@@ -1,6 +1,7 @@
 """What the first batch shows: models that mix documents, see later tokens, or have another head."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,6 @@ from adaptsft.train import main, train
 from tests.distributed.two_ranks import on_two_ranks
 from tests.model.batches import LENGTHS, built, packed_batch
 from tests.model.random_models import (
-    DELTA_NET,
-    MAMBA,
     STRICT_CODE,
     random_config,
     write_model_with_code,
@@ -25,11 +24,10 @@ from tests.model.random_models import (
 from tests.model_types.variants import config_of, variants
 from tests.runs import small_config
 
-HYBRIDS = {
-    "bamba": {"attn_layer_indices": [1], **MAMBA},
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"], **DELTA_NET},
-}
+
+def not_told(folder: Path) -> Path:
+    """A Mamba, whose layers do not tell their mixers where documents begin."""
+    return write_random_model(folder, config_of(*variants()["mamba"]))
 
 
 def check(model: ShardedModel, packing: bool = True) -> None:
@@ -92,19 +90,15 @@ def test_a_model_without_a_causal_mask_is_refused(tmp_path, device):
     assert "see later tokens" in refusal(model, packing=False)
 
 
-@pytest.mark.parametrize("model_type", HYBRIDS)
-def test_a_hybrid_is_refused_with_packing_and_exact_without(tmp_path, device, model_type):
-    config = random_config(model_type, **HYBRIDS[model_type])
-    model, _ = built(write_random_model(tmp_path, config), device)
+def test_a_mixer_that_is_not_told_of_documents_is_refused_with_packing(tmp_path, device):
+    model, _ = built(not_told(tmp_path), device)
     message = refusal(model)
-    assert "1 of its 2 decoder layers" in message and "Set data.packing=false" in message
+    assert "another document" in message and "Set data.packing=false" in message
     check(model, packing=False)
 
 
 def test_in_bf16_logits_of_fp32_are_not_those_of_a_forward_in_fp32(tmp_path, device):
-    model_type, settings = variants()["mamba"]
-    folder = write_random_model(tmp_path, config_of(model_type, settings))
-    model, _ = built(folder, device, compute_dtype="bf16")
+    model, _ = built(not_told(tmp_path), device, compute_dtype="bf16")
     assert model(input_ids=torch.tensor([[5, 6]])).logits.dtype == torch.float32
     check(model, packing=False)
 
@@ -171,25 +165,28 @@ def test_a_rank_without_documents_takes_part(tiny_model, device):
     "setting", [{"train__compile": True}, {"train__activation_checkpointing": "full"}], ids=str
 )
 def test_a_run_is_refused_before_its_first_step(tmp_path, setting):
-    config = random_config("lfm2", **HYBRIDS["lfm2"])
-    model = write_random_model(tmp_path / "model", config)
-    with pytest.raises(ConfigError, match=r"data\.packing=false"):
-        train(small_config(tmp_path, model, **setting))
+    setting |= {"data__packing": True, "model__unverified": True}
+    with pytest.raises(ConfigError, match=r"Set data\.packing=false"):
+        train(small_config(tmp_path, not_told(tmp_path / "model"), **setting))
 
 
-def test_a_hybrid_trains_without_packing(tmp_path):
-    config = random_config("lfm2", **HYBRIDS["lfm2"])
-    model = write_random_model(tmp_path / "model", config)
-    settings = {"data__packing": False, "train__micro_batch_size": 4}
-    assert 0 < train(small_config(tmp_path, model, **settings))["loss"] < 10
+def test_what_is_exact_only_without_packing_is_padded_unless_packing_is_asked_for(tmp_path, capfd):
+    model, settings = not_told(tmp_path / "model"), {"train__micro_batch_size": 4}
+    with pytest.raises(ConfigError, match=r"data\.packing=true does not.*set data\.packing=false"):
+        train(small_config(tmp_path, model, data__packing=True, **settings))
+    config = small_config(tmp_path, model, **settings)
+    assert 0 < train(config)["loss"] < 10
+    assert config.data.packing is False
+    printed = capfd.readouterr().err
+    assert "data.packing=auto: false, examples are padded (model_type=mamba" in printed
 
 
 def test_both_ranks_are_refused_at_once(tmp_path):
-    config = random_config("lfm2", **HYBRIDS["lfm2"])
-    model = write_random_model(tmp_path / "model", config)
-    save_config(small_config(tmp_path, model, model__unverified=True), tmp_path / "run.yaml")
+    settings = {"model__unverified": True, "data__packing": True}
+    config = small_config(tmp_path, not_told(tmp_path / "model"), **settings)
+    save_config(config, tmp_path / "run.yaml")
     codes, printed = on_two_ranks(main, [str(tmp_path / "run.yaml")], log=tmp_path / "log")
-    assert codes == [2, 2] and "1 of its 2 decoder layers" in printed, printed[-4000:]
+    assert codes == [2, 2] and "tokens see another document" in printed, printed[-4000:]
 
 
 def test_a_model_with_code_of_its_own_trains_where_it_is_asked_for_and_exact(tmp_path):

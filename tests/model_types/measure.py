@@ -169,7 +169,9 @@ def built(folder: Path, mode: str, compile: bool = False, dtype: str = "fp32") -
     config = ModelConfig(path=str(folder), attention=attention, compute_dtype=dtype)
     pretrained = load_pretrained(config)
     mesh = device_mesh(DEVICE, 1)
-    model = build_model(config, TrainConfig(compile=compile), pretrained, mesh, DEVICE)
+    # compiled, shapes are constant
+    train, packing = TrainConfig(compile=compile), compile or mode == "packed"
+    model = build_model(config, train, pretrained, mesh, DEVICE, packing=packing)
     return model, pretrained
 
 
