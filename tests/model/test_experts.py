@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForMultimodalLM
 
 from adaptsft.analysis.memory import Group
-from adaptsft.config.schema import ModelConfig, TrainConfig
+from adaptsft.config.schema import LoraConfig, ModelConfig, TrainConfig
 from adaptsft.data.stop import TurnEnd
 from adaptsft.distributed.ranks import device_mesh, process_group, rank, world_size
 from adaptsft.errors import ConfigError
@@ -32,6 +33,7 @@ from tests.model.checkpoints import (
     trained_resumed_and_on_two_ranks,
 )
 from tests.model.random_models import DELTA_NET
+from tests.model.test_multimodal import multimodal
 from tests.model.test_names import SMALL
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -177,6 +179,30 @@ def test_what_is_not_trained_is_written_as_it_was(tmp_path, device):
     written = load_file(tmp_path / "bf16" / "model.safetensors")
     assert torch.equal(written[name], bias)
     assert written["model.layers.1.mlp.experts.3.up_proj.weight"].dtype == torch.bfloat16
+
+
+def test_experts_that_are_stored_the_other_way_round_are_written_so(tmp_path, device):
+    """As those of Qwen3-VL on the hub: transformers transposes where the shape asks for it."""
+    source = multimodal(tmp_path / "saved", "qwen3_vl_moe")
+
+    def transpose(tensors):
+        for name in [name for name in tensors if ".experts." in name]:
+            tensors[name] = tensors[name].transpose(1, 2).contiguous()
+
+    hub = changed(source, tmp_path / "hub", transpose)
+    trained_and_exported(hub, tmp_path / "final", device, AutoModelForMultimodalLM)
+    shapes = [
+        {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
+        for folder in (source, hub, tmp_path / "final")
+    ]
+    assert shapes[1] == shapes[2] != shapes[0]
+
+
+def test_experts_carry_no_adapters(tiny_model, device):
+    for names in (["q_proj", "gate_proj"], ["q_proj", "gate_proj", "up_proj", "down_proj"]):
+        lora = LoraConfig(rank=2, target_modules=names)
+        with pytest.raises(ConfigError, match=r"model\.lora.*q_proj, k_proj.*experts are stacked"):
+            built(tiny_model("qwen3_moe"), device, lora=lora)
 
 
 def test_a_mixture_is_trained_killed_and_resumed_and_two_ranks_are_one(tiny_model, tmp_path):

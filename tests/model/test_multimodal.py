@@ -200,23 +200,6 @@ def test_the_guide_names_what_is_tested():
     assert all(f"`{model_type}`" in guide for model_type in MODELS)
 
 
-def test_experts_that_are_stored_the_other_way_round_are_written_so(tmp_path, device):
-    """As those of Qwen3-VL on the hub: transformers transposes where the shape asks for it."""
-    source = multimodal(tmp_path / "saved", "qwen3_vl_moe")
-
-    def transpose(tensors):
-        for name in [name for name in tensors if ".experts." in name]:
-            tensors[name] = tensors[name].transpose(1, 2).contiguous()
-
-    hub = changed(source, tmp_path / "hub", transpose)
-    trained_and_exported(hub, tmp_path / "final", device, AutoModelForMultimodalLM)
-    shapes = [
-        {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
-        for folder in (source, hub, tmp_path / "final")
-    ]
-    assert shapes[1] == shapes[2] != shapes[0]
-
-
 def test_older_and_newer_names_are_written_as_they_were(tmp_path, device):
     source = multimodal(tmp_path / "saved", "llava")
     assert "language_model.model.norm.weight" in names_in(source)
