@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from adaptsft.config.schema import Config, ModelConfig, TrainConfig
+from adaptsft.config.schema import Config, LoraConfig, ModelConfig, TrainConfig
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
@@ -125,11 +125,11 @@ def test_what_is_counted_first_is_what_the_training_forward_routes(dropping):
             step(model)
             chosen = routers.sums[-2 * routers.experts : -routers.experts]
             assert torch.equal(routers.share, (chosen / (routers.layers * TOKENS)).float())
+            assert not routers.recorded, "a recomputed forward would keep its activations"
             before = routers.sums.clone()
             with evaluating(model):
                 model.token_loss(batch_of([DOCUMENTS], True), NLL, None, 1.0)
             assert torch.equal(routers.sums, before) and routers.real is None
-            assert not routers.recorded, "a recomputed forward would keep its activations"
 
 
 def test_frozen_models_and_adapters(model):
@@ -143,6 +143,9 @@ def test_frozen_models_and_adapters(model):
         on, off = (step(built(model, routers, router_aux_loss=weight)) for weight in (WEIGHT, 0.0))
         assert on[0] == pytest.approx(whole[0], rel=1e-6)
         assert on[1] != off[1], "what comes before a frozen router learns from its loss"
+        lora = {"lora": LoraConfig(rank=2)}
+        on, off = (step(built(model, lora, router_aux_loss=weight)) for weight in (WEIGHT, 0.0))
+        assert on[0] == pytest.approx(whole[0], rel=1e-6) and on[1] != off[1]
 
 
 @pytest.mark.nightly  # half a minute of tracing
