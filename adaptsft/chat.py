@@ -41,7 +41,7 @@ from adaptsft.config.schema import DataConfig
 from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
 from adaptsft.errors import CheckpointError, UserError
-from adaptsft.model.attention import has_softcap
+from adaptsft.model.attention import needs_eager
 from adaptsft.model.language import load_whole
 
 
@@ -104,7 +104,7 @@ def load(name: str) -> tuple[Any, Any, Template]:
         model = load_whole(source, dtype, own_code).to(device).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from None
-    if has_softcap(model):
+    if needs_eager(model):
         model.set_attn_implementation("eager")
     return model, tokenizer, Template(tokenizer, data)
 

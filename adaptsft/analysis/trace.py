@@ -55,7 +55,7 @@ def trace(config: Config, model_config: Any, gpu: bool, gpus: int, micro_batches
         own = backend in ("sdpa", "eager")
         name = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
         model = causal_lm(model_config, name, dtype, config.model.trust_remote_code)
-        refuse_unsupported(model, name)
+        refuse_unsupported(model)
         model.config.use_cache = False
     if adapted := config.model.lora.rank > 0:
         add_adapters(model, config.model)

@@ -31,7 +31,7 @@ from adaptsft.evals.protocol import Output, Sampling
 from adaptsft.evals.renderer import Renderer
 from adaptsft.evals.samples import seed_of
 from adaptsft.evals.tasks import Task, load_task
-from adaptsft.model.attention import attending, has_softcap
+from adaptsft.model.attention import attending, needs_eager
 from adaptsft.model.fsdp import ShardedModel, evaluating
 
 SHOWN = 3  # answers of each task that are recorded as text
@@ -190,7 +190,7 @@ def generating(model: ShardedModel) -> Iterator[None]:
 
     Without dropout, with cached attention instead of packed documents, and without compilation.
     """
-    eager = model.config._attn_implementation == "eager" or has_softcap(model)
+    eager = model.config._attn_implementation == "eager" or needs_eager(model)
     with (
         evaluating(model),
         attending(model, "eager" if eager else "sdpa"),

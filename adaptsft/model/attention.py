@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model.modules import configured, head_dim, layer_configs
+from adaptsft.model.sinks import attend_with_sinks, sinks_unsupported_reason, with_sink_token
 
 # From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
 # values have to be repeated, which costs memory and traffic. Only the signature shows which.
@@ -37,10 +38,14 @@ def _flash(
     window: int | None,
     softcap: float | None,
     dropout: float,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     cu, longest = documents.cu_seqlens, documents.longest.shape[0]
+    if sinks is not None:
+        inputs, more = (query, key, value, sinks), (scale, window, softcap or 0.0, dropout)
+        return attend_with_sinks("flash", *inputs, cu, longest, *more)
     left = -1 if window is None else window - 1
     options = {
         "dropout_p": dropout,
@@ -65,6 +70,7 @@ def _varlen(
     window: int | None,
     softcap: float | None,
     dropout: float,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     cu, longest = documents.cu_seqlens, documents.longest.shape[0]
     groups = query.shape[1] // key.shape[1]
@@ -74,6 +80,9 @@ def _varlen(
         options["enable_gqa"] = groups > 1
     else:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if sinks is not None:
+        inputs = (query, key, value, sinks)
+        return attend_with_sinks("varlen", *inputs, cu, longest, scale, window)
     return cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, **options))
 
 
@@ -87,6 +96,7 @@ def _sdpa(
     window: int | None,
     softcap: float | None,
     dropout: float,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     outputs = []
     for index in documents.buckets:
@@ -96,16 +106,25 @@ def _sdpa(
         banded = window is not None and window < length
         if softcap is None:
             mask = _causal(length, window, query.device) if banded else None
+            if sinks is not None:
+                q, k, v = with_sink_token(q, k, v, sinks, scale)
+                mask = mask if mask is None else F.pad(mask, (1, 0, 1, 0), value=True)
             grouped = q.shape[1] != k.shape[1]
             out = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=not banded, scale=scale, enable_gqa=grouped
             )
+            if sinks is not None:
+                out = out[:, :, 1:, : value.shape[-1]]
         else:
             groups = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
             scores = softcap * torch.tanh(q @ k.transpose(2, 3) * (scale / softcap))
             scores = scores.masked_fill(~_causal(length, window, query.device), float("-inf"))
-            out = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout) @ v
+            if sinks is not None:
+                column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+                scores = torch.cat([scores, column], -1)
+            weights = scores.float().softmax(-1).to(q.dtype)[..., :length]
+            out = F.dropout(weights, dropout) @ v
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[documents.inverse]
 
@@ -125,7 +144,7 @@ EAGER = (
     "transformers' own attention may do, without packing: set model.attention=eager and "
     "data.packing=false"
 )
-_HONOURED = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache"}
+_HONOURED = {"sliding_window", "softcap", "s_aux", "is_causal", "position_ids", "use_cache"}
 _HONOURED |= {"output_attentions", "output_hidden_states", "return_dict", "cache_position"}
 
 
@@ -164,7 +183,8 @@ def _attention_function(backend: str):
         q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
-        out = attend(q, k, v, documents, scale, window, softcap, dropout)
+        sinks = kwargs.get("s_aux")
+        out = attend(q, k, v, documents, scale, window, softcap, dropout, sinks)
         return out.view(batch, length, heads, -1), None
 
     return attention
@@ -209,14 +229,27 @@ def attending(model: nn.Module, implementation: str) -> Iterator[None]:
         yield
 
 
-def has_softcap(model: nn.Module) -> bool:
-    """Whether a transformers model caps its attention logits.
+def set_implementation(model: nn.Module, implementation: str) -> None:
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = implementation
 
-    Outside of packs it then needs transformers' implementation "eager": SDPA knows no cap,
-    transformers 5.17 takes it all the same and leaves the cap out, 5.23 refuses it.
+
+def needs_eager(model: nn.Module) -> bool:
+    """Whether a transformers model caps its attention logits or has attention sinks.
+
+    Outside of packs it then needs transformers' implementation "eager": SDPA knows neither,
+    leaves sinks out without a word, and the cap up to transformers 5.17; 5.23 refuses it.
     """
     config: Any = model.config
-    return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
+    softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return bool(softcap) or has_sinks(model)
+
+
+def has_sinks(model: nn.Module) -> bool:
+    """Whether heads of a transformers model have attention sinks, which its config does not say."""
+    return any(name.rpartition(".")[2] == "sinks" for name, _ in model.named_parameters())
 
 
 def unsupported_reason(backend: str, model_config: Any) -> str:
@@ -235,9 +268,12 @@ def unsupported_reason(backend: str, model_config: Any) -> str:
     return ""
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config: Any) -> str:
-    """The backend to use: flash, varlen or sdpa, or eager where it is asked for. Raises ConfigError
-    where the one asked for cannot work here."""
+def choose(
+    wanted: str, device: torch.device, dtype: torch.dtype, model_config: Any, sinks: bool = False
+) -> str:
+    """The backend to use: flash, varlen or sdpa, or eager where it is asked for; for a model that
+    `has_sinks`, of those that honour them. Raises ConfigError where the one asked for cannot work
+    here."""
     if wanted == "eager":
         return wanted
     reasons = {"flash": "", "varlen": "", "sdpa": ""}  # why a backend does not work
@@ -250,6 +286,8 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, model_config: 
         reasons["flash"] = "flash-attn is not installed (pip install flash-attn)"
     for name in ("flash", "varlen"):
         reasons[name] = reasons[name] or unsupported_reason(name, model_config)
+        if sinks:
+            reasons[name] = reasons[name] or sinks_unsupported_reason(name)
     for name, reason in reasons.items():
         if wanted in (name, "auto") and not reason:
             return name

@@ -50,11 +50,16 @@ def build_model(
         with torch.device("meta"):
             name = attention.HF_ATTENTION_NAMES[backend]
             found = causal_lm(pretrained.config, name, torch.float32, config.trust_remote_code)
-        refuse_unsupported(found, name)
+        refuse_unsupported(found)
         return found
 
     model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
     model.config.use_cache = False
+    if attention.has_sinks(model):  # which not every version of a back end honours
+        backend = raise_on_all_ranks(
+            lambda: attention.choose(config.attention, device, dtype, text_config, sinks=True)
+        )
+        attention.set_implementation(model, attention.HF_ATTENTION_NAMES[backend])
     if config.lora.rank:
         raise_on_all_ranks(lambda: lora.add_adapters(model, config))
         stored = lora.with_base_names(stored, model)

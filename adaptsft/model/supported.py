@@ -81,17 +81,10 @@ def reason(rows: list[dict[str, Any]], mode: str) -> str:
     return next((row[mode] for row in rows if isinstance(row.get(mode), str)), "")
 
 
-def refuse_unsupported(model: PreTrainedModel, implementation: str) -> None:
-    """Raises ConfigError for kinds of models that are not trained, with an attention implementation
-    of transformers, by the names of their parameters."""
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raises ConfigError for kinds of models that are not trained."""
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise ConfigError(f"{class_name(model)} has no linear head over its vocabulary; {LISTED}")
-    parts = {part for name, _ in model.named_parameters() for part in name.split(".")}
-    if "sinks" in parts and implementation != "eager":
-        raise ConfigError(
-            f"{class_name(model)} has attention sinks, which document attention cannot honour; "
-            f"{EAGER}"
-        )
     layers = Counter(p for layer in blocks(model) for p in layer.parameters())
     if max(layers.values()) > 1:
         raise ConfigError(

@@ -86,7 +86,7 @@ def unsupported_kind(config: Any) -> str:
         return "an encoder-decoder"
     try:
         with torch.device("meta"):
-            refuse_unsupported(causal_lm(config, "eager", torch.float32), "eager")
+            refuse_unsupported(causal_lm(config, "eager", torch.float32))
     except ConfigError as error:
         reason = shortened(str(error))
         if reason.startswith(NOT_MADE):

@@ -23,7 +23,7 @@ from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.protocol import Likelihood, Message, Output, Request, Sampling
 from adaptsft.evals.renderer import Renderer
-from adaptsft.model.attention import has_softcap
+from adaptsft.model.attention import needs_eager
 from adaptsft.model.language import load_whole
 
 
@@ -126,7 +126,7 @@ class HuggingFace:
         except (OSError, ValueError) as error:
             raise ConfigError(f"--model {name}: {str(error).strip().splitlines()[0]}") from None
         self.model: Any = model.to(local).eval()
-        if has_softcap(self.model):
+        if needs_eager(self.model):
             self.model.set_attn_implementation("eager")
         self.renderer = Renderer(self.tokenizer, data, template)
         self.batch_size = batch_size
