@@ -50,6 +50,31 @@ def test_attention_backends_agree_on_a_pack(backend, window):
     assert (out.float() - expected).abs().max() < 3e-2
 
 
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_sinks_have_the_gradients_of_sdpa(backend, window):
+    device = torch.device("cuda")
+    try:
+        attention.choose(backend, device, torch.bfloat16, LlamaConfig(head_dim=64), sinks=True)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    documents = Documents.build(
+        torch.tensor([0, 7, 40, 41, 64], dtype=torch.int32), with_buckets=True
+    ).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = [(64, 4, 64), (64, 2, 64), (64, 2, 64), (4,), (64, 4, 64)]
+    *inputs, grad = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
+    found = []
+    for name, dtype in (("sdpa", torch.float32), (backend, torch.bfloat16)):
+        given = [tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs[:3]]
+        sinks = inputs[3].clone().requires_grad_()
+        out = attention._BACKENDS[name](*given, documents, 0.125, window, None, 0.0, sinks)
+        out.backward(grad.to(dtype))
+        found.append([out.detach(), *(tensor.grad for tensor in (*given, sinks))])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert (ours.float() - theirs).norm() < 2e-2 * theirs.norm()
+
+
 def test_quantiles_of_counts_are_the_hosts_also_in_deterministic_mode():
     """A floating-point cumsum on the device would be an error there."""
     counts = torch.randint(0, 1000, (2, 256), generator=torch.Generator().manual_seed(0)).double()

@@ -29,6 +29,7 @@ from adaptsft.model.compile import prepare_block
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
 from adaptsft.model.modules import blocks, final_norm_of, head_of
+from adaptsft.model.sinks import attend_with_sinks
 from adaptsft.model.supported import named_errors, refuse_unsupported
 
 
@@ -194,6 +195,10 @@ def _attend(
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     if not len(kwargs["documents"].longest):  # varlen that groups no heads: keys are repeated
         k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
+    if kwargs.get("s_aux") is not None:
+        cu, more = kwargs["documents"].cu_seqlens, (length, 1.0, kwargs.get("sliding_window"))
+        out = attend_with_sinks("varlen", q, k, v, kwargs["s_aux"], cu, *more)
+        return out.view(batch, length, heads, -1), None
     return planned_attention(q, k, v)[0].view(batch, length, heads, -1), None
 
 

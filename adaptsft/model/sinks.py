@@ -105,8 +105,7 @@ class _Attention(torch.autograd.Function):
         if backend == "flash":
             plain, lse, _, rng = operator(q=query, k=key, v=value, **options)
         else:
-            if key.shape[1] != query.shape[1]:
-                options["enable_gqa"] = True
+            # it groups heads by itself: `enable_gqa` is a check of its caller's
             plain, lse, rng = operator(query=query, key=key, value=value, **options)
         lse_of_all = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])  # [heads, tokens]
         out = plain * (lse - lse_of_all).exp().T.unsqueeze(-1).to(plain.dtype)

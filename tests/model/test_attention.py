@@ -78,6 +78,6 @@ def test_attention_that_cannot_be_honoured_is_refused(device):
     seam = ALL_ATTENTION_FUNCTIONS[attention.HF_ATTENTION_NAMES["sdpa"]]
     documents = Documents.build(torch.tensor([0, 4]), with_buckets=True)
     states = torch.randn(1, 2, 4, 8)
-    more = {"documents": documents, "s_aux": torch.zeros(2)}
-    with pytest.raises(ConfigError, match="s_aux"):
+    more = {"documents": documents, "position_bias": torch.zeros(2)}
+    with pytest.raises(ConfigError, match="position_bias"):
         seam(torch.nn.Module(), states, states, states, None, **more)
