@@ -69,6 +69,13 @@ class ModelConfig:
         "dtype of forward and backward, whatever model.param_dtype. auto: bf16 on GPU, fp32 on CPU",
         ("auto", "fp32", "bf16"),
     )
+    fp8: str = key(
+        "none",
+        "rowwise: the decoder's linear layers multiply in FP8, with a scale per row, on a GPU of "
+        "compute capability 9.0 (Hopper) or above; faster with train.compile only. Needs torchao: "
+        "pip install 'adaptsft[fp8]'",
+        ("none", "rowwise"),
+    )
     param_dtype: str = key(
         "fp32",
         "dtype of the weights that are trained, of their gradients and of AdamW's moments; in "

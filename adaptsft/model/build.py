@@ -15,6 +15,7 @@ from adaptsft.distributed.ranks import raise_on_all_ranks
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention, lora
 from adaptsft.model.compile import choose_compilation, compiler, prepare_block
+from adaptsft.model.fp8 import check_fp8, convert_to_fp8
 from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
@@ -42,6 +43,7 @@ def build_model(
     """
     dtype = compute_dtype(config, device)
     text_config = pretrained.config.get_text_config()
+    raise_on_all_ranks(lambda: check_fp8(config, device, dtype))
     backend = raise_on_all_ranks(
         lambda: attention.choose(config.attention, device, dtype, text_config)
     )
@@ -65,13 +67,14 @@ def build_model(
         stored = lora.with_base_names(stored, model)
     set_dtypes(model, config, dtype)
     freeze(model, config.freeze)
+    fp8 = raise_on_all_ranks(lambda: convert_to_fp8(model)) if config.fp8 != "none" else None
     compilation = raise_on_all_ranks(
         lambda: choose_compilation(model, train, backend, device, packing)
     )
     for block in blocks(model):
         prepare_block(block, train, compiler(compilation, train))
     model.attention_backend, model.compute_dtype = backend, dtype
-    model.compilation = compilation
+    model.compilation, model.fp8 = compilation, fp8
     model.token_loss = types.MethodType(token_loss, model)
     model.loss_settings = raise_on_all_ranks(lambda: loss_settings(train, dtype, device))
     tied = head_of(model).weight is embedding_of(model).weight

@@ -28,7 +28,8 @@ from adaptsft.errors import ConfigError, reason_of
 from adaptsft.model.modules import blocks, class_name
 
 # operators whose results train.activation_checkpointing=per_op keeps
-MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "attention", "flash_attn", "varlen_attn")
+MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "scaled_mm")
+MATRIX_PRODUCTS += ("attention", "flash_attn", "varlen_attn")
 TRACED_TOKENS = 256  # of the pack that tells whether layers can be compiled
 # Of layers, each kind of which is compiled on its own (with a window and without, say), that auto
 # compiles: every one takes a good part of a minute.

@@ -34,6 +34,9 @@ def log_run_header(
         f"attention by {model.attention_backend}{f', experts by {experts}' if experts else ''}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
+    if model.fp8:
+        slow = "" if model.compilation.on else "; without train.compile slower than bf16"
+        print0(f"model.fp8: {model.fp8}{slow}")
     if (lora := config.model.lora).rank:
         kind = "DoRA" if lora.use_dora else "LoRA"
         names = [name for name, _ in adapted_layers(model)]
