@@ -129,6 +129,24 @@ def test_layers_are_compiled_once_and_learn_what_eager_ones_do(tmp_path, tiny_mo
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fp8_products_learn_what_bf16_does(tmp_path, tiny_model, compiled):
+    """The runs differ by e4m3's rounding, a few percent of each product's terms."""
+    model, rows = tiny_model("llama", hidden=256, heads=4, tied=False), {}
+    settings = {"log__every": 1, "train__compile": compiled, "train__lr": 1e-3}
+    for name in ("none", "rowwise"):
+        config = small_config(tmp_path, model, name, **settings, model__fp8=name)
+        try:
+            train(config)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        rows[name] = metrics_of(config)
+    for ours, theirs in zip(rows["rowwise"], rows["none"], strict=True):
+        assert ours["loss"] != theirs["loss"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.1)
+
+
 @pytest.mark.parametrize("reshard", ["always", "never"])
 def test_a_step_takes_the_memory_that_is_planned(tmp_path, tiny_model, reshard):
     """Of two micro-batches of 8,192 tokens, in a model of 100 M parameters."""

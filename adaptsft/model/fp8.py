@@ -21,7 +21,7 @@ CAPABILITY = (9, 0)  # Hopper: torch's rowwise products
 MULTIPLE = 16  # what FP8 products want of a weight's dimensions
 EMULATED = False  # in the arithmetic of the device, for tests
 # a router's choice is not to be rounded, and an expert of its own has few tokens
-_APART = re.compile(r"router|(^|[._])gate$|(^|\.)experts\.")
+_APART = re.compile(r"router|(^|\.)gate(\.|$)|expert_gate$|(^|\.)experts\.")
 
 
 class Fp8(NamedTuple):
