@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
+from adaptsft.model.sinks import with_sink_token
 from tests.model import document_kernels
 from tests.model.random_models import random_config, write_random_model
 from tests.model.test_compile import built, packs, trained
@@ -82,6 +83,13 @@ def test_outputs_and_gradients_are_those_of_the_softmax_with_a_sink(
     )
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).norm() < tolerance * theirs.norm()
+
+
+def test_bf16_heads_see_more_of_a_logit_than_bf16_holds():
+    sinks, states = torch.tensor([6.06, -30.3]), torch.zeros(1, 2, 3, 16, dtype=torch.bfloat16)
+    query, key, _ = with_sink_token(states, states, states, sinks, 0.25)
+    scores = 0.25 * (query.double() @ key.double().mT)[0, :, :, 0]
+    assert (scores - sinks[:, None]).abs().max() < 1e-3
 
 
 def test_a_version_whose_kernels_differ_is_passed_over_or_refused(monkeypatch):
