@@ -14,8 +14,8 @@ from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model.attention import attending
 from adaptsft.model.build import build_model
-from adaptsft.model.check import batch_of
-from adaptsft.model.fsdp import evaluating
+from adaptsft.model.check import batch_of, check_first_batch
+from adaptsft.model.fsdp import ShardedModel, evaluating
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
@@ -58,24 +58,33 @@ LONGROPE = {
 }
 
 
-def check_longrope(folder: Path) -> None:
-    """A document whose first part alone would have the frequencies of a short one."""
+def built(folder: Path, device: torch.device) -> ShardedModel:
+    train = TrainConfig(micro_batch_size=1, reshard="always", context_parallel=2)
+    found = load_pretrained(ModelConfig(path=str(folder)))
+    return build_model(ModelConfig(), train, found, device_mesh(device, 1, 2), device)
+
+
+def check_models(folder: Path) -> None:
+    document = torch.arange(90)
+    batch = batch_of([[document]], True, 2)
     with process_group("cpu") as device:
-        found = load_pretrained(ModelConfig(path=str(folder)))
-        train = TrainConfig(micro_batch_size=1, reshard="always", context_parallel=2)
-        model = build_model(ModelConfig(), train, found, device_mesh(device, 1, 2), device)
-        document = torch.arange(90) % found.rows
+        # of this document the first half alone would have the frequencies of a short one
+        model = built(folder / "phi3", device)
         with evaluating(model):
-            logp = model.token_loss(batch_of([[document]], True, 2), NLL, None, 1.0)[1].logp
+            logp = model.token_loss(batch, NLL, None, 1.0)[1].logp
             with attending(model, "eager"):
                 logits = model(input_ids=document[None], use_cache=False).logits[0, :-1]
         own = logits.log_softmax(-1).gather(1, document[1:, None]).squeeze(1)
         torch.testing.assert_close(logp, own, rtol=1e-5, atol=1e-5)
 
+        # a convolution over tokens, some of which another rank has
+        with pytest.raises(ConfigError, match=r"1 of its 2 decoder layers.*parallel=2 needs"):
+            check_first_batch(built(folder / "lfm2", device), batch, packing=False)
+
 
 def train_each(folder: Path, kill_after_calls: int = 0) -> None:
     if (folder / "phi3").is_dir():
-        check_longrope(folder / "phi3")
+        check_models(folder)
     for file in sorted(folder.glob("*.yaml")):
         _run(read_config(file), kill_after_calls if file.stem == "z_killed" else 0)
 
@@ -94,6 +103,8 @@ def runs(tmp_path_factory, tiny_model) -> Path:
     for name in ("2", "4", "again"):
         (folder / name).mkdir()
     write_random_model(folder / "2" / "phi3", random_config("phi3", **LONGROPE))
+    hybrid = random_config("lfm2", layer_types=["conv", "full_attention"])
+    write_random_model(folder / "2" / "lfm2", hybrid)
 
     def config(name: str, case: dict, **more):
         options = {key: case[key] for key in ("arch", "tied") if key in case}
