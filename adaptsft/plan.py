@@ -47,7 +47,7 @@ from adaptsft.analysis.advice import advice
 from adaptsft.analysis.fit import GIB, USABLE, choose, with_choice
 from adaptsft.analysis.trace import trace
 from adaptsft.config.resolve import load_config
-from adaptsft.config.schema import Config, packs_at_once
+from adaptsft.config.schema import Config, is_packed, packs_at_once
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
@@ -59,7 +59,7 @@ def report(config: Config, gpus: int, gpu_memory: float | None) -> tuple[list[st
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
     padded = choose_packing(config, model_config)
-    check_verified(config.model, model_config, config.data.packing)
+    check_verified(config.model, model_config, is_packed(config.data))
     gpu = config.train.device != "cpu"
     lines, packs = steps_of(config, gpus, tokenizer)
     lines[:0] = [padded] if padded else []

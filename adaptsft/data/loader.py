@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from adaptsft.config.schema import Config, packs_at_once
+from adaptsft.config.schema import Config, is_packed, packs_at_once
 from adaptsft.data.collator import Batch, ConstantShape, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
@@ -37,7 +37,7 @@ class BatchLoader:
         settings, rows = config.data, packs_at_once(config.train)
         multiple = settings.pad_multiple
         longest = -(-settings.max_length // multiple) * multiple
-        self.shape = ConstantShape(rows, longest) if compiled and settings.packing else None
+        self.shape = ConstantShape(rows, longest) if compiled and is_packed(settings) else None
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[list[Batch]]] = {}
 
@@ -93,7 +93,7 @@ class BatchLoader:
             data,
             micro_batch_size=packs_at_once(self.config.train),
             max_length=settings.max_length,
-            packing=settings.packing,
+            packing=is_packed(settings),
             pad_id=self.pad_id,
             pad_multiple=settings.pad_multiple,
             shape=self.shape,

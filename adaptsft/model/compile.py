@@ -43,8 +43,7 @@ class Compilation(NamedTuple):
 
     on: bool
     reason: str = ""  # why it is off
-    # layers are traced as a whole, or it is an error; sdpa, eager attention and mixers may break the
-    # graph
+    # layers are traced as a whole, or it is an error; sdpa, eager attention and mixers break it
     whole: bool = False
     dynamic: bool = False  # batches are padded, each to its own length
     kinds: int = 0  # of layers, where they are traced as a whole
