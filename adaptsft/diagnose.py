@@ -85,7 +85,7 @@ from adaptsft.analysis.diagnosis_plot import plot
 from adaptsft.analysis.measure import describe, draw_sample, measure
 from adaptsft.config import user_code
 from adaptsft.config.resolve import load_config
-from adaptsft.config.schema import Config, LoraConfig
+from adaptsft.config.schema import Config, LoraConfig, is_packed
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import (
@@ -135,11 +135,11 @@ def diagnose(options: Options, config: Config) -> str:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
         if padded := choose_packing(config, pretrained.config):
             print0(padded)
-        check_verified(config.model, pretrained.config, config.data.packing)
+        check_verified(config.model, pretrained.config, is_packed(config.data))
         opened = stack.enter_context(TrainingData(config, pretrained.tokenizer, None))
         data = opened.train
         check_fits_model(config, pretrained, data)
-        packing = config.data.packing
+        packing = is_packed(config.data)
         model = build_model(config.model, config.train, pretrained, mesh, device, packing=packing)
         loader = BatchLoader(opened, config, pretrained.pad_id, model.needs_buckets, device)
         stack.enter_context(loader)

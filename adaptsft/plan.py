@@ -75,7 +75,7 @@ from adaptsft.analysis.fit import GIB, USABLE, choose, one_pack, with_choice
 from adaptsft.analysis.scaling import MFU, NETWORK, Cluster
 from adaptsft.analysis.trace import Traced
 from adaptsft.config.resolve import load_config
-from adaptsft.config.schema import Config, packs_at_once
+from adaptsft.config.schema import Config, is_packed, packs_at_once
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
@@ -91,7 +91,7 @@ def report(
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
     padded = choose_packing(config, model_config)
-    packed = config.data.packing or config.train.context_parallel > 1
+    packed = is_packed(config.data) or config.train.context_parallel > 1
     check_verified(config.model, model_config, packed)
     gpu = config.train.device != "cpu"
     lines, packs = steps_of(config, gpus, tokenizer)

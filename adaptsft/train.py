@@ -25,7 +25,7 @@ import torch
 
 from adaptsft.analysis.fit import resolve_auto
 from adaptsft.config.resolve import load_config
-from adaptsft.config.schema import Config
+from adaptsft.config.schema import Config, is_packed
 from adaptsft.data.loader import BatchLoader
 from adaptsft.data.stop import turn_end
 from adaptsft.data.template import Template
@@ -73,7 +73,7 @@ def train(config: Config) -> dict[str, Any]:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
         if padded := choose_packing(config, pretrained.config):
             print0(padded)
-        packed = config.data.packing or config.train.context_parallel > 1
+        packed = is_packed(config.data) or config.train.context_parallel > 1
         check_verified(config.model, pretrained.config, packed)
         check_heads(config.train.context_parallel, pretrained.config)
         end = turn_end(Template(pretrained.tokenizer, config.data))
@@ -88,7 +88,7 @@ def train(config: Config) -> dict[str, Any]:
             run.mesh,
             run.device,
             config.seed,
-            config.data.packing,
+            is_packed(config.data),
         )
         routers = model.routers
         optimizer = build_optimizer(model, config.train)
@@ -102,7 +102,7 @@ def train(config: Config) -> dict[str, Any]:
             data, config, pretrained.pad_id, in_buckets, run.device, reference, compiled
         )
         run.enter(loader)
-        check_first_batch(model, loader.first_batch(), config.data.packing)
+        check_first_batch(model, loader.first_batch(), is_packed(config.data))
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader, base)
         log_run_header(run, model, data, loader, end)

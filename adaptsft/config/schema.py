@@ -571,6 +571,11 @@ def get(config: Any, name: str) -> Any:
     return config
 
 
+def is_packed(data: DataConfig) -> bool:
+    """data.packing, once auto has become one or the other."""
+    return bool(data.packing)
+
+
 def packs_at_once(train: TrainConfig) -> int:
     """train.micro_batch_size, where auto is resolved (adaptsft.analysis.fit)."""
     assert isinstance(train.micro_batch_size, int), "auto is to be resolved before"

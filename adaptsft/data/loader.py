@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from adaptsft.config.schema import Config, packs_at_once
+from adaptsft.config.schema import Config, is_packed, packs_at_once
 from adaptsft.data.collator import Batch, ConstantShape, collate, eval_batches
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.data.training_data import TrainingData
@@ -41,7 +41,7 @@ class BatchLoader:
         self.rank, self.world_size = data_ranks(self.parts)
         self.multiple = math.lcm(settings.pad_multiple, self.parts)
         longest = -(-settings.max_length // self.multiple) * self.multiple
-        self.shape = ConstantShape(rows, longest) if compiled and settings.packing else None
+        self.shape = ConstantShape(rows, longest) if compiled and is_packed(settings) else None
         self.pool = ThreadPoolExecutor(1)
         self.ahead: dict[int, Future[list[Batch]]] = {}
 
@@ -98,7 +98,7 @@ class BatchLoader:
             data,
             micro_batch_size=packs_at_once(self.config.train),
             max_length=settings.max_length,
-            packing=settings.packing,
+            packing=is_packed(settings),
             pad_id=self.pad_id,
             pad_multiple=self.multiple,
             shape=self.shape,

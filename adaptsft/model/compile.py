@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from adaptsft.config.schema import TrainConfig
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError, reason_of
+from adaptsft.model.mixers import mixers
 from adaptsft.model.modules import blocks, class_name
 from adaptsft.model.router import Routers, recording
 
@@ -46,7 +47,7 @@ class Compilation(NamedTuple):
 
     on: bool
     reason: str = ""  # why it is off
-    # layers are traced as a whole, or it is an error; sdpa and eager attention may break the graph
+    # layers are traced as a whole, or it is an error; sdpa, eager attention and mixers break it
     whole: bool = False
     dynamic: bool = False  # batches are padded, each to its own length
     kinds: int = 0  # of layers, where they are traced as a whole
@@ -71,15 +72,16 @@ def choose_compilation(
     Raises ConfigError where train.compile=true cannot work.
     """
     recomputed, asked = train.activation_checkpointing != "none", _setting(train) == "true"
-    if asked and backend == "sdpa" and recomputed:
+    breaks = _outside_graphs(model, backend, packing)
+    if asked and breaks and recomputed:
         raise ConfigError(
             "train.compile=true has no effect beside train.activation_checkpointing where "
-            "attention runs by sdpa: turn one off"
+            f"{breaks}: turn one off"
         )
-    reason = "" if asked else _reason_against(train, backend, device, packing)
+    reason = "" if asked else _reason_against(train, breaks, device, packing)
     if reason:
         return Compilation(False, reason)
-    whole = backend in ("flash", "varlen")
+    whole = backend in ("flash", "varlen") and not breaks
     kinds, problem = _trace(model, train, routers) if whole else (0, "")
     if problem and asked:
         raise ConfigError(
@@ -98,7 +100,16 @@ def _setting(train: TrainConfig) -> str:
     return str(train.compile).lower()
 
 
-def _reason_against(train: TrainConfig, backend: str, device: torch.device, packing: bool) -> str:
+def _outside_graphs(model: PreTrainedModel, backend: str, packing: bool) -> str:
+    """What runs outside of graphs, as its calls depend on the lengths of the documents; or ""."""
+    if backend == "sdpa":
+        return "attention runs by sdpa"
+    if packing and any(mixers(block) for block in blocks(model)):
+        return "recurrent or convolution layers run on each document by itself"
+    return ""
+
+
+def _reason_against(train: TrainConfig, breaks: str, device: torch.device, packing: bool) -> str:
     """Why train.compile is off where it is not asked for; "" where it is on."""
     if _setting(train) == "false":
         return "train.compile=false"
@@ -106,8 +117,8 @@ def _reason_against(train: TrainConfig, backend: str, device: torch.device, pack
         return f"auto, on {device.type}"
     if not packing:
         return "auto, with data.packing=false, where shapes change from batch to batch"
-    if backend == "sdpa":
-        return "auto, with attention by sdpa, whose calls depend on the lengths of the documents"
+    if breaks:
+        return f"auto: {breaks}, with calls that depend on the lengths of the documents"
     if not has_triton():
         return "auto, without Triton or a GPU that it generates code for"
     return ""

@@ -26,7 +26,8 @@ from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from tests.model import document_kernels
 from tests.model.batches import packed_batch
-from tests.model.random_models import OWN_CODE, write_model_with_code
+from tests.model.random_models import OWN_CODE, write_model_with_code, write_random_model
+from tests.model_types.variants import config_of, variants
 from tests.runs import PROCESSES, metrics_of, saved_state, small_config
 
 # one shape; the longest is rounded up to 128 in the first and to 256 in the others
@@ -179,6 +180,9 @@ def test_auto_never_fails_and_says_why_it_is_off(tiny_model, tmp_path, monkeypat
         chosen(broken, compile="true")
     with pytest.raises(ConfigError, match="has no effect beside"):
         chosen(llama, "sdpa", compile=True, activation_checkpointing="full")
+    hybrid = write_random_model(tmp_path / "hybrid", config_of(*variants()["lfm2"]))
+    assert "on each document by itself" in str(chosen(hybrid))
+    assert str(chosen(hybrid, compile=True)) == "on"
 
 
 def killed_run(config: Any, calls: int) -> None:
