@@ -315,3 +315,17 @@ def test_a_mistake_is_named_as_training_would(tmp_path, tiny_model, capsys):
     assert "did you mean train.micro_batch_size" in capsys.readouterr().err
     assert main([*arguments(tmp_path, tiny_model(), **{"train.replicas": 3}), "--gpus", "4"]) == 2
     assert "train.replicas=3 does not divide --gpus 4" in capsys.readouterr().err
+
+
+def test_ranks_that_share_packs_have_a_part_of_the_activations(tmp_path, tiny_model, capsys):
+    model, long = tiny_model("llama", tied=False), {"data.max_length": 2**16}
+    four = [*arguments(tmp_path, model, **long), "--gpus", "4"]
+    assert main(four) == 0
+    alone = figures(capsys.readouterr().out)
+    assert main([*four, "train.context_parallel=4"]) == 0
+    shared = figures(capsys.readouterr().out)
+    assert alone["activations kept"] > 0.1
+    assert shared["activations kept"] == pytest.approx(alone["activations kept"] / 4, abs=0.002)
+    assert shared["parameters, fp32"] == alone["parameters, fp32"]
+    assert main([*four, "train.context_parallel=3"]) == 2
+    assert "train.context_parallel=3 does not divide --gpus 4" in capsys.readouterr().err

@@ -131,8 +131,9 @@ def longest_position(model: nn.Module, positions: Tensor) -> Iterator[None]:
     longest = positions.max().view(1, 1)
 
     def append(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        kwargs["position_ids"] = torch.cat([kwargs["position_ids"], longest], 1)
-        return args, kwargs
+        if len(args) > 1:  # (hidden states, positions); some models name them
+            return (args[0], torch.cat([args[1], longest], 1), *args[2:]), kwargs
+        return args, kwargs | {"position_ids": torch.cat([kwargs["position_ids"], longest], 1)}
 
     def cut(module: nn.Module, args: Any, out: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return tuple(part[:, :-1] for part in out)
