@@ -85,10 +85,13 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     with named_errors(model), callers() as calls:
         logp = _logp(model, batch)
     first = [range(len(documents[0])), *([] for _ in documents[1:])]
+    rest = _layers_without_seam(model, calls) if packed else []
     with named_errors(model), experts_by_token(model):
-        same = _logp(model, batch) if experts_implementation(model) else logp
+        with _outputs_of(rest) as outputs:
+            same = _logp(model, batch) if rest or experts_implementation(model) else logp
+        with _outputs_of(rest) as changed:
+            other = _logp(model, _changed(batch, first))
         later = _logp(model, _changed(batch, [[len(document) - 1] for document in documents]))
-        other = _logp(model, _changed(batch, first))
     sequences = [batch.sequence == number for number in range(len(documents))]
 
     def worst(difference: Tensor) -> float:
@@ -104,7 +107,8 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     raise_on_all_ranks(lambda: _check_finite(model, error))
     problems = [
         _router_problem(model, documents[0]),
-        _seam_problem(model, calls) if packed else None,
+        _mixing_problem(model, len(documents[0]), outputs, changed),
+        _window_problem(model, calls) if packed else None,
         _seen("another document of the batch", (other - same)[~sequences[0]]),
         _seen("later tokens of a document", later - same),
         "log p differs from that of transformers' own forward of each document alone by "
@@ -125,20 +129,58 @@ def _check_finite(model: ShardedModel, error: float) -> None:
         )
 
 
-def _seam_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]) -> str | None:
-    """Whether decoder layers mix tokens without knowing where documents begin, or without the
-    window of the configuration, which a short document would not show."""
-    layers, calling = blocks(model), {id(module) for module, _ in calls}
-    apart = sum(
-        bool(mixers(layer)) or any(id(part) in calling for part in layer.modules())
-        for layer in layers
+def _layers_without_seam(
+    model: ShardedModel, calls: list[tuple[nn.Module, int | None]]
+) -> list[nn.Module]:
+    """The decoder layers that neither attend by document nor have a mixer that runs by document:
+    either they treat each token by itself (Nemotron-H), or they mix what they must not."""
+    calling = {id(module) for module, _ in calls}
+    return [
+        layer
+        for layer in blocks(model)
+        if not mixers(layer) and not any(id(part) in calling for part in layer.modules())
+    ]
+
+
+@contextmanager
+def _outputs_of(layers: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """What these decoder layers give meanwhile, [B, L, D] each."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append((output[0] if isinstance(output, tuple) else output).detach())
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _mixing_problem(
+    model: ShardedModel, first: int, outputs: list[Tensor], changed: list[Tensor]
+) -> str | None:
+    """Whether layers mix tokens without knowing where documents begin: `outputs` of them, and what
+    became of these when the `first` tokens of the batch, a document, were others. Nearer than log
+    p, which a state that fades may hardly move."""
+    mixing = 0
+    for before, after in zip(outputs, changed, strict=True):
+        own = first if model.context is None else first - model.context.rank * before.shape[1]
+        moved = (after - before).flatten(0, 1)[max(own, 0) :].abs()
+        mixing += bool((moved > UNSEEN * before.abs().max()).any())
+    return (
+        f"{mixing} of its {len(blocks(model))} decoder layers mix the tokens of a pack without "
+        "regard to where documents begin (an attention of their own, recurrent or convolution "
+        "layers)"
+        if mixing
+        else None
     )
-    if apart < len(layers):
-        return (
-            f"{len(layers) - apart} of its {len(layers)} decoder layers mix the tokens of a pack "
-            "without regard to where documents begin (an attention of their own, recurrent or "
-            "convolution layers)"
-        )
+
+
+def _window_problem(model: ShardedModel, calls: list[tuple[nn.Module, int | None]]) -> str | None:
+    """Whether layers attend without the window of the configuration, which a short document would
+    not show."""
     window, kinds = _window(model), getattr(model.config.get_text_config(), "layer_types", None)
     windowed = window and (kinds is None or "sliding_attention" in kinds)
     if windowed and all(given is None for _, given in calls):
