@@ -153,7 +153,8 @@ class Routers:
         return (chosen / (self.layers * self.tokens)).float()
 
     def _record(self, index: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self.real is None:
+        # a recomputed forward does what the first one did; generation between steps is no training
+        if self.real is None or not (self.open or module.training):
             return
         logits = output[index] if isinstance(output, tuple) else output
         logits = logits.reshape(-1, self.experts).float()

@@ -14,6 +14,7 @@ from adaptsft.config.schema import Config, LoraConfig, ModelConfig, TrainConfig
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
+from adaptsft.evals.in_training import generating
 from adaptsft.model.build import build_model
 from adaptsft.model.check import batch_of
 from adaptsft.model.fsdp import evaluating
@@ -123,6 +124,8 @@ def test_what_is_counted_first_is_what_the_training_forward_routes(dropping):
             model = built(dropping, **settings)
             routers = model.routers
             step(model)
+            with generating(model):  # as for tasks between steps
+                model(input_ids=DOCUMENTS[1][None], use_cache=False)
             chosen = routers.sums[-2 * routers.experts : -routers.experts]
             assert torch.equal(routers.share, (chosen / (routers.layers * TOKENS)).float())
             assert not routers.recorded, "a recomputed forward would keep its activations"
