@@ -19,6 +19,7 @@ from adaptsft.model.build import build_model
 from adaptsft.model.check import batch_of
 from adaptsft.model.fsdp import evaluating
 from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.router import _experts
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from adaptsft.training.normalizer import LossNormalizer
@@ -200,6 +201,12 @@ def test_what_cannot_be(tmp_path, model, tiny_model):
         with pytest.raises(ConfigError, match=r"set train\.router_aux_loss=0"):
             LossNormalizer(other, 0.1)
         LossNormalizer(other, 0.0)
+
+
+def test_a_router_of_several_layers_ends_in_its_experts():
+    """As Zaya's, whose first matrix is larger than the number of experts."""
+    several = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 5))
+    assert _experts([several, torch.nn.Linear(8, 5)]) == 5
 
 
 def test_unit_mass_leaves_the_weight_of_the_router_loss():
