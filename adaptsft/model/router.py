@@ -153,7 +153,8 @@ class Routers:
         return (chosen / (self.layers * self.tokens)).float()
 
     def _record(self, index: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self.real is None:
+        # a recomputed forward does what the first one did; generation between steps is no training
+        if self.real is None or not (self.open or module.training):
             return
         logits = output[index] if isinstance(output, tuple) else output
         logits = logits.reshape(-1, self.experts).float()
@@ -218,11 +219,11 @@ def _routers(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
 
 
 def _experts(routers: list[nn.Module]) -> int:
-    """That all of these choose from; 0 where their matrices do not tell."""
-    rows = {
-        max((p.shape[0] for p in router.parameters() if p.ndim == 2), default=0)
-        for router in routers
-    }
+    """That all of these choose from, by the last of their matrices; 0 where that does not tell."""
+    rows = set()
+    for router in routers:
+        own = {name: p for name, p in router.named_parameters() if "lora_" not in name}
+        rows.add(([0] + [p.shape[0] for p in own.values() if p.ndim == 2])[-1])
     return rows.pop() if len(rows) == 1 else 0
 
 

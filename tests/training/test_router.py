@@ -14,10 +14,12 @@ from adaptsft.config.schema import Config, LoraConfig, ModelConfig, TrainConfig
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
+from adaptsft.evals.in_training import generating
 from adaptsft.model.build import build_model
 from adaptsft.model.check import batch_of
 from adaptsft.model.fsdp import evaluating
 from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.router import _experts
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from adaptsft.training.normalizer import LossNormalizer
@@ -123,6 +125,8 @@ def test_what_is_counted_first_is_what_the_training_forward_routes(dropping):
             model = built(dropping, **settings)
             routers = model.routers
             step(model)
+            with generating(model):  # as for tasks between steps
+                model(input_ids=DOCUMENTS[1][None], use_cache=False)
             chosen = routers.sums[-2 * routers.experts : -routers.experts]
             assert torch.equal(routers.share, (chosen / (routers.layers * TOKENS)).float())
             assert not routers.recorded, "a recomputed forward would keep its activations"
@@ -197,6 +201,12 @@ def test_what_cannot_be(tmp_path, model, tiny_model):
         with pytest.raises(ConfigError, match=r"set train\.router_aux_loss=0"):
             LossNormalizer(other, 0.1)
         LossNormalizer(other, 0.0)
+
+
+def test_a_router_of_several_layers_ends_in_its_experts():
+    """As Zaya's, whose first matrix is larger than the number of experts."""
+    several = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 5))
+    assert _experts([several, torch.nn.Linear(8, 5)]) == 5
 
 
 def test_unit_mass_leaves_the_weight_of_the_router_loss():
