@@ -91,8 +91,8 @@ def report(
     """(what is printed, whether it fits; True where the size of the GPU is not known)."""
     model_config, tokenizer = load_configs(config)
     padded = choose_packing(config, model_config)
-    packed = is_packed(config.data) or config.train.context_parallel > 1
-    check_verified(config.model, model_config, packed)
+    packing, parts = is_packed(config.data), config.train.context_parallel
+    check_verified(config.model, model_config, packing, parts)
     gpu = config.train.device != "cpu"
     lines, packs = steps_of(config, gpus, tokenizer)
     lines[:0] = [padded] if padded else []
@@ -147,7 +147,9 @@ def in_time(
     config: Config, model_config: Any, traced: Traced, cluster: Cluster, packs: int, limit: float
 ) -> list[str]:
     """Communication, time, and what would make it less within `limit` bytes."""
-    train, length = config.train, config.data.max_length
+    train = config.train
+    # packs are parts of them, one for each rank of train.context_parallel
+    length = -(-config.data.max_length // train.context_parallel)
     now = paced(traced, train, cluster, packs, length)
     step, sharded = now.step, f"over {now.memory.ranks} ranks"
     lines = [
@@ -166,7 +168,7 @@ def in_time(
             )
             if part.buffers
         ),
-        f"seconds per step of {packs:,} full packs, expected:",
+        f"seconds per step of {packs // train.context_parallel:,} full packs, expected:",
         *(
             f"  {name:30}{seconds:10.3f}   {what}"
             for name, seconds, what in (

@@ -73,8 +73,8 @@ def train(config: Config) -> dict[str, Any]:
         pretrained = rank0_first(lambda: load_pretrained(config.model))
         if padded := choose_packing(config, pretrained.config):
             print0(padded)
-        packed = is_packed(config.data) or config.train.context_parallel > 1
-        check_verified(config.model, pretrained.config, packed)
+        packing, parts = is_packed(config.data), config.train.context_parallel
+        check_verified(config.model, pretrained.config, packing, parts)
         check_heads(config.train.context_parallel, pretrained.config)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
@@ -88,7 +88,7 @@ def train(config: Config) -> dict[str, Any]:
             run.mesh,
             run.device,
             config.seed,
-            is_packed(config.data),
+            packing,
         )
         routers = model.routers
         optimizer = build_optimizer(model, config.train)
@@ -102,7 +102,7 @@ def train(config: Config) -> dict[str, Any]:
             data, config, pretrained.pad_id, in_buckets, run.device, reference, compiled
         )
         run.enter(loader)
-        check_first_batch(model, loader.first_batch(), is_packed(config.data))
+        check_first_batch(model, loader.first_batch(), packing)
 
         first = resume_or_prepare(run, model, optimizer, objective, data, loader, base)
         log_run_header(run, model, data, loader, end)

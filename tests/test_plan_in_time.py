@@ -45,6 +45,20 @@ def test_communication_time_and_what_would_be_faster(tmp_path, capsys):
         assert re.search(rf"  {change}: [\d,]+ tokens per second \(\+\d+%\)", faster), change
 
 
+def test_ranks_that_share_packs_share_their_time(tmp_path, capsys):
+    """Twice the parts, each half as long: as many tokens. Replicas hold whole groups of ranks."""
+    command = [shape(tmp_path, "8b", num_hidden_layers=1), "data.path=absent.jsonl"]
+    command += [f"run_dir={tmp_path / 'run'}", "train.micro_batch_size=1", "train.reshard=always"]
+    command += ["--gpus", "16", "--gpu", "h100", "--gpus-per-node", "2"]
+    found = []
+    for ranks in (1, 4):
+        assert main([*command, f"train.context_parallel={ranks}"]) == 0
+        out = capsys.readouterr().out
+        assert "of 32 full packs" in out
+        found.append(float(re.findall(r"products, attention +([\d.]+)", out)[0]))
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
 def test_experts_are_counted_as_active_and_traced(tmp_path):
     layers = {"num_hidden_layers": 1}
     path = shape(tmp_path, "30b_a3b", **layers)

@@ -76,10 +76,12 @@ def faster(
     """Changes that fit `limit` bytes, each of which alone gives more tokens per second by WORTH_IT
     or more, the best first. `packs`: of a step."""
     train, gpus, node = config.train, cluster.gpus, cluster.per_node
-    size, length = packs_at_once(train), config.data.max_length
+    size, length = packs_at_once(train), -(-config.data.max_length // train.context_parallel)
     changes: list[dict[str, Any]] = [{"reshard": "never"}]
     changes.append({"reduce_every_micro_batch": not train.reduce_every_micro_batch})
     shards = [ranks for ranks in (node, 2 * node, 4 * node, gpus) if gpus % ranks == 0]
+    # a replica holds whole groups of ranks that share packs
+    shards = [ranks for ranks in shards if ranks % train.context_parallel == 0]
     changes += [{"replicas": gpus // ranks} for ranks in shards]
     if train.activation_checkpointing == "full":  # per_op repeats no product either
         changes.append({"activation_checkpointing": "per_op"})

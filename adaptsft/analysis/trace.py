@@ -31,7 +31,7 @@ from adaptsft.model.compile import prepare_block
 from adaptsft.model.context_parallel import check_heads
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
-from adaptsft.model.mixers import keep_documents_apart
+from adaptsft.model.mixers import keep_documents_apart, refuse_mixers
 from adaptsft.model.modules import blocks, final_norm_of, head_of
 from adaptsft.model.sinks import attend_with_sinks
 from adaptsft.model.supported import named_errors, refuse_unsupported
@@ -112,6 +112,8 @@ def trace(
     with fake:
         _leave_meta(model, dtype)
         freeze(model, config.model.freeze)
+        if train.context_parallel > 1:
+            refuse_mixers(model)
         if config.data.packing:
             keep_documents_apart(model)
         members = _groups(model)

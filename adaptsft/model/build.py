@@ -20,7 +20,7 @@ from adaptsft.model.fsdp import ShardedModel, restore_buffers, shard_model
 from adaptsft.model.language import causal_lm
 from adaptsft.model.load import fitted, load_weights
 from adaptsft.model.loss import loss_settings, route, token_loss
-from adaptsft.model.mixers import keep_documents_apart, refuse_mixers
+from adaptsft.model.mixers import keep_documents_apart, leave_outside_graphs, refuse_mixers
 from adaptsft.model.modules import blocks, class_name, embedding_of, head_of
 from adaptsft.model.pretrained import Pretrained
 from adaptsft.model.router import Routers
@@ -78,6 +78,7 @@ def build_model(
     fp8 = raise_on_all_ranks(lambda: convert_to_fp8(model)) if config.fp8 != "none" else None
     if model.context is not None:
         raise_on_all_ranks(lambda: refuse_mixers(model))
+    leave_outside_graphs(model)
     apart = packing and keep_documents_apart(model)
     compilation = raise_on_all_ranks(
         lambda: choose_compilation(model, train, backend, device, packing, model.routers)

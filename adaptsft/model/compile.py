@@ -72,7 +72,7 @@ def choose_compilation(
     Raises ConfigError where train.compile=true cannot work.
     """
     recomputed, asked = train.activation_checkpointing != "none", _setting(train) == "true"
-    breaks = _outside_graphs(model, backend, packing)
+    breaks = _outside_graphs(model, backend)
     if asked and breaks and recomputed:
         raise ConfigError(
             "train.compile=true has no effect beside train.activation_checkpointing where "
@@ -100,12 +100,12 @@ def _setting(train: TrainConfig) -> str:
     return str(train.compile).lower()
 
 
-def _outside_graphs(model: PreTrainedModel, backend: str, packing: bool) -> str:
-    """What runs outside of graphs, as its calls depend on the lengths of the documents; or ""."""
+def _outside_graphs(model: PreTrainedModel, backend: str) -> str:
+    """What runs outside of graphs; or ""."""
     if backend == "sdpa":
         return "attention runs by sdpa"
-    if packing and any(mixers(block) for block in blocks(model)):
-        return "recurrent or convolution layers run on each document by itself"
+    if any(mixers(block) for block in blocks(model)):
+        return "recurrent or convolution layers run outside of graphs"
     return ""
 
 
@@ -118,7 +118,7 @@ def _reason_against(train: TrainConfig, breaks: str, device: torch.device, packi
     if not packing:
         return "auto, with data.packing=false, where shapes change from batch to batch"
     if breaks:
-        return f"auto: {breaks}, with calls that depend on the lengths of the documents"
+        return f"auto: {breaks}, in calls that depend on the lengths of the documents"
     if not has_triton():
         return "auto, without Triton or a GPU that it generates code for"
     return ""

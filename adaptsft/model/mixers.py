@@ -36,6 +36,14 @@ def keep_documents_apart(model: PreTrainedModel) -> bool:
     return bool(found)
 
 
+def leave_outside_graphs(model: PreTrainedModel) -> None:
+    """Have torch.compile leave out the mixers: without kernels of their own they are loops over the
+    tokens, which it would unroll, for many minutes and into errors of its own."""
+    for layer in blocks(model):
+        for mixer in mixers(layer):
+            mixer.forward = torch.compiler.disable(mixer.forward)
+
+
 def refuse_mixers(model: PreTrainedModel) -> None:
     """Raises ConfigError for a model that has any: a rank of train.context_parallel has a part of
     the tokens, and a recurrence would need the state after those before."""
@@ -46,6 +54,7 @@ def refuse_mixers(model: PreTrainedModel) -> None:
         )
 
 
+@torch.compiler.disable
 @torch.compiler.disable
 def _by_document(
     forward: Callable[..., Any], *args: Any, documents: Documents | None = None, **kwargs: Any

@@ -55,9 +55,12 @@ def choose_packing(config: Config, model_config: Any) -> str:
     return f"data.packing=auto: false, examples are padded ({why})" if why else ""
 
 
-def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> None:
+def check_verified(
+    config: ModelConfig, model_config: Any, packing: bool, context_parallel: int = 1
+) -> None:
     """Raises ConfigError for a model type that has not been found to train as transformers computes
-    it in the way that is asked for: packed or padded, by which attention. With model.unverified
+    it in the way that is asked for: packed or padded, by which attention; with
+    train.context_parallel as if packed, for its ranks have parts of one row. With model.unverified
     only for kinds of models that are not trained at all."""
     where = f"model.path={config.path}: model_type={model_config.model_type}"
     own_code = has_own_code(config, model_config)
@@ -68,10 +71,17 @@ def check_verified(config: ModelConfig, model_config: Any, packing: bool) -> Non
         raise ConfigError(f"{where}: {why}; causal language models are trained. {LISTED}")
     if config.unverified:
         return
+    packing = packing or context_parallel > 1
     mode = "eager" if config.attention == "eager" else "packed" if packing else "padded"
     good = exact_modes(tried)
     if mode in good:
         return
+    if good and context_parallel > 1:
+        raise ConfigError(
+            f"{where}: train.context_parallel={context_parallel} gives ranks parts of one row of "
+            "documents, as packed, which does not train it as transformers computes it "
+            f"({reason(tried, mode)}); set train.context_parallel=1"
+        )
     if good:
         raise ConfigError(
             f"{where}: {MODES[mode]} does not train it as transformers computes it "

@@ -4,6 +4,7 @@ Real gloo ranks."""
 import json
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from adaptsft.config.load import read_config, save_config
 from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
+from adaptsft.model import build, check
 from adaptsft.model.attention import attending
 from adaptsft.model.build import build_model
 from adaptsft.model.check import batch_of, check_first_batch
@@ -77,8 +79,15 @@ def check_models(folder: Path) -> None:
         own = logits.log_softmax(-1).gather(1, document[1:, None]).squeeze(1)
         torch.testing.assert_close(logp, own, rtol=1e-5, atol=1e-5)
 
-        # a convolution over tokens, some of which another rank has
-        with pytest.raises(ConfigError, match=r"1 of its 2 decoder layers.*parallel=2 needs"):
+        # a convolution over tokens, some of which another rank has: it is known by its kind, and
+        # what is not, the check finds
+        with pytest.raises(ConfigError, match="context_parallel: Lfm2ForCausalLM has recurrent"):
+            built(folder / "lfm2", device)
+        with (
+            mock.patch.multiple(build, refuse_mixers=bool, keep_documents_apart=lambda _: False),
+            mock.patch.object(check, "mixers", return_value=[]),
+            pytest.raises(ConfigError, match=r"1 of its 2 decoder layers.*parallel=2 needs"),
+        ):
             check_first_batch(built(folder / "lfm2", device), batch, packing=False)
 
 

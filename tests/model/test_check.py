@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from adaptsft.config.load import save_config
@@ -12,6 +13,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model import check as check_module
 from adaptsft.model.check import TOLERANCE, check_first_batch
 from adaptsft.model.fsdp import ShardedModel
+from adaptsft.model.supported import check_verified
 from adaptsft.train import main, train
 from tests.distributed.two_ranks import on_two_ranks
 from tests.model.batches import LENGTHS, built, packed_batch
@@ -174,6 +176,10 @@ def test_what_is_exact_only_without_packing_is_padded_unless_packing_is_asked_fo
     model, settings = not_told(tmp_path / "model"), {"train__micro_batch_size": 4}
     with pytest.raises(ConfigError, match=r"data\.packing=true does not.*set data\.packing=false"):
         train(small_config(tmp_path, model, data__packing=True, **settings))
+    mamba = AutoConfig.from_pretrained(model)
+    for packing in (True, False):  # the ranks would share one row either way
+        with pytest.raises(ConfigError, match=r"set train\.context_parallel=1"):
+            check_verified(ModelConfig(path="x"), mamba, packing, 2)
     config = small_config(tmp_path, model, **settings)
     assert 0 < train(config)["loss"] < 10
     assert config.data.packing is False

@@ -181,7 +181,7 @@ def test_auto_never_fails_and_says_why_it_is_off(tiny_model, tmp_path, monkeypat
     with pytest.raises(ConfigError, match="has no effect beside"):
         chosen(llama, "sdpa", compile=True, activation_checkpointing="full")
     hybrid = write_random_model(tmp_path / "hybrid", config_of(*variants()["lfm2"]))
-    assert "on each document by itself" in str(chosen(hybrid))
+    assert "run outside of graphs" in str(chosen(hybrid))
     assert str(chosen(hybrid, compile=True)) == "on"
 
 
