@@ -180,8 +180,7 @@ def estimate(
     cluster: Cluster,
     exchanges: Traffic = NOTHING,
 ) -> Step:
-    """`tokens`, `exchanges`: of a micro-batch on one GPU; `recomputes`: whole blocks in the backward
-    pass.
+    """`tokens`, `exchanges`: of a micro-batch on one GPU; `recomputes`: whole blocks, backward.
 
     Gathers overlap with the forward pass, and gathers and reductions with the backward pass, except
     the first ones (embedding and first block), and the last reduction. Copies do not, nor do
