@@ -165,10 +165,15 @@ def in_time(
                     step.all_reduced,
                     f"fp32, over {train.replicas} replicas",
                 ),
+                (
+                    "tokens exchanged for heads",
+                    step.exchanged,
+                    f"compute dtype, among {train.context_parallel} ranks; not hidden",
+                ),
             )
             if part.buffers
         ),
-        f"seconds per step of {packs // train.context_parallel:,} full packs, expected:",
+        f"seconds per step of {-(-packs // train.context_parallel):,} full packs, expected:",
         *(
             f"  {name:30}{seconds:10.3f}   {what}"
             for name, seconds, what in (
@@ -185,6 +190,10 @@ def in_time(
         f"{traced.operations.needed * now.tokens / cluster.gpus / cluster.gpu.flops:.0%}",
         f"assumed: {cluster.assumed}. None of it has been measured on a GPU yet",
     ]
+    if traced.active != traced.parameters:
+        lines.append("not counted: products of experts in groups are slower than those of matrices")
+    if config.model.fp8 != "none":
+        lines.append("not counted: model.fp8; products are taken to be bf16's, and MFU is of them")
     if changes := faster(config, model_config, traced, cluster, packs, limit):
         lines.append("faster, each of these alone:")
     else:

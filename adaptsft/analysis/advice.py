@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from adaptsft.analysis.memory import Memory
-from adaptsft.analysis.scaling import Cluster, Step, estimate
+from adaptsft.analysis.scaling import Cluster, Step, all_to_all, estimate
 from adaptsft.analysis.trace import Traced, trace
 from adaptsft.config.schema import Config, TrainConfig, packs_at_once
 
@@ -61,26 +61,30 @@ class Paced(NamedTuple):
 def paced(
     traced: Traced, train: TrainConfig, cluster: Cluster, packs: int, length: int, change: str = ""
 ) -> Paced:
-    """A step of so many packs of `length` tokens."""
-    size = packs_at_once(train)
+    """A step of so many packs of `length` tokens, or parts of them, one for each rank of
+    train.context_parallel."""
+    size, shared = packs_at_once(train), train.context_parallel
     count = -(-packs // (cluster.gpus * size))
     memory = traced.under(train, cluster.gpus, count)
-    recomputes = train.activation_checkpointing == "full"
-    step = estimate(memory, traced.operations, size * length, count, recomputes, cluster)
-    return Paced(change, step, packs * length / step.seconds, memory)
+    recomputes, tokens = train.activation_checkpointing == "full", -(-size * length // shared)
+    # forward and backward; per_op keeps products, not what is exchanged
+    passes = 2 if train.activation_checkpointing == "none" else 3
+    size_of_all = passes * memory.element * tokens * traced.exchanged
+    exchanges = all_to_all(size_of_all, 2 * passes * traced.layers, shared, cluster)
+    step = estimate(memory, traced.operations, tokens, count, recomputes, cluster, exchanges)
+    return Paced(change, step, packs / shared * length / step.seconds, memory)
 
 
 def faster(
     config: Config, model_config: Any, traced: Traced, cluster: Cluster, packs: int, limit: float
 ) -> list[Paced]:
     """Changes that fit `limit` bytes, each of which alone gives more tokens per second by WORTH_IT
-    or more, the best first. `packs`: of a step."""
+    or more, the best first. `packs`: of a step, as in `paced`."""
     train, gpus, node = config.train, cluster.gpus, cluster.per_node
     size, length = packs_at_once(train), -(-config.data.max_length // train.context_parallel)
     changes: list[dict[str, Any]] = [{"reshard": "never"}]
     changes.append({"reduce_every_micro_batch": not train.reduce_every_micro_batch})
     shards = [ranks for ranks in (node, 2 * node, 4 * node, gpus) if gpus % ranks == 0]
-    # a replica holds whole groups of ranks that share packs
     shards = [ranks for ranks in shards if ranks % train.context_parallel == 0]
     changes += [{"replicas": gpus // ranks} for ranks in shards]
     if train.activation_checkpointing == "full":  # per_op repeats no product either

@@ -83,6 +83,18 @@ def ring(size: float, ranks: int, stride: int, passes: int, cluster: Cluster) ->
     return Traffic(size, link, network, carried + START + hops)
 
 
+def all_to_all(size: float, calls: int, ranks: int, cluster: Cluster) -> Traffic:
+    """Exchanges of `size` bytes in all among so many neighbouring ranks, of which each keeps its
+    own part and gets the others'."""
+    if ranks == 1 or not size:
+        return NOTHING
+    members = min(ranks, cluster.per_node)
+    link, network = size * (members - 1) / ranks, size * (ranks - members) / ranks
+    carried = max(link / cluster.gpu.link, network / cluster.network) / EFFICIENCY
+    hop = NETWORK_HOP if network else HOP
+    return Traffic(size, link, network, carried + calls * (START + hop))
+
+
 class Passes(NamedTuple):
     """What a micro-batch communicates, group by group, in this order."""
 
@@ -127,6 +139,7 @@ class Step:
     gathered: Traffic
     reduced: Traffic
     all_reduced: Traffic
+    exchanged: Traffic  # tokens for heads, with train.context_parallel
     needed: float  # products and attention, forward and backward
     recomputed: float
     copies: float  # of weights and gradients, in the GPU's own memory
@@ -141,7 +154,7 @@ class Step:
 
     @property
     def communication(self) -> Traffic:
-        return self.gathered.plus(self.reduced).plus(self.all_reduced)
+        return self.gathered.plus(self.reduced).plus(self.all_reduced).plus(self.exchanged)
 
     @property
     def limit(self) -> str:
@@ -165,11 +178,13 @@ def estimate(
     micro_batches: int,
     recomputes: bool,
     cluster: Cluster,
+    exchanges: Traffic = NOTHING,
 ) -> Step:
-    """`tokens`: of a micro-batch on one GPU; `recomputes`: whole blocks in the backward pass.
+    """`tokens`, `exchanges`: of a micro-batch on one GPU; `recomputes`: whole blocks, backward.
 
     Gathers overlap with the forward pass, and gathers and reductions with the backward pass, except
-    the first ones (embedding and first block), and the last reduction. Copies do not.
+    the first ones (embedding and first block), and the last reduction. Copies do not, nor do
+    `exchanges`, in the midst of a layer.
     """
     ranks, replicas = memory.ranks, memory.replicas
     rate = cluster.gpu.flops * cluster.mfu
@@ -218,11 +233,12 @@ def estimate(
         gathered,
         reduced,
         all_reduced,
+        NOTHING.plus(exchanges, micro_batches),
         micro_batches * (forward + backward),
         micro_batches * recomputed,
         copied,
         hidden,
-        exposed,
+        exposed + micro_batches * exchanges.seconds,
         optimizer,
     )
 

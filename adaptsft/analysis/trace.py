@@ -28,7 +28,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model import attention
 from adaptsft.model.build import compute_dtype, freeze
 from adaptsft.model.compile import prepare_block
-from adaptsft.model.context_parallel import check_heads
+from adaptsft.model.context_parallel import check_heads, exchanged
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
 from adaptsft.model.mixers import keep_documents_apart, refuse_mixers
@@ -47,6 +47,8 @@ class Traced(NamedTuple):
     groups: Callable[[int], list[Group]]  # Memory.groups by the ranks that share a copy
     loss: Callable[[TrainConfig], int]  # Memory.loss
     train: TrainConfig
+    exchanged: int  # numbers per token and forward pass, among ranks of train.context_parallel
+    layers: int
 
     def under(self, train: TrainConfig, gpus: int, micro_batches: int) -> Memory:
         """The memory under other settings, without tracing again: the checkpointing of activations
@@ -149,7 +151,10 @@ def trace(
     )
     parameters = sum(numel for numel, _ in sizes)
     trained = sum(numel for numel, requires_grad in sizes if requires_grad)
-    return Traced(memory, parameters, trained, active, counted, groups, loss, train)
+    numbers, layers = exchanged(train.context_parallel, model_config), len(blocks(model))
+    return Traced(
+        memory, parameters, trained, active, counted, groups, loss, train, numbers, layers
+    )
 
 
 def _leave_meta(model: nn.Module, dtype: torch.dtype) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adaptsft.data.collator import Batch
 from adaptsft.distributed.ranks import ContextGroup
 from adaptsft.errors import ConfigError
-from adaptsft.model.modules import layer_configs
+from adaptsft.model.modules import head_dim, layer_configs
 from adaptsft.objectives.reference import Reference
 from adaptsft_kernels import TokenOutputs
 
@@ -35,6 +35,18 @@ def check_heads(size: int, model_config: Any) -> None:
                 f"train.context_parallel={size} does not divide the {heads} attention heads of "
                 f"model_type={model_config.model_type}, which its ranks share out: use a divisor"
             )
+
+
+def exchanged(size: int, model_config: Any) -> int:
+    """Numbers that `size` ranks exchange in a forward pass for each token: of every layer queries,
+    keys and values, as `heads_for_tokens` repeats them, and outputs."""
+    numbers = 0
+    for layer in layer_configs(model_config.get_text_config()):
+        heads = getattr(layer, "num_attention_heads", None) or 0
+        key_heads = getattr(layer, "num_key_value_heads", None) or heads
+        key_heads *= size // math.gcd(size, key_heads or size)
+        numbers += 2 * (heads + key_heads) * head_dim(layer)
+    return numbers
 
 
 def part_of(batch: Batch, context: ContextGroup) -> Batch:

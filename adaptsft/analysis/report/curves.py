@@ -29,6 +29,10 @@ CURVES = {  # column of metrics.jsonl: title
     "weight": "Mean token weight of the objective",
     "grad_norm": "Gradient norm before clipping",
     "lr": "Learning rate",
+    # of a mixture of experts
+    "router_aux_loss": "Load-balancing loss of the routers",
+    "expert_load_max": "Largest load of an expert, 1 is an even share",
+    "expert_load_entropy": "Entropy of the experts' loads, share of log E",
     "tokens_per_second_per_rank": "Tokens per second and rank",
 }
 # shown where they move, or differ between runs
