@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from adaptsft.config.load import save_config
+from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError
 from adaptsft.model import check as check_module
 from adaptsft.model.check import TOLERANCE, check_first_batch
