@@ -210,12 +210,12 @@ def in_time(
 def cluster_of(options: argparse.Namespace, device: str | None) -> Cluster | None:
     """None where the kind of GPU is not known. `device`: name of this machine's. Raises
     ConfigError."""
+    for name in ("gpus", "gpu_memory", "gpus_per_node", "network", "mfu"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number above 0")
     gpu = named_gpu(options.gpu) if options.gpu else gpu_of(device or "")
     if gpu is None:
         return None
-    for name in ("gpus", "gpus_per_node", "network", "mfu"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number above 0")
     network, mfu = options.network or NETWORK, options.mfu or MFU
     if mfu > 1:
         raise ConfigError(f"--mfu {mfu}: a share of the peak, such as 0.5")

@@ -91,6 +91,8 @@ def test_an_impossible_cluster_is_named(tmp_path, tiny_model, capsys):
         (["--gpu", "V100"], r"--gpu V100: not known; one of H200"),
         (["--gpus", "12", "--gpu", "H100"], r"--gpus 12 is not a multiple of --gpus-per-node 8"),
         (["--gpu", "H100", "--mfu", "40"], r"--mfu 40.0: a share of the peak, such as 0.5"),
+        (["--gpus", "0"], r"--gpus 0: give a number above 0"),
+        (["--gpu-memory", "-3"], r"--gpu-memory -3.0: give a number above 0"),
         (["--gpu", "H100", "--network", "-1"], r"--network -1.0: give a number above 0"),
     ):
         assert main([*arguments(tmp_path, tiny_model()), *options]) == 2
