@@ -147,9 +147,7 @@ def in_time(
     config: Config, model_config: Any, traced: Traced, cluster: Cluster, packs: int, limit: float
 ) -> list[str]:
     """Communication, time, and what would make it less within `limit` bytes."""
-    train = config.train
-    # packs are parts of them, one for each rank of train.context_parallel
-    length = -(-config.data.max_length // train.context_parallel)
+    train, length = config.train, config.data.max_length
     now = paced(traced, train, cluster, packs, length)
     step, sharded = now.step, f"over {now.memory.ranks} ranks"
     lines = [

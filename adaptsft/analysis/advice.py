@@ -81,7 +81,7 @@ def faster(
     """Changes that fit `limit` bytes, each of which alone gives more tokens per second by WORTH_IT
     or more, the best first. `packs`: of a step, as in `paced`."""
     train, gpus, node = config.train, cluster.gpus, cluster.per_node
-    size, length = packs_at_once(train), -(-config.data.max_length // train.context_parallel)
+    size, length = packs_at_once(train), config.data.max_length
     changes: list[dict[str, Any]] = [{"reshard": "never"}]
     changes.append({"reduce_every_micro_batch": not train.reduce_every_micro_batch})
     shards = [ranks for ranks in (node, 2 * node, 4 * node, gpus) if gpus % ranks == 0]
