@@ -29,10 +29,11 @@ def log_run_header(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
     experts = experts_implementation(model)
+    shared = "" if model.context is None else f", {model.context.size} to a pack"
     print0(
         f"model: {type(model).__name__.removeprefix('FSDP')}, "
         f"{describe(parameters, active_parameters(model))}{frozen}, "
-        f"{str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}, "
+        f"{str(dtype).removeprefix('torch.')} on {world_size()} x {run.device.type}{shared}, "
         f"attention by {model.attention_backend}{f', experts by {experts}' if experts else ''}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
