@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import REPO
 
 PATCHES = re.findall(r"```diff\n(.*?)```", (REPO / "CONTRIBUTING.md").read_text(), re.DOTALL)
@@ -23,6 +25,7 @@ TESTS = [
 ]
 
 
+@pytest.mark.nightly
 def test_every_walk_is_a_short_patch_that_applies_and_passes_its_test(tmp_path):
     assert len(PATCHES) == 5, "objective, controller, data layout, evaluation task, architecture"
     assert all(len(patch.splitlines()) <= LONGEST for patch in PATCHES)

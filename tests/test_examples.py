@@ -71,6 +71,7 @@ def test_loops_of_ones_own_print_the_same_on_one_rank_and_on_two(tiny_model, que
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_program_for_trl_trains_and_goes_on(tiny_model, questions, tmp_path):
     pytest.importorskip("trl", minversion="1.16")
     run(tmp_path, "trl_sft.py", tiny_model(), questions)

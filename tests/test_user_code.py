@@ -215,6 +215,7 @@ def test_the_example_of_the_docs_trains(tmp_path, tiny_model):
     assert lines[-1]["nll"] < lines[0]["nll"] and 0 < lines[-1]["alpha"] < 1
 
 
+@pytest.mark.nightly
 def test_autograd_trains_as_the_weight_by_hand_does(tmp_path, tiny_model):
     """f_alpha as a function of log p and alpha, under our own linear schedule; and as the base of a
     threshold."""

@@ -301,6 +301,7 @@ except ConfigError as error:
 """
 
 
+@pytest.mark.nightly
 def test_modules_of_the_current_directory_are_found_from_a_script_elsewhere(tmp_path):
     """As from a console script, whose own folder begins the path; and each is run once, by whatever
     names it is called."""

@@ -54,6 +54,7 @@ Is that what you wanted?"""
     assert sanitize("no code at all, in one line", "f") == "no code at all, in one line"
 
 
+@pytest.mark.nightly
 def test_runs_are_those_of_trying_all() -> None:
     """Random texts, of lines in which strings, brackets, blocks and clauses begin and end."""
     rng = random.Random(0)

@@ -139,6 +139,7 @@ def own_cases(name: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", ["math_1", "math_2", "math_3"])
+@pytest.mark.nightly
 def test_math_robust_on_own_cases(name: str) -> None:
     # what takes its 3 s each is among the field cases
     chosen = [case for case in own_cases(name) if case["family"] != "hang"]

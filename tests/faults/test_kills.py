@@ -106,6 +106,7 @@ def committing(operations: list[dict]) -> int:
 
 
 @pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.faults)])
+@pytest.mark.nightly
 def test_killed_in_saves(make_config, same, tally, until_2, which):
     start, operations = until_2
     counts, named = [len(each) for each in operations], committing(operations[0])

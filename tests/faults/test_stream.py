@@ -70,6 +70,7 @@ def stream_reference(stream_config) -> Config:
     [IN_STEPS, pytest.param(WHILE_WAITING, marks=pytest.mark.faults)],
     ids=["in-steps", "while-waiting"],
 )
+@pytest.mark.nightly
 def test_killed_in_a_stream(faults, stream_config, stream_reference, tally, request):
     with tally("kill -9 in a streamed set") as trial:
         config = stream_config(f"stream-{request.node.callspec.id}")

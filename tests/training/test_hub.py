@@ -56,6 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_final_arrives_and_a_push_that_fails_is_tried_again(tmp_path, tiny_model, hub):
     model = tiny_model("llama", tied=False)
     config = small_config(

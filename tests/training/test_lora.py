@@ -203,6 +203,7 @@ def test_a_checkpoint_holds_the_adapters_alone_and_resumes_bitwise_on_two_ranks(
     ],
     ids=["recomputed", "bf16 padded"],
 )
+@pytest.mark.nightly
 def test_resumed_with_dropout_is_bitwise_the_run_that_was_not_stopped(tmp_path, model, more):
     whole = small_config(tmp_path, model, "whole", **RESUMED, **more)
     train(whole)

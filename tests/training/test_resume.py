@@ -93,6 +93,7 @@ def test_killed_in_every_step_and_resumed_each_time(settings, reference):
     assert_same_run(config, reference)
 
 
+@pytest.mark.nightly
 def test_resumed_from_every_checkpoint_twice_in_a_row(settings, reference):
     for step in (1, 3, 4, 5):
         again = small_config(**settings, name=f"from{step}", objective__name="nll_then_killed")

@@ -212,7 +212,7 @@ def test_a_router_of_several_layers_ends_in_its_experts():
 def test_unit_mass_leaves_the_weight_of_the_router_loss():
     """The correction of the step's gradients undoes what the loss was multiplied by."""
     config: Any = SimpleNamespace(
-        train=SimpleNamespace(loss_reduction="step"),
+        train=SimpleNamespace(loss_reduction="step", context_parallel=1),
         objective=SimpleNamespace(normalizer="all", unit_mass=True),
     )
     normalizer = LossNormalizer(config, 0.1)

@@ -67,6 +67,7 @@ def test_a_real_model_is_not_measured_for_methods_that_read_it(tmp_path, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_lab_end_to_end_then_one_method_changed(tmp_path, capsys):
     small = tmp_path / "small.yaml"
     train = {"global_batch_size": 4, "device": "cpu"}

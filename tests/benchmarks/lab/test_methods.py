@@ -96,6 +96,7 @@ def test_files_of_methods_that_cannot_work_are_refused(place, capsys):
     assert not (place / "out").exists()
 
 
+@pytest.mark.nightly
 def test_the_source_is_part_of_a_results_fingerprint(place):
     """Of an objective, of the base of a threshold, of a controller, and of the objective that it
     acts through; and of nothing else."""

@@ -97,6 +97,7 @@ def in_small() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "model"), in_small())
+@pytest.mark.nightly
 def test_reproduce_in_small(
     name: str, model: str, here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
