@@ -75,7 +75,7 @@ def train(config: Config) -> dict[str, Any]:
             print0(padded)
         packing, parts = is_packed(config.data), config.train.context_parallel
         check_verified(config.model, pretrained.config, packing, parts)
-        check_heads(config.train.context_parallel, pretrained.config)
+        check_heads(parts, pretrained.config)
         end = turn_end(Template(pretrained.tokenizer, config.data))
         data = run.enter(TrainingData(config, pretrained.tokenizer, run.checkpoint))
         resolve_auto(config, pretrained.config, data, run.device)
