@@ -27,7 +27,7 @@ from adaptsft.training.optim import build_optimizer
 
 # forkserver: torch and transformers are imported once, and each run is still a process of its own
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["adaptsft.train", "tests.runs"])
+PROCESSES.set_forkserver_preload(["adaptsft.train", "tests.runs", "tests.warm"])
 
 
 def write_data(path: Path, examples: int, seed: int = 0) -> Path:
