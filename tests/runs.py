@@ -66,6 +66,7 @@ def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any)
         "train.micro_batch_size": 1,
         "train.lr": 1e-2,
         "train.warmup_ratio": 0.2,
+        "train.gc_every": 0,  # a collection takes as long as a step: of all that pytest holds
         "checkpoint.every": 1,
         "checkpoint.keep_last": 100,
         "checkpoint.export_dtype": "fp32",
