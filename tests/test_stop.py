@@ -111,8 +111,12 @@ def test_generate_of_transformers_stops(run):
 
 @pytest.mark.parametrize(
     ("template", "end"),
-    [(LLAMA3, "<|eot_id|>"), (GEMMA, "<end_of_turn>"), (PHI, "<|end|>"), (MISTRAL, "</s>")],
-    ids=["llama3", "gemma", "phi", "mistral"],
+    [
+        pytest.param(LLAMA3, "<|eot_id|>", id="llama3"),
+        pytest.param(GEMMA, "<end_of_turn>", id="gemma", marks=pytest.mark.nightly),
+        pytest.param(PHI, "<|end|>", id="phi", marks=pytest.mark.nightly),
+        pytest.param(MISTRAL, "</s>", id="mistral"),
+    ],
 )
 def test_so_do_models_of_other_families(tmp_path, template, end, capsys):
     eos = "</s>" if template is MISTRAL else "<|endoftext|>"

@@ -93,9 +93,9 @@ def rows(run_dir: Path) -> list[dict]:
 
 def test_a_run_of_ones_own_is_kept_and_continued_with_its_code_alone(work, monkeypatch, capsys):
     arguments = named(work, "run")
-    done = run(work, "adaptsft.train", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "objective: mine_of_run:sharp, mine_of_run:Rises controller" in done.stderr
+    code, said = train_in(work, *arguments)
+    assert code == 0, said
+    assert "objective: mine_of_run:sharp, mine_of_run:Rises controller" in said
     folder = work / "run"
     assert [row["alpha"] for row in rows(folder)] == pytest.approx([0.0, 0.25, 0.5, 0.6])
     assert rows(folder)[-1]["nll"] < rows(folder)[0]["nll"]

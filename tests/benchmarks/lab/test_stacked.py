@@ -43,10 +43,8 @@ def sources_of(folder: Path, regime: str, lengths: bool) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize(
-    ("regime", "lengths"),
-    [pytest.param("mix_strong_weak", False, marks=pytest.mark.nightly), ("mw_noisy", True)],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("regime", "lengths"), [("mix_strong_weak", False), ("mw_noisy", True)])
 def test_stacked_runs_are_those_of_the_trainer(
     model: Path, tmp_path: Path, regime: str, lengths: bool
 ) -> None:
