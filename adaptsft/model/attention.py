@@ -44,9 +44,10 @@ def _flash(
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     cu, longest = documents.cu_seqlens, documents.longest.shape[0]
+    size, (query, key, value) = value.shape[-1], _of_one_width(query, key, value)
     if sinks is not None:
         inputs, more = (query, key, value, sinks), (scale, window, softcap or 0.0, dropout)
-        return attend_with_sinks("flash", *inputs, cu, longest, *more)
+        return attend_with_sinks("flash", *inputs, cu, longest, *more)[..., :size]
     left = -1 if window is None else window - 1
     options = {
         "dropout_p": dropout,
@@ -59,7 +60,8 @@ def _flash(
     }
     # torch.compile refuses an autograd function that is given one tensor twice
     again = cu.view_as(cu)
-    return flash_attn_varlen_func(query, key, value, cu, again, longest, longest, **options)
+    out = flash_attn_varlen_func(query, key, value, cu, again, longest, longest, **options)
+    return out[..., :size]
 
 
 def _varlen(
@@ -81,10 +83,22 @@ def _varlen(
         options["enable_gqa"] = groups > 1
     else:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    size, (query, key, value) = value.shape[-1], _of_one_width(query, key, value)
     if sinks is not None:
         inputs = (query, key, value, sinks)
-        return attend_with_sinks("varlen", *inputs, cu, longest, scale, window)
-    return cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, **options))
+        return attend_with_sinks("varlen", *inputs, cu, longest, scale, window)[..., :size]
+    out = cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, **options))
+    return out[..., :size]
+
+
+def _of_one_width(*tensors: Tensor) -> list[Tensor]:
+    """Queries, keys and values with zeros behind their dimensions, which change neither scores nor
+    values: the kernels take heads of one size, a multiple of 8, and those of latent attention
+    (DeepSeek-V3: 192 and 128) and of some others have two."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    width += -width % 8
+    missing = [width - tensor.shape[-1] for tensor in tensors]
+    return [F.pad(t, (0, m)) if m else t for t, m in zip(tensors, missing, strict=True)]
 
 
 @torch.compiler.disable
@@ -265,9 +279,6 @@ def unsupported_reason(backend: str, model_config: Any) -> str:
         return f"its heads have at most 256 dimensions, those of this model {max(sizes)}"
     if backend == "flash":
         return ""
-    odd = [size for size in sizes if size % 8]
-    if odd:  # flash-attn pads them
-        return f"the dimensions of its heads are a multiple of 8, those of this model {odd[0]}"
     softcap = getattr(model_config, "attn_logit_softcapping", None)
     if softcap or getattr(model_config, "attention_dropout", 0.0):
         return "it has no logit softcap and no dropout, which this model asks for"

@@ -22,7 +22,8 @@ BYTES = 256 * 1024**2  # of gathered weights at a time
 
 def experts_implementation(model: PreTrainedModel) -> str:
     """By which implementation its experts compute; "" where it has none."""
-    modules = [module for name, module in model.named_modules() if name.endswith("experts")]
+    # not those that every token passes, shared_experts
+    modules = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "experts"]
     if not modules:
         return ""
     chosen = all(hasattr(module, "is_transposed") for module in modules)  # else there is no choice

@@ -68,7 +68,7 @@ def causal_lm(
             return _with_plain_head(config, settings, options)
     try:
         options["trust_remote_code"] = trust_remote_code
-        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(settings, **options))
+        model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(settings, **options))
     except Exception as error:  # also what the code of a model raises that comes with its own
         reason = reason_of(error).splitlines()[0]
         if error.args == (attn_implementation,):
@@ -77,6 +77,13 @@ def causal_lm(
             f"model.path={config._name_or_path}: transformers makes no causal language model of "
             f"model_type={config.model_type}: {reason}"
         ) from None
+    decoder: Any = model.base_model
+    # whether a batch without a mask has padding, which ours may have: a wait for the device
+    decoder.warn_if_padding_and_no_attention_mask = _no_warning
+    return model
+
+
+def _no_warning(input_ids: Tensor, attention_mask: Tensor | None) -> None: ...
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -158,6 +165,11 @@ def _with_plain_head(config: Any, settings: Any, options: dict[str, Any]) -> Pre
             self.model = decoder(config)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             self.post_init()
+
+        @classmethod
+        def _can_set_experts_implementation(cls) -> bool:
+            # transformers reads the source around a class, here this file: experts one by one
+            return bool(decoder._can_set_experts_implementation())
 
         def forward(
             self, input_ids: Tensor, logits_to_keep: int | Tensor = 0, **inputs: Any

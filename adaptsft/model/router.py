@@ -12,6 +12,7 @@ forward without gradient counts it first. The sum over micro-batches and ranks i
 the step, however it is split.
 """
 
+import dataclasses
 import functools
 import inspect
 import sys
@@ -35,6 +36,17 @@ FUNCTION = "load_balancing_loss_func"
 PARAMETERS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
 
 
+@dataclasses.dataclass
+class Router:
+    """One of them."""
+
+    index: int  # of its logits in what it returns
+    balanced: bool  # whether it is in the load-balancing loss of transformers
+    # of the last forward: S fp32 [E], differentiable, and C and the loads, fp32 [E]. A place for
+    # each, not a list for all: its length would be a constant of every layer's compiled graph.
+    found: tuple[Tensor, Tensor, Tensor] | None = None
+
+
 class Routers:
     """What records the routers of a model in training. Of a model without experts it does
     nothing.
@@ -46,10 +58,12 @@ class Routers:
     def __init__(self, model: PreTrainedModel, setting: float | None):
         """`setting`: train.router_aux_loss. Raises ConfigError where it cannot be had."""
         found = _routers(model)
+        self.all = [router for _, router in found]
         self.layers = len(found)
+        self.balanced = sum(router.balanced for router in self.all)
         self.experts = _experts([module for module, _ in found])
         self.counted = self.experts > 0
-        self.has_loss = self.counted and _has_loss(model)
+        self.has_loss = self.counted and self.balanced > 0 and _has_loss(model)
         own = next((getattr(model, name) for name in COEFFICIENTS if hasattr(model, name)), 0.0)
         chosen = own if setting is None else setting
         require(
@@ -62,14 +76,13 @@ class Routers:
         self.tokens = 0  # of the step, over all ranks
         self.real: Tensor | None = None  # bool [tokens of the micro-batch]; None: not recording
         self.open = False  # a recomputed forward (activation checkpointing) adds nothing
-        self.recorded: list[tuple[Tensor, Tensor, Tensor]] = []
         self.probabilities: Tensor | None = None  # fp32 [E]: S of the micro-batch, differentiable
         self.sums: Tensor | None = None  # fp64 [size], of this rank's micro-batches so far
         self.share: Tensor | None = None  # fp32 [E]: F of the whole step, once it is known
         self.seed: tuple[int, int] | None = None  # of the dropout of the next micro-batch
         self.scale: Tensor | float = 1.0
-        for module, index in found if self.counted else []:
-            module.register_forward_hook(functools.partial(self._record, index))
+        for module, router in found if self.counted else []:
+            module.register_forward_hook(functools.partial(self._record, router))
 
     @property
     def size(self) -> int:
@@ -77,6 +90,8 @@ class Routers:
         return (self.layers + 2) * self.experts if self.counted else 0
 
     def __str__(self) -> str:
+        if not self.counted:
+            return "not known in this model: no load-balancing loss, and no loads are recorded"
         text = f"{self.layers}, over {self.experts} experts each"
         if self.coefficient:
             return f"{text}; load-balancing loss times {self.coefficient:g}"
@@ -103,7 +118,8 @@ class Routers:
         """Before the decoder's forward."""
         recording = training and self.counted
         self.real = _real(batch) if recording else None
-        self.open, self.recorded, self.probabilities = recording, [], None
+        self.open, self.probabilities = recording, None
+        self.forget()
         if recording and self.seed is not None:  # both forwards drop the same
             torch.manual_seed(hash(self.seed))
             self.seed = (self.seed[0], self.seed[1] + 1)
@@ -113,10 +129,8 @@ class Routers:
         if not self.open:
             return
         self.open = False
-        probabilities, chosen, loads = (
-            torch.stack(parts) for parts in zip(*self.recorded, strict=True)
-        )
-        self.recorded = []
+        probabilities, chosen, loads = self._found()
+        self.forget()
         self.probabilities = probabilities.sum(0)
         parts = [loads.flatten(), chosen.sum(0), self.probabilities.detach()]
         sums = torch.cat([part.double() for part in parts])
@@ -130,15 +144,24 @@ class Routers:
         if self.share is None:
             self.share = self._reduced_share()
         assert self.probabilities is not None
-        part = (self.share * self.probabilities).sum() / (self.layers * self.tokens)
+        part = (self.share * self.probabilities).sum() / (self.balanced * self.tokens)
         return loss + part * (self.coefficient * self.experts) * self.scale
 
     def loss_of_recorded(self, tokens: int) -> Tensor:
         """The load-balancing loss, before its weight, of the one forward of `tokens` tokens that
         was recorded."""
-        parts = zip(*self.recorded, strict=True)
-        probabilities, chosen, _ = (torch.stack(part).sum(0) for part in parts)
-        return self.experts * (probabilities @ chosen) / (self.layers * tokens) ** 2
+        probabilities, chosen, _ = (part.sum(0) for part in self._found())
+        return self.experts * (probabilities @ chosen) / (self.balanced * tokens) ** 2
+
+    def forget(self) -> None:
+        """What was recorded of the last forward."""
+        for router in self.all:
+            router.found = None
+
+    def _found(self) -> tuple[Tensor, ...]:
+        """What the last forward has recorded, [L, E] each."""
+        found = [router.found for router in self.all if router.found]
+        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
     def write(self, place: Tensor) -> None:
         """The sums of this rank in the step, fp64 [size], for `RouterFigures`."""
@@ -150,13 +173,13 @@ class Routers:
         chosen = self.sums[-2 * self.experts : -self.experts].clone()
         if world_size() > 1:
             dist.all_reduce(chosen)
-        return (chosen / (self.layers * self.tokens)).float()
+        return (chosen / (self.balanced * self.tokens)).float()
 
-    def _record(self, index: int, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _record(self, router: Router, module: nn.Module, inputs: Any, output: Any) -> None:
         # a recomputed forward does what the first one did; generation between steps is no training
         if self.real is None or not (self.open or module.training):
             return
-        logits = output[index] if isinstance(output, tuple) else output
+        logits = output[router.index] if isinstance(output, tuple) else output
         logits = logits.reshape(-1, self.experts).float()
         probabilities = (logits if self.coefficient else logits.detach()).softmax(-1)
         real = self.real.float()[:, None]
@@ -165,8 +188,10 @@ class Routers:
             chosen = _count(probabilities.topk(self.top_k).indices, probabilities, real)
             taken = _taken(output, len(logits))
             loads = chosen if taken is None else _count(taken, probabilities, real)
+        if not router.balanced:
+            sums, chosen = torch.zeros_like(sums), torch.zeros_like(chosen)
         if self.open:
-            self.recorded.append((sums, chosen, loads))
+            router.found = (sums, chosen, loads)
 
 
 @contextmanager
@@ -179,7 +204,8 @@ def recording(routers: Routers | None, ids: Tensor) -> Iterator[None]:
     try:
         yield
     finally:
-        routers.real, routers.open, routers.recorded = None, False, []
+        routers.real, routers.open = None, False
+        routers.forget()
 
 
 def _real(batch: Batch) -> Tensor:
@@ -203,8 +229,9 @@ def _taken(output: Any, tokens: int) -> Tensor | None:
     return None
 
 
-def _routers(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
-    """The routers that transformers records, and where their logits are in what they return."""
+def _routers(model: PreTrainedModel) -> list[tuple[nn.Module, Router]]:
+    """The routers that transformers records, and those of the same model that it does not: tokens
+    choose by their ids, not by the logits, in the first layers of DeepSeek-V4."""
     base: Any = model.base_model
     recorder: Any = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits")
     kind = getattr(recorder, "target_class", None)
@@ -212,10 +239,16 @@ def _routers(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
         return []
     within = f".{recorder.layer_name.strip('.')}." if recorder.layer_name else ""
     return [
-        (module, recorder.index)
+        (module, Router(recorder.index, balanced=isinstance(module, kind)))
         for name, module in model.named_modules()
-        if isinstance(module, kind) and within in f".{name}."
+        if (isinstance(module, kind) or _is_router(module, kind)) and within in f".{name}."
     ]
+
+
+def _is_router(module: nn.Module, kind: type) -> bool:
+    """Whether the class of a module is another router of the same model than `kind`."""
+    names = (class_name(module), kind.__name__)
+    return type(module).__module__ == kind.__module__ and all(n.endswith("Router") for n in names)
 
 
 def _experts(routers: list[nn.Module]) -> int:
@@ -223,7 +256,9 @@ def _experts(routers: list[nn.Module]) -> int:
     rows = set()
     for router in routers:
         own = {name: p for name, p in router.named_parameters() if "lora_" not in name}
-        rows.add(([0] + [p.shape[0] for p in own.values() if p.ndim == 2])[-1])
+        # a bias may be of two dimensions, too (ERNIE 4.5)
+        sizes = [p.shape[0] for name, p in own.items() if p.ndim == 2 and "bias" not in name]
+        rows.add([0, *sizes][-1])
     return rows.pop() if len(rows) == 1 else 0
 
 

@@ -4,7 +4,7 @@ With s the logit and z the scores of a row, the weights are exp(z - log(exp(s) +
 without a sink, out = softmax(z) v, times sigmoid(logsumexp(z) - s).
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,15 +68,13 @@ def attend_with_sinks(
     """Causal attention within documents by the kernels of `backend`, flash or varlen.
 
     query [tokens, heads, head_dim]; key and value [tokens, key heads, head_dim], as that back end
-    takes them; sinks [heads]; cu_seqlens int32 [documents + 1] -> [tokens, heads, head_dim].
-    Differentiable once, in the first four. varlen has neither softcap nor dropout.
+    takes them (head_dim a multiple of 8); sinks [heads]; cu_seqlens int32 [documents + 1]
+    -> [tokens, heads, head_dim]. Differentiable once, in the first four. varlen has neither softcap
+    nor dropout.
     """
-    head_dim = query.shape[-1]
-    # as flash-attn's own function does
-    padded = [F.pad(tensor, (0, -head_dim % 8)) for tensor in (query, key, value)]
     left = -1 if window is None else window - 1
     more = (cu_seqlens, longest, scale, left, softcap, dropout)
-    return _Attention.apply(backend, *padded, sinks, *more)[..., :head_dim]
+    return cast(Tensor, _Attention.apply(backend, query, key, value, sinks, *more))
 
 
 class _Attention(torch.autograd.Function):
@@ -120,14 +118,12 @@ class _Attention(torch.autograd.Function):
         grad = grad.contiguous()
         _, operator = _operators(ctx.backend)
         options = _options(ctx.backend, cu, *ctx.settings)
+        # by place: torch.compile takes an argument named out for a place to write to
+        inputs = (grad, query, key, value, out)
         if ctx.backend == "flash":
             found = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
             operator(
-                dout=grad,
-                q=query,
-                k=key,
-                v=value,
-                out=out,
+                *inputs,
                 softmax_lse=lse,
                 dq=found[0],
                 dk=found[1],
@@ -137,8 +133,7 @@ class _Attention(torch.autograd.Function):
                 **options,
             )
         else:
-            inputs = {"query": query, "key": key, "value": value, "out": out, "lse": lse}
-            found = operator(grad_out=grad, **inputs, rng_state=rng, **options)
+            found = operator(*inputs, lse=lse, rng_state=rng, **options)
         mean = (grad * out.to(lse.dtype)).sum(-1).T  # D, [heads, tokens]
         d_sinks = -((sinks.to(lse.dtype)[:, None] - lse).exp() * mean).sum(1)
         return None, *found, d_sinks.to(sinks.dtype), None, None, None, None, None, None

@@ -37,7 +37,7 @@ def log_run_header(
         f"attention by {model.attention_backend}{f', experts by {experts}' if experts else ''}"
     )
     print0(f"train.compile: {model.compilation}{_padding(loader)}")
-    if model.routers.counted:
+    if model.routers.counted or experts:
         print0(f"routers: {model.routers}")
     if model.fp8:
         slow = "" if model.compilation.on else "; without train.compile slower than bf16"

@@ -31,6 +31,6 @@ def router_figures(sums: np.ndarray, routers: Routers, tokens: float) -> dict[st
     }
     if routers.has_loss:
         chosen, probabilities = sums[-2 * experts :].reshape(2, experts)
-        rows = routers.layers * tokens
+        rows = routers.balanced * tokens
         figures["router_aux_loss"] = float(experts * (chosen @ probabilities) / rows**2)
     return figures

@@ -96,6 +96,32 @@ def test_packs_of_any_documents_are_one_graph(
         assert document_kernels.graphs() == 1, "of two layers, in one step and the next"
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "model_type",
+    ["gpt_oss", "qwen3_moe", "mixtral", "deepseek_v3", "deepseek_v4", "glm4_moe_lite"],
+)
+def test_mixtures_of_experts_learn_what_they_learn_eagerly(
+    tmp_path, device, monkeypatch, model_type
+):
+    """With attention sinks, latent attention, and routers that are recorded."""
+    document_kernels.use("varlen", monkeypatch, "aot_eager")
+    folder = write_random_model(tmp_path / "model", config_of(*variants()[model_type]))
+    plain, model = (built(folder, device, compile=on) for on in (False, True))
+    assert model.compilation.whole
+    batch, runs = packs(model.config.vocab_size)[0], []
+    for one in (plain, model):
+        one.routers.begin(True, batch)
+        loss, _, _ = one.token_loss(batch, NLL, None, 1.0)
+        one.routers.tokens = len(batch.ids.flatten())
+        one.routers.add_loss(loss).backward()
+        gradients = [p.grad.to_local() for p in one.parameters() if p.grad is not None]
+        runs.append([loss.detach(), one.routers.sums, *gradients])
+    assert len(runs[0]) == len(runs[1])
+    for ours, theirs in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_layers_of_two_kinds_and_evaluation_have_graphs_of_their_own(
     tiny_model, device, monkeypatch
 ):

@@ -186,6 +186,7 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("granitemoehybrid", "attention alone", {"layer_types": ["attention"] * 2}),
     ("qwen3_moe", "half of the layers dense", {"mlp_only_layers": [0]}),
     ("qwen3_moe", "weights of the experts as they are", {"norm_topk_prob": False}),
+    ("deepseek_v4", "one layer by hash", {"mlp_layer_types": ["hash_moe", "moe"]}),
     ("mixtral", "one expert of many", {"num_local_experts": 8, "num_experts_per_tok": 1}),
     ("jamba", "dense, hybrid", {"num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1}),
 ]

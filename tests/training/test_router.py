@@ -18,12 +18,14 @@ from adaptsft.evals.in_training import generating
 from adaptsft.model.build import build_model
 from adaptsft.model.check import batch_of
 from adaptsft.model.fsdp import evaluating
+from adaptsft.model.language import causal_lm
 from adaptsft.model.pretrained import load_pretrained
-from adaptsft.model.router import _experts
+from adaptsft.model.router import Routers, _experts
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from adaptsft.training.normalizer import LossNormalizer
 from tests.model import document_kernels
+from tests.model_types.variants import config_of, variants
 from tests.runs import metrics_of, run_in_process, small_config
 from tests.training.test_normalizer import ONE_STEP, assert_gradient, tokenised
 from tests.training.test_resume import KILLED, assert_same_run, micro_batches, weights
@@ -129,7 +131,9 @@ def test_what_is_counted_first_is_what_the_training_forward_routes(dropping):
                 model(input_ids=DOCUMENTS[1][None], use_cache=False)
             chosen = routers.sums[-2 * routers.experts : -routers.experts]
             assert torch.equal(routers.share, (chosen / (routers.layers * TOKENS)).float())
-            assert not routers.recorded, "a recomputed forward would keep its activations"
+            assert not any(one.found for one in routers.all), (
+                "a recomputed forward would keep its activations"
+            )
             before = routers.sums.clone()
             with evaluating(model):
                 model.token_loss(batch_of([DOCUMENTS], True), NLL, None, 1.0)
@@ -160,6 +164,7 @@ def test_compiled_layers_record_their_routers(model, monkeypatch):
         compiled = built(model, compile=True, activation_checkpointing="full")
         assert compiled.compilation.whole
         assert step(compiled, False) == pytest.approx(expected, rel=1e-6)
+        assert document_kernels.graphs() == 1, "of two layers"
 
 
 def test_resumed_it_is_the_same_run(tmp_path, dropping):
@@ -206,7 +211,23 @@ def test_what_cannot_be(tmp_path, model, tiny_model):
 def test_a_router_of_several_layers_ends_in_its_experts():
     """As Zaya's, whose first matrix is larger than the number of experts."""
     several = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 5))
-    assert _experts([several, torch.nn.Linear(8, 5)]) == 5
+    biased = torch.nn.Linear(8, 5)  # as ERNIE 4.5's
+    biased.correction_bias = torch.nn.Parameter(torch.zeros(1, 5))
+    assert _experts([several, biased]) == 5
+
+
+def test_routers_that_transformers_does_not_record():
+    """Those of DeepSeek-V4's first layers, where the token's id chooses; and all of a model whose
+    routers are not known."""
+    with torch.device("meta"):
+        found, other = (
+            causal_lm(config_of(*variants()[name]), "eager", torch.float32)
+            for name in ("deepseek_v4: one layer by hash", "qwen3_moe")
+        )
+    routers = Routers(found, 0.1)
+    assert (routers.layers, routers.experts, routers.balanced) == (2, 4, 1)
+    other.base_model._can_record_outputs = {}
+    assert "no loads are recorded" in str(Routers(other, None))
 
 
 def test_unit_mass_leaves_the_weight_of_the_router_loss():
