@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, DeepseekV3Config
 
 from adaptsft.analysis.fit import Choice, with_choice
 from adaptsft.analysis.trace import trace
@@ -84,6 +84,17 @@ def test_experts_are_counted_as_active_and_traced(tmp_path):
     # weighted and put back in order; bf16
     least = 2048 * 8 * 2 * (2048 + 2 * 768 + 768 + 2048)
     assert least < traced.memory.kept < 3 * least
+
+
+def test_latent_attention_is_traced(tmp_path):
+    """Whose values are smaller than its queries, with the kernels of a GPU."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 99}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1}
+    model_config = DeepseekV3Config(**sizes)
+    config = load_config(["model.path=absent", "data.path=absent", f"run_dir={tmp_path}"])
+    traced = trace(with_choice(config, Choice(1, "always", [])), model_config, True, 1, 1)
+    attention = 4 * (192 + 128)  # scores and values of a token and head, causal
+    assert traced.operations.forward > attention * config.data.max_length
 
 
 def test_an_impossible_cluster_is_named(tmp_path, tiny_model, capsys):

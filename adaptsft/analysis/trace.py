@@ -258,14 +258,16 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """The seam of adaptsft.model.attention, with the same layouts, around `planned_attention`."""
     batch, heads, length, _ = query.shape
-    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    flat = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    q, k, v = attention.of_one_size(*flat)
     if not len(kwargs["documents"].longest):  # varlen that groups no heads: keys are repeated
         k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
     if kwargs.get("s_aux") is not None:
         cu, more = kwargs["documents"].cu_seqlens, (length, 1.0, kwargs.get("sliding_window"))
         out = attend_with_sinks("varlen", q, k, v, kwargs["s_aux"], cu, *more)
-        return out.view(batch, length, heads, -1), None
-    return planned_attention(q, k, v)[0].view(batch, length, heads, -1), None
+    else:
+        out = planned_attention(q, k, v)[0]
+    return out[..., : value.shape[-1]].view(batch, length, heads, -1), None
 
 
 AttentionInterface.register("documents_plan", _attend)

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model.context_parallel import heads_for_tokens, own_heads, tokens_for_heads
-from adaptsft.model.modules import configured, head_dim, layer_configs
+from adaptsft.model.modules import configured, head_sizes, layer_configs
 from adaptsft.model.sinks import attend_with_sinks, sinks_unsupported_reason, with_sink_token
 
 # From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
@@ -135,6 +135,14 @@ def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < (window or length))
 
 
+def of_one_size(*tensors: Tensor) -> list[Tensor]:
+    """Query, key and value [tokens, heads, …] for flash-attn and varlen attention, whose heads have
+    one size (Dao-AILab/flash-attention#753): in multi-head latent attention values are smaller.
+    Zeros for the dimensions that are missing change neither scores nor the other outputs."""
+    size = max(tensor.shape[-1] for tensor in tensors)
+    return [F.pad(tensor, (0, size - tensor.shape[-1])) for tensor in tensors]
+
+
 _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
 # The names under which transformers knows them; one that contains "sdpa" or "flash" would have to
 # keep transformers' rules for its own.
@@ -164,8 +172,8 @@ def _attention_function(backend: str):
         documents: Documents | None = None,
         **kwargs,
     ) -> tuple[Tensor, None]:
-        """query [B, heads, L, head_dim], key and value [B, key heads, L, head_dim]
-        -> [B, L, heads, head_dim]."""
+        """query [B, heads, L, head_dim], key [B, key heads, L, head_dim], value [B, key heads, L,
+        its own] -> [B, L, heads, its own]."""
         if documents is None or attention_mask is not None:
             raise ConfigError(
                 f"{type(module).__name__} does not pass on where documents begin to its attention, "
@@ -188,7 +196,10 @@ def _attention_function(backend: str):
         if documents.context is not None:
             q, k, v = heads_for_tokens(q, k, v, documents.context)
             sinks = None if sinks is None else own_heads(sinks, documents.context)
-        out = attend(q, k, v, documents, scale, window, softcap, dropout, sinks)
+        size = v.shape[-1]
+        if backend != "sdpa":
+            q, k, v = of_one_size(q, k, v)
+        out = attend(q, k, v, documents, scale, window, softcap, dropout, sinks)[..., :size]
         if documents.context is not None:
             out = tokens_for_heads(out, documents.context)
         return out.view(batch, length, heads, -1), None
@@ -260,7 +271,7 @@ def has_sinks(model: nn.Module) -> bool:
 
 def unsupported_reason(backend: str, model_config: Any) -> str:
     """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; "" if it can."""
-    sizes = {head_dim(layer) for layer in layer_configs(model_config)}
+    sizes = {max(head_sizes(layer)) for layer in layer_configs(model_config)}  # `of_one_size`
     if max(sizes) > 256:
         return f"its heads have at most 256 dimensions, those of this model {max(sizes)}"
     if backend == "flash":

@@ -42,6 +42,7 @@ def _repeated(key: Tensor, query: Tensor) -> Tensor:
 
 def forward(query, key, value, cu, longest, scale, left):
     calls["forward"] += 1
+    assert query.shape[-1] == value.shape[-1], "as the kernels on a GPU"
     scores = _scores(query, key, cu, longest, scale, left)
     weights = scores.softmax(-1).to(value.dtype)
     out = torch.einsum("hqk,khd->qhd", weights, _repeated(value, query))
