@@ -123,6 +123,7 @@ def diagnose(options: Options, config: Config) -> str:
         compile=False,
         activation_checkpointing="none",
         context_parallel=1,
+        router_aux_loss=0.0,
         max_steps=config.train.max_steps or 1,
     )
     model_config = dataclasses.replace(config.model, lora=LoraConfig())  # the base alone

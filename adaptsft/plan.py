@@ -8,6 +8,7 @@ where it leaves 10 % of the GPU to what is not counted there.
 """
 
 import argparse
+import dataclasses
 import sys
 from typing import Any
 
@@ -40,12 +41,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--gpu",
         metavar="NAME",
-        help="H100, H200, B200, A100, 'A100 40GB', 'H100 PCIe', 'H100 NVL', L40S or 4090: its "
-        "memory, and by its data sheet an estimate of communication and time (that of this "
-        "machine's, if it has one)",
+        help="H100, 'H100 PCIe', H200, GH200, B200, GB200, A100, 'A100 PCIe 40GB', L40S, 4090, … "
+        "(a name that is not known lists all): its memory, and by its data sheet an estimate of "
+        "communication and time (that of this machine's, if it has one)",
     )
     parser.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="joined by NVLink or PCIe (8)"
+        "--gpus-per-node", type=int, metavar="N", help="joined by NVLink or PCIe (8)"
     )
     parser.add_argument(
         "--network",
@@ -57,8 +58,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--mfu",
         type=float,
         metavar="SHARE",
-        help="of the peak that products and attention reach by themselves (0.5, assumed); of a run "
-        "on one GPU the log says MFU",
+        help="of the peak that products and attention reach by themselves (by default a range, "
+        "published for H100 and A100, assumed for others); of a run on one GPU the log says MFU",
     )
     return parser.parse_intermixed_args(arguments)
 
@@ -72,10 +73,10 @@ from transformers import AutoConfig
 
 from adaptsft.analysis.advice import advice, faster, paced
 from adaptsft.analysis.fit import GIB, USABLE, choose, one_pack, with_choice
-from adaptsft.analysis.scaling import MFU, NETWORK, Cluster
+from adaptsft.analysis.scaling import NETWORK, Cluster
 from adaptsft.analysis.trace import Traced
 from adaptsft.config.resolve import load_config
-from adaptsft.config.schema import Config, is_packed, packs_at_once
+from adaptsft.config.schema import Config, TrainConfig, is_packed, packs_at_once
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.shards import list_files, make_shard
 from adaptsft.data.tokenized import open_data
@@ -136,7 +137,7 @@ def report(
     size, fits = f"{gpu_memory:g} GiB, of which {USABLE:.0%} for tensors", memory.peak <= limit
     lines.append(f"fits: {size}" if fits else f"does not fit {size}. Each of these alone:")
     if not fits:
-        for name, peak in advice(config, model_config, traced, gpu, gpus, count):
+        for name, peak in advice(config, model_config, traced, gpu, gpus, count, cluster):
             lines.append(f"  {name}: {peak / GIB:.2f} GiB{', fits' if peak <= limit else ''}")
     if cluster is not None and gpu:
         lines += in_time(config, model_config, traced, cluster, packs, limit)
@@ -186,6 +187,7 @@ def in_time(
         ),
         f"tokens per second: {now.tokens:,.0f}, {now.tokens / cluster.gpus:,.0f} per GPU; MFU "
         f"{traced.operations.needed * now.tokens / cluster.gpus / cluster.gpu.flops:.0%}",
+        *(_range(traced, train, cluster, packs, length) if cluster.mfu is None else []),
         f"assumed: {cluster.assumed}. None of it has been measured on a GPU yet",
     ]
     if traced.active != traced.parameters:
@@ -205,6 +207,19 @@ def in_time(
     return lines
 
 
+def _range(
+    traced: Traced, train: TrainConfig, cluster: Cluster, packs: int, length: int
+) -> list[str]:
+    """That the time is a guess between two, by the shares of the peak that have been published."""
+    low, high = cluster.speeds
+    slow, fast = (
+        paced(traced, train, dataclasses.replace(cluster, mfu=mfu), packs, length).step.seconds
+        for mfu in (low, high)
+    )
+    between = f"{fast:.3f} s at {high:.0%} of the peak to {slow:.3f} s at {low:.0%}"
+    return [f"a guess: {between}, not measured here ({cluster.gpu.found}); --mfu sets one"]
+
+
 def cluster_of(options: argparse.Namespace, device: str | None) -> Cluster | None:
     """None where the kind of GPU is not known. `device`: name of this machine's. Raises
     ConfigError."""
@@ -213,11 +228,17 @@ def cluster_of(options: argparse.Namespace, device: str | None) -> Cluster | Non
             raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number above 0")
     gpu = named_gpu(options.gpu) if options.gpu else gpu_of(device or "")
     if gpu is None:
+        for name in ("gpus_per_node", "network", "mfu"):
+            if (value := getattr(options, name)) is not None:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {value} is for the time of a step, which is not "
+                    "estimated for a GPU that is not known: add --gpu NAME, or leave it out"
+                )
         return None
-    network, mfu = options.network or NETWORK, options.mfu or MFU
-    if mfu > 1:
-        raise ConfigError(f"--mfu {mfu}: a share of the peak, such as 0.5")
-    return Cluster(options.gpus, gpu, options.gpus_per_node, network * GB, mfu)
+    if options.mfu is not None and options.mfu > 1:
+        raise ConfigError(f"--mfu {options.mfu}: a share of the peak, such as 0.4")
+    network, node = options.network or NETWORK, options.gpus_per_node or 8
+    return Cluster(options.gpus, gpu, node, network * GB, options.mfu)
 
 
 def load_configs(config: Config) -> tuple[Any, Any]:

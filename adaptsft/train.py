@@ -89,6 +89,7 @@ def train(config: Config) -> dict[str, Any]:
             run.device,
             config.seed,
             packing,
+            config.objective.normalizer,
         )
         routers = model.routers
         optimizer = build_optimizer(model, config.train)
@@ -111,7 +112,7 @@ def train(config: Config) -> dict[str, Any]:
         metrics = run.enter(Metrics(run, model, objective, data, first))
         checkpointer = run.enter(Checkpointer(run.folder / "checkpoints", config.checkpoint))
         evaluator = Evaluator(run, model, objective, loader, metrics, pretrained.tokenizer, tasks)
-        normalizer = LossNormalizer(config, routers.coefficient)
+        normalizer = LossNormalizer(config)
         run.enter(run.stopper)  # from here on, a request to stop saves first,
         run.enter(run.watchdog)  # and a rank that hangs ends
         if first == 0 and config.eval.every > 0:

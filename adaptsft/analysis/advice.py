@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 from adaptsft.analysis.memory import Memory
 from adaptsft.analysis.scaling import Cluster, Step, all_to_all, estimate
 from adaptsft.analysis.trace import Traced, trace
-from adaptsft.config.schema import Config, TrainConfig, packs_at_once
+from adaptsft.config.schema import Config, TrainConfig, is_packed, packs_at_once
+from adaptsft.errors import ConfigError
+from adaptsft.model.context_parallel import check_heads
+from adaptsft.model.supported import check_verified
+from adaptsft.objectives.build import build_objective
 
 # train.activation_checkpointing: the settings that keep less than this one
 STRONGER = {"none": ("per_op", "full"), "per_op": ("full",), "full": ()}
@@ -15,10 +19,17 @@ WORTH_IT = 0.02  # of a step's time: what gains less is not advised
 
 
 def advice(
-    config: Config, model_config: Any, traced: Traced, gpu: bool, gpus: int, count: int
+    config: Config,
+    model_config: Any,
+    traced: Traced,
+    gpu: bool,
+    gpus: int,
+    count: int,
+    cluster: Cluster | None = None,
 ) -> Iterator[tuple[str, int]]:
     """Changes that would help, with the peak in bytes that each leads to on its own. `count`:
-    micro-batches of a step."""
+    micro-batches of a step; with `cluster` what sharing packs costs is said in tokens per
+    second."""
     train = config.train
     changes: list[tuple[dict[str, Any], int]] = []  # settings of train, micro-batches of a step
     if train.reshard == "never":
@@ -47,6 +58,39 @@ def advice(
         peak = traced.under(train, gpus, 1).peak
         yield f"one micro-batch per step ({smaller} or {count} times the GPUs)", peak
     yield f"--gpus {2 * gpus}", traced.under(train, 2 * gpus, max(1, count // 2)).peak
+    yield from _shared(config, model_config, traced, gpus, count, cluster)
+
+
+def _shared(
+    config: Config,
+    model_config: Any,
+    traced: Traced,
+    gpus: int,
+    count: int,
+    cluster: Cluster | None,
+) -> Iterator[tuple[str, int]]:
+    """One pack among several GPUs, where it cannot be fewer of them, and the model allows it."""
+    train, packing = config.train, is_packed(config.data)
+    whole = traced.mixes or build_objective(config.objective).whole_batch
+    if packs_at_once(train) > 1 or whole or config.model.attention == "eager":
+        return
+    for size in (2, 4, 8):
+        if size <= train.context_parallel or gpus // train.replicas % size:
+            continue
+        try:
+            check_heads(size, model_config)
+            check_verified(config.model, model_config, packing, size)
+        except ConfigError:
+            continue
+        changed = dataclasses.replace(train, context_parallel=size)
+        more = count * size // train.context_parallel
+        cost = f"{size} GPUs to a pack, {more} micro-batches per rank and step"
+        if cluster is not None:
+            new = paced(traced, changed, cluster, more * gpus, config.data.max_length)
+            waits = new.step.exchanged.seconds / new.step.seconds
+            cost += f", {new.tokens:,.0f} tokens per second, {waits:.0%} of it exchanges"
+        peak = traced.under(changed, gpus, more).peak
+        yield f"{_named({'context_parallel': size})} ({cost})", peak
 
 
 class Paced(NamedTuple):
@@ -69,7 +113,7 @@ def paced(
     recomputes, tokens = train.activation_checkpointing == "full", -(-size * length // shared)
     # forward and backward; per_op keeps products, not what is exchanged
     passes = 2 if train.activation_checkpointing == "none" else 3
-    size_of_all = passes * memory.element * tokens * traced.exchanged
+    size_of_all = passes * memory.element * tokens * traced.exchanged(shared)
     exchanges = all_to_all(size_of_all, 2 * passes * traced.layers, shared, cluster)
     step = estimate(memory, traced.operations, tokens, count, recomputes, cluster, exchanges)
     return Paced(change, step, packs / shared * length / step.seconds, memory)

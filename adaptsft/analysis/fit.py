@@ -115,7 +115,8 @@ def choose(
     limit, comfortable = USABLE * gpu_memory, COMFORTABLE * gpu_memory
     of = f"of {gpu_memory / GIB:.1f} GiB"
     if size is None:
-        most = max(1, min(-(-packs // gpus), ENOUGH_TOKENS // config.data.max_length))
+        tokens = config.data.max_length // train.context_parallel  # of a pack, on a rank
+        most = max(1, min(-(-packs // gpus), ENOUGH_TOKENS // tokens))
         powers = [2**power for power in range(most.bit_length())]
         peaks = {power: memory(power, plain.reshard == "always").peak for power in powers}
         # more of them may take less: a step of one micro-batch accumulates no gradients

@@ -19,7 +19,6 @@ from adaptsft.training.flops import Operations
 from adaptsft.training.gpus import GB, Gpu
 
 NETWORK = 50.0  # GB/s each way: an adapter of 400 Gb/s for every GPU
-MFU = 0.5  # of the peak, beside communication and copies
 EFFICIENCY = 0.8  # of stated bandwidths that is reached
 # seconds: of a collective, and of every hop of its ring within and between nodes. From the model by
 # which NCCL chooses its algorithms (src/graph/tuning.cc: baseLat and hwLat, Ring, Simple)
@@ -32,7 +31,16 @@ class Cluster:
     gpu: Gpu
     per_node: int = 8
     network: float = NETWORK * GB  # bytes/s each way, of every GPU
-    mfu: float = MFU
+    mfu: float | None = None  # of the peak, beside communication and copies; None: as found
+
+    @property
+    def speeds(self) -> tuple[float, float]:
+        """The least and the most that products and attention may reach of the peak."""
+        return self.gpu.reached if self.mfu is None else (self.mfu, self.mfu)
+
+    @property
+    def speed(self) -> float:
+        return sum(self.speeds) / 2
 
     def __post_init__(self) -> None:
         if self.gpus > self.per_node and self.gpus % self.per_node:
@@ -45,7 +53,8 @@ class Cluster:
     def assumed(self) -> str:
         gpu = self.gpu
         return (
-            f"products at {self.mfu:.0%} of {gpu.flops / 1e12:,.0f} TFLOP/s (--mfu), "
+            f"products at {self.speed:.0%} of {gpu.flops / 1e12:,.0f} TFLOP/s (--mfu"
+            f"{'' if self.mfu else '; {:.0%} to {:.0%}: {}'.format(*self.speeds, gpu.found)}), "
             f"{gpu.by} {gpu.link / GB:,.0f} and network {self.network / GB:,.0f} GB/s each way "
             f"(--network), memory {gpu.bandwidth / GB:,.0f} GB/s, of all three {EFFICIENCY:.0%}; "
             f"{self.per_node} GPUs a node (--gpus-per-node), rings through them"
@@ -187,7 +196,7 @@ def estimate(
     `exchanges`, in the midst of a layer.
     """
     ranks, replicas = memory.ranks, memory.replicas
-    rate = cluster.gpu.flops * cluster.mfu
+    rate = cluster.gpu.flops * cluster.speed
     forward, backward = tokens * operations.forward / rate, tokens * operations.backward / rate
     recomputed = tokens * operations.blocks / rate if recomputes else 0.0
 

@@ -31,7 +31,7 @@ from adaptsft.model.compile import prepare_block
 from adaptsft.model.context_parallel import check_heads, exchanged
 from adaptsft.model.language import causal_lm
 from adaptsft.model.lora import add_adapters
-from adaptsft.model.mixers import keep_documents_apart, refuse_mixers
+from adaptsft.model.mixers import keep_documents_apart, mixers, refuse_mixers
 from adaptsft.model.modules import blocks, final_norm_of, head_of
 from adaptsft.model.sinks import attend_with_sinks
 from adaptsft.model.supported import named_errors, refuse_unsupported
@@ -47,14 +47,16 @@ class Traced(NamedTuple):
     groups: Callable[[int], list[Group]]  # Memory.groups by the ranks that share a copy
     loss: Callable[[TrainConfig], int]  # Memory.loss
     train: TrainConfig
-    exchanged: int  # numbers per token and forward pass, among ranks of train.context_parallel
+    exchanged: Callable[[int], int]  # numbers per token and forward pass, among so many ranks
     layers: int
+    mixes: bool  # has layers, other than attention, that train.context_parallel cannot share
 
     def under(self, train: TrainConfig, gpus: int, micro_batches: int) -> Memory:
         """The memory under other settings, without tracing again: the checkpointing of activations
-        must be the same, and these are proportional to the packs of a micro-batch."""
+        must be the same, and these are proportional to a rank's tokens of a micro-batch."""
         assert train.activation_checkpointing == self.train.activation_checkpointing
-        size, traced = packs_at_once(train), packs_at_once(self.train)
+        size = packs_at_once(train) * self.train.context_parallel
+        traced = packs_at_once(self.train) * train.context_parallel
         ranks = ranks_of(train, gpus)
         return dataclasses.replace(
             self.memory,
@@ -114,6 +116,7 @@ def trace(
     with fake:
         _leave_meta(model, dtype)
         freeze(model, config.model.freeze)
+        mixes = any(mixers(block) for block in blocks(model))
         if train.context_parallel > 1:
             refuse_mixers(model)
         if config.data.packing:
@@ -132,7 +135,8 @@ def trace(
         return [Group.of(parameters, ranks) for parameters in members]
 
     def loss(train: TrainConfig) -> int:
-        return loss_bytes(packs_at_once(train) * of_a_rank, head, settings, train, dtype, gpu)
+        tokens = packs_at_once(train) * -(-config.data.max_length // train.context_parallel)
+        return loss_bytes(tokens, head, settings, train, dtype, gpu)
 
     master = 2 if config.model.param_dtype == "bf16" else 4
     memory = Memory(
@@ -151,9 +155,13 @@ def trace(
     )
     parameters = sum(numel for numel, _ in sizes)
     trained = sum(numel for numel, requires_grad in sizes if requires_grad)
-    numbers, layers = exchanged(train.context_parallel, model_config), len(blocks(model))
+
+    def numbers(shared: int) -> int:
+        return exchanged(shared, model_config)
+
+    layers = len(blocks(model))
     return Traced(
-        memory, parameters, trained, active, counted, groups, loss, train, numbers, layers
+        memory, parameters, trained, active, counted, groups, loss, train, numbers, layers, mixes
     )
 
 
@@ -258,14 +266,16 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """The seam of adaptsft.model.attention, with the same layouts, around `planned_attention`."""
     batch, heads, length, _ = query.shape
-    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    flat = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    q, k, v = attention.of_one_size(*flat)
     if not len(kwargs["documents"].longest):  # varlen that groups no heads: keys are repeated
         k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
     if kwargs.get("s_aux") is not None:
         cu, more = kwargs["documents"].cu_seqlens, (length, 1.0, kwargs.get("sliding_window"))
         out = attend_with_sinks("varlen", q, k, v, kwargs["s_aux"], cu, *more)
-        return out.view(batch, length, heads, -1), None
-    return planned_attention(q, k, v)[0].view(batch, length, heads, -1), None
+    else:
+        out = planned_attention(q, k, v)[0]
+    return out[..., : value.shape[-1]].view(batch, length, heads, -1), None
 
 
 AttentionInterface.register("documents_plan", _attend)

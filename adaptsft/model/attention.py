@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model.context_parallel import heads_for_tokens, own_heads, tokens_for_heads
-from adaptsft.model.modules import configured, head_dim, layer_configs
+from adaptsft.model.modules import configured, head_sizes, layer_configs
 from adaptsft.model.sinks import attend_with_sinks, sinks_unsupported_reason, with_sink_token
 
 # From torch 2.12 on, varlen_attn reads one key head for several query heads; before, keys and
@@ -44,10 +44,9 @@ def _flash(
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     cu, longest = documents.cu_seqlens, documents.longest.shape[0]
-    size, (query, key, value) = value.shape[-1], _of_one_width(query, key, value)
     if sinks is not None:
         inputs, more = (query, key, value, sinks), (scale, window, softcap or 0.0, dropout)
-        return attend_with_sinks("flash", *inputs, cu, longest, *more)[..., :size]
+        return attend_with_sinks("flash", *inputs, cu, longest, *more)
     left = -1 if window is None else window - 1
     options = {
         "dropout_p": dropout,
@@ -60,8 +59,7 @@ def _flash(
     }
     # torch.compile refuses an autograd function that is given one tensor twice
     again = cu.view_as(cu)
-    out = flash_attn_varlen_func(query, key, value, cu, again, longest, longest, **options)
-    return out[..., :size]
+    return flash_attn_varlen_func(query, key, value, cu, again, longest, longest, **options)
 
 
 def _varlen(
@@ -83,22 +81,10 @@ def _varlen(
         options["enable_gqa"] = groups > 1
     else:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    size, (query, key, value) = value.shape[-1], _of_one_width(query, key, value)
     if sinks is not None:
         inputs = (query, key, value, sinks)
-        return attend_with_sinks("varlen", *inputs, cu, longest, scale, window)[..., :size]
-    out = cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, **options))
-    return out[..., :size]
-
-
-def _of_one_width(*tensors: Tensor) -> list[Tensor]:
-    """Queries, keys and values with zeros behind their dimensions, which change neither scores nor
-    values: the kernels take heads of one size, a multiple of 8, and those of latent attention
-    (DeepSeek-V3: 192 and 128) and of some others have two."""
-    width = max(tensor.shape[-1] for tensor in tensors)
-    width += -width % 8
-    missing = [width - tensor.shape[-1] for tensor in tensors]
-    return [F.pad(t, (0, m)) if m else t for t, m in zip(tensors, missing, strict=True)]
+        return attend_with_sinks("varlen", *inputs, cu, longest, scale, window)
+    return cast(Tensor, varlen_attn(query, key, value, cu, cu, longest, longest, **options))
 
 
 @torch.compiler.disable
@@ -149,6 +135,17 @@ def _causal(length: int, window: int | None, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < (window or length))
 
 
+def of_one_size(*tensors: Tensor) -> list[Tensor]:
+    """Query, key and value [tokens, heads, …] for flash-attn and varlen attention, whose heads have
+    one size (Dao-AILab/flash-attention#753), a multiple of 8: in multi-head latent attention
+    (DeepSeek-V3: 192 and 128) values are smaller. Zeros for the dimensions that are missing change
+    neither scores nor the other outputs."""
+    size = max(tensor.shape[-1] for tensor in tensors)
+    size += -size % 8
+    missing = [size - tensor.shape[-1] for tensor in tensors]
+    return [F.pad(t, (0, m)) if m else t for t, m in zip(tensors, missing, strict=True)]
+
+
 _BACKENDS = {"flash": _flash, "varlen": _varlen, "sdpa": _sdpa}
 # The names under which transformers knows them; one that contains "sdpa" or "flash" would have to
 # keep transformers' rules for its own.
@@ -178,8 +175,8 @@ def _attention_function(backend: str):
         documents: Documents | None = None,
         **kwargs,
     ) -> tuple[Tensor, None]:
-        """query [B, heads, L, head_dim], key and value [B, key heads, L, head_dim]
-        -> [B, L, heads, head_dim]."""
+        """query [B, heads, L, head_dim], key [B, key heads, L, head_dim], value [B, key heads, L,
+        its own] -> [B, L, heads, its own]."""
         if documents is None or attention_mask is not None:
             raise ConfigError(
                 f"{type(module).__name__} does not pass on where documents begin to its attention, "
@@ -202,7 +199,10 @@ def _attention_function(backend: str):
         if documents.context is not None:
             q, k, v = heads_for_tokens(q, k, v, documents.context)
             sinks = None if sinks is None else own_heads(sinks, documents.context)
-        out = attend(q, k, v, documents, scale, window, softcap, dropout, sinks)
+        size = v.shape[-1]
+        if backend != "sdpa":
+            q, k, v = of_one_size(q, k, v)
+        out = attend(q, k, v, documents, scale, window, softcap, dropout, sinks)[..., :size]
         if documents.context is not None:
             out = tokens_for_heads(out, documents.context)
         return out.view(batch, length, heads, -1), None
@@ -274,7 +274,7 @@ def has_sinks(model: nn.Module) -> bool:
 
 def unsupported_reason(backend: str, model_config: Any) -> str:
     """Why `backend`, flash or varlen, cannot attend for such a model on any GPU; "" if it can."""
-    sizes = {head_dim(layer) for layer in layer_configs(model_config)}
+    sizes = {max(head_sizes(layer)) for layer in layer_configs(model_config)}  # `of_one_size`
     if max(sizes) > 256:
         return f"its heads have at most 256 dimensions, those of this model {max(sizes)}"
     if backend == "flash":

@@ -36,13 +36,14 @@ def build_model(
     device: torch.device,
     seed: int = 0,
     packing: bool = True,
+    normalizer: str = "all",
 ) -> ShardedModel:
     """The sharded model with its pretrained weights (in model.param_dtype, compute in
     model.compute_dtype), and with new adapters by `seed` where model.lora asks for them. `packing`
     is data.packing, on which train.compile=auto depends, and with which mixers run on each document
-    by itself. The model's `context` is its group of train.context_parallel, `counts` whether this
-    rank is the one of it that counts statistics, and `needs_buckets` whether the documents of a
-    batch must have buckets.
+    by itself; `normalizer` is objective.normalizer, which not every router allows. The model's
+    `context` is its group of train.context_parallel, `counts` whether this rank is the one of it
+    that counts statistics, and `needs_buckets` whether the documents of a batch must have buckets.
 
     Gradients and AdamW's moments take the dtype of the parameters, model.param_dtype.
     """
@@ -74,7 +75,7 @@ def build_model(
         stored = lora.with_base_names(stored, model)
     set_dtypes(model, config, dtype)
     freeze(model, config.freeze)
-    model.routers = raise_on_all_ranks(lambda: Routers(model, train.router_aux_loss))
+    model.routers = raise_on_all_ranks(lambda: Routers(model, train, normalizer))
     fp8 = raise_on_all_ranks(lambda: convert_to_fp8(model)) if config.fp8 != "none" else None
     if model.context is not None:
         raise_on_all_ranks(lambda: refuse_mixers(model))

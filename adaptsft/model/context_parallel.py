@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adaptsft.data.collator import Batch
 from adaptsft.distributed.ranks import ContextGroup
 from adaptsft.errors import ConfigError
-from adaptsft.model.modules import head_dim, layer_configs
+from adaptsft.model.modules import head_sizes, layer_configs
 from adaptsft.objectives.reference import Reference
 from adaptsft_kernels import TokenOutputs
 
@@ -45,7 +45,7 @@ def exchanged(size: int, model_config: Any) -> int:
         heads = getattr(layer, "num_attention_heads", None) or 0
         key_heads = getattr(layer, "num_key_value_heads", None) or heads
         key_heads *= size // math.gcd(size, key_heads or size)
-        numbers += 2 * (heads + key_heads) * head_dim(layer)
+        numbers += (heads + key_heads) * sum(head_sizes(layer))
     return numbers
 
 

@@ -56,6 +56,16 @@ def head_dim(config: Any) -> int:
     return config.hidden_size // heads if isinstance(heads, int) and heads > 0 else 0
 
 
+def head_sizes(config: Any) -> tuple[int, int]:
+    """Of the queries and keys, and of the values, that a decoder layer's attention gets: with
+    multi-head latent attention `head_dim` may be the part alone that is rotated. 0 where its
+    configuration does not say."""
+    size = head_dim(config)
+    plain, rotated = (getattr(config, f"qk_{part}_head_dim", None) for part in ("nope", "rope"))
+    query = plain + rotated if isinstance(plain, int) and isinstance(rotated, int) else size
+    return query, getattr(config, "v_head_dim", None) or size
+
+
 @contextmanager
 def configured(model: nn.Module, key: str, value: str) -> Iterator[None]:
     """The model with another value of a key of its configuration, and of its modules' own."""

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adaptsft.config.schema import TrainConfig
 from adaptsft.data.collator import Batch
 from adaptsft.distributed.ranks import world_size
 from adaptsft.errors import require
@@ -55,8 +56,10 @@ class Routers:
     tokens that are real. Evaluation records nothing.
     """
 
-    def __init__(self, model: PreTrainedModel, setting: float | None):
-        """`setting`: train.router_aux_loss. Raises ConfigError where it cannot be had."""
+    def __init__(self, model: PreTrainedModel, train: TrainConfig, normalizer: str = "all"):
+        """`normalizer`: objective.normalizer. Raises ConfigError where train.router_aux_loss cannot
+        be had, or not beside what changes the size of the gradient."""
+        setting = train.router_aux_loss
         found = _routers(model)
         self.all = [router for _, router in found]
         self.layers = len(found)
@@ -72,6 +75,16 @@ class Routers:
             f"{class_name(model)}; leave it out",
         )
         self.coefficient = float(chosen or 0.0) if self.has_loss else 0.0
+        for key, value, wanted in (
+            ("train.loss_reduction", train.loss_reduction, "step"),
+            ("objective.normalizer", normalizer, "all"),
+        ):
+            require(
+                self.coefficient == 0 or value == wanted,
+                f"{key}={value} changes the size of the gradient, and with it the weight of the "
+                f"routers' load-balancing loss ({self.coefficient:g}): set "
+                f"train.router_aux_loss=0, or {key}={wanted}",
+            )
         self.top_k = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
         self.tokens = 0  # of the step, over all ranks
         self.real: Tensor | None = None  # bool [tokens of the micro-batch]; None: not recording

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from adaptsft.data.tokenized import TokenizedData
 from adaptsft.errors import ConfigError
-from adaptsft.model.modules import blocks, class_name, head_dim, head_of, layer_configs
+from adaptsft.model.modules import blocks, class_name, head_dim, head_of, head_sizes, layer_configs
 
 # of a configuration: how many experts each token is sent to
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
@@ -107,8 +107,9 @@ def _per_token(parent: nn.Module, config: Any) -> int:
 
 
 def _attention_flops(config: Any) -> float:
-    """Of the forward pass, per token attended to; causal: half of 4. Layers that do not say how
-    many heads of which size they have count nothing."""
+    """Of the forward pass, per token attended to; causal: half of 2 for scores and for values.
+    Layers that do not say how many heads of which size they have count nothing."""
     layers = layer_configs(config)
     heads = [getattr(layer, "num_attention_heads", 0) if head_dim(layer) else 0 for layer in layers]
-    return 2.0 * sum(count * head_dim(layer) for count, layer in zip(heads, layers, strict=True))
+    sizes = [sum(head_sizes(layer)) for layer in layers]
+    return float(sum(count * size for count, size in zip(heads, sizes, strict=True)))

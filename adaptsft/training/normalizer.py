@@ -3,25 +3,13 @@
 import torch
 from torch import Tensor
 
-from adaptsft.config.schema import Config, get
+from adaptsft.config.schema import Config
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import data_ranks
-from adaptsft.errors import require
 from adaptsft.objectives.state import ObjectiveState
 from adaptsft.statistics.step import StepStatistics
 
 LARGEST_MASS_CORRECTION = 4.0  # of objective.unit_mass, either way
-
-
-def check_router_loss(config: Config, weight: float) -> None:
-    """Raises ConfigError for what a load-balancing loss of this weight cannot be beside."""
-    for key, wanted in (("train.loss_reduction", "step"), ("objective.normalizer", "all")):
-        require(
-            weight == 0 or get(config, key) == wanted,
-            f"{key}={get(config, key)} changes the size of the gradient, and with it the weight of "
-            f"the routers' load-balancing loss ({weight:g}): set train.router_aux_loss=0, or "
-            f"{key}={wanted}",
-        )
 
 
 class LossNormalizer:
@@ -33,10 +21,7 @@ class LossNormalizer:
     gradients, as the code of arXiv:2510.00526 does (docs/strict_reproduction.md).
     """
 
-    def __init__(self, config: Config, router_loss: float = 0.0):
-        """`router_loss`: the weight of the routers' loss. Raises ConfigError where the split into
-        micro-batches, or the tokens kept, would change what it weighs."""
-        check_router_loss(config, router_loss)
+    def __init__(self, config: Config):
         self.per_micro_batch = config.train.loss_reduction == "micro_batch"
         self.kept_only = config.objective.normalizer == "kept"
         self.unit_mass = config.objective.unit_mass

@@ -182,7 +182,7 @@ def test_time_is_what_is_computed_and_what_is_not_hidden_behind_it(tmp_path, tin
     none = estimate(traced.memory, traced.operations, 0, 1, False, cluster)
     assert none.hidden == 0 and none.exposed == pytest.approx(none.communication.seconds)
     many = estimate(traced.memory, traced.operations, 10**9, 1, True, cluster)
-    assert many.needed == pytest.approx(10**9 * traced.operations.needed / 989e12 / 0.5)
+    assert many.needed == pytest.approx(10**9 * traced.operations.needed / 989e12 / 0.4)
     assert 0 < many.exposed < none.exposed
     assert many.exposed + many.hidden == pytest.approx(none.exposed)
     assert many.recomputed == pytest.approx(many.needed / 3, rel=0.3)  # all but the head

@@ -6,15 +6,18 @@ import shutil
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError
 from adaptsft.model import attention
+from adaptsft.model.context_parallel import exchanged
+from adaptsft.model.modules import head_sizes
 from adaptsft.objectives.build import NLL
 from tests.model import document_kernels
 from tests.model.batches import LENGTHS, Operators, built, packed_batch
+from tests.model.test_sinks import OFFSETS, by_definition
 
 
 def test_sliding_window_and_softcap_are_honoured_within_a_pack(tiny_model, device, tmp_path):
@@ -85,6 +88,43 @@ def test_heads_that_a_gpu_kernel_does_not_take_are_known_before_it_runs():
             assert reason in found and bool(reason) == bool(found), (head_dim, backend, found)
     assert "softcap" in attention.unsupported_reason("varlen", Gemma2Config())
     assert not attention.unsupported_reason("flash", Gemma2Config())
+
+
+@pytest.mark.parametrize("sinks", [None, torch.tensor([-3.0, 0.1, 1.0, 6.0])])
+@pytest.mark.parametrize("backend", ["sdpa", "varlen", "flash"])
+def test_values_may_be_smaller_or_larger_than_queries(monkeypatch, backend, sinks):
+    """Multi-head latent attention; kernels for GPUs want one size."""
+    document_kernels.install_flash(monkeypatch)
+    seam = ALL_ATTENTION_FUNCTIONS[attention.HF_ATTENTION_NAMES[backend]]
+    documents = Documents.build(OFFSETS, with_buckets=True)
+    for size, of_value in ((24, 16), (16, 24)):
+        query, key, value, grad = (torch.randn(64, 4, n) for n in (size, size, of_value, of_value))
+        found = []
+        for by_seam in (False, True):
+            inputs = [part.clone().requires_grad_() for part in (query, key, value)]
+            if by_seam:
+                rows = [part.transpose(0, 1)[None] for part in inputs]
+                out, _ = seam(torch.nn.Module(), *rows, None, documents=documents, s_aux=sinks)
+                out = out[0]
+            else:
+                of_heads = torch.full((4,), -torch.inf) if sinks is None else sinks
+                out = by_definition(*inputs, of_heads, size**-0.5, None, None)
+            out.backward(grad)
+            found.append([out.detach(), *(part.grad for part in inputs)])
+        for ours, theirs in zip(found[1], found[0], strict=True):
+            assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+
+
+def test_latent_attention_is_known_by_its_queries_and_values():
+    """Of which head_dim is the rotated part alone."""
+    config = DeepseekV3Config()
+    assert config.head_dim == 64 and head_sizes(config) == (192, 128)
+    for backend in ("flash", "varlen"):
+        assert not attention.unsupported_reason(backend, config)
+        wide = DeepseekV3Config(qk_nope_head_dim=200)
+        assert attention.unsupported_reason(backend, wide).endswith("those of this model 264")
+    # queries, keys, values and outputs of every head and layer
+    assert exchanged(2, config) == 61 * 128 * 2 * (192 + 128)
 
 
 def test_attention_that_cannot_be_honoured_is_refused(device):

@@ -22,6 +22,12 @@ from tests.model_types.variants import NEEDS, config_of, variants
         ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989),
         ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GH200 144G HBM3e", 989),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", None),
         ("NVIDIA GeForce RTX 4090", 165),
         ("NVIDIA Something New", None),
     ],
@@ -31,10 +37,15 @@ def test_the_peak_of_a_card_is_found_by_its_name(name, tera):
 
 
 def test_both_sizes_of_the_a100():
-    sizes = {"NVIDIA A100-SXM4-40GB": 39.4, "NVIDIA A100-PCIE-40GB": 39.4, "NVIDIA A100 80GB": 79.1}
+    sizes = {
+        "NVIDIA A100-SXM4-40GB": 39.4,
+        "NVIDIA A100-PCIE-40GB": 39.4,
+        "NVIDIA A100-SXM4-80GB": 79.1,
+    }
     for name, memory in sizes.items():
         found = gpu_of(name)
         assert found is not None and found.memory == memory
+        assert (found.by == "NVLink 3") == ("PCIE" not in name)
 
 
 def on_meta(model_type: str, **settings: Any) -> Any:

@@ -1,6 +1,5 @@
 """The load-balancing loss of a mixture of experts: that of transformers, over the whole step."""
 
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,14 +197,25 @@ def test_what_cannot_be(tmp_path, model, tiny_model):
         train(dense)
     with pytest.raises(ConfigError, match=r"router_aux_loss=-1\.0: must not be negative"):
         small_config(tmp_path, model, train__router_aux_loss=-1)
-    config = small_config(tmp_path, model)
-    kept = dataclasses.replace(config.objective, normalizer="kept")
-    summed = dataclasses.replace(config.train, loss_reduction="micro_batch")
-    for changed in ({"objective": kept}, {"train": summed}):
-        other = dataclasses.replace(config, **changed)
-        with pytest.raises(ConfigError, match=r"set train\.router_aux_loss=0"):
-            LossNormalizer(other, 0.1)
-        LossNormalizer(other, 0.0)
+
+
+def test_what_would_change_the_weight_is_refused_before_weights_are_read(
+    tmp_path, model, tiny_model, monkeypatch
+):
+    """Whose weight is the model's own coefficient, too."""
+
+    def load(*_: Any) -> None:
+        raise ConfigError("weights are read")
+
+    monkeypatch.setattr("adaptsft.model.build.load_weights", load)
+    dense = tiny_model("llama", tied=False)
+    summed = {"train__loss_reduction": "micro_batch", "data__packing": False}
+    for changed in ({"objective__normalizer": "kept"}, summed):
+        with pytest.raises(ConfigError, match=r"router.*\(0\.5\): set train\.router_aux_loss=0"):
+            train(small_config(tmp_path, model, **changed))
+        for folder, settings in ((model, {"train__router_aux_loss": 0}), (dense, {})):
+            with pytest.raises(ConfigError, match="weights are read"):
+                train(small_config(tmp_path, folder, **changed, **settings))
 
 
 def test_a_router_of_several_layers_ends_in_its_experts():
@@ -236,7 +246,7 @@ def test_unit_mass_leaves_the_weight_of_the_router_loss():
         train=SimpleNamespace(loss_reduction="step", context_parallel=1),
         objective=SimpleNamespace(normalizer="all", unit_mass=True),
     )
-    normalizer = LossNormalizer(config, 0.1)
+    normalizer = LossNormalizer(config)
     statistics: Any = SimpleNamespace(column=lambda name: torch.ones(1, dtype=torch.float64))
     for mass in (0.01, 0.5, 9.0):
         state: Any = SimpleNamespace(mass=torch.tensor([mass]))
