@@ -14,10 +14,12 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptsft.config.load import read_config
+from adaptsft.config.schema import Config
 from adaptsft.distributed.ranks import rank
+from adaptsft.errors import UserError
 from adaptsft.train import train
 from tests.conftest import REPO
-from tests.runs import PROCESSES, loaded_state
+from tests.runs import PROCESSES, _run, loaded_state
 
 RANKS = 2
 
@@ -98,3 +100,13 @@ def train_all(folder: Path) -> None:
     if rank() == 0:
         torch.save(state, folder / "loaded.pt")
         (folder / "reductions.json").write_text(json.dumps(reductions))
+
+
+def train_lives(lives: list[tuple[Config, int]]) -> None:
+    """Train configurations, each of which may be killed in that call of its objective,
+    nll_then_killed (0: it is not). What is refused is written in place of its folder."""
+    for config, kill_after_calls in lives:
+        try:
+            _run(config, kill_after_calls)
+        except UserError as refused:
+            Path(config.run_dir).with_suffix(".refused").write_text(str(refused))

@@ -6,6 +6,11 @@
 
 The first variant of each type is compiled too, seconds each; with --no-compile none is, and what
 was found before stays.
+
+    python -m tests.model_types --trained [--write] [--only TYPE …]
+
+One variant of each type that is trained, by real runs on one rank and on two instead (some 10 s
+each): the other columns stay. What is written is written type by type.
 """
 
 import argparse
@@ -24,6 +29,8 @@ from adaptsft.distributed.ranks import process_group
 from adaptsft.model.supported import FILE
 from tests.conftest import REPO
 from tests.model_types.measure import measure
+from tests.model_types.trained import FIGURES as TRAINED
+from tests.model_types.trained import measure_trained, trained_variants
 from tests.model_types.variants import variants
 
 
@@ -39,6 +46,34 @@ def found(only: list[str], compiled: bool) -> dict[str, Any]:
             rows[name] = measure(model_type, settings, Path(folder), first)
             print(name, {k: v for k, v in rows[name].items() if k != "model_type"}, flush=True)
     return rows
+
+
+def found_trained(only: list[str], write: bool = False) -> dict[str, Any]:
+    """What real runs of one variant of each type give, by name; written one by one."""
+    rows = {}
+    for name, model_type in trained_variants().items():
+        if only and model_type not in only:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            rows[name] = measure_trained(name, Path(folder))
+        print(name, rows[name], flush=True)
+        if write:
+            variants = json.loads(FILE.read_text())["variants"]
+            write_table(variants | {name: variants[name] | rows[name]})
+    return rows
+
+
+def write_table(rows: dict[str, Any]) -> None:
+    versions = {"torch": torch.__version__.split("+")[0]}
+    versions |= {"transformers": transformers.__version__}
+    content = {"versions": versions, "variants": dict(sorted(rows.items()))}
+    FILE.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def with_kept(row: dict[str, Any], old: dict[str, Any], compiled: bool) -> dict[str, Any]:
+    """A row with what was not measured again."""
+    kept = TRAINED if compiled else (*TRAINED, "compile")
+    return row | {key: old[key] for key in kept if key in old and "export" in row}
 
 
 def kind(value: Any) -> Any:
@@ -60,25 +95,24 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {FILE.name} anew")
     parser.add_argument("--only", nargs="*", default=[], metavar="TYPE")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--trained", action="store_true", help="by real runs on one rank and two")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     old = json.loads(FILE.read_text())["variants"] if FILE.is_file() else {}
-    with process_group("cpu"):
-        new = found(options.only, not options.no_compile)
-    if options.no_compile:
-        for name, row in new.items():
-            if "export" in row and "compile" in old.get(name, {}):
-                row["compile"] = old[name]["compile"]
+    if options.trained:
+        new = found_trained(options.only, options.write)
+    else:
+        with process_group("cpu"):
+            new = found(options.only, not options.no_compile)
+        compiled = not options.no_compile
+        new = {name: with_kept(row, old.get(name, {}), compiled) for name, row in new.items()}
     lines = differences(old, new)
     print("\n".join(lines) or "all types are as they were")
     if options.write:
-        rows = (old if options.only else {}) | new
-        versions = {"torch": torch.__version__.split("+")[0]}
-        versions |= {"transformers": transformers.__version__}
-        content = {"versions": versions, "variants": dict(sorted(rows.items()))}
-        FILE.write_text(json.dumps(content, indent=1) + "\n")
+        if not options.trained:
+            write_table((old if options.only else {}) | new)
         subprocess.run([sys.executable, REPO / "tools" / "docs.py"], check=True)
     return int(bool(lines) and not options.write)
 

@@ -70,7 +70,7 @@ def measure(model_type: str, settings: dict[str, Any], folder: Path, compiled: b
             lambda: compare(folder, works, documents, expected, dtype="bf16"), folder, HALF
         )
         row["export"] = figure(lambda: exported(folder, works, documents, reference), folder)
-        if has_router_loss(folder, works):
+        if routers_of(folder, works).has_loss:
             row["router"] = figure(lambda: routed(folder, works, documents, reference), folder)
         if compiled:
             row["compile"] = figure(
@@ -210,8 +210,8 @@ def largest_error(model: Any, loss: float, expected: tuple[float, dict[str, Tens
     return max(abs(loss - expected[0]) / expected[0], off**0.5 / norm)
 
 
-def has_router_loss(folder: Path, mode: str) -> bool:
-    return built(folder, mode)[0].routers.has_loss
+def routers_of(folder: Path, mode: str) -> Any:
+    return built(folder, mode)[0].routers
 
 
 def routed(folder: Path, mode: str, documents: list[Tensor], reference: Any) -> float:
@@ -232,14 +232,14 @@ def routed(folder: Path, mode: str, documents: list[Tensor], reference: Any) -> 
         loss = routers.add_loss(loss)
         loss.backward()
         total += float(loss)
-    return largest_error(model, total, plain_routed(reference, documents, routers))
+    return largest_error(model, total, with_router_loss(reference, documents, routers))
 
 
 def halved(documents: list[Tensor]) -> list[list[Tensor]]:
     return [documents[: len(documents) // 2], documents[len(documents) // 2 :]]
 
 
-def plain_routed(
+def with_router_loss(
     reference: Any, documents: list[Tensor], routers: Any
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients as `plain`, with the load-balancing loss of all documents."""

@@ -104,3 +104,15 @@ def test_a_step_that_is_skipped_leaves_weights_and_moments_whatever_the_gradient
         states.append([tensor.clone() for tensor in [*module.parameters(), *moments]])
     for later in states[1:]:
         assert all(map(torch.equal, states[0], later))
+
+
+def test_the_norm_of_large_gradients_is_exact():
+    """One after the other, a million squares lose 4e-5 in fp32."""
+    module = torch.nn.Linear(1024, 1024)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        sizes = torch.rand(parameter.shape, generator=generator) ** 8
+        parameter.grad = sizes * torch.randn(parameter.shape, generator=generator)
+    expected = sum(p.grad.double().square().sum() for p in module.parameters()) ** 0.5
+    norm, _ = clipped(module, torch.ones(()), 1.0)
+    assert norm.dtype == torch.float32 and float(norm) == pytest.approx(float(expected), rel=1e-6)
