@@ -29,8 +29,7 @@ from adaptsft.distributed.ranks import process_group
 from adaptsft.model.supported import FILE
 from tests.conftest import REPO
 from tests.model_types.measure import measure
-from tests.model_types.trained import FIGURES as TRAINED
-from tests.model_types.trained import measure_trained, trained_variants
+from tests.model_types.trained import FIGURES as TRAINED, measure_trained, trained_variants
 from tests.model_types.variants import variants
 
 
