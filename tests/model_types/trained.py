@@ -1,5 +1,5 @@
-"""One model type through `train`, as a user runs it: on one rank and on two, packed and padded, with
-the routers' loss and without it, killed and resumed, with packs that ranks share; and what
+"""One model type through `train`, as a user runs it: on one rank and on two, packed and padded,
+with the routers' loss and without it, killed and resumed, with packs that ranks share; and what
 transformers makes of the first step and of final/."""
 
 import copy
@@ -139,7 +139,8 @@ class Lives:
         codes = self._launch([(killed, 0)])
         assert codes == [0, 0], codes
         if (why := self.folder / "shared.refused").is_file():
-            self.refused = shortened(why.read_text())
+            reason = why.read_text().removeprefix("train.context_parallel: ")
+            self.refused = shortened(reason.replace(str(self.model), ""))
 
     def _launch(self, lives: list[tuple[Config, int]]) -> list[int]:
         codes, printed = on_two_ranks(train_lives, lives, log=self.folder / "log")
