@@ -17,6 +17,7 @@ from adaptsft.config.schema import Config, get
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.tokenized import open_data
 from adaptsft.distributed.ranks import process_group
+from adaptsft.model.__main__ import TRAINED
 from adaptsft.model.supported import exact_modes, is_exact, variants_of, verified
 from adaptsft.train import train
 from tests.distributed.two_ranks import on_two_ranks, train_lives
@@ -33,7 +34,6 @@ from tests.model_types.measure import (
 from tests.model_types.variants import config_of, variants
 from tests.runs import metrics_of, small_config, write_data
 
-FIGURES = ("first_step", "two_ranks", "resumed", "final", "context_parallel")
 BAR = 1e-6  # relative, fp32: of losses and norms, which average the rounding of their elements
 KILLED = -signal.SIGKILL
 STEPS = 3
@@ -72,7 +72,7 @@ def measure_trained(name: str, folder: Path) -> dict[str, float | str]:
     except Exception as error:
         print(error)
         why = f"{TRACEBACK}: {type(error).__name__}: {error}".split("\n")[0][:300]
-        return dict.fromkeys(FIGURES, why)
+        return dict.fromkeys(TRAINED, why)
     return {
         "first_step": figure(lives.first_step, folder),
         "two_ranks": figure(lambda: max(map(lives.two_ranks, lives.ways)), folder),
