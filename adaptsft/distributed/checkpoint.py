@@ -258,8 +258,13 @@ def load(
     number of ranks."""
     _check_base(checkpoint, model)
     state = full_state(model, optimizer, tensors)
+    reader = dcp.FileSystemReader(checkpoint)
+    moments = state["optimizer"]["state"]
+    unmoved = _without_moments(moments, reader)
+    # loaded in place: those of `unmoved` stay what they were made as
+    state["optimizer"]["state"] = {n: own for n, own in moments.items() if n not in unmoved}
     try:
-        dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint))
+        dcp.load(state, storage_reader=reader)
     except (dcp.api.CheckpointException, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint}: does not fit this model or its controller: {error}"
@@ -268,9 +273,23 @@ def load(
         model,
         optimizer,
         model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
+        optim_state_dict=state["optimizer"] | {"state": moments | state["optimizer"]["state"]},
         options=StateDictOptions(strict=False),  # frozen ones are not there
     )
+    for name, parameter in model.named_parameters():
+        if name in unmoved:
+            optimizer.state.pop(parameter, None)
+
+
+def _without_moments(moments: dict[str, Any], reader: dcp.FileSystemReader) -> set[str]:
+    """Parameters for which a checkpoint has no moments: they had no gradient yet, such as what
+    chooses the tokens of sparse attention (DeepSeek-V3.2)."""
+    held = reader.read_metadata().state_dict_metadata
+    return {
+        name
+        for name, own in moments.items()
+        if f"model.{name}" in held and not any(f"optimizer.state.{name}.{k}" in held for k in own)
+    }
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from adaptsft.model.supported import MODES, is_exact, reason, verified
 
 FIGURES = (*MODES, "bf16", "router", "export", "compile")
+# of real runs of one variant of each type
+TRAINED = ("first_step", "two_ranks", "resumed", "final", "context_parallel")
 
 
 def describe_models() -> str:
@@ -17,13 +19,14 @@ def describe_models() -> str:
     types = {row["model_type"] for row in trained.values()}
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     lines = [f"{len(trained)} variants of {len(types)} types, with {versions}:", ""]
+    figures = [figure.replace("_", " ") for figure in (*FIGURES, *TRAINED)]
     lines += [
-        f"| model type: variant | {' | '.join(FIGURES)} | why not |",
-        "|---" * (len(FIGURES) + 2) + "|",
+        f"| model type: variant | {' | '.join(figures)} | why not |",
+        "|---" * (len(figures) + 2) + "|",
     ]
     for name, row in trained.items():
         why = next((reason([row], mode) for mode in MODES if not is_exact(row, mode)), "")
-        cells = [name, *(_cell(row, figure) for figure in FIGURES), why]
+        cells = [name, *(_cell(row, figure) for figure in (*FIGURES, *TRAINED)), why]
         lines.append(f"| {' | '.join(cells)} |")
     refused: dict[str, list[str]] = defaultdict(list)
     for row in rows.values():

@@ -265,12 +265,12 @@ def _is_router(module: nn.Module, kind: type) -> bool:
 
 
 def _experts(routers: list[nn.Module]) -> int:
-    """That all of these choose from, by the last of their matrices; 0 where that does not tell."""
+    """That all of these choose from, by the last of their matrices; 0 where that does not tell. A
+    matrix of one row is a bias (Ernie 4.5)."""
     rows = set()
     for router in routers:
         own = {name: p for name, p in router.named_parameters() if "lora_" not in name}
-        # a bias may be of two dimensions, too (ERNIE 4.5)
-        sizes = [p.shape[0] for name, p in own.items() if p.ndim == 2 and "bias" not in name]
+        sizes = [p.shape[0] for p in own.values() if p.ndim == 2 and len(p) > 1]
         rows.add([0, *sizes][-1])
     return rows.pop() if len(rows) == 1 else 0
 

@@ -26,10 +26,10 @@ import torch
 import transformers
 
 from adaptsft.distributed.ranks import process_group
+from adaptsft.model.__main__ import TRAINED
 from adaptsft.model.supported import FILE
 from tests.conftest import REPO
 from tests.model_types.measure import measure
-from tests.model_types.trained import FIGURES as TRAINED
 from tests.model_types.trained import measure_trained, trained_variants
 from tests.model_types.variants import variants
 

@@ -9,7 +9,7 @@ from adaptsft.config.schema import ModelConfig, TrainConfig
 from adaptsft.distributed.ranks import process_group
 from adaptsft.errors import ConfigError
 from adaptsft.model import compile
-from adaptsft.model.__main__ import describe_models
+from adaptsft.model.__main__ import TRAINED, describe_models
 from adaptsft.model.attention import HF_ATTENTION_NAMES
 from adaptsft.model.language import causal_lm
 from adaptsft.model.mixers import mixers
@@ -18,8 +18,9 @@ from adaptsft.model.router import Routers
 from adaptsft.model.supported import MODES, check_verified, is_exact, verified
 from adaptsft.model.tiny import ARCHITECTURES
 from tests.conftest import REPO
-from tests.model_types.__main__ import differences, found
+from tests.model_types.__main__ import differences, found, found_trained
 from tests.model_types.measure import EXACT, HALF, TRACEBACK, measure
+from tests.model_types.trained import BAR, measure_trained
 from tests.model_types.variants import config_of, variants
 
 SOME = ["llama: biases", "gemma2: narrow soft caps", "cohere", "phi: q/k norm", "gemma3n_text"]
@@ -28,26 +29,61 @@ SOME += ["granitemoehybrid: dense, hybrid", "lfm2", "stablelm", "falcon", "gpt_o
 SOME += ["qwen3_moe", "deepseek_v3"]
 
 
-@pytest.fixture(scope="module", autouse=True)
+# what rounding alone moves by more than 1e-6 with the random weights of a tiny model, and why
+ROUNDING = {
+    "gemma4_text": "gradients of layer scalars cancel",
+    "gemma4_unified_text": "gradients of layer scalars cancel",
+}
+
+
+@pytest.fixture(scope="module")
 def _one_rank():
     with process_group("cpu"):
         yield
 
 
+@pytest.mark.usefixtures("_one_rank")
 @pytest.mark.parametrize("name", SOME)
 def test_a_type_is_what_the_table_says(name, tmp_path):
     model_type, settings = variants()[name]
     row = measure(model_type, settings, tmp_path, compiled=False)
     stored = copy.deepcopy(verified()["variants"][name])
-    stored.pop("compile", None)
+    for figure in ("compile", *TRAINED):
+        stored.pop(figure, None)
     assert row.keys() == stored.keys() and not differences({name: stored}, {name: row})
 
 
+def test_real_runs_of_a_type_are_what_the_table_says(tmp_path):
+    """With the loss of the routers and without, packed and padded, killed, and shared packs."""
+    assert_reached("olmoe", measure_trained("olmoe", tmp_path))
+
+
+@pytest.mark.nightly
+def test_real_runs_of_every_type_are_what_the_table_says():
+    rows = found_trained([])
+    assert not differences(verified()["variants"], rows)
+    for name, row in rows.items():
+        assert_reached(name, row)
+
+
+def assert_reached(name: str, row: dict) -> None:
+    """The bar: loss and gradient norm of any way of a type on one rank and on two, packs shared;
+    final/; and the weights of a run that was killed, to the bit."""
+    assert row["resumed"] == 0.0, (name, row)
+    limit = EXACT if verified()["variants"][name]["model_type"] in ROUNDING else BAR
+    for figure in TRAINED:
+        shared = figure == "context_parallel"  # what is refused has its reason
+        assert shared or isinstance(row[figure], float), (name, figure, row[figure])
+        assert isinstance(row[figure], str) or row[figure] <= limit, (name, figure, row[figure])
+
+
+@pytest.mark.usefixtures("_one_rank")
 @pytest.mark.nightly
 def test_every_type_is_what_the_table_says():
     assert not differences(verified()["variants"], found([], compiled=True))
 
 
+@pytest.mark.usefixtures("_one_rank")
 @pytest.mark.nightly
 def test_layers_of_all_types_that_train_packed_are_traced_as_a_whole_but_those_of_the_guide(
     monkeypatch,
@@ -83,6 +119,9 @@ def test_the_table_holds_what_is_promised():
         # the recurrent layers of MiniMax are computed in fp32, and their products in bf16
         assert is_exact(row, "export") and (is_exact(row, "bf16") or row["model_type"] == "minimax")
         assert "compile" not in row or is_exact(row, "compile")
+    for name, row in rows.items():
+        if "resumed" in row:
+            assert_reached(name, row)
     assert set(ARCHITECTURES.values()) <= {row["model_type"] for row in exact}
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from adaptsft.distributed import checkpoint
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.train import train
+from tests.model.random_models import write_random_model
+from tests.model_types.variants import NEEDS, config_of
 from tests.runs import (
     PROCESSES,
     _run,
@@ -293,3 +295,22 @@ def test_a_deletion_cut_short_leaves_nothing_that_looks_complete(settings, refer
     assert "step_00000005" not in [
         path.name for path in checkpoint.complete_checkpoints(run / "checkpoints")
     ]
+
+
+def test_parameters_without_a_gradient_have_no_moments_and_are_resumed(tmp_path):
+    """What chooses the tokens of DeepSeek-V3.2's sparse attention is never moved by the loss."""
+    write_random_model(tmp_path / "model", config_of("deepseek_v32", NEEDS["deepseek_v32"]))
+    eager = {"model__attention": "eager", "data__packing": False, "train__max_steps": 2}
+    config = small_config(tmp_path, tmp_path / "model", **eager)
+    train(config)
+    checkpoints, whole = Path(config.run_dir) / "checkpoints", weights(config)
+    saved = saved_state(checkpoints / "step_00000002")
+    moved = {name.split("/")[2] for name in saved if name.startswith("optimizer/state/")}
+    assert any("indexer" in name and name not in moved for name in whole)
+    shutil.rmtree(checkpoints / "step_00000002")
+    shutil.rmtree(Path(config.run_dir) / "final")
+    train(config)
+    resumed, again = weights(config), saved_state(checkpoints / "step_00000002")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert saved.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in saved.items())
