@@ -191,6 +191,11 @@ def _attention_function(backend: str):
                 f"cannot honour{f'; {EAGER}' if unknown else ''}"
             )
         batch, heads, length, _ = query.shape
+        if key.shape[2] != length:  # DeepSeek-V4's: one more for every so many tokens
+            raise ConfigError(
+                f"{type(module).__name__} gives its attention other keys than one for each token: "
+                f"document attention cannot honour that; {EAGER}"
+            )
         # [B * L, heads, head_dim]
         q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -136,3 +136,6 @@ def test_attention_that_cannot_be_honoured_is_refused(device):
     more = {"documents": documents, "position_bias": torch.zeros(2)}
     with pytest.raises(ConfigError, match="position_bias"):
         seam(torch.nn.Module(), states, states, states, None, **more)
+    longer = torch.randn(1, 2, 5, 8)  # as DeepSeek-V4, where a document is long enough
+    with pytest.raises(ConfigError, match="other keys than one for each token"):
+        seam(torch.nn.Module(), states, longer, longer, None, documents=documents)

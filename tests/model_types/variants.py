@@ -64,6 +64,10 @@ NEEDS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "cohere2": WINDOW_AND_FULL,
     "deepseek_v3": MULTI_HEAD | {"first_k_dense_replace": 1},
+    # so few tokens to a key of many that short documents have some
+    "deepseek_v4": {
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}
+    },
     "deepseek_v32": MULTI_HEAD | {"mlp_layer_types": ["sparse"] * 2},
     "glm_moe_dsa": MULTI_HEAD | {"mlp_layer_types": ["sparse"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
