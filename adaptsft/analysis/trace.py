@@ -105,7 +105,7 @@ def trace(
     # in attention a rank has all tokens of its part of the heads, which are as many numbers
     shape = (packs_at_once(train), of_a_rank)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
+    with torch.device("meta"):  # as in training; PEFT cannot handle fake tensors
         own = backend in ("sdpa", "eager")
         name = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
         model = causal_lm(model_config, name, dtype, config.model.trust_remote_code)
@@ -114,7 +114,7 @@ def trace(
     if adapted := config.model.lora.rank > 0:
         add_adapters(model, config.model)
     with fake:
-        _leave_meta(model, dtype)
+        _leave_meta(model, dtype if adapted else None)
         freeze(model, config.model.freeze)
         mixes = any(mixers(block) for block in blocks(model))
         if train.context_parallel > 1:
@@ -165,14 +165,21 @@ def trace(
     )
 
 
-def _leave_meta(model: nn.Module, dtype: torch.dtype) -> None:
-    """Adapters come on meta: give them the device of the rest, and the dtype that FSDP2 gathers
-    them in."""
+def _leave_meta(model: nn.Module, of_trained: torch.dtype | None) -> None:
+    """Tensors on the CPU in place of those on meta. `of_trained`: another dtype of what is trained,
+    as FSDP2 gathers adapters."""
+    made: dict[Tensor, Tensor] = {}  # some parameters are tied
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.device.type == "meta":
-                whole = torch.empty(parameter.shape, dtype=dtype)
-                module.register_parameter(name, nn.Parameter(whole))
+        own = [*module._parameters.items(), *module._buffers.items()]
+        for name, tensor in own:
+            if tensor is None or not tensor.is_meta:
+                continue
+            if tensor not in made:
+                made[tensor] = torch.empty_like(tensor, device="cpu")
+                if isinstance(tensor, nn.Parameter):
+                    whole = made[tensor].to((tensor.requires_grad and of_trained) or tensor.dtype)
+                    made[tensor] = nn.Parameter(whole, tensor.requires_grad)
+            setattr(module, name, made[tensor])
 
 
 def _activations(model: Any, shape: tuple[int, int], backend: str) -> tuple[int, int]:

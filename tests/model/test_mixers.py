@@ -1,10 +1,12 @@
 """Recurrent and convolution layers in packs: as if each document were alone."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.lfm2.modeling_lfm2 import Lfm2DecoderLayer
 
 from adaptsft.config.load import save_config
 from adaptsft.errors import ConfigError
@@ -18,10 +20,12 @@ from tests.model.random_models import write_random_model
 from tests.model_types.variants import config_of, variants
 from tests.runs import metrics_of, small_config
 
-HYBRIDS = ["bamba", "falcon_h1", "lfm2", "qwen3_5_text", "recurrent_gemma"]
+# transformers 5.17 does not tell LFM2's convolutions where documents begin: they are refused there
+IN_PACKS = "seq_idx=kwargs" not in inspect.getsource(Lfm2DecoderLayer.forward)
+HYBRIDS = ["bamba", "falcon_h1", "qwen3_5_text", "recurrent_gemma", *["lfm2"] * IN_PACKS]
 
 
-def hybrid(folder: Path, name: str = "lfm2") -> Path:
+def hybrid(folder: Path, name: str = HYBRIDS[-1]) -> Path:
     return write_random_model(folder, config_of(*variants()[name]))
 
 
