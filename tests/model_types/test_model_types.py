@@ -98,7 +98,7 @@ def test_layers_of_all_types_that_train_packed_are_traced_as_a_whole_but_those_o
         if any(mixers(block) for block in blocks(model)):
             continue  # run outside of the graph
         gpu = torch.device("cuda")
-        routers = Routers(model, None)
+        routers = Routers(model, TrainConfig())
         found = compile.choose_compilation(model, TrainConfig(), "varlen", gpu, True, routers)
         if not found.on:
             off[row["model_type"]] = found.reason

@@ -234,10 +234,10 @@ def test_routers_that_transformers_does_not_record():
             causal_lm(config_of(*variants()[name]), "eager", torch.float32)
             for name in ("deepseek_v4: one layer by hash", "qwen3_moe")
         )
-    routers = Routers(found, 0.1)
+    routers = Routers(found, TrainConfig(router_aux_loss=0.1))
     assert (routers.layers, routers.experts, routers.balanced) == (2, 4, 1)
     other.base_model._can_record_outputs = {}
-    assert "no loads are recorded" in str(Routers(other, None))
+    assert "no loads are recorded" in str(Routers(other, TrainConfig()))
 
 
 def test_unit_mass_leaves_the_weight_of_the_router_loss():
