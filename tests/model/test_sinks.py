@@ -52,7 +52,6 @@ def by_definition(
         ("sdpa", 16, 2.0, torch.float32, 1e-6),
         ("varlen", 16, None, torch.float32, 1e-6),
         ("flash", 16, None, torch.float32, 1e-6),
-        ("flash", 12, None, torch.float32, 1e-6),  # padded for its kernels
     ],
 )
 def test_outputs_and_gradients_are_those_of_the_softmax_with_a_sink(
