@@ -22,6 +22,7 @@ from adaptsft.model.check import batch_of
 from adaptsft.model.fsdp import evaluating
 from adaptsft.model.language import causal_lm
 from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.router import Routers
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from tests.model import document_kernels
@@ -96,6 +97,17 @@ def test_packs_of_any_documents_are_one_graph(
         assert document_kernels.graphs() == 1, "of two layers, in one step and the next"
 
 
+def test_layers_of_a_mixture_are_one_kind_however_many(monkeypatch):
+    """Though each has a router whose loads are recorded."""
+    monkeypatch.setattr(compile, "has_triton", lambda: True)
+    config = config_of("qwen3_moe", variants()["qwen3_moe"][1] | {"num_hidden_layers": 3})
+    with torch.device("meta"):
+        model = causal_lm(config, HF_ATTENTION_NAMES["varlen"], torch.float32)
+    routers, cuda = Routers(model, None), torch.device("cuda")
+    found = compile.choose_compilation(model, TrainConfig(), "varlen", cuda, True, routers)
+    assert routers.layers == 3 and str(found) == "on, 1 kind of layer"
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     "model_type",
@@ -118,6 +130,7 @@ def test_mixtures_of_experts_learn_what_they_learn_eagerly(
         gradients = [p.grad.to_local() for p in one.parameters() if p.grad is not None]
         runs.append([loss.detach(), one.routers.sums, *gradients])
     assert len(runs[0]) == len(runs[1])
+    assert document_kernels.graphs() == model.compilation.kinds
     for ours, theirs in zip(*runs, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 

@@ -163,7 +163,6 @@ def test_compiled_layers_record_their_routers(model, monkeypatch):
         compiled = built(model, compile=True, activation_checkpointing="full")
         assert compiled.compilation.whole
         assert step(compiled, False) == pytest.approx(expected, rel=1e-6)
-        assert document_kernels.graphs() == 1, "of two layers"
 
 
 def test_resumed_it_is_the_same_run(tmp_path, dropping):
