@@ -13,6 +13,7 @@ from tests.distributed.two_ranks import on_two_ranks
 from tests.runs import metrics_of, saved_state, small_config
 from tests.training.test_turn_weights import TALKS
 
+pytestmark = pytest.mark.nightly  # four ranks, and Inductor
 SETTINGS = {
     "data__stream": 2,
     "data__max_length": 160,
@@ -91,7 +92,6 @@ def test_four_ranks_to_a_pack(one, tmp_path):
     on_ranks(one, tmp_path, 1, {"one of four": {}})
 
 
-@pytest.mark.nightly  # Inductor
 def test_compiled_layers_exchange_tokens_as_well(one, tmp_path):
     compiled = {"train__context_parallel": 2, "train__compile": True}
     assert "train.compile: on" in on_ranks(one, tmp_path, 2, {"compiled": compiled})
