@@ -121,6 +121,7 @@ def test_mixtures_of_experts_learn_what_they_learn_eagerly(
     folder = write_random_model(tmp_path / "model", config_of(*variants()[model_type]))
     plain, model = (built(folder, device, compile=on) for on in (False, True))
     assert model.compilation.whole
+    torch._dynamo.utils.counters.clear()
     batch, runs = packs(model.config.vocab_size)[0], []
     for one in (plain, model):
         one.routers.begin(True, batch)
