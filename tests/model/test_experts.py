@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForMultimodalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from adaptsft.analysis.memory import Group
 from adaptsft.config.schema import LoraConfig, ModelConfig, TrainConfig
@@ -20,6 +20,7 @@ from adaptsft.model.build import build_model
 from adaptsft.model.export import export
 from adaptsft.model.fsdp import ShardedModel, shard_dim
 from adaptsft.model.pretrained import load_pretrained
+from adaptsft.model.router import Routers
 from adaptsft.objectives.build import NLL
 from adaptsft.training.optim import clipped
 from tests.distributed.two_ranks import on_two_ranks
@@ -35,6 +36,7 @@ from tests.model.checkpoints import (
 from tests.model.random_models import DELTA_NET
 from tests.model.test_multimodal import multimodal
 from tests.model.test_names import SMALL
+from tests.model_types.variants import config_of
 
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
@@ -247,3 +249,10 @@ def test_experts_that_do_not_fit_are_refused_by_name(tmp_path, device):
     (folder / "b.safetensors").write_bytes(whole[:-8])
     with pytest.raises(ConfigError, match=r"b\.safetensors: damaged"):
         built(folder, device)
+
+
+def test_a_bias_of_one_row_is_not_a_matrix_of_a_router():
+    """Ernie 4.5's routers hold one, [1, experts], beside their matrix."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of("ernie4_5_moe", {}))
+    assert Routers(model, None).experts == model.config.moe_num_experts

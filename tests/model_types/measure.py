@@ -50,7 +50,7 @@ def measure(model_type: str, settings: dict[str, Any], folder: Path, compiled: b
         if kind := unsupported_kind(config):
             return row | {"refused": kind}
         write_noisy_model(folder, config)
-        documents = [draw(length, seed) for seed, length in enumerate((30, 9, 20, 3))]
+        documents = [draw(length, seed) for seed, length in enumerate((130, 9, 20, 3))]
         reference = class_of(config).from_pretrained(
             folder,
             dtype=torch.float32,

@@ -29,11 +29,9 @@ SOME += ["granitemoehybrid: dense, hybrid", "lfm2", "stablelm", "falcon", "gpt_o
 SOME += ["qwen3_moe", "deepseek_v3"]
 
 
-# what rounding alone moves by more than 1e-6 with the random weights of a tiny model, and why
-ROUNDING = {
-    "gemma4_text": "gradients of layer scalars cancel",
-    "gemma4_unified_text": "gradients of layer scalars cancel",
-}
+# beyond 1e-6, in steps after the first most of all: random weights of Gemma 4 amplify rounding, as
+# the columns packed and bf16 show too
+AMPLIFIED = {"gemma4_text", "gemma4_unified_text"}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +68,7 @@ def assert_reached(name: str, row: dict) -> None:
     """The bar: loss and gradient norm of any way of a type on one rank and on two, packs shared;
     final/; and the weights of a run that was killed, to the bit."""
     assert row["resumed"] == 0.0, (name, row)
-    limit = EXACT if verified()["variants"][name]["model_type"] in ROUNDING else BAR
+    limit = EXACT if verified()["variants"][name]["model_type"] in AMPLIFIED else BAR
     for figure in TRAINED:
         shared = figure == "context_parallel"  # what is refused has its reason
         assert shared or isinstance(row[figure], float), (name, figure, row[figure])
