@@ -103,7 +103,7 @@ def test_layers_of_a_mixture_are_one_kind_however_many(monkeypatch):
     config = config_of("qwen3_moe", variants()["qwen3_moe"][1] | {"num_hidden_layers": 3})
     with torch.device("meta"):
         model = causal_lm(config, HF_ATTENTION_NAMES["varlen"], torch.float32)
-    routers, cuda = Routers(model, None), torch.device("cuda")
+    routers, cuda = Routers(model, TrainConfig()), torch.device("cuda")
     found = compile.choose_compilation(model, TrainConfig(), "varlen", cuda, True, routers)
     assert routers.layers == 3 and str(found) == "on, 1 kind of layer"
 

@@ -255,4 +255,4 @@ def test_a_bias_of_one_row_is_not_a_matrix_of_a_router():
     """Ernie 4.5's routers hold one, [1, experts], beside their matrix."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of("ernie4_5_moe", {}))
-    assert Routers(model, None).experts == model.config.moe_num_experts
+    assert Routers(model, TrainConfig()).experts == model.config.moe_num_experts

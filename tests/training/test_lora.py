@@ -39,7 +39,8 @@ RESUMED: dict[str, Any] = LORA | {"model__lora__dropout": 0.2, "model__lora__use
 
 
 def settings(method: str) -> dict[str, Any]:
-    return LORA | {f"model__lora__{key}": value for key, value in METHODS[method].items()}
+    own = {f"model__lora__{key}": value for key, value in METHODS[method].items()}
+    return LORA | own | {"train__max_steps": 3, "checkpoint__every": 3}
 
 
 @pytest.fixture(scope="module")
