@@ -25,6 +25,7 @@ from adaptsft.evals.backends.registry import open_backend
 from adaptsft.evals.backends.replay import Replay
 from adaptsft.evals.data import Item, Items, load_items
 from adaptsft.evals.folder_lock import backend_identity, locked
+from adaptsft.evals.graders.grading import require_packages
 from adaptsft.evals.prompts import messages_of
 from adaptsft.evals.protocol import Backend, Output, Request, Sampling
 from adaptsft.evals.samples import Samples, digest
@@ -56,8 +57,11 @@ def run_command(options: argparse.Namespace) -> int:
 def answer(options: argparse.Namespace) -> list[Path]:
     """Generate what a command line asks for, on all ranks; returns the folders on rank 0."""
     tasks = [load_task(name) for name in options.tasks.split(",") if name]
+    grades = hasattr(options, "allow_code_exec")  # `run`, which scores what it has generated
+    if grades:
+        require_packages(grader for task in tasks for grader in task.graders)
     code = [task.name for task in tasks if "code" in task.graders]
-    if code and getattr(options, "allow_code_exec", None) is False:
+    if code and grades and not options.allow_code_exec:
         raise ConfigError(
             f"--tasks {', '.join(code)}: the answers are programs, and grading runs them: add "
             "--allow-code-exec to permit it"

@@ -24,7 +24,7 @@ from adaptsft.evals import result
 from adaptsft.evals.backends.decode import decode
 from adaptsft.evals.backends.hf import context_window, end_tokens
 from adaptsft.evals.data import load_items
-from adaptsft.evals.graders.grading import grade_all
+from adaptsft.evals.graders.grading import grade_all, require_packages
 from adaptsft.evals.graders.registry import GRADERS
 from adaptsft.evals.prompts import messages_of
 from adaptsft.evals.protocol import Output, Sampling
@@ -65,6 +65,7 @@ def prepare(settings: EvalConfig, tokenizer: Any, data: DataConfig, seed: int) -
                 f"eval.tasks: {name} cannot be run in training: use python -m adaptsft.evals run "
                 "on the finished model"
             )
+        require_packages(task.graders)
         items = load_items(task, data_dir).items[: settings.limit]
         renderer = Renderer(tokenizer, data)
         prompts = []

@@ -6,6 +6,11 @@ import sys
 
 import pytest
 
+from adaptsft.config.schema import DataConfig, EvalConfig
+from adaptsft.errors import ConfigError
+from adaptsft.evals import generate, in_training
+from adaptsft.evals.__main__ import parser
+from adaptsft.evals.graders import grading
 from tests.conftest import REPO
 from tests.evals.pipeline import evals
 
@@ -48,6 +53,19 @@ def test_mistakes_on_the_command_line(tiny_model, tmp_path, capsys, shared_data)
         evals("--help")
     assert ended.value.code == 0
     assert "three stages" in capsys.readouterr().out
+
+
+def test_a_grader_that_cannot_grade_is_known_before_anything_is_generated(tmp_path, monkeypatch):
+    monkeypatch.setattr(grading, "find_spec", lambda name: None if name == "math_verify" else name)
+    missing = r"grader math-robust needs math_verify: pip install 'adaptsft\[eval\]'"
+    options = parser().parse_args(
+        ["run", "--tasks", "gsm8k", "--model", "none/such", "--out", str(tmp_path / "out")]
+    )
+    with pytest.raises(ConfigError, match=missing):
+        generate.answer(options)
+    with pytest.raises(ConfigError, match=missing):
+        in_training.prepare(EvalConfig(tasks=["gsm8k"]), None, DataConfig(), 0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--tsks", "x"], ["judge", "--help"]])

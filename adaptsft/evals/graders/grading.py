@@ -8,6 +8,17 @@ from adaptsft.evals.graders.pool import grade_isolated
 from adaptsft.evals.graders.registry import GRADERS
 
 
+def require_packages(names: Iterable[str]) -> None:
+    """Raises ConfigError where one of these graders needs a package that is not installed. Call it
+    before the answers that they are to grade are generated."""
+    for grader in (GRADERS[name] for name in names if name in GRADERS):
+        missing = [package for package in grader.needs if find_spec(package) is None]
+        if missing:
+            raise ConfigError(
+                f"grader {grader.name} needs {', '.join(missing)}: pip install 'adaptsft[eval]'"
+            )
+
+
 def grade_all(
     name: str,
     records: Iterable[dict],
@@ -25,10 +36,8 @@ def grade_all(
     """
     if name not in GRADERS:
         raise ConfigError(f"grader {name!r} is unknown; there are {', '.join(GRADERS)}")
+    require_packages([name])
     grader, records = GRADERS[name], list(records)
-    missing = [package for package in grader.needs if find_spec(package) is None]
-    if missing:
-        raise ConfigError(f"grader {name} needs {', '.join(missing)}: pip install 'adaptsft[eval]'")
     if grader.isolated:
         return grade_isolated(grader, records, workers, progress)
     verdicts = []
