@@ -1,11 +1,13 @@
 """What the load-balancing loss of a tiny mixture of experts costs on one CPU core.
 
-    python -m benchmarks.router_loss
+    python -m benchmarks.router_loss --out benchmarks/results/router_loss.json
 
-prints the CPU seconds of forward and backward of a step, best of six, without and with the loss: in
-four micro-batches, whose choices are counted by a forward of their own, and in one.
+CPU seconds of forward and backward of a step, best of six, without and with the loss: in four
+micro-batches, whose choices are counted by a forward of their own, and in one.
 """
 
+import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from adaptsft.model.fsdp import ShardedModel
 from adaptsft.model.pretrained import load_pretrained
 from adaptsft.model.tiny import make_tiny_model
 from adaptsft.objectives.build import NLL
+from adaptsft.training.environment import environment
 
 DOCUMENTS, TOKENS = 4, 256
 
@@ -35,6 +38,10 @@ def seconds(model: ShardedModel, batches: list[Batch]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    options = parser.parse_args()
+    found = {}
     torch.set_num_threads(1)
     documents = [torch.randint(3, 200, (TOKENS,)) for _ in range(DOCUMENTS)]
     splits = {
@@ -54,7 +61,11 @@ def main() -> None:
         for name, batches in splits.items():
             rounds = [[seconds(model, batches) for model in models] for _ in range(6)]
             off, on = (min(column) for column in zip(*rounds, strict=True))
+            found[name] = {"without_s": round(off, 4), "with_s": round(on, 4)}
             print(f"{name}: {off:.2f} s without, {on:.2f} s with: {on / off - 1:+.0%}")
+    if options.out:
+        content = {"environment": environment(), "cpu_seconds_of_a_step": found}
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
