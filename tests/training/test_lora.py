@@ -1,5 +1,4 @@
-"""model.lora: a run is what PEFT and transformers compute by hand, on one rank and on two; it
-resumes bitwise, and its folder is PEFT's."""
+"""model.lora: runs are what PEFT computes by hand, on one rank and two, and resume bitwise."""
 
 import json
 import shutil
@@ -27,6 +26,7 @@ from tests.training.test_normalizer import tokenised
 from tests.training.test_resume import KILLED, micro_batches
 
 LORA: dict[str, Any] = {"model__lora__rank": 4, "model__lora__alpha": 8, "train__lr": 2e-3}
+SHORT = LORA | {"train__max_steps": 3, "checkpoint__every": 3}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"use_rslora": True},
@@ -39,8 +39,7 @@ RESUMED: dict[str, Any] = LORA | {"model__lora__dropout": 0.2, "model__lora__use
 
 
 def settings(method: str) -> dict[str, Any]:
-    own = {f"model__lora__{key}": value for key, value in METHODS[method].items()}
-    return LORA | own | {"train__max_steps": 3, "checkpoint__every": 3}
+    return SHORT | {f"model__lora__{key}": value for key, value in METHODS[method].items()}
 
 
 @pytest.fixture(scope="module")
