@@ -24,7 +24,7 @@ class Gpu(NamedTuple):
 # know none: those of Hopper are assumed.
 AMPERE = (0.52, 0.58), "published for A100: torchtitan, FSDP2"
 HOPPER = (0.33, 0.47), "published for H100: torchtitan, 8B by FSDP2; Megatron-LM"
-OTHERS = (0.33, 0.47), "those published for H100: for this GPU we know none"
+OTHERS = HOPPER[0], "those published for H100: for this GPU we know none"
 
 
 def _sold(gigabytes: float) -> float:

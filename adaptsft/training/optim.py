@@ -73,7 +73,7 @@ def _total_norm(gradients: list[Tensor]) -> Tensor:
     the norm of bf16 gradients to three digits."""
     if gradients[0].device.type == "cpu":
         # its kernel for norms adds one square after the other: of a matrix of a million elements
-        # 1e-5 is lost, of an embedding 1e-3, and less of it the more ranks there are
+        # up to 4e-5 is lost, more of a larger one, and less of it the more ranks there are
         squares = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum()
         return _whole(squares).sqrt()
     norms = torch._foreach_norm(gradients, 2.0, dtype=torch.float32)
