@@ -4,8 +4,8 @@
                                                            adaptsft/model/verified.json
     python -m tests.model_types --write [--only TYPE …]    and write it there, and docs/models.md
 
-The first variant of each type is compiled too, up to a minute each; with --no-compile none is, and what
-was found before stays.
+The first variant of each type is compiled too, up to a minute each; with --no-compile none is, and
+what was found before stays.
 
     python -m tests.model_types --trained [--write] [--only TYPE …]
 
