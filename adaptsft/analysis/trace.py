@@ -6,7 +6,6 @@ same code, attention seam and checkpointing as in training; every storage is cou
 Assumed: full packs of one document each.
 """
 
-import copy
 import dataclasses
 import importlib.util
 import weakref
@@ -99,7 +98,6 @@ def trace(
     check_heads(train.context_parallel, model_config)
     of_a_rank = -(-config.data.max_length // train.context_parallel)  # tokens of a pack
     dtype = compute_dtype(config.model, torch.device("cuda" if gpu else "cpu"))
-    model_config = copy.deepcopy(model_config)  # a model that is built writes into it
     settings = model_config.get_text_config()
     backend = _attention(config, settings, gpu, dtype)
     # in attention a rank has all tokens of its part of the heads, which are as many numbers
@@ -110,7 +108,6 @@ def trace(
         name = attention.HF_ATTENTION_NAMES[backend] if own else "documents_plan"
         model = causal_lm(model_config, name, dtype, config.model.trust_remote_code)
         refuse_unsupported(model)
-        model.config.use_cache = False
     if adapted := config.model.lora.rank > 0:
         add_adapters(model, config.model)
     with fake:

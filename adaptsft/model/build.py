@@ -62,7 +62,6 @@ def build_model(
         return found
 
     model, stored = fitted(on_meta, pretrained.config, pretrained.folder)
-    model.config.use_cache = False
     if attention.has_sinks(model):  # which not every version of a back end honours
         backend = raise_on_all_ranks(
             lambda: attention.choose(config.attention, device, dtype, text_config, sinks=True)

@@ -193,7 +193,8 @@ def _router_problem(model: ShardedModel, document: Tensor) -> str | None:
     routers, ids = model.routers, document[None]
     if not routers.coefficient:
         return None
-    with named_errors(model), attending(model, "eager"), recording(routers, ids):
+    unhooked, attention = _without_new_hooks(model), attending(model, "eager")
+    with named_errors(model), unhooked, attention, recording(routers, ids):
         theirs = model(input_ids=ids, use_cache=False, output_router_logits=True).aux_loss
         error = float((routers.loss_of_recorded(ids.numel()) / theirs - 1).abs())
     if error < ROUTER_TOLERANCE[model.compute_dtype]:
@@ -202,6 +203,20 @@ def _router_problem(model: ShardedModel, document: Tensor) -> str | None:
         f"the load-balancing loss of its routers differs from that of transformers by {error:.3g} "
         "of it; set train.router_aux_loss=0"
     )
+
+
+@contextmanager
+def _without_new_hooks(model: nn.Module) -> Iterator[None]:
+    """Asked for what layers return, transformers hooks all of them for good, and a layer with such
+    a hook cannot be compiled as a whole."""
+    before = {module: set(module._forward_hooks) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            for key in set(module._forward_hooks) - own:
+                del module._forward_hooks[key]
+            module.__dict__.pop("_output_capturing_hooks_installed", None)
 
 
 def _seen(what: str, difference: Tensor) -> str | None:

@@ -34,6 +34,8 @@ PLAIN_HEADS = {
     "qwen3_vl_text",
 }
 
+# Keys of a configuration by which a forward keeps what training has no use for
+KEPT = ("use_cache", "output_attentions", "output_hidden_states", "output_router_logits")
 # Keys of a language model's configuration that change its logits
 LOGIT_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -49,15 +51,19 @@ def multimodal_class(config: Any) -> type[PreTrainedModel] | None:
 def causal_lm(
     config: Any, attn_implementation: str, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """The causal language model with random weights, on the current device. Of a multimodal
-    model it is the language part alone, with a copy of its part of the configuration.
+    """The causal language model with random weights, on the current device, for training: with a
+    copy of the configuration that keeps neither keys and values nor what layers return. Of a
+    multimodal model it is the language part alone, with that part of the configuration.
 
     Raises ConfigError where there is none.
     """
-    settings: Any = config
+    whole = multimodal_class(config)
+    settings: Any = copy.deepcopy(config.get_text_config() if whole else config)
+    for key in KEPT:
+        if getattr(settings, key, False):
+            setattr(settings, key, False)
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
-    if whole := multimodal_class(config):
-        settings = copy.deepcopy(config.get_text_config())
+    if whole:
         own_head = bool(whole._tied_weights_keys)  # else it holds a whole causal language model
         if own_head:
             _check_scales(config, whole)

@@ -136,6 +136,20 @@ def test_mixtures_of_experts_learn_what_they_learn_eagerly(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_run_of_a_mixture_is_compiled_as_a_whole(tmp_path, tiny_model, monkeypatch):
+    """After the check of its first batch, which asks transformers for the routers' loss, and though
+    its configuration asks for what layers return: by hooks, which are in no graph."""
+    document_kernels.use("varlen", monkeypatch, "eager")
+    asked = {"output_router_logits": True, "output_hidden_states": True}
+    model = tiny_model("qwen3_moe", tied=False, **asked)
+    config = small_config(tmp_path, model, train__compile=True, train__max_steps=2)
+    torch._dynamo.utils.counters.clear()
+    train(config)
+    assert document_kernels.graphs() == 3, "on meta, of the forward that counts, and of steps"
+    final = json.loads((Path(config.run_dir) / "final" / "config.json").read_text())
+    assert asked.items() <= final.items()
+
+
 def test_layers_of_two_kinds_and_evaluation_have_graphs_of_their_own(
     tiny_model, device, monkeypatch
 ):

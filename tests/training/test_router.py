@@ -162,7 +162,10 @@ def test_compiled_layers_record_their_routers(model, monkeypatch):
         expected = step(built(model), False)
         compiled = built(model, compile=True, activation_checkpointing="full")
         assert compiled.compilation.whole
+        before = document_kernels.graphs()
         assert step(compiled, False) == pytest.approx(expected, rel=1e-6)
+        graphs = document_kernels.graphs() - before
+        assert graphs == 4, "both layers share them: two lengths, each counted, then learned from"
 
 
 def test_resumed_it_is_the_same_run(tmp_path, dropping):
