@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from adaptsft.training.flops import describe
+
 REPO = Path(__file__).resolve().parent.parent
 DOCUMENT, RESULTS = REPO / "docs" / "performance.md", REPO / "benchmarks" / "results" / "gpu"
 NOTHING = "Nothing yet: no figure of a GPU is given here before it has been measured."
@@ -26,7 +28,7 @@ PEERS = {"liger": "liger-kernel", "cce": "cut-cross-entropy"}  # beginnings of n
 LOSS_NOTES = """ratio: to the three bare matrix products (without a GPU: to naive), in the same
 round. GB: beyond inputs and the two gradients. waits: of the host for the device. dX, dW: relative
 error to fp64. \\*: not the gradient of NLL."""
-STEP = """{parameters:,.1f} M parameters, packs of {length} tokens; a step has {packs} packs,
+STEP = """{size}, packs of {length} tokens; a step has {packs} packs,
 {tokens:,} tokens, {target_tokens:,} of them target tokens.{changes}"""
 RATIO = """Time of a step of the adaptive default to that of NLL: {mean:.4f}{error}, over {pairs}
 pairs of neighbouring runs."""
@@ -104,8 +106,8 @@ def step_tables(result: Result) -> Iterator[str]:
         cells += [shown(max(peak) / 1e9 if peak else None, ".1f")]
         lines.append([name, *cells])
     changes = f" Ours with {', '.join(result['set'])}." if result["set"] else ""
-    numbers = facts | {"parameters": facts["parameters"] / 1e6, "length": result["length"]}
-    yield STEP.format(**numbers, changes=changes)
+    size = describe(facts["parameters"], facts["active_parameters"])
+    yield STEP.format(**facts, size=size, length=result["length"], changes=changes)
     yield table(columns, lines)
     if "TRL" not in result["runs"]:
         yield "TRL was not measured here: it was not installed, or not asked for."
@@ -180,6 +182,7 @@ FILES: dict[str, tuple[str, Callable[[Result], Iterator[str]]]] = {
     "profile_fp32.json": ("Where the time of the loss goes, fp32 logits", profile_tables),
     "profile_bf16.json": ("Where the time of the loss goes, bf16 logits", profile_tables),
     "train_step.json": ("A training step", step_tables),
+    "train_step_moe.json": ("A training step of a mixture of experts", step_tables),
     "tune_fp32.json": ("Sizes of blocks and buffers, fp32 logits", tuning_tables),
     "tune_bf16.json": ("Sizes of blocks and buffers, bf16 logits", tuning_tables),
     "loss_masks.json": ("The loss, half of the tokens prompt", loss_tables),

@@ -4,6 +4,8 @@ and TRL, in the same run.
     pip install trl liger-kernel
     # a Qwen2.5-1.5B-shaped model with random weights, packs of 8192 tokens, one GPU
     python benchmarks/train_step.py
+    # a mixture of experts: six layers shaped as those of Qwen3-30B-A3B
+    python benchmarks/train_step.py --model qwen3-30b-a3b
     # a minute on a CPU: shows that everything runs, measures nothing of interest
     python benchmarks/train_step.py --tiny
 
@@ -15,6 +17,9 @@ failed. Differences that remain: ours casts all weights to bf16 once per gatheri
 up hidden states in bf16, TRL runs under torch.autocast, which casts weights at every product and
 keeps the sum of the hidden states in fp32; the head and loss are each one's own (TRL 1.16 turns
 Liger's fused loss off and has a chunked one; Liger gives it norms, rotary embeddings and SwiGLU).
+Autocast does not reach torch's grouped product, so that TRL's experts multiply in fp32. Both add
+the routers' load-balancing loss to that of a mixture: ours of the whole step, whose choices a
+forward pass of its own counts, TRL's of each pack. `no router loss` is ours without.
 
 Runs of ours follow one another in one process, NLL and the adaptive default as neighbours in
 changing order (ORDER), so that a clock that falls hits both; their ratio comes with its standard
@@ -23,11 +28,12 @@ from the end of one step to the end of the next, without waiting for it: the med
 after the first few and then of the runs. Saving and exporting are left out.
 
 MFU: the operations that the step needs, over what the data sheet promises (--peak-tflops). They are
-6 per weight of the layers and token, 6 per weight of the head and *target* token, 12 x layers x
-width of the heads per pair of tokens of which one sees the other: the count of PaLM
-(arXiv:2204.02311, appendix B) without prompt tokens in the head, and with the pairs that there are:
-causal, within documents. `of gemm`: over what a product of two random 8192 x 8192 matrices reaches,
-measured after the runs in the same processes.
+6 per weight of the layers and token that it multiplies (of the experts, those that the token is
+sent to), 6 per weight of the head and *target* token, 12 x layers x width of the heads per pair of
+tokens of which one sees the other: the count of PaLM (arXiv:2204.02311, appendix B) without prompt
+tokens in the head, and with the pairs that there are: causal, within documents. `of gemm`: over
+what a product of two random 8192 x 8192 matrices reaches, measured after the runs in the same
+processes.
 """
 
 import argparse
@@ -49,18 +55,20 @@ import torch
 from train_step_settings import (  # pyrefly: ignore[missing-import]  # beside this file
     CANDIDATES,
     EXAMPLES,
-    SHAPES,
+    MODELS,
+    OF_MIXTURES,
     WARM_UP,
     Setting,
 )
 
 from adaptsft.training.environment import environment
+from adaptsft.training.flops import describe
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 # A round: processes, and the runs in each. What would be missed most comes first: time can run out.
 # The first run of the second process warms the machine up, hence not one of the pairs.
 ORDER = [
-    ["adaptive, compiled"],
+    ["adaptive, compiled", "adaptive, compiled, no router loss"],
     ["-p", "NLL", "adaptive", "adaptive", "NLL", "p >= .2", "NLL", "adaptive"],
     ["TRL"],
 ]
@@ -163,10 +171,13 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
+    shape = "whose shape the model has (default: qwen2.5-1.5b)"
+    add("--model", choices=list(MODELS), default="qwen2.5-1.5b", help=shape)
     add(
         "--tiny",
         action="store_true",
-        help="a tiny model and packs of 256 tokens; compiled layers only where --only names them",
+        help="a tiny model of its type and packs of 256 tokens; compiled layers only where --only "
+        "names them",
     )
     add("--device", choices=("cpu", "cuda"), default=device)
     add("--length", type=int, help="tokens of a pack (default: 8192; --tiny: 256)")
@@ -193,7 +204,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def wanted_candidates(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
-    everything = [*CANDIDATES, "TRL"]
+    mixture = "num_experts" in MODELS[args.model]
+    everything = [name for name in CANDIDATES if mixture or name not in OF_MIXTURES] + ["TRL"]
     wanted = [name for name in args.only.split(";") if name]
     if unknown := [name for name in wanted if name not in everything]:
         parser.error(f"--only {unknown[0]}: choose from {'; '.join(everything)}")
@@ -214,13 +226,16 @@ def main() -> int:
         parser.error(f"--steps {args.steps}: the first {WARM_UP} are not timed; give more")
     wanted = wanted_candidates(parser, args)
     processes = [[name for name in names if name in wanted] for names in ORDER]
+    if not {"NLL", "adaptive"} <= set(wanted):  # no pairs: once is enough
+        processes = [list(dict.fromkeys(names)) for names in processes]
     processes = [names for names in processes if names] * args.rounds
     runs: dict[str, list[dict[str, Any]]] = {name: [] for names in processes for name in names}
     gemms: list[float] = []
     facts: dict[str, Any] = {}  # of a step, which the first process finds out
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        setting = Setting(folder, [], args.tiny, args.device, args.length, args.steps, args.set)
+        size = (args.device, args.length, args.steps)
+        setting = Setting(folder, [], args.model, args.tiny, *size, args.set)
         progress = Progress(setting, sum(map(len, processes)), args.limit)
         print("writing the model and the data", file=sys.stderr)
         for number, names in enumerate(processes):
@@ -246,7 +261,7 @@ def main() -> int:
             machine["versions"][name] = version(name)
     result = {
         "environment": machine,
-        "model": SHAPES[args.tiny],
+        "model": setting.shape,
         "length": args.length,
         "steps": args.steps,
         "set": args.set,
@@ -271,12 +286,12 @@ WIDTHS = {"tokens/s": 10, "to TRL": 8, "ms/step": 9, "MFU": 7, "of gemm": 9, "GB
 def table(result: dict[str, Any]) -> str:
     facts, gemm, promised = result["step"], result["gemm_tflops"], result["peak_tflops"]
     reached = f"{gemm:.3g}" if gemm else "-"
+    size = describe(facts["parameters"], facts["active_parameters"])
     lines = [
-        f"\n{facts['parameters'] / 1e6:,.1f} M parameters; every step of every run, TRL's too: "
-        f"{EXAMPLES} examples, {facts['packs']} packs, {facts['tokens']:,} tokens, "
-        f"{facts['target_tokens']:,} of them target tokens",
+        f"\n{size}; every step of every run, TRL's too: {EXAMPLES} examples, {facts['packs']} "
+        f"packs, {facts['tokens']:,} tokens, {facts['target_tokens']:,} of them target tokens",
         f"a large product reaches {reached} TFLOP/s here, the data sheet says {promised:g}\n",
-        f"{'':20}{''.join(f'{name:>{width}}' for name, width in WIDTHS.items())}"
+        f"{'':36}{''.join(f'{name:>{width}}' for name, width in WIDTHS.items())}"
         "   NLL, first to last step",
     ]
     good, seconds = {}, {}
@@ -285,7 +300,7 @@ def table(result: dict[str, Any]) -> str:
         if good[name]:
             seconds[name] = median(median(run["step_seconds"]) for run in good[name])
     for name, found in result["runs"].items():
-        lines += dict.fromkeys(f"{name:20}  {run['failed']}" for run in found if "failed" in run)
+        lines += dict.fromkeys(f"{name:36}  {run['failed']}" for run in found if "failed" in run)
         if name not in seconds:
             continue
         run, step, rate = good[name][-1], seconds[name], facts["flops"] / seconds[name] / 1e12
@@ -300,7 +315,7 @@ def table(result: dict[str, Any]) -> str:
         if "kept" in run:
             shown["kept"] = f"{run['kept']:.2f}"
         cells = "".join(f"{shown.get(key, '-'):>{width}}" for key, width in WIDTHS.items())
-        lines.append(f"{name:20}{cells}   {run['nll'][0]:.4f} to {run['nll'][-1]:.4f}")
+        lines.append(f"{name:36}{cells}   {run['nll'][0]:.4f} to {run['nll'][-1]:.4f}")
     if pair := result["adaptive / NLL"]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.4f}"
         over = f"over {len(pair['pairs'])} pairs of neighbouring runs"

@@ -2,37 +2,39 @@
 
 import json
 import math
+from itertools import product
 from random import Random
 from typing import Any
 
 import torch
-from train_step_settings import EXAMPLES, SHAPES, Setting  # pyrefly: ignore[missing-import]
+from train_step_settings import EXAMPLES, Setting  # pyrefly: ignore[missing-import]
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from adaptsft.config.resolve import load_config
 from adaptsft.data.packing import best_fit_decreasing
 from adaptsft.data.tokenized import open_data
-from adaptsft.model.tiny import SAMPLE_TEXT, bpe_tokenizer
+from adaptsft.model.tiny import bpe_tokenizer
+from adaptsft.training.flops import active_parameters, flops_per_token
 
-VOCABULARY = "all and as brown capital clips dog fox half in is lazy many of quick sold the"
-WORDS = VOCABULARY.split()
+# a token each, and so many that they are sent to all experts of a mixture
+WORDS = ["".join(letters) for letters in product("bdfglmnprst", "aeiou", "dlmnrst")]
 
 
 def prepare(setting: Setting) -> dict[str, Any]:
     """Write model (bf16, as most checkpoints) and data; returns what is known of a step."""
-    tokenizer, shape = bpe_tokenizer(SAMPLE_TEXT), SHAPES[setting.tiny]
+    tokenizer = bpe_tokenizer([f" {word}" for word in WORDS], vocab_size=1024)
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    shape_and_ids = shape | special | {"max_position_embeddings": 32768}
-    config = AutoConfig.for_model("qwen2", **shape_and_ids, tie_word_embeddings=True)
+    config = AutoConfig.for_model(**setting.shape, **special, max_position_embeddings=32768)
     torch.manual_seed(0)
     with torch.device(setting.device), torch.no_grad():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         # as if pretrained: it expects the token before to come again, with p about .8; the text
         # below does so every other time
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight *= 0.03
-            layer.mlp.down_proj.weight *= 0.03
-        model.model.embed_tokens.weight.normal_()
+        for name, parameter in model.model.layers.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                parameter *= 0.03
+        model.lm_head.weight.normal_()
+        model.model.embed_tokens.weight.copy_(model.lm_head.weight)
         model.model.norm.weight.fill_((math.log(config.vocab_size) + 1.5) / config.hidden_size)
     model.save_pretrained(setting.folder / "model")
     tokenizer.save_pretrained(setting.folder / "model")
@@ -48,18 +50,14 @@ def prepare(setting: Setting) -> dict[str, Any]:
         for _ in range(EXAMPLES):
             file.write(json.dumps({"prompt": text(), "completion": text()}) + "\n")
     _, data = tokenised(setting)
-    head = shape["vocab_size"] * shape["hidden_size"]
-    body = sum(parameter.numel() for parameter in model.parameters()) - head
-    pairs = float((data.lengths.astype(float) ** 2).sum() / 2)
-    tokens, target_tokens = int(data.lengths.sum()), int(data.target_tokens.sum())
-    products = 6.0 * (body * tokens + head * target_tokens)
-    attention = 12.0 * shape["num_hidden_layers"] * shape["hidden_size"] * pairs
+    tokens = int(data.lengths.sum())
     return {
         "tokens": tokens,
-        "target_tokens": target_tokens,
+        "target_tokens": int(data.target_tokens.sum()),
         "packs": packs(data, setting.length),
-        "flops": products + attention,
-        "parameters": head + body,
+        "flops": flops_per_token(model, data) * tokens,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "active_parameters": active_parameters(model),
     }
 
 

@@ -34,6 +34,7 @@ def register_ours(backend: str) -> None:
         # under autocast the rotary embedding leaves the others in fp32; transformers casts them for
         # flash-attn, too
         dtype = value.dtype
+        options.pop("output_router_logits", None)  # a mixture's, which passes it on to all layers
         return ours(module, query.to(dtype), key.to(dtype), value, mask, **options)
 
     AttentionInterface.register("as_ours", attend)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU, in three commands of under ten minutes each:
 #   1  is it correct, how fast is the loss, where does its time go      smoke correct loss profile
-#   2  a training step, ours and TRL's                                  step
+#   2  a training step, ours and TRL's, of a mixture of experts, too    step moe
 #   3  other sizes of blocks and buffers, prompt masks, bf16 logits     tune masks bf16
 #
 #   tools/gpu_suite.sh [OUT] [--command 1,2,3] [--parts smoke,loss,...] [--budget S]
@@ -32,8 +32,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-known="smoke correct loss profile profile_fp32 profile_bf16 step tune tune_fp32 tune_bf16 masks"
-known+=" bf16"
+known="smoke correct loss profile profile_fp32 profile_bf16 step moe tune tune_fp32 tune_bf16"
+known+=" masks bf16"
 for name in ${parts//,/ }; do
     [[ " $known " == *" $name "* ]] || { echo "--parts $name: choose from $known" >&2; exit 2; }
 done
@@ -53,6 +53,7 @@ export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8}
 device=cuda large="16384 4096 128256" loss=(--shape 8192 1536 151936 --shape 16384 4096 128256)
 loss+=(--mask 0 --rounds 8) masks=(--mask 0.5 --rounds 8) interpret=()
 step=(--steps 6) tune=() bf16=(--set train.loss_logits=bf16)
+moe="adaptive;TRL;adaptive, compiled;adaptive, compiled, no router loss"
 case $mode in
     --full)
         budget=${budget:-2800} loss=(--full --mask 0) masks=(--full --mask 0.5)
@@ -83,9 +84,11 @@ command_1() {
     done
 }
 command_2() {
-    part step 570 python3 benchmarks/train_step.py --device $device "${step[@]}" --limit LIMIT \
+    part step 330 python3 benchmarks/train_step.py --device $device "${step[@]}" --limit LIMIT \
         --only "NLL;adaptive;TRL;adaptive, compiled" --trace '$OUT/trace_step.json.gz' \
         --out '$OUT/train_step.json'
+    part moe 240 python3 benchmarks/train_step.py --device $device "${step[@]}" --limit LIMIT \
+        --model qwen3-30b-a3b --only "$moe" --out '$OUT/train_step_moe.json'
 }
 command_3() {
     for logits in fp32 bf16; do
