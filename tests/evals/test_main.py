@@ -65,6 +65,10 @@ def test_a_grader_that_cannot_grade_is_known_before_anything_is_generated(tmp_pa
         generate.answer(options)
     with pytest.raises(ConfigError, match=missing):
         in_training.prepare(EvalConfig(tasks=["gsm8k"]), None, DataConfig(), 0)
+    monkeypatch.setattr(grading, "find_spec", lambda name: None)
+    options.tasks = "humaneval"
+    with pytest.raises(ConfigError, match="grader code needs tree_sitter, tree_sitter_python"):
+        generate.answer(options)
     assert not list(tmp_path.iterdir())
 
 

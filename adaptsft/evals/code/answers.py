@@ -7,6 +7,8 @@ from typing import Any
 from adaptsft.errors import ConfigError
 from adaptsft.evals.code import problems
 from adaptsft.evals.code.evalplus import grade
+from adaptsft.evals.code.extract import SECONDS, OutOfTime
+from adaptsft.evals.graders.grading import require_packages
 from adaptsft.evals.tasks import Task
 
 
@@ -24,11 +26,9 @@ def grade_answers(
     Returns base and plus (bool), timeout, and extracted: the program. An answer in which it is not
     found in time fails, and its `error` says so.
     """
-    try:
-        from adaptsft.evals.code.extract import SECONDS, OutOfTime
-        from adaptsft.evals.code.sanitize import sanitize  # its parser, tree-sitter, is optional
-    except ImportError as error:
-        raise ConfigError(f"{task.name} needs {error.name}: pip install 'adaptsft[eval]'") from None
+    require_packages(["code"])
+    from adaptsft.evals.code.sanitize import sanitize  # its parser, tree-sitter, is optional
+
     if data_dir is None:
         raise ConfigError(
             f"{task.name}: name the folder of its data by --data-dir: the tests are read there"

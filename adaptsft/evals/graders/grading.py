@@ -7,15 +7,18 @@ from adaptsft.errors import ConfigError, DataError
 from adaptsft.evals.graders.pool import grade_isolated
 from adaptsft.evals.graders.registry import GRADERS
 
+NEEDS = {name: grader.needs for name, grader in GRADERS.items()}
+NEEDS["code"] = ("tree_sitter", "tree_sitter_python")  # adaptsft.evals.code
+
 
 def require_packages(names: Iterable[str]) -> None:
     """Raises ConfigError where one of these graders needs a package that is not installed. Call it
     before the answers that they are to grade are generated."""
-    for grader in (GRADERS[name] for name in names if name in GRADERS):
-        missing = [package for package in grader.needs if find_spec(package) is None]
+    for name in names:
+        missing = [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
         if missing:
             raise ConfigError(
-                f"grader {grader.name} needs {', '.join(missing)}: pip install 'adaptsft[eval]'"
+                f"grader {name} needs {', '.join(missing)}: pip install 'adaptsft[eval]'"
             )
 
 
