@@ -50,8 +50,8 @@ def write_data(path: Path, examples: int, seed: int = 0) -> Path:
 
 
 def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any) -> Config:
-    """A run of six steps over 20 examples, which crosses an epoch boundary; keys as on the command
-    line, with __ for dots."""
+    """A run of six steps over 20 examples, which crosses an epoch boundary, saved at its third and
+    its last; keys as on the command line, with __ for dots."""
     data = folder / "data.jsonl"
     if not data.is_file():
         write_data(data, 20)
@@ -67,7 +67,7 @@ def small_config(folder: Path, model: Path, name: str = "run", **overrides: Any)
         "train.lr": 1e-2,
         "train.warmup_ratio": 0.2,
         "train.gc_every": 0,  # a collection takes as long as a step: of all that pytest holds
-        "checkpoint.every": 1,
+        "checkpoint.every": 3,
         "checkpoint.keep_last": 100,
         "checkpoint.export_dtype": "fp32",
         "log.every": 2,

@@ -182,7 +182,7 @@ def test_an_old_key_beside_its_new_name_is_refused(tmp_path):
 def test_a_run_folder_of_the_release_before_is_resumed(tmp_path, tiny_model):
     """With the arguments of that time: its config.yaml has the old keys."""
     settings = {"data__packing": False, "train__global_batch_size": 4, "train__max_steps": 2}
-    settings |= {"train__loss_reduction": "micro_batch"}
+    settings |= {"train__loss_reduction": "micro_batch", "checkpoint__every": 1}
     config = small_config(tmp_path, tiny_model(), **settings)
     train(config)
     run = tmp_path / "run"

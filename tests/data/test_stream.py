@@ -51,6 +51,7 @@ def stream_config(folder, tiny_model):
             "data__path": f"file://{folder / path}",
             "data__stream": 2,
             "train__max_steps": STEPS,
+            "checkpoint__every": 1,
         } | overrides
         return small_config(folder, tiny_model("qwen2"), name, **settings)
 

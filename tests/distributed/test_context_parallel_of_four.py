@@ -18,6 +18,7 @@ SETTINGS = {
     "data__stream": 2,
     "data__max_length": 160,
     "train__max_steps": 2,
+    "checkpoint__every": 1,
     "train__global_batch_size": 4,
     "train__clip_norm": 0.01,
     "train__eps": 1e-4,  # a first step of AdamW is otherwise the gradient's sign, of noise as well

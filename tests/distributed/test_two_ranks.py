@@ -29,6 +29,7 @@ GRADIENT = {
     "train__warmup_ratio": 0.0,
     "train__global_batch_size": 4,
     "train__max_steps": 2,
+    "checkpoint__every": 1,
 }
 CASES = {
     "untied": {

@@ -102,8 +102,9 @@ def assert_same(model: Any, batch: Batch, reference: Any) -> None:
 def trained_resumed_and_on_two_ranks(folder: Path, source: Path) -> dict[str, Tensor]:
     """The tensors of final/ after a short run: those of adaptsft.export, of a run that was
     interrupted, and, to rounding, those of two ranks."""
-    config = small_config(folder, source, "one", train__max_steps=3)
-    run, other = Path(config.run_dir), small_config(folder, source, "two", train__max_steps=3)
+    three = {"train__max_steps": 3, "checkpoint__every": 1}
+    config = small_config(folder, source, "one", **three)
+    run, other = Path(config.run_dir), small_config(folder, source, "two", **three)
     train(config)
     final = load_file(run / "final" / "model.safetensors")
     assert export_command.main([str(run), str(folder / "out"), "--dtype", "fp32"]) == 0

@@ -252,6 +252,7 @@ def test_killed_and_resumed_a_compiled_run_is_bitwise_the_uninterrupted_one(
 ):
     model = tiny_model("llama", tied=False, layers=1)
     settings = {"objective__name": "nll_then_killed", "train__max_steps": 4, "log__every": 1}
+    settings |= {"checkpoint__every": 1}
     whole, killed = (
         small_config(tmp_path, model, name, **settings, train__compile=True)
         for name in ("whole", "killed")

@@ -48,6 +48,7 @@ def test_without_that_they_are_refused(tmp_path, device, monkeypatch):
 def test_a_hybrid_trains_in_packs_on_any_number_of_ranks_and_is_resumed(tmp_path):
     model = hybrid(tmp_path / "model")
     short = {"train__max_steps": 3, "log__every": 1, "train__activation_checkpointing": "full"}
+    short |= {"checkpoint__every": 1}
     whole, resumed, two = (
         small_config(tmp_path, model, name, **short) for name in ("whole", "resumed", "two")
     )

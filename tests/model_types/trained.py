@@ -40,6 +40,7 @@ STEPS = 3
 SETTINGS = {
     "objective__name": "nll_then_killed",
     "train__max_steps": STEPS,
+    "checkpoint__every": 1,
     "train__global_batch_size": 6,  # all examples in each step
     "train__lr": 1e-3,
     "train__eps": 1e-4,  # a first step of AdamW is otherwise the gradient's sign, of noise as well

@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # dropout would show a lost seed, several micro-batches and packs a lost gradient
 RESUMED: dict[str, Any] = LORA | {"model__lora__dropout": 0.2, "model__lora__use_dora": True}
+RESUMED |= {"checkpoint__every": 1}
 
 
 def settings(method: str) -> dict[str, Any]:
@@ -271,7 +272,7 @@ def test_what_changes_speed_and_memory_changes_nothing(tmp_path, tiny_model, set
 
 def test_a_base_that_has_changed_is_not_trained_on(tmp_path, model):
     base = shutil.copytree(model, tmp_path / "base")
-    config = small_config(tmp_path, base, **LORA, train__max_steps=2)
+    config = small_config(tmp_path, base, **LORA, train__max_steps=2, checkpoint__every=1)
     train(config)
     shutil.rmtree(Path(config.run_dir) / "checkpoints" / "step_00000002")
     tensors = AutoModelForCausalLM.from_pretrained(base)

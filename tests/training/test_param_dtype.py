@@ -80,6 +80,7 @@ def test_most_weights_of_a_run_stand_still_at_a_small_learning_rate(tmp_path, mo
             "train__warmup_ratio": 0.0,
             "train__lr_schedule": "constant",
             "train__max_steps": 3,
+            "checkpoint__every": 1,
         }
         config = small_config(
             tmp_path,

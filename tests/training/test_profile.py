@@ -34,7 +34,7 @@ def test_the_trace_holds_these_steps_with_their_memory(tmp_path, tiny_model):
 
 def test_a_run_that_ends_in_between_leaves_what_it_has(tmp_path, tiny_model, capsys):
     model = tiny_model("llama", tied=False)
-    config = small_config(tmp_path, model, log__profile=[4, 6])
+    config = small_config(tmp_path, model, log__profile=[4, 6], checkpoint__every=2)
     train(config)
     events = trace(config, "steps_5_to_6_rank_0.json.gz")
     assert optimizer_steps(events) == 2, "up to its end"

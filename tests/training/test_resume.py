@@ -55,7 +55,7 @@ def settings(folder, tiny_model) -> dict:
     shutil.copytree(model, dropout)
     values = json.loads((dropout / "config.json").read_text())
     (dropout / "config.json").write_text(json.dumps(values | {"attention_dropout": 0.1}))
-    return {"folder": folder, "model": dropout}
+    return {"folder": folder, "model": dropout, "checkpoint__every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +139,11 @@ def test_control_and_state_survive(settings, overrides):
 
 
 def test_asked_to_stop_it_saves_and_the_same_command_goes_on(settings, reference):
-    evaluated = {"eval__every": 1, "data__validation_examples": 2}
+    changed = {"eval__every": 1, "data__validation_examples": 2, "checkpoint__every": 0}
     config = small_config(
-        **settings,
-        **evaluated,
+        **settings | changed,
         name="stopped",
         objective__name="nll_then_killed",
-        checkpoint__every=0,
         train__max_steps=400,
     )
     process = PROCESSES.Process(target=_run, args=(config, 0))
@@ -226,10 +224,9 @@ def test_going_back_to_an_earlier_checkpoint_leaves_none_of_the_old_branch(setti
 
 def test_a_background_save_is_complete_without_waiting_for_the_next(settings):
     config = small_config(
-        **settings,
+        **settings | {"checkpoint__every": 20},
         name="background",
         train__max_steps=300,
-        checkpoint__every=20,
         checkpoint__async_save=True,
     )
     process = PROCESSES.Process(target=_run, args=(config, 0))
@@ -301,6 +298,7 @@ def test_parameters_without_a_gradient_have_no_moments_and_are_resumed(tmp_path)
     """What chooses the tokens of DeepSeek-V3.2's sparse attention is never moved by the loss."""
     write_random_model(tmp_path / "model", config_of("deepseek_v32", NEEDS["deepseek_v32"]))
     eager = {"model__attention": "eager", "data__packing": False, "train__max_steps": 2}
+    eager |= {"checkpoint__every": 1}
     config = small_config(tmp_path, tmp_path / "model", **eager)
     train(config)
     checkpoints, whole = Path(config.run_dir) / "checkpoints", weights(config)

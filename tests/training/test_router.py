@@ -169,10 +169,11 @@ def test_compiled_layers_record_their_routers(model, monkeypatch):
 
 
 def test_resumed_it_is_the_same_run(tmp_path, dropping):
-    whole = small_config(tmp_path, dropping, "whole", train__max_steps=2, log__every=1)
+    two = {"train__max_steps": 2, "log__every": 1, "checkpoint__every": 1}
+    whole = small_config(tmp_path, dropping, "whole", **two)
     train(whole)
     first = Path(whole.run_dir) / "checkpoints" / "step_00000001"
-    again = small_config(tmp_path, dropping, "again", train__max_steps=2, resume=first)
+    again = small_config(tmp_path, dropping, "again", **two, resume=first)
     train(again)
     assert metrics_of(again) == metrics_of(whole)[1:]
     ours, theirs = weights(again), weights(whole)
@@ -182,6 +183,7 @@ def test_resumed_it_is_the_same_run(tmp_path, dropping):
 @pytest.mark.nightly  # three processes
 def test_killed_and_resumed_it_is_the_same_run(tmp_path, dropping):
     settings: dict[str, Any] = {"train__max_steps": 2, "objective__name": "nll_then_killed"}
+    settings |= {"checkpoint__every": 1}
     whole, killed = runs = [
         small_config(tmp_path, dropping, name, **settings) for name in ("whole", "killed")
     ]
