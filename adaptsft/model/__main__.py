@@ -7,7 +7,8 @@ from adaptsft.model.supported import MODES, is_exact, reason, verified
 
 FIGURES = (*MODES, "bf16", "router", "export", "compile")
 # of real runs of one variant of each type
-TRAINED = ("first_step", "two_ranks", "resumed", "final", "context_parallel")
+ON_GPUS = ("varlen", "graphs")  # where packed
+TRAINED = ("first_step", "two_ranks", "resumed", "final", "context_parallel", *ON_GPUS)
 
 
 def describe_models() -> str:

@@ -5,9 +5,11 @@ transformers makes of the first step and of final/."""
 import copy
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,10 +19,11 @@ from adaptsft.config.schema import Config, get
 from adaptsft.data.sampler import BatchSampler
 from adaptsft.data.tokenized import open_data
 from adaptsft.distributed.ranks import process_group
-from adaptsft.model.__main__ import TRAINED
+from adaptsft.model.__main__ import ON_GPUS, TRAINED
 from adaptsft.model.supported import exact_modes, is_exact, variants_of, verified
 from adaptsft.train import train
 from tests.distributed.two_ranks import on_two_ranks, train_lives
+from tests.model import document_kernels
 from tests.model_types.measure import (
     TRACEBACK,
     class_of,
@@ -70,7 +73,9 @@ def measure_trained(name: str, folder: Path) -> dict[str, float | str]:
     step on two ranks against one; resumed: weights and metrics of two ranks that were killed in
     step 2 and started again, 0 if they are those of the run that was not, to the bit; final: the
     loss of final/ of two ranks, loaded by transformers, against the last held-out loss of the run;
-    context_parallel: two ranks that share packs, against one, and the first step as well."""
+    context_parallel: two ranks that share packs, against one, and the first step as well. Where
+    packed, varlen: one rank with the attention operator of GPUs, and graphs: with layers that are
+    traced as one graph each, too, as GPUs compile them."""
     lives = Lives(name, folder)
     try:
         lives.run()
@@ -78,13 +83,16 @@ def measure_trained(name: str, folder: Path) -> dict[str, float | str]:
         print(error)
         why = f"{TRACEBACK}: {type(error).__name__}: {error}".split("\n")[0][:300]
         return dict.fromkeys(TRAINED, why)
-    return {
+    row = {
         "first_step": figure(lives.first_step, folder),
         "two_ranks": figure(lambda: max(map(lives.two_ranks, lives.ways)), folder),
         "resumed": figure(lives.resumed, folder, 0.0),
         "final": figure(lives.final, folder),
         "context_parallel": lives.refused or figure(lives.context_parallel, folder),
     }
+    if "packed" in lives.modes:
+        row |= {key: figure(partial(lives.as_on_a_gpu, key), folder) for key in ON_GPUS}
+    return row
 
 
 class Lives:
@@ -193,6 +201,17 @@ class Lives:
 
     def context_parallel(self) -> float:
         return self._apart("shared", f"{self.main}-1")
+
+    def as_on_a_gpu(self, run: str) -> float:
+        config = self.config(run, self.main)
+        config.checkpoint.every, config.train.compile = 0, "true" if run == "graphs" else "false"
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            document_kernels.use("varlen", monkeypatch, "eager")
+            train(config)
+            settings = AutoConfig.from_pretrained(self.model).get_text_config()
+            attends = hasattr(settings, "num_attention_heads")
+            assert attends == bool(document_kernels.calls["forward"]), "attention by the operator"
+        return self._apart(run, f"{self.main}-1")
 
     def _apart(self, run: str, other: str) -> float:
         both = zip(self.metrics(run), self.metrics(other), strict=True)
