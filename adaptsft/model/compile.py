@@ -30,7 +30,7 @@ from adaptsft.model.modules import blocks, class_name
 from adaptsft.model.router import Routers, recording
 
 # operators whose results train.activation_checkpointing=per_op keeps
-MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "scaled_mm")
+MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "scaled_mm", "grouped_mm")
 MATRIX_PRODUCTS += ("attention", "flash_attn", "varlen_attn")
 TRACED_TOKENS = 256  # of the pack that tells whether layers can be compiled
 # Of layers, each kind of which is compiled on its own (with a window and without, say), that auto

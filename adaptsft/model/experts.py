@@ -1,8 +1,9 @@
 """The experts of a mixture: which of transformers' implementations computes them.
 
 transformers sorts the tokens by expert and multiplies group by group (grouped_mm), where the layer
-can be given an implementation; where torch has no such product for the device (CUDA before compute
-capability 8.0) transformers itself multiplies the groups one by one.
+can be given an implementation. On Hopper and on Blackwell of data centres that is one kernel, of
+bf16 alone; elsewhere torch (from compute capability 8.0) or transformers multiplies the groups one
+by one, and the host waits for their sizes.
 """
 
 from collections.abc import Iterator

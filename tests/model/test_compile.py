@@ -26,7 +26,7 @@ from adaptsft.model.router import Routers
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from tests.model import document_kernels
-from tests.model.batches import packed_batch
+from tests.model.batches import Operators, packed_batch
 from tests.model.random_models import OWN_CODE, write_model_with_code, write_random_model
 from tests.model_types.variants import config_of, variants
 from tests.runs import PROCESSES, metrics_of, saved_state, small_config
@@ -95,6 +95,20 @@ def test_packs_of_any_documents_are_one_graph(
         forwards = 4 if checkpointing == "full" else 2
         assert runs == [{"forward": forwards, "backward": 2}] * 2
         assert document_kernels.graphs() == 1, "of two layers, in one step and the next"
+
+
+@pytest.mark.parametrize(("checkpointing", "products"), [("none", 6), ("per_op", 6), ("full", 8)])
+def test_what_experts_multiply_is_kept_like_other_products(
+    tiny_model, device, checkpointing, products
+):
+    """Of a layer: up and down, each with a gradient of its input and of its weights."""
+    folder = tiny_model("qwen3_moe", tied=False, layers=1)
+    model = built(folder, device, activation_checkpointing=checkpointing)
+    batch = packed_batch([[16, 9]], model.config.vocab_size)
+    model.routers.begin(True, batch)
+    with Operators() as operators:
+        trained(model, batch)
+    assert sum("grouped_mm" in name for name, _ in operators.seen) == products
 
 
 def test_layers_of_a_mixture_are_one_kind_however_many(monkeypatch):
