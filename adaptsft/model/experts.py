@@ -21,10 +21,18 @@ BY_TOKEN = "adaptsft_by_token"
 BYTES = 256 * 1024**2  # of gathered weights at a time
 
 
+def _experts(module: nn.Module) -> list[nn.Module]:
+    """Not those that every token passes, shared_experts."""
+    return [m for name, m in module.named_modules() if name.rpartition(".")[2] == "experts"]
+
+
+def has_experts(layer: nn.Module) -> bool:
+    return bool(_experts(layer))
+
+
 def experts_implementation(model: PreTrainedModel) -> str:
     """By which implementation its experts compute; "" where it has none."""
-    # not those that every token passes, shared_experts
-    modules = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "experts"]
+    modules = _experts(model)
     if not modules:
         return ""
     chosen = all(hasattr(module, "is_transposed") for module in modules)  # else there is no choice
