@@ -108,6 +108,8 @@ DENSE_AND_MIXTURE = ("llama", "qwen3_moe")
 def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model, arch):
     """Starting, reading the metrics and saving wait, steps do not: a run of three times as many
     waits no more often."""
+    if arch == "qwen3_moe" and torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("torch multiplies expert by expert here, and waits for their sizes")
     model, waits = tiny_model(arch, tied=False), {}
     adaptive = {"controller__name": "auto", "objective__exempt": "special"}
     for steps in (10, 30):
