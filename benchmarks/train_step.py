@@ -18,10 +18,9 @@ up hidden states in bf16, TRL runs under torch.autocast, which casts weights at 
 keeps the sum of the hidden states in fp32; the head and loss are each one's own (TRL 1.16 turns
 Liger's fused loss off and has a chunked one; Liger gives it norms, rotary embeddings and SwiGLU).
 Autocast does not reach torch's grouped product, so that TRL's experts multiply in fp32, for which
-torch has no kernel of its own: one product per expert, and a wait for the device for each group of
-them. Both add
-the routers' load-balancing loss to that of a mixture: ours of the whole step, whose choices a
-forward pass of its own counts, TRL's of each pack. `no router loss` is ours without.
+torch has no kernel of its own: one product per expert, and a wait for the device for each layer's.
+Both add the routers' load-balancing loss to that of a mixture: ours of the whole step, whose
+choices a forward pass of its own counts, TRL's of each pack. `no router loss` is ours without.
 
 Runs of ours follow one another in one process, NLL and the adaptive default as neighbours in
 changing order (ORDER), so that a clock that falls hits both; their ratio comes with its standard
