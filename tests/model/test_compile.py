@@ -125,10 +125,10 @@ def test_compiled_the_choice_of_experts_is_not_made_again(checkpointing):
 
     partitioned = {"partition_fn": min_cut_rematerialization_partition}
     backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, **partitioned)
-    layer = causal_lm(config_of("qwen3_moe", {}), "sdpa", torch.float32).model.layers[0].mlp
+    layer = causal_lm(config_of("qwen3_moe", {}), "sdpa", torch.bfloat16).model.layers[0].mlp
     make = functools.partial(torch.compile, backend=backend, fullgraph=True)
     compile.prepare_block(layer, TrainConfig(activation_checkpointing=checkpointing), make)
-    layer(torch.randn(1, 16, 64, requires_grad=True)).sum().backward()
+    layer(torch.randn(1, 16, 64, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
     choices = [sum("topk" in name for name in graph) for graph in graphs]
     assert choices == [1, 0], "forward and backward"
 
