@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> int:
                 config.model.attention = "sdpa"
             # what the run's GPUs did; no loss is computed here
             config.train.loss_implementation, config.train.loss_logits = "auto", "fp32"
+            config.model.fp8 = "none"
             mesh = device_mesh(device, 1)
             model = build_model(config.model, config.train, pretrained, mesh, device)
             checkpoint.load_model(found, model)

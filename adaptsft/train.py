@@ -9,7 +9,8 @@ the split changes nothing; training/normalizer.py has the exceptions. The state 
 
 The host waits for the device in `metrics.flush` and `metrics.paused` (evaluations, checkpoints), in
 `stopper.poll` for the step before, so that it is at most one step ahead, and in the loss of an
-objective with a mask, which reads the number of kept tokens of every chunk.
+objective with a mask, which reads the number of kept tokens of every chunk; with a mixture of
+experts also in every product of experts where that is no single kernel (model/experts.py).
 """
 
 import sys

@@ -17,7 +17,9 @@ failed. Differences that remain: ours casts all weights to bf16 once per gatheri
 up hidden states in bf16, TRL runs under torch.autocast, which casts weights at every product and
 keeps the sum of the hidden states in fp32; the head and loss are each one's own (TRL 1.16 turns
 Liger's fused loss off and has a chunked one; Liger gives it norms, rotary embeddings and SwiGLU).
-Autocast does not reach torch's grouped product, so that TRL's experts multiply in fp32. Both add
+Autocast does not reach torch's grouped product, so that TRL's experts multiply in fp32, for which
+torch has no kernel of its own: one product per expert, and a wait for the device for each group of
+them. Both add
 the routers' load-balancing loss to that of a mixture: ours of the whole step, whose choices a
 forward pass of its own counts, TRL's of each pack. `no router loss` is ours without.
 
@@ -234,8 +236,8 @@ def main() -> int:
     facts: dict[str, Any] = {}  # of a step, which the first process finds out
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        size = (args.device, args.length, args.steps)
-        setting = Setting(folder, [], args.model, args.tiny, *size, args.set)
+        shape = (args.model, args.tiny)
+        setting = Setting(folder, [], *shape, args.device, args.length, args.steps, args.set)
         progress = Progress(setting, sum(map(len, processes)), args.limit)
         print("writing the model and the data", file=sys.stderr)
         for number, names in enumerate(processes):

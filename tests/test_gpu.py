@@ -16,6 +16,8 @@ from adaptsft.analysis.trace import trace
 from adaptsft.data.documents import Documents
 from adaptsft.distributed.ranks import device_mesh, process_group
 from adaptsft.errors import ConfigError
+from adaptsft.evals.backends.decode import choose
+from adaptsft.evals.protocol import Sampling
 from adaptsft.model import attention
 from adaptsft.model.build import build_model
 from adaptsft.model.fsdp import before_micro_batch
@@ -86,6 +88,19 @@ def test_quantiles_of_counts_are_the_hosts_also_in_deterministic_mode():
     assert torch.equal(found, histogram_quantile(counts, 0.3, LOGIT_RANGE))
 
 
+def test_tokens_are_drawn_in_deterministic_mode_too():
+    logits = torch.randn(4, 1000, device="cuda")
+    uniforms = torch.rand(4, dtype=torch.float64, device="cuda")
+    for top_p in (1.0, 0.9):
+        params = Sampling(temperature=1.0, top_p=top_p)
+        expected = choose(logits, params, uniforms)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.equal(choose(logits, params, uniforms), expected)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
 DENSE_AND_MIXTURE = ("llama", "qwen3_moe")
 
 
@@ -93,6 +108,8 @@ DENSE_AND_MIXTURE = ("llama", "qwen3_moe")
 def test_steps_between_two_reads_do_not_wait_for_the_device(tmp_path, tiny_model, arch):
     """Starting, reading the metrics and saving wait, steps do not: a run of three times as many
     waits no more often."""
+    if arch == "qwen3_moe" and torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("torch multiplies expert by expert here, and waits for their sizes")
     model, waits = tiny_model(arch, tied=False), {}
     adaptive = {"controller__name": "auto", "objective__exempt": "special"}
     for steps in (10, 30):

@@ -73,7 +73,7 @@ budget=${budget:-570}
 # tune_bf16.
 command_1() {
     part smoke 40 python3 tools/gpu_smoke.py --device $device
-    part correct 240 python3 -m pytest -q -m gpu -p no:cacheprovider \
+    part correct 240 python3 -m pytest -v -m gpu -p no:cacheprovider \
         tests/test_linear_objective.py tests/test_gpu.py
     part loss 200 python3 benchmarks/loss_kernels.py --device $device "${loss[@]}" \
         --out '$OUT/loss_dense.json'

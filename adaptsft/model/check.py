@@ -24,6 +24,7 @@ from adaptsft.errors import ConfigError
 from adaptsft.model.attention import EAGER, attending, callers
 from adaptsft.model.experts import experts_by_token, experts_implementation
 from adaptsft.model.fsdp import ShardedModel, evaluating
+from adaptsft.model.hooks import mixers_in_training, outputs_of, without_new_hooks
 from adaptsft.model.mixers import mixers
 from adaptsft.model.modules import blocks, class_name, embedding_of, layer_configs
 from adaptsft.model.router import recording
@@ -51,8 +52,9 @@ def check_first_batch(model: ShardedModel, batch: Batch, packing: bool) -> None:
 
     Raises ConfigError where a decoder layer leaves the attention seam aside and documents are
     packed, where log p depends on another document or on a later token, or where it is not that of
-    transformers, and for a model that cannot be called so; says whether data.packing=false would be
-    exact. All ranks call it together. Nothing that training depends on changes.
+    transformers, where an adapter would not be trained, and for a model that cannot be called so;
+    says whether data.packing=false would be exact. All ranks call it together. Nothing that
+    training depends on changes.
     """
     documents, context = _documents(model, batch), model.context
     packing = packing or context is not None  # the parts of batches are parts of one row
@@ -87,9 +89,9 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
     first = [range(len(documents[0])), *([] for _ in documents[1:])]
     rest = _layers_without_seam(model, calls) if packed else []
     with named_errors(model), experts_by_token(model):
-        with _outputs_of(rest) as outputs:
+        with outputs_of(rest) as outputs:
             same = _logp(model, batch) if rest or experts_implementation(model) else logp
-        with _outputs_of(rest) as changed:
+        with outputs_of(rest) as changed:
             other = _logp(model, _changed(batch, first))
         later = _logp(model, _changed(batch, [[len(document) - 1] for document in documents]))
     sequences = [batch.sequence == number for number in range(len(documents))]
@@ -104,6 +106,10 @@ def _problem(model: ShardedModel, documents: list[Tensor], packed: bool) -> str 
             with _embeddings_rounded_otherwise(model):
                 tolerance = max(tolerance, NOISE * worst(_own_logps(model, documents) - own))
     error = worst(logp - own)
+    if any(mixers(layer) for layer in blocks(model)):
+        with named_errors(model), mixers_in_training(model) as passed_over:
+            error = max(error, worst(_logp(model, batch) - own))
+        raise_on_all_ranks(lambda: _check_adapters(model, passed_over))
     raise_on_all_ranks(lambda: _check_finite(model, error))
     problems = [
         _router_problem(model, documents[0]),
@@ -129,6 +135,16 @@ def _check_finite(model: ShardedModel, error: float) -> None:
         )
 
 
+def _check_adapters(model: ShardedModel, passed_over: list[str]) -> None:
+    if passed_over:
+        names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in passed_over))
+        raise ConfigError(
+            f"{_name(model)}: model.lora: in training its recurrent layers take the weights of "
+            f"{names} without calling these layers, whose adapters would not be trained: leave "
+            "them out of model.lora.target_modules, or uninstall the kernels (mamba-ssm)"
+        )
+
+
 def _layers_without_seam(
     model: ShardedModel, calls: list[tuple[nn.Module, int | None]]
 ) -> list[nn.Module]:
@@ -140,22 +156,6 @@ def _layers_without_seam(
         for layer in blocks(model)
         if not mixers(layer) and not any(id(part) in calling for part in layer.modules())
     ]
-
-
-@contextmanager
-def _outputs_of(layers: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """What these decoder layers give meanwhile, [B, L, D] each."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).detach())
-
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _mixing_problem(
@@ -193,7 +193,7 @@ def _router_problem(model: ShardedModel, document: Tensor) -> str | None:
     routers, ids = model.routers, document[None]
     if not routers.coefficient:
         return None
-    unhooked, attention = _without_new_hooks(model), attending(model, "eager")
+    unhooked, attention = without_new_hooks(model), attending(model, "eager")
     with named_errors(model), unhooked, attention, recording(routers, ids):
         theirs = model(input_ids=ids, use_cache=False, output_router_logits=True).aux_loss
         error = float((routers.loss_of_recorded(ids.numel()) / theirs - 1).abs())
@@ -203,20 +203,6 @@ def _router_problem(model: ShardedModel, document: Tensor) -> str | None:
         f"the load-balancing loss of its routers differs from that of transformers by {error:.3g} "
         "of it; set train.router_aux_loss=0"
     )
-
-
-@contextmanager
-def _without_new_hooks(model: nn.Module) -> Iterator[None]:
-    """Asked for what layers return, transformers hooks all of them for good, and a layer with such
-    a hook cannot be compiled as a whole."""
-    before = {module: set(module._forward_hooks) for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, own in before.items():
-            for key in set(module._forward_hooks) - own:
-                del module._forward_hooks[key]
-            module.__dict__.pop("_output_capturing_hooks_installed", None)
 
 
 def _seen(what: str, difference: Tensor) -> str | None:

@@ -25,12 +25,16 @@ from transformers import PreTrainedModel
 from adaptsft.config.schema import TrainConfig
 from adaptsft.data.documents import Documents
 from adaptsft.errors import ConfigError, reason_of
+from adaptsft.model.experts import has_experts
 from adaptsft.model.mixers import mixers
 from adaptsft.model.modules import blocks, class_name
 from adaptsft.model.router import Routers, recording
 
-# operators whose results train.activation_checkpointing=per_op keeps
-MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "scaled_mm")
+# which experts a token is sent to: recomputed by other kernels, as compilers may make them, a near
+# tie could turn, and gradients would be those of experts that the token has never seen
+CHOICES = ("aten.topk",)
+# operators whose results train.activation_checkpointing=per_op keeps, beside those
+MATRIX_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "scaled_mm", "grouped_mm")
 MATRIX_PRODUCTS += ("attention", "flash_attn", "varlen_attn")
 TRACED_TOKENS = 256  # of the pack that tells whether layers can be compiled
 # Of layers, each kind of which is compiled on its own (with a window and without, say), that auto
@@ -188,15 +192,23 @@ def prepare_block(
     and parameter names as they are."""
     if train.activation_checkpointing != "none":
         kwargs: dict[str, Any] = {"use_reentrant": False}
+        policy: Callable[..., CheckpointPolicy] | None = None
         if train.activation_checkpointing == "per_op":
-            kwargs["context_fn"] = functools.partial(
-                create_selective_checkpoint_contexts, _keep_matrix_products
-            )
+            policy = _keep_matrix_products
+        elif compile is not None and has_experts(block):
+            policy = _keep_choices
+        if policy is not None:
+            kwargs["context_fn"] = functools.partial(create_selective_checkpoint_contexts, policy)
         block.forward = functools.partial(checkpoint, block.forward, **kwargs)
     if compile is not None:
         block.forward = compile(block.forward)
 
 
 def _keep_matrix_products(context, op, *args, **kwargs) -> CheckpointPolicy:
-    kept = any(part in str(op) for part in MATRIX_PRODUCTS)
+    kept = any(part in str(op) for part in (*MATRIX_PRODUCTS, *CHOICES))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_choices(context, op, *args, **kwargs) -> CheckpointPolicy:
+    kept = any(part in str(op) for part in CHOICES)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.MUST_RECOMPUTE

@@ -1,8 +1,9 @@
 """The experts of a mixture: which of transformers' implementations computes them.
 
 transformers sorts the tokens by expert and multiplies group by group (grouped_mm), where the layer
-can be given an implementation; where torch has no such product for the device (CUDA before compute
-capability 8.0) transformers itself multiplies the groups one by one.
+can be given an implementation. On Hopper and on Blackwell of data centres that is one kernel, of
+bf16 alone; elsewhere torch (from compute capability 8.0) or transformers multiplies the groups one
+by one, and the host waits for their sizes.
 """
 
 from collections.abc import Iterator
@@ -20,10 +21,18 @@ BY_TOKEN = "adaptsft_by_token"
 BYTES = 256 * 1024**2  # of gathered weights at a time
 
 
+def _experts(module: nn.Module) -> list[nn.Module]:
+    """Not those that every token passes, shared_experts."""
+    return [m for name, m in module.named_modules() if name.rpartition(".")[2] == "experts"]
+
+
+def has_experts(layer: nn.Module) -> bool:
+    return bool(_experts(layer))
+
+
 def experts_implementation(model: PreTrainedModel) -> str:
     """By which implementation its experts compute; "" where it has none."""
-    # not those that every token passes, shared_experts
-    modules = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "experts"]
+    modules = _experts(model)
     if not modules:
         return ""
     chosen = all(hasattr(module, "is_transposed") for module in modules)  # else there is no choice

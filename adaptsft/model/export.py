@@ -196,8 +196,6 @@ def _write_surroundings(
 
 def _write_config(folder: Path, pretrained: Pretrained, dtype: torch.dtype) -> None:
     config = copy.deepcopy(pretrained.config)
-    config._attn_implementation = None
-    config.get_text_config().use_cache = True
     for part in (config, config.get_text_config()):
         part.dtype = dtype
     config.save_pretrained(folder)

@@ -55,7 +55,6 @@ def refuse_mixers(model: PreTrainedModel) -> None:
 
 
 @torch.compiler.disable
-@torch.compiler.disable
 def _by_document(
     forward: Callable[..., Any], *args: Any, documents: Documents | None = None, **kwargs: Any
 ) -> Any:

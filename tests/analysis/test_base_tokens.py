@@ -18,6 +18,7 @@ from tests.distributed.two_ranks import on_two_ranks
 from tests.runs import metrics_of, saved_state
 
 SHORT = {"train__max_steps": 3, "train__lr": 3e-3, "train__global_batch_size": 6}
+SHORT |= {"checkpoint__every": 1}
 # betas[0] = 0: the first moment after step 1 is the gradient itself
 GRADIENT = SHORT | {"train__betas": [0.0, 0.95], "train__clip_norm": 0.0, "train__warmup_ratio": 0}
 METHODS = {

@@ -238,7 +238,7 @@ def test_in_the_pipeline_the_program_is_taken_out_of_the_answer(
     }
     task.prompt.raw = False
     assert not grade_answers(records, task, **how)[0]["base"]
-    monkeypatch.setattr("adaptsft.evals.code.extract.SECONDS", 0.1)
+    monkeypatch.setattr("adaptsft.evals.code.answers.SECONDS", 0.1)
     endless = records[0] | {"response": "(\n" * 4000}
     found = grade_answers([endless, *records], task, **how)
     assert found[0] == {

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.models.bamba import modeling_bamba
 
 from adaptsft.config.load import save_config
-from adaptsft.config.schema import ModelConfig
+from adaptsft.config.schema import LoraConfig, ModelConfig
 from adaptsft.errors import ConfigError
 from adaptsft.model import check as check_module
 from adaptsft.model.check import TOLERANCE, check_first_batch
@@ -53,6 +55,27 @@ def test_a_model_that_keeps_documents_apart_passes_and_nothing_changes(
     check(model, packing)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and model.config._attn_implementation == attention
+
+
+def fused(projected, *_, outproj_weight, outproj_bias=None, **__):
+    """As mamba-ssm's operator for training, which projects by the weight that it is given."""
+    return F.linear(projected[..., : outproj_weight.shape[1]], outproj_weight, outproj_bias)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_kernels_that_recurrent_layers_have_for_training_are_tried(
+    tmp_path, device, monkeypatch, packing
+):
+    folder = write_random_model(tmp_path / "model", config_of(*variants()["bamba"]))
+    lora = LoraConfig(rank=2, target_modules=["q_proj", "out_proj"])
+    plain, adapted = (built(folder, device, lora=on)[0] for on in (LoraConfig(), lora))
+    for model in (plain, adapted):
+        check(model, packing)
+    monkeypatch.setattr(modeling_bamba, "mamba2_split_conv1d_scan_combined", fused)
+    assert "log p differs from that of transformers" in refusal(plain, packing)
+    said = refusal(adapted, packing)
+    assert "take the weights of out_proj without calling" in said and "target_modules" in said
+    assert all(module.training for module in adapted.modules())
 
 
 def test_how_many_tokens_an_expert_has_is_no_leak(tiny_model, device, monkeypatch):

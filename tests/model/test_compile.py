@@ -1,6 +1,7 @@
 """Layers are compiled once, whatever the documents of a batch are, and nothing else changes."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from transformers import AutoConfig
 
 from adaptsft.config.load import read_config
@@ -26,7 +29,7 @@ from adaptsft.model.router import Routers
 from adaptsft.objectives.build import NLL
 from adaptsft.train import train
 from tests.model import document_kernels
-from tests.model.batches import packed_batch
+from tests.model.batches import Operators, packed_batch
 from tests.model.random_models import OWN_CODE, write_model_with_code, write_random_model
 from tests.model_types.variants import config_of, variants
 from tests.runs import PROCESSES, metrics_of, saved_state, small_config
@@ -95,6 +98,39 @@ def test_packs_of_any_documents_are_one_graph(
         forwards = 4 if checkpointing == "full" else 2
         assert runs == [{"forward": forwards, "backward": 2}] * 2
         assert document_kernels.graphs() == 1, "of two layers, in one step and the next"
+
+
+@pytest.mark.parametrize(("checkpointing", "products"), [("none", 6), ("per_op", 6), ("full", 8)])
+def test_what_experts_multiply_is_kept_like_other_products(
+    tiny_model, device, checkpointing, products
+):
+    """Of a layer: up and down, each with a gradient of its input and of its weights."""
+    folder = tiny_model("qwen3_moe", tied=False, layers=1)
+    model = built(folder, device, activation_checkpointing=checkpointing)
+    batch = packed_batch([[16, 9]], model.config.vocab_size)
+    model.routers.begin(True, batch)
+    with Operators() as operators:
+        trained(model, batch)
+    assert sum("grouped_mm" in name for name, _ in operators.seen) == products
+
+
+@pytest.mark.parametrize("checkpointing", ["full", "per_op"])
+def test_compiled_the_choice_of_experts_is_not_made_again(checkpointing):
+    """By other kernels a near tie may turn, and gradients be those of experts never seen."""
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return make_boxed_func(graph)
+
+    partitioned = {"partition_fn": min_cut_rematerialization_partition}
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, **partitioned)
+    layer = causal_lm(config_of("qwen3_moe", {}), "sdpa", torch.float32).model.layers[0].mlp
+    make = functools.partial(torch.compile, backend=backend, fullgraph=True)
+    compile.prepare_block(layer, TrainConfig(activation_checkpointing=checkpointing), make)
+    layer(torch.randn(1, 16, 64, requires_grad=True)).sum().backward()
+    choices = [sum("topk" in name for name in graph) for graph in graphs]
+    assert choices == [1, 0], "forward and backward"
 
 
 def test_layers_of_a_mixture_are_one_kind_however_many(monkeypatch):

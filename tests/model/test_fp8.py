@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adaptsft import export
 from adaptsft.config.schema import LoraConfig, ModelConfig
 from adaptsft.errors import ConfigError
 from adaptsft.model import fp8
@@ -43,6 +44,12 @@ def test_a_run_differs_by_rounding_alone_and_resumes_bitwise(
     )
     described = {name: (tensor.shape, tensor.dtype) for name, tensor in final.items()}
     assert described == {name: (t.shape, t.dtype) for name, t in expected.items()}
+
+    with monkeypatch.context() as elsewhere:  # a machine without such a GPU
+        elsewhere.setattr(fp8, "EMULATED", False)
+        assert export.main([whole.run_dir, str(tmp_path / "out"), "--dtype", "fp32"]) == 0
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(tensor, final[name]) for name, tensor in exported.items())
 
     again.resume = str(Path(whole.run_dir) / "checkpoints" / "step_00000003")
     train(again)

@@ -141,12 +141,20 @@ def choose(logits: Tensor, params: Sampling, uniforms: Tensor) -> Tensor:
     if params.top_p < 1:
         ordered, index = p.sort(-1, descending=True)
         # the token that crosses top_p stays
-        ordered[ordered.cumsum(-1) - ordered >= params.top_p] = 0.0
+        ordered[_running_sums(ordered) - ordered >= params.top_p] = 0.0
         p = torch.zeros_like(p).scatter(-1, index, ordered)
-    cumulative = p.cumsum(-1)
+    cumulative = _running_sums(p)
     targets = (uniforms * cumulative[:, -1])[:, None]
     found = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
     return found.clamp(max=p.shape[-1] - 1)
+
+
+def _running_sums(p: Tensor) -> Tensor:
+    """Along the last dimension; on the host where only deterministic algorithms are allowed: CUDA
+    has none for floats."""
+    if p.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return p.cpu().cumsum(-1).to(p.device)
+    return p.cumsum(-1)
 
 
 def _uniforms(seed: int, count: int) -> Tensor:
