@@ -20,7 +20,7 @@ from adaptsft.model.tiny import ARCHITECTURES
 from tests.conftest import REPO
 from tests.model_types.__main__ import differences, found, found_trained
 from tests.model_types.measure import EXACT, HALF, TRACEBACK, measure
-from tests.model_types.trained import BAR
+from tests.model_types.trained import AMPLIFIED, AMPLIFIED_BAR, BAR
 from tests.model_types.variants import config_of, variants
 
 SOME = ["llama: biases", "gemma2: narrow soft caps", "cohere", "phi: q/k norm", "gemma3n_text"]
@@ -29,9 +29,6 @@ SOME += ["granitemoehybrid: dense, hybrid", "lfm2", "stablelm", "falcon", "gpt_o
 SOME += ["qwen3_moe", "deepseek_v3"]
 
 
-# beyond 1e-6, in steps after the first most of all: random weights of Gemma 4 amplify rounding, as
-# the columns packed and bf16 show too
-AMPLIFIED = {"gemma4_text", "gemma4_unified_text"}
 UNTRACED = {"gemma3n_text", "jetmoe"}  # of the guide
 
 
@@ -65,14 +62,15 @@ def assert_reached(name: str, row: dict) -> None:
     """The bar: loss and gradient norm of any way of a type on one rank and on two, packs shared;
     final/; and the weights of a run that was killed, to the bit."""
     assert row["resumed"] == 0.0, (name, row)
-    limit = EXACT if verified()["variants"][name]["model_type"] in AMPLIFIED else BAR
+    amplified = verified()["variants"][name]["model_type"] in AMPLIFIED
     for figure in TRAINED if "varlen" in row else set(TRAINED) - set(ON_GPUS):
         refused = figure == "context_parallel" or (figure == "graphs" and name in UNTRACED)
         assert refused or isinstance(row[figure], float), (name, figure, row[figure])
         if isinstance(row[figure], str):
             assert not row[figure].startswith(TRACEBACK), (name, figure, row[figure])
         else:
-            assert row[figure] <= limit, (name, figure, row[figure])
+            limit = AMPLIFIED_BAR if figure in ON_GPUS else EXACT
+            assert row[figure] <= (limit if amplified else BAR), (name, figure, row[figure])
 
 
 @pytest.mark.usefixtures("_one_rank")
@@ -113,6 +111,8 @@ def test_the_table_holds_what_is_promised():
         for figure, value in row.items():
             assert TRACEBACK not in str(value), (name, figure)
             limit = HALF if figure == "bf16" else EXACT
+            if figure in ON_GPUS and row["model_type"] in AMPLIFIED:
+                limit = AMPLIFIED_BAR
             assert not isinstance(value, float) or value <= limit, (name, figure)
     for row in exact:
         # transformers computes recurrent layers of these in fp32, and their products in bf16: of
