@@ -64,6 +64,7 @@ case $mode in
         loss+=(--mask 0 --rounds 2) masks=(--shape 256 64 1000 --mask 0.5 --rounds 2)
         step=(--tiny --steps 3) tune=(--rounds 1) interpret=(env TRITON_INTERPRET=1)
         bf16+=(--set model.compute_dtype=bf16)
+        moe="adaptive;TRL" # compiling it is left to the tests: a minute
         ;;
 esac
 tuned=$large && [ "$mode" != --rehearse ] || tuned="2 16 300" # the interpreter is slow
