@@ -6,6 +6,7 @@ own keys. A misspelt key and a value of the wrong type are refused here; what a 
 which go together, adaptsft.config.resolve checks.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -36,7 +37,7 @@ def parse_arguments(arguments: list[str]) -> Config:
             for name in _keys_of("dict"):
                 if OmegaConf.select(values, name) is not None and origin.startswith(f"{name}="):
                     OmegaConf.update(merged, name, {}, merge=False)
-            merged = OmegaConf.merge(merged, values)
+            merged.merge_with(values)
         except (OmegaConfBaseException, TypeError) as error:
             raise ConfigError(f"{origin}: {_explain(error)}") from None
     try:
@@ -49,7 +50,8 @@ def parse_arguments(arguments: list[str]) -> Config:
 def group_of(name: str, values: Mapping[str, Any]) -> Any:
     """The group `name` of the configuration with these values. Raises ConfigError."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), {name: dict(values)})
+        merged = OmegaConf.structured(Config)
+        merged.merge_with({name: dict(values)})
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, TypeError) as error:
         raise ConfigError(_explain(error)) from None
@@ -271,7 +273,7 @@ def _pinned(config: Config) -> set[str]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
 def read_config(path: Path) -> Config:
@@ -280,9 +282,9 @@ def read_config(path: Path) -> Config:
     try:
         values = OmegaConf.load(path)
         rename_keys(values)
-        return typing.cast(
-            Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
-        )
+        merged = OmegaConf.structured(Config)
+        merged.merge_with(values)
+        return typing.cast(Config, OmegaConf.to_object(merged))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path}: not a configuration of this version: {reason}") from None

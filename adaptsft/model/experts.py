@@ -19,6 +19,7 @@ from adaptsft.model.modules import configured
 
 BY_TOKEN = "adaptsft_by_token"
 BYTES = 256 * 1024**2  # of gathered weights at a time
+ONE_KERNEL = (9, 10)  # compute capabilities, of which torch has one for all experts
 
 
 def _experts(module: nn.Module) -> list[nn.Module]:
@@ -38,6 +39,17 @@ def experts_implementation(model: PreTrainedModel) -> str:
     chosen = all(hasattr(module, "is_transposed") for module in modules)  # else there is no choice
     name = model.config.get_text_config()._experts_implementation
     return name if chosen and name else "eager"
+
+
+def describe_experts(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> str:
+    """`experts_implementation`, and whether this GPU takes it one expert at a time."""
+    name = experts_implementation(model)
+    if name != "grouped_mm" or device.type != "cuda":
+        return name
+    major, _ = torch.cuda.get_device_capability(device)
+    if dtype == torch.bfloat16 and major in ONE_KERNEL:
+        return name
+    return f"{name} (expert by expert on this GPU: slow)"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from adaptsft.data.stop import TurnEnd
 from adaptsft.data.training_data import TrainingData
 from adaptsft.distributed.ranks import data_ranks, print0, world_size
 from adaptsft.model.build import compute_dtype
-from adaptsft.model.experts import experts_implementation
+from adaptsft.model.experts import describe_experts
 from adaptsft.model.fsdp import ShardedModel
 from adaptsft.model.lora import adapted_layers
 from adaptsft.training.flops import active_parameters, describe
@@ -28,7 +28,7 @@ def log_run_header(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = "" if trained == parameters else f" ({trained / 1e6:,.2f} M trained)"
-    experts = experts_implementation(model)
+    experts = describe_experts(model, run.device, dtype)
     shared = "" if model.context is None else f", {model.context.size} to a pack"
     print0(
         f"model: {type(model).__name__.removeprefix('FSDP')}, "

@@ -96,8 +96,8 @@ def runs(tmp_path_factory, tiny_model) -> Path:
     save("strict", strict)
     save("strict_bf16", strict | BF16)
     checkpoint = folder / "tied-1x1" / "checkpoints" / "step_00000002"
-    load = {"config": "tied", "checkpoint": str(checkpoint)}
-    (folder / "two" / "load.json").write_text(json.dumps(load))
+    job = {"config": "tied", "checkpoint": str(checkpoint), "counted": ["untied", "whole"]}
+    (folder / "two" / "load.json").write_text(json.dumps(job))
     codes, printed = on_two_ranks(train_all, folder / "two", log=folder / "log")
     assert codes == [0, 0], printed[-4000:]
     return folder

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,15 @@ class Reductions(TorchDispatchMode):
 
 
 def train_all(folder: Path) -> None:
-    """Train every configuration of the folder, and load the checkpoint that load.json names, which
-    one rank saved."""
+    """Train every configuration of the folder, counting the reductions of those that load.json
+    names, and load the checkpoint that it names, which one rank saved."""
     reductions = {}
-    for file in sorted(folder.glob("*.yaml")):
-        with Reductions() as counter:
-            train(read_config(file))
-        reductions[file.stem] = counter.count
     job = json.loads((folder / "load.json").read_text())
+    for file in sorted(folder.glob("*.yaml")):
+        with Reductions() if file.stem in job["counted"] else nullcontext() as counter:
+            train(read_config(file))
+        if counter:
+            reductions[file.stem] = counter.count
     state = loaded_state(read_config(folder / f"{job['config']}.yaml"), Path(job["checkpoint"]))
     if rank() == 0:
         torch.save(state, folder / "loaded.pt")

@@ -23,6 +23,7 @@ SHARED = {
     "train.lr": 1e-2,
     "train.warmup_ratio": 0.2,
     "train.device": "cpu",
+    "train.gc_every": 0,  # a collection takes as long as a step
     "checkpoint.every": 3,
     "checkpoint.export_dtype": "fp32",
     "log.every": 2,

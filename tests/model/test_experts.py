@@ -17,6 +17,7 @@ from adaptsft.distributed.ranks import device_mesh, process_group, rank, world_s
 from adaptsft.errors import ConfigError
 from adaptsft.model import load
 from adaptsft.model.build import build_model
+from adaptsft.model.experts import describe_experts
 from adaptsft.model.export import export
 from adaptsft.model.fsdp import ShardedModel, shard_dim
 from adaptsft.model.pretrained import load_pretrained
@@ -256,3 +257,25 @@ def test_a_bias_of_one_row_is_not_a_matrix_of_a_router():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of("ernie4_5_moe", {}))
     assert Routers(model, TrainConfig()).experts == model.config.moe_num_experts
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "slow"),
+    [
+        ((9, 0), torch.bfloat16, False),
+        ((10, 3), torch.bfloat16, False),
+        ((9, 0), torch.float32, True),
+        ((8, 0), torch.bfloat16, True),
+        ((12, 0), torch.bfloat16, True),
+    ],
+)
+def test_the_header_names_gpus_that_multiply_expert_by_expert(
+    tiny_model, device, monkeypatch, capability, dtype, slow
+):
+    model, _ = built(tiny_model("qwen3_moe"), device)
+    assert describe_experts(model, torch.device("cpu"), dtype) == "grouped_mm"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    said = describe_experts(model, torch.device("cuda"), dtype)
+    assert said.startswith("grouped_mm") and ("expert by expert" in said) == slow
+    dense, _ = built(tiny_model("llama"), device)
+    assert describe_experts(dense, torch.device("cuda"), dtype) == ""
