@@ -33,7 +33,7 @@ faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
 nightly: $(DEV)  ## the long tests: every model type, recipe and small table of the paper, SLURM, a lab of files
-	$(BIN)/python -m pytest -m nightly
+	$(BIN)/python -m pytest -n 2 -m nightly
 
 check: lint audit  ## all that must hold before a merge, besides the tests: lint, then audit
 

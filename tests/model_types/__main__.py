@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,11 @@ from tests.model_types.trained import measure_trained, trained_variants
 from tests.model_types.variants import variants
 
 
-def found(only: list[str], compiled: bool) -> dict[str, Any]:
-    """What every variant gives, by name."""
+def found(names: Iterable[str], compiled: bool) -> dict[str, Any]:
+    """What these variants give, by name."""
     rows = {}
-    for name, (model_type, settings) in variants().items():
-        if only and model_type not in only:
-            continue
+    for name in names:
+        model_type, settings = variants()[name]
         with tempfile.TemporaryDirectory() as folder:
             torch.compiler.reset()
             first = compiled and name == model_type
@@ -48,12 +48,10 @@ def found(only: list[str], compiled: bool) -> dict[str, Any]:
     return rows
 
 
-def found_trained(only: list[str], write: bool = False) -> dict[str, Any]:
-    """What real runs of one variant of each type give, by name; written one by one."""
+def found_trained(names: Iterable[str], write: bool = False) -> dict[str, Any]:
+    """What real runs of these variants give, by name; written one by one."""
     rows = {}
-    for name, model_type in trained_variants().items():
-        if only and model_type not in only:
-            continue
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = measure_trained(name, Path(folder))
         print(name, rows[name], flush=True)
@@ -101,11 +99,15 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     old = json.loads(FILE.read_text())["variants"] if FILE.is_file() else {}
+    types = {name: kind for name, (kind, _) in variants().items()}
     if options.trained:
-        new = found_trained(options.only, options.write)
+        types = trained_variants()
+    names = [name for name, kind in types.items() if not options.only or kind in options.only]
+    if options.trained:
+        new = found_trained(names, options.write)
     else:
         with process_group("cpu"):
-            new = found(options.only, not options.no_compile)
+            new = found(names, not options.no_compile)
         compiled = not options.no_compile
         new = {name: with_kept(row, old.get(name, {}), compiled) for name, row in new.items()}
     lines = differences(old, new)

@@ -1,24 +1,16 @@
-"""Model types against plain transformers: some here, all of them nightly."""
+"""Model types against plain transformers: some here; all of them in test_all_types, nightly."""
 
 import copy
 
 import pytest
-import torch
 
-from adaptsft.config.schema import ModelConfig, TrainConfig
-from adaptsft.distributed.ranks import process_group
+from adaptsft.config.schema import ModelConfig
 from adaptsft.errors import ConfigError
-from adaptsft.model import compile
 from adaptsft.model.__main__ import ON_GPUS, TRAINED, describe_models
-from adaptsft.model.attention import HF_ATTENTION_NAMES
-from adaptsft.model.language import causal_lm
-from adaptsft.model.mixers import mixers
-from adaptsft.model.modules import blocks
-from adaptsft.model.router import Routers
 from adaptsft.model.supported import MODES, check_verified, is_exact, verified
 from adaptsft.model.tiny import ARCHITECTURES
 from tests.conftest import REPO
-from tests.model_types.__main__ import differences, found, found_trained
+from tests.model_types.__main__ import differences
 from tests.model_types.measure import EXACT, HALF, TRACEBACK, measure
 from tests.model_types.trained import AMPLIFIED, AMPLIFIED_BAR, BAR
 from tests.model_types.variants import config_of, variants
@@ -32,13 +24,7 @@ SOME += ["qwen3_moe", "deepseek_v3"]
 UNTRACED = {"gemma3n_text", "jetmoe"}  # of the guide
 
 
-@pytest.fixture
-def _one_rank():
-    with process_group("cpu"):
-        yield
-
-
-@pytest.mark.usefixtures("_one_rank")
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("name", SOME)
 def test_a_type_is_what_the_table_says(name, tmp_path):
     model_type, settings = variants()[name]
@@ -47,15 +33,6 @@ def test_a_type_is_what_the_table_says(name, tmp_path):
     for figure in ("compile", *TRAINED):
         stored.pop(figure, None)
     assert row.keys() == stored.keys() and not differences({name: stored}, {name: row})
-
-
-@pytest.mark.nightly
-def test_real_runs_of_every_type_are_what_the_table_says():
-    """With the loss of the routers and without, packed and padded, killed, and shared packs."""
-    rows = found_trained([])
-    assert not differences(verified()["variants"], rows)
-    for name, row in rows.items():
-        assert_reached(name, row)
 
 
 def assert_reached(name: str, row: dict) -> None:
@@ -71,35 +48,6 @@ def assert_reached(name: str, row: dict) -> None:
         else:
             limit = AMPLIFIED_BAR if figure in ON_GPUS else EXACT
             assert row[figure] <= (limit if amplified else BAR), (name, figure, row[figure])
-
-
-@pytest.mark.usefixtures("_one_rank")
-@pytest.mark.nightly
-def test_every_type_is_what_the_table_says():
-    assert not differences(verified()["variants"], found([], compiled=True))
-
-
-@pytest.mark.usefixtures("_one_rank")
-@pytest.mark.nightly
-def test_layers_of_all_types_that_train_packed_are_traced_as_a_whole_but_those_of_the_guide(
-    monkeypatch,
-):
-    monkeypatch.setattr(compile, "has_triton", lambda: True)
-    rows = {name: row for name, row in verified()["variants"].items() if is_exact(row, "packed")}
-    off: dict[str, str] = {}
-    for name, row in rows.items():
-        with torch.device("meta"):
-            config = config_of(*variants()[name])
-            # in fp32 grouped products have another path
-            model = causal_lm(config, HF_ATTENTION_NAMES["varlen"], torch.bfloat16, False)
-        if any(mixers(block) for block in blocks(model)):
-            continue  # run outside of the graph
-        gpu = torch.device("cuda")
-        routers = Routers(model, TrainConfig())
-        found = compile.choose_compilation(model, TrainConfig(), "varlen", gpu, True, routers)
-        if not found.on:
-            off[row["model_type"]] = found.reason
-    assert len(rows) > 100 and off.keys() == UNTRACED, off
 
 
 def test_the_table_holds_what_is_promised():

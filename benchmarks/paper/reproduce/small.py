@@ -159,12 +159,10 @@ def tasks(place: Path, table: Table) -> None:
             _write_lines(place / "items" / source.file, named)
             task.sources, task.prompt.start = [source], ""  # a recording holds the whole answer
         task.items, task.decoding.n = ITEMS, min(task.decoding.n, SAMPLES)
-        read = [
-            grader
-            for grader in task.graders
-            if any(grader == column.metric for column in table.columns.values())
-        ]
-        task.graders = read or task.graders  # each starts processes of its own, and takes seconds
+        read = {column.metric for column in table.columns.values()} & set(task.graders)
+        if read:  # each grader starts processes of its own, and takes seconds
+            task.graders = [grader for grader in task.graders if grader in read]
+            task.columns = {name: key for name, key in task.columns.items() if key in read}
         path = place / "tasks" / f"{task_name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

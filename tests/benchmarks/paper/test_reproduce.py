@@ -12,7 +12,7 @@ from adaptsft import diagnose, train as trainer
 from adaptsft.config.schema import Config, DataConfig
 from adaptsft.evals.__main__ import main as evaluate
 from adaptsft.evals.tasks import load_task
-from benchmarks.paper.reproduce import stages as stages_module, table as tables
+from benchmarks.paper.reproduce import small, stages as stages_module, table as tables
 from benchmarks.paper.reproduce.__main__ import main as reproduce
 from benchmarks.paper.reproduce.table import BASE, hub_name, jobs, paper_results, read
 from tests.benchmarks.paper.test_recipes import EVERY
@@ -85,6 +85,18 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(stages_module, "command", run)
 
 
+@pytest.mark.parametrize("name", tables.names())
+def test_stand_ins_are_tasks_of_what_the_table_reads(name: str, tmp_path: Path) -> None:
+    """What is written for --small is accepted, as what it stands in for is."""
+    table = read(name)
+    small.tasks(tmp_path, table)
+    for column in table.columns.values():
+        for task in filter(None, (column.task, column.base_task)):
+            stand_in = load_task(str(tmp_path / "tasks" / f"{task}.yaml"))
+            assert stand_in.items == small.ITEMS
+            assert column.metric.split("/")[0] in (*stand_in.columns.values(), "jw_paper")
+
+
 def in_small() -> list[Any]:
     """Every table with each of its models, so that each recipe is trained and its model evaluated;
     in every test run, one."""
@@ -97,7 +109,6 @@ def in_small() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "model"), in_small())
-@pytest.mark.nightly
 def test_reproduce_in_small(
     name: str, model: str, here: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
