@@ -170,11 +170,17 @@ CASES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "adapters": ("llama", 4, 2, 128, {"model__lora__rank": 8, "model__compute_dtype": "bf16"}),
     "dora": ("qwen2", 1, 1, 128, {"model__lora__rank": 8, "model__lora__use_dora": True}),
 }
-MODES = [(name, mode) for name in list(CASES)[:2] for mode in ("none", "full", "per_op")]
+# the others by `make nightly`
+FEW = [("one rank", mode) for mode in ("none", "full", "per_op")]
+FEW += [("four ranks, HSDP, frozen", "none"), ("adapters", "none")]
+FEW += [("parameters outweigh activations", "none")]
+MANY = [(name, "none") for name in CASES]
+MANY += [("four ranks, HSDP, frozen", mode) for mode in ("full", "per_op")]
 
 
 @pytest.mark.parametrize(
-    ("case", "checkpointing"), [*MODES, *((name, "none") for name in list(CASES)[2:])]
+    ("case", "checkpointing"),
+    [*FEW, *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in MANY if pair not in FEW)],
 )
 def test_the_plan_is_what_a_step_takes(tmp_path, tiny_model, case, checkpointing):
     arch, number, micro_batches, length, more = CASES[case]

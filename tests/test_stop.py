@@ -115,7 +115,7 @@ def test_generate_of_transformers_stops(run):
         pytest.param(LLAMA3, "<|eot_id|>", id="llama3"),
         pytest.param(GEMMA, "<end_of_turn>", id="gemma", marks=pytest.mark.nightly),
         pytest.param(PHI, "<|end|>", id="phi", marks=pytest.mark.nightly),
-        pytest.param(MISTRAL, "</s>", id="mistral"),
+        pytest.param(MISTRAL, "</s>", id="mistral", marks=pytest.mark.nightly),
     ],
 )
 def test_so_do_models_of_other_families(tmp_path, template, end, capsys):

@@ -4,13 +4,12 @@ configuration, two ranks, what the run folder keeps, and what a run is continued
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from adaptsft import chat, export, plan, preview, report
+from adaptsft import chat, diagnose, export, plan, preview, report
 from adaptsft.config.load import read_config
 from adaptsft.errors import CheckpointError, ConfigError
 from adaptsft.evals.backends.hf import locate
@@ -60,17 +59,6 @@ def named(work: Path, module: str) -> list[str]:
     """The arguments that name this module's objective and controller, which is then there."""
     (work / f"mine_of_{module}.py").write_text(SOURCE)
     return ["base.yaml", *(name.format(module) for name in NAMES)]
-
-
-def run(work: Path, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=work,
-        env=os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'kernels'}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def _train_in(folders: list[Path], arguments: list[str]) -> int:
@@ -189,8 +177,7 @@ def test_every_command_of_a_configuration_takes_it(work, monkeypatch, capsys):
     assert "fits: 80 GiB" in capsys.readouterr().out
     assert preview.main([*arguments, "--examples", "1"]) == 0
     assert "⟦" in capsys.readouterr().out
-    done = run(work, "adaptsft.diagnose", *arguments, "sample=4")
-    assert done.returncode == 0, done.stderr
+    assert diagnose.main([*arguments, "sample=4"]) == 0
     assert (work / "run" / "diagnosis" / "base_stats.json").is_file()
     for command in (plan, preview):
         assert command.main([*arguments, "objective.name=mine_of_commands:sharpp"]) == 2

@@ -286,7 +286,7 @@ STILL_EQUAL = re.compile(r"\[-\\infty|\\infty\]|\\(?:text|mbox)")
 def test_golds_with_a_digit_or_a_sign_changed_are_wrong(golds: list[str]) -> None:
     draw = random.Random(0)
     records = []
-    for gold in golds[::12]:
+    for gold in golds[::24]:
         digits = [i for i, character in enumerate(gold) if character.isdecimal()]
         for i in draw.sample(digits, min(1, len(digits))):
             other = str((int(gold[i]) + draw.randint(1, 8)) % 10)
@@ -297,7 +297,7 @@ def test_golds_with_a_digit_or_a_sign_changed_are_wrong(golds: list[str]) -> Non
             if sign in gold
         ]
     records = [pair for pair in records if not STILL_EQUAL.search(pair[1])]
-    assert len(records) > 90
+    assert len(records) > 45
     verdicts = grade_all(
         "math-robust", [{"gold": g, "response": f"\\boxed{{{a}}}"} for g, a in records]
     )

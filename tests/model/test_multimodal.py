@@ -261,7 +261,9 @@ def test_a_run_on_text_gives_a_whole_model_that_answers(tmp_path, capsys):
     assert backend.loglikelihood([("Add 1, 2", " The sum is 3.")])[0].logprob < 0
 
 
-@pytest.mark.parametrize("model_type", ["gemma3", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "model_type", ["gemma3", pytest.param("qwen3_vl", marks=pytest.mark.nightly)]
+)
 def test_training_resuming_and_ranks_are_those_of_any_model(tmp_path, model_type):
     trained_resumed_and_on_two_ranks(tmp_path, multimodal(tmp_path / "saved", model_type))
 

@@ -119,7 +119,9 @@ def test_bad_data_is_named(tmp_path):
 
 
 def test_command_line(tmp_path, shared_data):
-    data = shared_data / "math" / "gsm8k_train.jsonl"
+    lines = (shared_data / "math" / "gsm8k_train.jsonl").read_text().splitlines()[:500]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines))
     command = [
         sys.executable,
         "tools/make_tiny_model.py",

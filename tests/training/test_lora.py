@@ -29,10 +29,9 @@ LORA: dict[str, Any] = {"model__lora__rank": 4, "model__lora__alpha": 8, "train_
 SHORT = LORA | {"train__max_steps": 3}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
-    "rslora": {"use_rslora": True},
+    "rslora": {"use_rslora": True, "target_modules": ["q_proj", "down_proj"]},
     "dora": {"use_dora": True},
     "one": {"rank": 1},  # of A, the second rank holds nothing
-    "some": {"target_modules": ["q_proj", "down_proj"]},
 }
 # dropout would show a lost seed, several micro-batches and packs a lost gradient
 RESUMED: dict[str, Any] = LORA | {"model__lora__dropout": 0.2, "model__lora__use_dora": True}
@@ -219,6 +218,7 @@ def test_resumed_with_dropout_is_bitwise_the_run_that_was_not_stopped(tmp_path, 
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.nightly
 def test_killed_and_started_again_it_is_bitwise_the_run_that_was_not(tmp_path, model):
     whole, killed = (
         small_config(tmp_path, model, name, **RESUMED, objective__name="nll_then_killed")
