@@ -34,7 +34,6 @@ def test_real_runs_of_a_type_are_what_the_table_says(name):
 
 
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.nightly
 def test_layers_of_all_types_that_train_packed_are_traced_as_a_whole_but_those_of_the_guide(
     monkeypatch,
 ):
