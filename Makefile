@@ -29,10 +29,10 @@ demo: $(RUNTIME)  ## pretrain a tiny model, fine-tune it with three objectives (
 test: $(DEV)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability.md (4 to 8 minutes)
+faults: $(DEV)  ## kill, damage and confuse runs in all ways of docs/reliability.md (4 to 20 minutes)
 	$(BIN)/python -m pytest tests/faults -m "" --faults-json benchmarks/results/faults.json
 
-nightly: $(DEV)  ## the long tests: every model type, recipe and small table of the paper, SLURM, a lab of files
+nightly: $(DEV)  ## the long tests: every model type, recipe and small table of the paper, SLURM, a lab of files (hours)
 	$(BIN)/python -m pytest -n 2 -m nightly
 
 check: lint audit  ## all that must hold before a merge, besides the tests: lint, then audit
