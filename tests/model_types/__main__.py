@@ -9,8 +9,8 @@ what was found before stays.
 
     python -m tests.model_types --trained [--write] [--only TYPE …]
 
-One variant of each type that is trained, by real runs on one rank and on two instead (some 10 s
-each): the other columns stay. What is written is written type by type.
+One variant of each type that is trained, by real runs on one rank and on two instead (half a
+minute each): the other columns stay. What is written is written type by type.
 """
 
 import argparse

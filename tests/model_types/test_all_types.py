@@ -50,7 +50,7 @@ def test_layers_of_all_types_that_train_packed_are_traced_as_a_whole_but_those_o
             continue  # run outside of the graph
         gpu = torch.device("cuda")
         routers = Routers(model, TrainConfig())
-        found = compile.choose_compilation(model, TrainConfig(), "varlen", gpu, True, routers)
-        if not found.on:
-            off[row["model_type"]] = found.reason
+        choice = compile.choose_compilation(model, TrainConfig(), "varlen", gpu, True, routers)
+        if not choice.on:
+            off[row["model_type"]] = choice.reason
     assert len(rows) > 100 and off.keys() == UNTRACED, off
